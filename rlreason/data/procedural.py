@@ -1,0 +1,21 @@
+"""The procedural tasks by name. A new one is a file like ``arithmetic.py`` and a line here."""
+
+from collections.abc import Callable, Mapping
+
+from rlreason.data.arithmetic import arithmetic
+from rlreason.data.task import Split, Task
+from rlreason.errors import UsageError, nearest
+
+__all__ = ["TASKS", "Split", "Task", "make_task"]
+
+#: Name in a recipe -> constructor from (options, seed).
+TASKS: Mapping[str, Callable[[Mapping[str, object], int], Task]] = {
+    "arithmetic": arithmetic,
+}
+
+
+def make_task(name: str, options: Mapping[str, object], seed: int) -> Task:
+    """The task called ``name``. Raises UsageError naming a wrong task or option, and what is allowed."""
+    if name not in TASKS:
+        raise UsageError(f"unknown task {name!r}{nearest(name, TASKS)} (allowed: {', '.join(TASKS)})")
+    return TASKS[name](options, seed)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from rlreason.data.arithmetic import arithmetic
+from rlreason.data.countdown import countdown
 from rlreason.data.task import Split, Task
 from rlreason.errors import UsageError, nearest
 
@@ -11,6 +12,7 @@ __all__ = ["TASKS", "Split", "Task", "make_task"]
 #: Name in a recipe -> constructor from (options, seed).
 TASKS: Mapping[str, Callable[[Mapping[str, object], int], Task]] = {
     "arithmetic": arithmetic,
+    "countdown": countdown,
 }
 
 

@@ -5,9 +5,10 @@ ids of the raw assistant text. The template is never applied to an assistant tur
 ``<think>…</think>`` out of past turns, which would train the model on answers without thoughts. Prompt and completion
 are encoded apart, as in sampling, so that no token spans the boundary in training that could not be sampled.
 
-Control tokens written out in a problem's text (``<|im_end|>`` in a forum post, say) are encoded as plain characters,
-never as control tokens, whatever the tokenizer would do by default. Only the tags may be control tokens in the
-assistant's text. The one limit: a control token of a single character can't be told from that character.
+Control tokens and tags written out in a problem's text (``<|im_end|>`` in a forum post, say) are encoded as plain
+characters, never as control tokens, whatever the tokenizer would do by default. Only the tags may be control tokens in
+the assistant's text; the recipe's system prompt may hold any. The one limit: a control token of a single character
+can't be told from that character.
 """
 
 import re
@@ -131,7 +132,7 @@ def end_of_turn_id(tokenizer: Tokenizer) -> int:
     """
     turns = ({"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE})
     ending = _apply(tokenizer, turns, generate=False).rpartition(_PROBE)[2]
-    controls = _control_ids(tokenizer)
+    controls = _control_ids_but_tags(tokenizer)
     found = _control_pattern(controls).search(ending)
     if found:
         return controls[found.group()]
@@ -162,10 +163,13 @@ class PromptFormat:
 
         Raises UsageError where the tokenizer has no chat template or the template refuses the turns.
         """
-        turns = self._turns(problem)
         pattern = _control_pattern(_control_ids(tokenizer))
         hidden: list[str] = []
-        safe = [{**turn, "content": _hide(turn["content"], pattern, hidden)} for turn in turns]
+        asked = [(message.role, message.content) for message in problem.messages] or [("user", problem.prompt)]
+        safe = [{"role": role, "content": _hide(content, pattern, hidden)} for role, content in asked]
+        if self.system and safe[0]["role"] != "system":
+            # The recipe's own words: control tokens in them are meant.
+            safe.insert(0, {"role": "system", "content": self.system})
         text = _apply(tokenizer, safe, generate=True)
         prefill = ""
         found = _PREFILL.search(text)
@@ -192,14 +196,6 @@ class PromptFormat:
             token_ids=prompt.ids + completion, loss_mask=(0,) * len(prompt.ids) + (1,) * len(completion)
         )
 
-    def _turns(self, problem: Problem) -> list[dict[str, str]]:
-        turns = [{"role": m.role, "content": m.content} for m in problem.messages]
-        if not turns:
-            turns = [{"role": "user", "content": problem.prompt}]
-        if self.system and turns[0]["role"] != "system":
-            turns.insert(0, {"role": "system", "content": self.system})
-        return turns
-
     def _completion_ids(
         self, problem: Problem, tokenizer: Tokenizer, response: str | None, prefill: str
     ) -> tuple[int, ...]:
@@ -213,9 +209,9 @@ class PromptFormat:
                 "can't follow it; use the template's thinking mode"
             )
         # The tags are the only control tokens that the assistant's text may hold.
-        plain = {text: id_ for text, id_ in _control_ids(tokenizer).items() if text not in TAGS}
+        pattern = _control_pattern(_control_ids_but_tags(tokenizer))
         hidden: list[str] = []
-        safe = _hide(_after_prefill(response, prefill), _control_pattern(plain), hidden)
+        safe = _hide(_after_prefill(response, prefill), pattern, hidden)
         return (*_encode(tokenizer, safe, hidden), end_of_turn_id(tokenizer))
 
 
@@ -237,7 +233,13 @@ def _apply(tokenizer: Tokenizer, turns: Sequence[Mapping[str, str]], *, generate
 
 
 def _control_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    return {token.content: id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    """Text -> id of the special tokens, and of the tags, which some tokenizers (Qwen3) don't count as special."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {token.content: id_ for id_, token in added if token.special or token.content in TAGS}
+
+
+def _control_ids_but_tags(tokenizer: Tokenizer) -> dict[str, int]:
+    return {text: id_ for text, id_ in _control_ids(tokenizer).items() if text not in TAGS}
 
 
 def _control_pattern(controls: Mapping[str, int]) -> re.Pattern[str]:

@@ -1,0 +1,89 @@
+"""`rlreason score`, library side: rows in, rows out, errors with file and line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlreason.errors import UsageError
+from rlreason.score_file import score_file
+
+
+def write(path: Path, rows: list[object]) -> Path:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
+    return path
+
+
+def row(key: object, response: str, reference: object = "7") -> dict[str, object]:
+    return {"id": key, "response": response, "reference": reference}
+
+
+def test_rows_out_in_order(tmp_path: Path) -> None:
+    rows: list[object] = [
+        row("a", "<think>x</think>\\boxed{7}"),
+        "",
+        row(2, "\\boxed{8}"),
+        row("c", "no answer", ["7", "8"]),
+        row("d", "\\boxed{8}", ["7", "8"]),
+        row("é\ud83d\ude00", "\\boxed{7}"),
+    ]
+    counts = score_file("math", write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
+    assert counts == {"correct": 3, "wrong": 1, "unparsed": 1}
+    out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [r["id"] for r in out] == ["a", 2, "c", "d", "é\U0001f600"]
+    assert [r["verdict"] for r in out] == ["correct", "wrong", "unparsed", "correct", "correct"]
+    assert [r["score"] for r in out] == [1.0, 0.0, 0.0, 1.0, 1.0]
+    assert list(out[0]) == ["id", "verdict", "score", "extracted", "seconds", "detail"]
+    assert out[1]["extracted"] == "8"
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_countdown_rows(tmp_path: Path) -> None:
+    reference = {"numbers": [3, 7, 25], "target": 46}
+    source = write(tmp_path / "in.jsonl", [row(i, f"<answer>25+3*{7 + i}</answer>", reference) for i in range(3)])
+    assert score_file("countdown", source, tmp_path / "out.jsonl", workers=2) == {"correct": 1, "wrong": 2}
+
+
+def test_many_rows_in_order(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [row(i, f"\\boxed{{{i % 10}}}") for i in range(3000)])
+    counts = score_file("math", source, tmp_path / "out.jsonl", workers=2)
+    out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [r["id"] for r in out] == list(range(3000))
+    assert counts == {"correct": 300, "wrong": 2700}
+    assert all((r["verdict"] == "correct") == (r["id"] % 10 == 7) for r in out)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("{", "line 2: not a JSON object"),
+        ("[1]", "line 2: expected a JSON object, found list"),
+        ({"id": 1}, "line 2: missing 'response', 'reference'; it has: 'id'"),
+        ({"id": 1, "response": None, "reference": "7"}, "line 2: 'response' must be text, found NoneType"),
+        ({"id": 1, "response": "", "reference": 7}, "line 2: 'reference' must be text, a list of texts or an object"),
+        ({"id": 1, "response": "", "reference": []}, "line 2: 'reference' must be"),
+        ("[" * 100_000, "line 2: not a JSON object"),
+    ],
+)
+def test_a_malformed_row_names_file_and_line(tmp_path: Path, bad: object, message: str) -> None:
+    source = write(tmp_path / "in.jsonl", [row("a", "\\boxed{7}"), bad])
+    with pytest.raises(UsageError) as caught:
+        score_file("math", source, tmp_path / "out.jsonl")
+    assert str(source) in str(caught.value)
+    assert message in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_usage_errors(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [row("a", "x")])
+    with pytest.raises(UsageError, match="did you mean 'math'"):
+        score_file("maths", source, tmp_path / "out.jsonl")
+    with pytest.raises(UsageError, match="No such file"):
+        score_file("math", tmp_path / "none.jsonl", tmp_path / "out.jsonl")
+    with pytest.raises(UsageError, match="does not exist"):
+        score_file("math", source, tmp_path / "none" / "out.jsonl")
+    with pytest.raises(UsageError, match="workers >= 1"):
+        score_file("math", source, tmp_path / "out.jsonl", workers=0)
+    (tmp_path / "latin.jsonl").write_bytes(b'{"id": "\xe9"}')
+    with pytest.raises(UsageError, match="not UTF-8"):
+        score_file("math", tmp_path / "latin.jsonl", tmp_path / "out.jsonl")

@@ -1,0 +1,51 @@
+"""Hub data sets by id, through ``datasets``: their rows are read by the same code as those of files."""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from rlreason.data.files import MissingSource
+from rlreason.data.rows import RowFormat, problems_from_rows
+from rlreason.errors import UsageError
+from rlreason.types import Problem
+
+__all__ = ["is_hub_id", "read_hub"]
+
+_HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[^:/\s]*))?(?::(?P<split>[^:/\s]+))?")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` is written as ``owner/name``, ``owner/name:config`` or ``owner/name:config:split``."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def read_hub(hub_id: str, form: RowFormat, *, split: str, setting: str) -> list[Problem]:
+    """All problems of a hub data set, in order; ``split`` is read where the id names none.
+
+    A folder ``owner/name`` in the current folder is read instead of the hub, as ``datasets`` does.
+    Raises MissingSource where the hub can't be reached or hasn't the set, UsageError where its config, split or rows
+    are wrong; both name the id, and ``setting`` ("data.train"), by which a local file can be given instead.
+    """
+    found = _HUB_ID.fullmatch(hub_id)
+    if found is None:
+        raise UsageError(f"{hub_id!r} is no hub id; write owner/name, owner/name:config or owner/name:config:split")
+    instead = f"a local file can be given instead: {setting}=PATH"
+    try:
+        import datasets
+    except ImportError as error:
+        raise UsageError(f"{hub_id}: hub data needs datasets: pip install 'rlreason[train]'; {instead}") from error
+    try:
+        rows = datasets.load_dataset(found["name"], found["config"] or None, split=found["split"] or split)
+    except (ConnectionError, FileNotFoundError) as error:
+        raise MissingSource(f"data set {hub_id!r} can't be had from the hub: {_reason(error)}; {instead}") from error
+    except (ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UsageError(f"data set {hub_id!r}: {_reason(error)}; {instead}") from error
+    return problems_from_rows(_numbered(rows), form, source=hub_id)
+
+
+def _numbered(rows: Iterator[Mapping[str, object]]) -> Iterator[tuple[int, Mapping[str, object]]]:
+    yield from enumerate(rows, start=1)
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

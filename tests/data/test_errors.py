@@ -1,0 +1,12 @@
+from rlreason.errors import UsageError, nearest
+
+
+def test_nearest_names_the_likely_word() -> None:
+    assert nearest("step", ["steps", "seed"]) == "; did you mean 'steps'?"
+    assert nearest("LR", ["lr", "rank"]) == "; did you mean 'lr'?"
+    assert nearest("zzz", ["steps", "seed"]) == ""
+    assert nearest("x", []) == ""
+
+
+def test_usage_error_is_a_value_error() -> None:
+    assert issubclass(UsageError, ValueError)

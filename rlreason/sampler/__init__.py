@@ -1,0 +1,1 @@
+"""Sampling engines behind ``rlreason.types.Sampler``."""

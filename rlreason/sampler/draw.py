@@ -1,0 +1,18 @@
+"""Counter-based random draws: what a token is drawn with depends on (seed, stream, problem, sample, position) alone.
+
+So the batch a completion is drawn in, its order and the number of workers change nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+
+
+def uniforms(seed: int, stream: str, problem_id: str, sample: int, count: int) -> npt.NDArray[np.float64]:
+    """``count`` uniform numbers in [0, 1), one per token position (Philox 4x64, Salmon et al. 2011)."""
+    digest = hashlib.blake2b(f"{seed}\x1f{stream}\x1f{problem_id}\x1f{sample}".encode(), digest_size=16).digest()
+    key = np.frombuffer(digest, dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).random(count)

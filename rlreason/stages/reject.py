@@ -1,0 +1,95 @@
+"""Rejection sampling: draw from a trained policy and keep what the verifier calls correct (arXiv 2501.12948, 2.3.3)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlreason.config import RejectStage
+from rlreason.policy.policies import Policy
+from rlreason.stages.context import Context, Recorder
+from rlreason.stages.rollouts import log_groups
+from rlreason.types import Completion, Group, Message, Problem, SamplingParams, StepReport, Verdict
+
+TRACES = "traces.jsonl"
+#: Problems drawn between two progress lines.
+CHUNK = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """One kept completion. Example: ``Trace(problem=Problem(...), response="<think>…</answer>")``."""
+
+    problem: Problem
+    response: str
+
+
+def keep(group: Group, limit: int) -> list[Completion]:
+    """Distinct correct and finished completions of the group, in sampling order, at most ``limit``."""
+    kept: dict[str, Completion] = {}
+    for completion, reward in zip(group.completions_G, group.rewards_G, strict=True):
+        if reward.verdict is Verdict.CORRECT and completion.finish_reason == "stop":
+            kept.setdefault(completion.response, completion)
+    return list(kept.values())[:limit]
+
+
+def run_reject(stage: RejectStage, context: Context, policy: Policy) -> Recorder:
+    """Sample ``stage.problems`` training problems and write the kept traces to traces.jsonl."""
+    sampler = context.sampler(policy)
+    recorder = Recorder(context, stage.name, stage.kind)
+    drawn = solved = kept = 0
+    for chunk, start in enumerate(range(0, stage.problems, CHUNK)):
+        problems = context.source.train(stage.first_problem + start, min(CHUNK, stage.problems - start))
+        params = SamplingParams(
+            samples_per_problem=stage.samples_per_problem,
+            temperature=stage.temperature,
+            top_p=stage.top_p,
+            top_k=stage.top_k,
+            max_tokens=stage.max_tokens,
+            seed=context.recipe.seed,
+            stream=f"{stage.name}/{chunk}",
+        )
+        groups = context.scorer.score(sampler.sample(problems, params))
+        chosen = [(group, keep(group, stage.keep_per_problem)) for group in groups]
+        for group, completions in chosen:
+            for completion in completions:
+                context.run.append(stage.name, TRACES, _row(group.problem, completion))
+        log_groups(context.run, stage.name, chunk, groups[:4], None)
+        drawn += len(problems)
+        solved += sum(bool(completions) for _, completions in chosen)
+        kept += sum(len(completions) for _, completions in chosen)
+        tokens = sum(len(c.token_ids) for group in groups for c in group.completions_G)
+        recorder.sampled_tokens += tokens
+        scalars = {"problems": float(drawn), "kept": float(kept), "acceptance": solved / drawn, "tokens": float(tokens)}
+        report = StepReport(stage=stage.name, kind=stage.kind, step=chunk, policy_version=0, scalars=scalars)
+        recorder.step(report, steps=len(problems))
+    return recorder
+
+
+def _row(problem: Problem, completion: Completion) -> dict[str, object]:
+    return {
+        "problem_id": problem.id,
+        "prompt": problem.prompt,
+        "messages": [{"role": message.role, "content": message.content} for message in problem.messages],
+        "response": completion.response,
+    }
+
+
+def read_traces(folder: Path) -> Iterator[Trace]:
+    """The traces that ``run_reject`` wrote into its stage folder."""
+    path = folder / TRACES
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            problem = Problem(
+                id=row["problem_id"],
+                prompt=row["prompt"],
+                verifier="",
+                reference="",
+                messages=tuple(Message(role=m["role"], content=m["content"]) for m in row["messages"]),
+            )
+            yield Trace(problem=problem, response=row["response"])

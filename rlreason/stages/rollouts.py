@@ -1,0 +1,81 @@
+"""What a step's rollouts look like: numbers for metrics.jsonl, rows for rollouts.jsonl."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+from typing import Literal
+
+from rlreason.objective.advantage import group_advantages, is_informative
+from rlreason.run.directory import RunDirectory
+from rlreason.types import Group, Verdict
+
+
+def summarize(groups: Sequence[Group], useful: Sequence[Group]) -> dict[str, float]:
+    """Rewards, verdicts, lengths and group counts of one step's scored groups.
+
+    Verdicts are shares of all completions; ``accuracy/train`` counts only completions with a verdict.
+    """
+    completions = [completion for group in groups for completion in group.completions_G]
+    rewards = [reward for group in groups for reward in group.rewards_G]
+    scores = [reward.score for reward in rewards if reward.score is not None]
+    verdicts = Counter(reward.verdict for reward in rewards)
+    judged = sum(verdicts[verdict] for verdict in (Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSED))
+    lengths = [len(completion.token_ids) for completion in completions]
+    return {
+        "reward/mean": fmean(scores) if scores else 0.0,
+        "reward/std": pstdev(scores) if scores else 0.0,
+        **_part_means(groups),
+        "accuracy/train": verdicts[Verdict.CORRECT] / judged if judged else 0.0,
+        **{f"verdict/{verdict}": verdicts[verdict] / len(rewards) for verdict in Verdict},
+        "length/mean": fmean(lengths),
+        "length/max": float(max(lengths)),
+        "truncated": fmean(completion.finish_reason == "length" for completion in completions),
+        "groups/kept": float(len(useful)),
+        "groups/zero_variance": float(sum(not is_informative(group.scores_G) for group in groups)),
+        "groups/no_verdict": float(sum(all(score is None for score in group.scores_G) for group in groups)),
+        "tokens": float(sum(lengths)),
+    }
+
+
+def _part_means(groups: Sequence[Group]) -> dict[str, float]:
+    parts: dict[str, list[float]] = {}
+    for group in groups:
+        for reward in group.rewards_G:
+            for name, value in reward.parts.items():
+                parts.setdefault(name, []).append(value)
+    return {f"reward/{name}": fmean(values) for name, values in sorted(parts.items())}
+
+
+def log_groups(
+    run: RunDirectory, stage: str, step: int, groups: Sequence[Group], scale: Literal["group_std", "none"] | None
+) -> None:
+    """Append every completion of ``groups`` to the stage's rollouts.jsonl; ``scale`` None: no advantages."""
+    for group in groups:
+        advantages = group_advantages(group.scores_G, scale) if scale else [None] * len(group.completions_G)
+        for sample, (completion, reward, advantage) in enumerate(
+            zip(group.completions_G, group.rewards_G, advantages, strict=True)
+        ):
+            run.append(
+                stage,
+                "rollouts.jsonl",
+                {
+                    "step": step,
+                    "group_id": group.group_id,
+                    "problem_id": group.problem.id,
+                    "prompt": group.problem.prompt,
+                    "reference": group.problem.reference,
+                    "sample": sample,
+                    "response": completion.response,
+                    "verdict": reward.verdict,
+                    "score": reward.score,
+                    "extracted": reward.extracted,
+                    "parts": dict(reward.parts),
+                    "detail": reward.detail,
+                    "advantage": advantage,
+                    "tokens": len(completion.token_ids),
+                    "finish_reason": completion.finish_reason,
+                    "policy_version": completion.policy_version_max,
+                },
+            )

@@ -1,0 +1,43 @@
+"""Run directory -> one self-contained HTML file, and one SVG picture of the held-out curve.
+
+Neither needs torch, nor a run that has ended: the page of a run that is still training, or that failed, shows what was
+written so far and says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlreason.errors import UsageError
+from rlreason.report import curve, findings
+from rlreason.report.page import render, write_atomically
+from rlreason.report.read import read_run
+
+__all__ = ["build", "curve_svg"]
+
+
+def build(run_dir: Path) -> Path:
+    """Write `run_dir/report.html`, replacing an older one in a single step, and return its path.
+
+    Raises `UsageError` where `run_dir` is not a run directory, naming what is missing.
+    """
+    run_dir = Path(run_dir)
+    path = run_dir / "report.html"
+    write_atomically(path, render(read_run(run_dir)))
+    return path
+
+
+def curve_svg(run_dir: Path, path: Path) -> Path:
+    """Write the held-out accuracy over the whole chain as an SVG file, for light and dark pages, and return its path.
+
+    Raises `UsageError` where `run_dir` is not a run directory, or measured no held-out accuracy.
+    """
+    run = read_run(Path(run_dir))
+    suites = findings.suites(run)
+    found = curve.panels(run, suites[0] if suites else None)
+    if not found:
+        raise UsageError(f"{run_dir}: no stage has accuracy/heldout in its metrics.jsonl, and eval/ is empty")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, curve.standalone(found))
+    return path

@@ -1,0 +1,202 @@
+"""What the run found, from its own numbers: the one-line result, the table of models, accuracy by difficulty.
+
+A claim is made only where the data carries it. Two models differ when the 95 % interval of the difference leaves
+out zero; the interval is Newcombe's (1998, method 10), built from the two models' own intervals. It treats the two
+samples as independent, which is cautious where both models answered the same problems.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from rlreason.report.read import Evaluation, Run, Stage, heldout_points
+from rlreason.report.words import percent
+from rlreason.types import Interval
+
+#: Tags drawn on the page; beyond these the panels say more about the screen than about the model.
+MAX_TAGS = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """One evaluated model beside the model it was trained from."""
+
+    stage: Stage | None
+    result: Evaluation
+    base: Evaluation | None
+    #: Accuracy minus the base's, with its 95 % interval; None without a base.
+    gain: Interval | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TagPanel:
+    """Accuracy of each model on the problems of one tag."""
+
+    tag: str
+    rows: list[tuple[str, Interval]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """All models on one suite."""
+
+    name: str
+    models: list[Model]
+    panels: list[TagPanel]
+    tags_left_out: int
+
+
+def difference(new: Interval, old: Interval) -> Interval:
+    """`new - old` with Newcombe's 95 % interval. Example: 0.81 [.77, .85] minus 0.44 [.40, .48] is 0.37 [.31, .43]."""
+    gap = new.value - old.value
+    down = ((new.value - new.low) ** 2 + (old.high - old.value) ** 2) ** 0.5
+    up = ((new.high - new.value) ** 2 + (old.value - old.low) ** 2) ** 0.5
+    return Interval(value=gap, low=gap - down, high=gap + up, count=min(new.count, old.count))
+
+
+def parents(run: Run, stage: Stage) -> list[Stage]:
+    """The stages that `stage` was made from, named in the manifest by name, folder, checkpoint or hash."""
+    found = []
+    for parent in stage.parents:
+        for other in run.stages:
+            names = {other.name, other.checkpoint, other.sha256}
+            if other.number < stage.number and (parent in names or other.name in folder_names(parent)):
+                found.append(other)
+                break
+    return found
+
+
+def folder_names(parent: str) -> set[str]:
+    """Stage names that a path such as `stages/02-grpo/checkpoint` speaks of."""
+    return {part.partition("-")[2] for part in PurePath(parent).parts if re.match(r"\d+-", part)}
+
+
+def base_of(run: Run, stage: Stage, results: dict[str, Evaluation]) -> Stage | None:
+    """The nearest forebear that was evaluated, breadth first."""
+    queue, seen = parents(run, stage), {stage.name}
+    while queue:
+        one = queue.pop(0)
+        if one.name in results:
+            return one
+        if one.name not in seen:
+            seen.add(one.name)
+            queue += parents(run, one)
+    return None
+
+
+def suites(run: Run) -> list[Suite]:
+    """Every suite of the run, the held-out one first."""
+    by_suite: dict[str, dict[str, Evaluation]] = defaultdict(dict)
+    for result in run.evaluations:
+        by_suite[result.suite][result.model] = result
+    stages = {stage.name: stage for stage in run.stages}
+    found = []
+    for name in sorted(by_suite, key=lambda suite: (suite != "heldout", suite)):
+        results = by_suite[name]
+        models = []
+        for model, result in results.items():
+            stage = stages.get(model)
+            base = base_of(run, stage, results) if stage else None
+            base_result = results[base.name] if base else None
+            gain = difference(result.accuracy, base_result.accuracy) if base_result else None
+            models.append(Model(stage=stage, result=result, base=base_result, gain=gain))
+        panels = tag_panels(models)
+        found.append(Suite(name=name, models=models, panels=panels[:MAX_TAGS], tags_left_out=len(panels[MAX_TAGS:])))
+    return found
+
+
+def natural(tag: str) -> list[tuple[int, float, str]]:
+    """Sort key by which `terms=10` comes after `terms=9`."""
+    parts = re.split(r"(\d+)", tag)
+    return [(0, float(part[:300]), "") if part.isascii() and part.isdigit() else (1, 0.0, part) for part in parts]
+
+
+def tag_panels(models: list[Model]) -> list[TagPanel]:
+    """One panel a tag, tags in natural order."""
+    tags = sorted({tag for model in models for tag in model.result.by_tag}, key=natural)
+    return [
+        TagPanel(tag=tag, rows=[(m.result.model, m.result.by_tag[tag]) for m in models if tag in m.result.by_tag])
+        for tag in tags
+    ]
+
+
+def suite_label(name: str) -> str:
+    """`held-out accuracy`, or the suite's name where it is another."""
+    return "held-out accuracy" if name == "heldout" else f"accuracy on {name}"
+
+
+def grpo_sentence(suite: Suite) -> str | None:
+    """What GRPO did to accuracy, against the model it started from."""
+    trained = [m for m in suite.models if m.stage and m.stage.kind == "grpo" and m.base]
+    if not trained:
+        return None
+    model = trained[-1]
+    assert model.base is not None
+    assert model.gain is not None
+    old, new = percent(model.base.accuracy.value), percent(model.result.accuracy.value)
+    label = suite_label(suite.name)
+    if model.gain.low > 0:
+        return f"GRPO lifted {label} from {old} to {new}"
+    if model.gain.high < 0:
+        return f"GRPO lowered {label} from {old} to {new}"
+    return f"GRPO left {label} where it was ({old} before, {new} after: within the noise)"
+
+
+def student_sentence(suite: Suite, teacher_named: bool) -> str | None:
+    """What the student keeps of its teacher, at what size, and beside a student of that size without a teacher.
+
+    `teacher_named`: the sentence before speaks of the teacher's accuracy, so that "it" is enough here.
+    """
+    students = [m for m in suite.models if m.stage and m.stage.kind == "distill" and m.base]
+    if not students or students[-1].base is None or students[-1].base.accuracy.value <= 0:
+        return None
+    student, teacher = students[-1], students[-1].base
+    size, full = student.result.parameters, teacher.parameters
+    with_size = f" with {percent(size / full)} of the parameters" if size and full else ""
+    kept = student.result.accuracy.value / teacher.accuracy.value
+    whose = "it" if teacher_named else f"the accuracy of {teacher.model}"
+    text = f"the student{with_size} {'reaches' if kept >= 0.9995 else 'keeps'} {percent(kept)} of {whose}"
+    control = next(
+        (m for m in suite.models if size and m.stage and m.stage.kind == "sft" and m.result.parameters == size), None
+    )
+    if control is None:
+        return text
+    own, other = percent(student.result.accuracy.value), percent(control.result.accuracy.value)
+    gain = difference(student.result.accuracy, control.result.accuracy)
+    versus = "against" if gain.low > 0 else "no better than" if gain.high >= 0 else "worse than"
+    return f"{text}: {own}, {versus} {other} for a model of that size without the teacher"
+
+
+def training_sentence(run: Run) -> str | None:
+    """Where no model was evaluated yet: how held-out accuracy moved in the stage that trained last."""
+    for stage in reversed(run.stages):
+        measured = heldout_points(stage.steps)
+        if len(measured) > 1:
+            (first, old), (last, new) = measured[0], measured[-1]
+            label = "GRPO" if stage.kind == "grpo" else stage.name
+            return (
+                f"Held-out accuracy during {label}: {percent(old)} at step {first}, {percent(new)} at step {last}"
+                " (not evaluated yet)"
+            )
+    return None
+
+
+def headline(run: Run, found: list[Suite]) -> str | None:
+    """The result in one line; None where the run has none yet."""
+    sentences = []
+    if found:
+        policy = grpo_sentence(found[0])
+        student = student_sentence(found[0], teacher_named=policy is not None)
+        sentences = [sentence for sentence in (policy, student) if sentence]
+    if not sentences and found:
+        last = found[0].models[-1].result
+        sentences = [f"{last.model} reaches {percent(last.accuracy.value)} {suite_label(found[0].name)}"]
+    if not sentences:
+        ongoing = training_sentence(run)
+        return f"{ongoing}." if ongoing else None
+    text = "; ".join(sentences)
+    # "the student" begins the line where nothing is said of the policy; a model's name keeps its own case.
+    return f"T{text[1:]}." if text.startswith("the ") else f"{text}."

@@ -1,0 +1,239 @@
+"""Fills the page: one HTML file that holds its style, its scripts and its data, and asks the network for nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+import tempfile
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined, Undefined
+from markupsafe import Markup
+
+from rlreason.report import curve, findings, words
+from rlreason.report.read import Json, Run, Stage, as_dict, as_list, heldout_points, number, whole
+from rlreason.report.rollouts import StageRollouts, read_rollouts, verdict_order
+
+#: Steps of one stage that the charts carry. Beyond it they are thinned evenly, and the page says so.
+MAX_STEPS = 1_500
+
+SCRIPTS = ("draw.js", "charts.js", "panels.js", "browse.js", "page.js")
+
+
+def asset(name: str) -> str:
+    """A file of this package."""
+    return files("rlreason.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def rounded(value: float | None) -> float | int | None:
+    """Six figures are more than a chart shows, and a third of the bytes."""
+    if value is None:
+        return None
+    short = float(f"{value:.6g}")
+    return int(short) if short.is_integer() and abs(short) < 1e15 else short
+
+
+def thin(stage: Stage) -> tuple[list[dict[str, float | None]], int]:
+    """At most about `MAX_STEPS` steps, and how many one kept step stands for; measured accuracies always stay."""
+    stride = max(1, math.ceil(len(stage.steps) / MAX_STEPS))
+    last = len(stage.steps) - 1
+    measured = {step for step, _ in heldout_points(stage.steps)}
+    if len(measured) > MAX_STEPS:  # measured at every step: then these are thinned like the rest
+        measured = set()
+    kept = [
+        row for i, row in enumerate(stage.steps) if i % stride == 0 or i == last or int(row["step"] or 0) in measured
+    ]
+    return kept, stride
+
+
+def stage_data(stage: Stage) -> Json:
+    """The series of one stage, column by column."""
+    rows, stride = thin(stage)
+    keys = sorted({key for row in rows for key in row} - {"step", "time"})
+    series = {key: [rounded(row.get(key)) for row in rows] for key in keys}
+    return {
+        "name": stage.name,
+        "kind": stage.kind,
+        "status": stage.status,
+        "steps": [int(row["step"] or 0) for row in rows],
+        "series": {key: values for key, values in series.items() if any(v is not None for v in values)},
+        "stride": stride,
+    }
+
+
+def facts(stage: Stage) -> list[tuple[str, str]]:
+    """A stage in a few numbers: (label, value)."""
+    found = []
+    spent = stage.seconds or sum(row.get("seconds") or 0.0 for row in stage.steps)
+    if stage.steps:
+        found.append(("steps", words.count(len(stage.steps))))
+    if spent:
+        found.append(("time", words.duration(spent)))
+    if stage.kind == "reject":
+        problems, kept = total(stage, "problems"), total(stage, "kept")
+        found += [("problems", words.count(problems)), ("kept", words.count(kept))]
+        found.append(("acceptance", words.percent(kept / problems if problems and kept is not None else None, 1)))
+    tokens = total(stage, "tokens")
+    if tokens:
+        found.append(("tokens", words.big(tokens)))
+    if tokens and spent:
+        found.append(("tokens per second", words.big(tokens / spent)))
+    last = stage.last_heldout()
+    if last:
+        found.append(("held-out accuracy while training", f"{words.percent(last[1], 1)} at step {last[0]:,}"))
+    return found
+
+
+def total(stage: Stage, key: str) -> float | None:
+    """Sum of one scalar over the steps; None where no step has it."""
+    values = [value for row in stage.steps if (value := row.get(key)) is not None]
+    return sum(values) if values else None
+
+
+def island(data: Json) -> Markup:
+    """JSON that can stand inside a `<script>` element whatever it holds: no `<`, `>` or `&`, and only ASCII."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def total_seconds(run: Run) -> float | None:
+    """The manifest's total while it has one, else what the stages and their steps took."""
+    stated = number(as_dict(run.manifest.get("totals")).get("seconds"))
+    counted = sum(s.seconds or sum(row.get("seconds") or 0.0 for row in s.steps) for s in run.stages)
+    return max(stated or 0.0, counted) or None
+
+
+def last_written(run: Run) -> float | None:
+    """Unix seconds of the newest metrics line."""
+    times = [row["time"] for stage in run.stages for row in stage.steps[-1:] if row.get("time") is not None]
+    return max((time for time in times if time is not None), default=None)
+
+
+def state_note(run: Run) -> str | None:
+    """One sentence on a run that isn't done: where it stands, and what to do about it."""
+    if run.status == "failed":
+        broken = next(stage for stage in run.stages if stage.status == "failed")
+        at = f" after step {int(broken.steps[-1]['step'] or 0):,}" if broken.steps else ""
+        return f"This run failed in stage {broken.name}{at}: {broken.error or 'no reason was recorded'}"
+    if run.status == "done":
+        return None
+    current = next((stage for stage in run.stages if stage.status == "running"), None)
+    where = "no stage is running"
+    if current:
+        step = f", step {int(current.steps[-1]['step'] or 0):,}" if current.steps else ""
+        where = f"stage {current.name} is marked as running{step}"
+    seen = last_written(run)
+    when = f"; its last step was written {words.moment(seen)}" if seen else ""
+    return (
+        f"This run is not finished: {where}{when}. If it was stopped, continue it with --resume; this page shows what "
+        "was written so far."
+    )
+
+
+def rollout_notes(found: list[StageRollouts]) -> list[str]:
+    """What of the rollouts could not be read."""
+    return [f"{one.source}: {words.plural(one.torn, 'unreadable line')} left out." for one in found if one.torn]
+
+
+def provenance(manifest: Json) -> Json:
+    """The manifest as the template needs it: every key there, each of its type or None."""
+    hardware, totals = as_dict(manifest.get("hardware")), as_dict(manifest.get("totals"))
+    known = ("command", "rlreason_version", "git_commit", "python", "seed", "created")
+    gpus = as_list(hardware.get("gpus"))
+    cores = whole(hardware.get("cores"))
+    return {
+        "manifest": {key: manifest.get(key) for key in known},
+        "totals": {key: number(totals.get(key)) for key in ("sampled_tokens", "trained_tokens")},
+        "cpu": hardware.get("cpu"),
+        "memory": number(hardware.get("memory_gib")),
+        "gpus": gpus,
+        "machine": words.plural(len(gpus), "GPU") if gpus else words.plural(cores, "CPU core") if cores else None,
+        "packages": sorted(as_dict(manifest.get("packages")).items()),
+        "data": [
+            (part, entry.get("source"), number(entry.get("size")), entry.get("fingerprint"))
+            for part, entry in as_dict(manifest.get("data")).items()
+            if isinstance(entry, dict)
+        ],
+    }
+
+
+def context(run: Run) -> Json:
+    """Everything the template reads."""
+    suites = findings.suites(run)
+    rollouts = read_rollouts(run)
+    chain = curve.panels(run, suites[0] if suites else None)
+    top = curve.scale_top(chain)
+    stages = [stage_data(stage) for stage in run.stages]
+    data = {"stages": stages, "rollouts": [{"stage": r.stage, "groups": r.groups} for r in rollouts]}
+    accuracy = {m.result.model: m.result.accuracy for m in suites[0].models} if suites else {}
+    script = "\n".join(asset(name) for name in SCRIPTS)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {
+        "run": run,
+        **provenance(run.manifest),
+        "headline": findings.headline(run, suites),
+        "state_note": state_note(run),
+        "notes": [*run.notes, *rollout_notes(rollouts)],
+        "suites": suites,
+        "accuracy": accuracy,
+        # An arrow is drawn only where a stage was made from the one before it: a control student was not.
+        "follows": {b.name for a, b in pairwise(run.stages) if a in findings.parents(run, b)},
+        "facts": [facts(stage) for stage in run.stages],
+        "strides": [stage["stride"] for stage in stages],
+        "rollouts": rollouts,
+        "verdicts": sorted({verdict for one in rollouts for verdict in one.verdicts}, key=verdict_order),
+        "seconds": total_seconds(run),
+        "curve_wide": Markup(curve.draw(chain, 1080, top)) if chain else None,
+        "curve_narrow": [Markup(curve.draw(chain[i : i + 2], 380, top)) for i in range(0, len(chain), 2)],
+        "style": Markup(asset("style.css")),
+        "script": Markup(script),
+        "script_hash": digest,
+        "island": island(data),
+    }
+
+
+def environment() -> Environment:
+    """Everything is escaped unless this package made it; an unknown name is an error, not an empty string."""
+    made = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=finalize
+    )
+    for function in (words.percent, words.points, words.count, words.big, words.duration, words.moment, words.kind):
+        made.filters[function.__name__] = function
+    made.globals["plural"] = words.plural
+    return made
+
+
+def finalize(value: object) -> object:
+    """Last stop of every value before it is escaped: text, with hidden characters written out."""
+    if isinstance(value, Markup | Undefined):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return words.visible(text)
+
+
+def render(run: Run) -> str:
+    """The whole page."""
+    return environment().from_string(asset("page.html")).render(**context(run))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A reader of `path` sees the old file or the new one, never half of one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files that only their owner reads; a report is for others too.
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,155 @@
+"""The one-line result claims what the data carries, and no more; numbers read as written; the picture is valid SVG."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from rlreason import report
+from rlreason.errors import UsageError
+from rlreason.report import findings, words
+from rlreason.report.read import read_run, recipe_name
+from rlreason.types import Interval
+
+
+def headline(run_dir: Path) -> str | None:
+    run = read_run(run_dir)
+    line = findings.headline(run, findings.suites(run))
+    return line and line.replace(words.NARROW, " ")
+
+
+def set_accuracy(run_dir: Path, model: str, value: float, half: float = 0.04, **fields: object) -> None:
+    path = run_dir / "eval" / f"heldout-{model}.json"
+    result = json.loads(path.read_text())
+    result["accuracy"] = {"value": value, "low": value - half, "high": value + half, "count": 500}
+    path.write_text(json.dumps(result | fields))
+
+
+def test_difference_is_newcombes() -> None:
+    """Newcombe 1998, Statistics in Medicine 17:873, table II, example (a), method 10: 56/70 - 48/80."""
+    found = findings.difference(
+        Interval(value=56 / 70, low=0.6918, high=0.8769, count=70),
+        Interval(value=48 / 80, low=0.4905, high=0.7004, count=80),
+    )
+    assert found.value == pytest.approx(0.2)
+    assert found.low == pytest.approx(0.0524, abs=2e-4)
+    assert found.high == pytest.approx(0.3339, abs=2e-4)
+
+
+def test_a_fall_is_called_a_fall(run_dir: Path) -> None:
+    set_accuracy(run_dir, "grpo", 0.2)
+    assert (headline(run_dir) or "").startswith("GRPO lowered held-out accuracy from 44 % to 20 %;")
+
+
+def test_no_claim_within_the_noise(run_dir: Path) -> None:
+    set_accuracy(run_dir, "grpo", 0.47)
+    assert (headline(run_dir) or "").startswith(
+        "GRPO left held-out accuracy where it was (44 % before, 47 % after: within the noise);"
+    )
+
+
+def test_the_control_student_is_compared_honestly(run_dir: Path) -> None:
+    set_accuracy(run_dir, "student_control", 0.76)
+    assert "77 %, no better than 76 % for a model of that size" in (headline(run_dir) or "")
+    set_accuracy(run_dir, "student_control", 0.9)
+    assert "77 %, worse than 90 % for a model of that size" in (headline(run_dir) or "")
+
+
+def test_a_student_without_known_size_or_control(run_dir: Path) -> None:
+    (run_dir / "eval" / "heldout-student_control.json").unlink()
+    set_accuracy(run_dir, "student", 0.82, parameters=None)
+    assert (headline(run_dir) or "").endswith("the student reaches 101 % of it.")
+
+
+def test_a_student_alone_names_its_teacher(run_dir: Path) -> None:
+    (run_dir / "eval" / "heldout-cold_start.json").unlink()
+    (run_dir / "eval" / "heldout-student_control.json").unlink()
+    assert headline(run_dir) == "The student with 48 % of the parameters keeps 95 % of the accuracy of grpo."
+
+
+def test_one_model_alone(run_dir: Path) -> None:
+    for name in ("grpo", "student", "student_control"):
+        (run_dir / "eval" / f"heldout-{name}.json").unlink()
+    assert headline(run_dir) == "cold_start reaches 44 % held-out accuracy."
+
+
+@pytest.mark.parametrize("parent", ["grpo", "stages/02-grpo/checkpoint", "02" * 32, "02-grpo"])
+def test_parents_by_name_path_or_hash(run_dir: Path, parent: str) -> None:
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    manifest["stages"][3]["parents"] = [parent]
+    (run_dir / "manifest.json").write_text(json.dumps(manifest))
+    run = read_run(run_dir)
+    assert [stage.name for stage in findings.parents(run, run.stages[3])] == ["grpo"]
+
+
+def test_tags_in_natural_order() -> None:
+    assert sorted(["terms=10", "terms=9", "hard", "terms=2"], key=findings.natural) == [
+        "hard", "terms=2", "terms=9", "terms=10",
+    ]  # fmt: skip
+
+
+def test_recipe_name(tmp_path: Path) -> None:
+    assert recipe_name('name = "a"', {}, tmp_path) == "a"
+    assert recipe_name(None, {"command": "rlreason run quickstart seed=3"}, tmp_path) == "quickstart"
+    assert recipe_name("not toml [", {"command": "rlreason run my/deep.toml"}, tmp_path) == "deep"
+    assert recipe_name(None, {"command": "rlreason run recipes/gsm8k/recipe.toml"}, tmp_path) == "gsm8k"
+    assert recipe_name(None, {}, tmp_path) == tmp_path.name
+
+
+def test_words() -> None:
+    plain = {
+        words.percent(0.814): "81 %",
+        words.percent(0.0213): "2.1 %",
+        words.percent(0.0): "0 %",
+        words.percent(None): "–",
+        words.points(-0.042): "−4.2",
+        words.big(1_312_640): "1.31 M",
+        words.big(30.5e9): "30.5 B",
+        words.big(512): "512",
+        words.duration(3.21): "3.2 s",
+        words.duration(231.7): "3 min 52 s",
+        words.duration(7 * 3600 + 301): "7 h 05 min",
+        words.duration(200_000): "2 d 7 h",
+        words.moment("2026-09-21T16:00:12+02:00"): "2026-09-21 14:00 UTC",
+        words.moment("yesterday"): "yesterday",
+        words.moment(1e30): "1e+30",
+    }
+    for got, expected in plain.items():
+        assert got.replace(words.NARROW, " ") == expected
+
+
+def test_the_curve_is_valid_svg_for_light_and_dark(run_dir: Path, tmp_path: Path) -> None:
+    path = report.curve_svg(run_dir, tmp_path / "docs" / "curve.svg")
+    text = path.read_text(encoding="utf-8")
+    root = ElementTree.fromstring(text)
+    said = [(node.text or "").replace(words.NARROW, " ") for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    for expected in ("cold_start", "grpo", "student", "44 %", "81 %", "77 %", "held-out accuracy", "from grpo"):
+        assert expected in said
+    assert "prefers-color-scheme: dark" in text
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_the_curve_of_a_hostile_or_low_run(run_dir: Path, tmp_path: Path) -> None:
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    manifest["stages"][1]["name"] = "<b>&\u0000\ud83d"
+    (run_dir / "manifest.json").write_text(json.dumps(manifest))
+    for path in run_dir.glob("eval/*.json"):
+        result = json.loads(path.read_text())
+        result["model"] = "<b>&\u0000\ud83d" if result["model"] == "grpo" else result["model"]
+        result["accuracy"] = {"value": 0.011, "low": 0.006, "high": 0.018, "count": 1319}
+        path.write_text(json.dumps(result))
+    for path in run_dir.glob("stages/*/metrics.jsonl"):
+        path.unlink()
+    text = report.curve_svg(run_dir, tmp_path / "curve.svg").read_text(encoding="utf-8")
+    ElementTree.fromstring(text)
+    assert f"2.0{words.NARROW}%" in text, "the scale follows a run at one per cent"
+
+
+def test_no_curve_without_accuracy(run_dir: Path, tmp_path: Path) -> None:
+    for path in [*run_dir.glob("eval/*.json"), *run_dir.glob("stages/*/metrics.jsonl")]:
+        path.unlink()
+    with pytest.raises(UsageError, match="no stage has accuracy/heldout"):
+        report.curve_svg(run_dir, tmp_path / "curve.svg")

@@ -16,7 +16,7 @@ const browse = (() => {
       for (const group of groups) {
         const key = JSON.stringify([stage, group.problem, group.prompt]);
         if (!found.has(key)) found.set(key, { stage, problem: group.problem, prompt: group.prompt, reference: group.reference, rows: [] });
-        for (const row of group.rows) found.get(key).rows.push({ ...row, step: group.step });
+        for (const row of group.rows) found.get(key).rows.push({ ...row, step: group.step, group: group.group });
       }
     }
     return [...found.values()];
@@ -104,15 +104,16 @@ const browse = (() => {
       el("dt", null, "prompt"), el("dd", null, appendMarked(el("div", { class: "text" }), card.prompt, query)));
     if (card.reference !== null) question.append(el("dt", null, "reference"), el("dd", null, appendMarked(el("div", { class: "text" }), card.reference, query)));
     const box = el("div", { class: "body" }, question);
-    const steps = [...new Set(rows.map((row) => row.step))];
-    for (const step of steps) {
-      const mine = rows.filter((row) => row.step === step);
-      const scores = card.rows.filter((row) => row.step === step && row.score !== null).map((row) => row.score);
+    for (const group of new Set(rows.map((row) => row.group))) {
+      const mine = rows.filter((row) => row.group === group);
+      const whole = card.rows.filter((row) => row.group === group);
+      const scores = whole.filter((row) => row.score !== null).map((row) => row.score);
       const mean = scores.length ? `, mean reward ${number(scores.reduce((a, b) => a + b) / scores.length)}` : "";
-      const all = card.rows.filter((row) => row.step === step).length;
+      const all = whole.length;
       const which = mine.length < all ? `${mine.length} of ${all} completions match` : `${all} ${all === 1 ? "completion" : "completions"}`;
-      box.append(el("p", { class: "group" }, `step ${step}: ${which}${mean}`));
-      box.append(el("div", { class: "completions" }, ...mine.map((row) => completion(row, query))));
+      const head = el("p", { class: "group" }, `step ${mine[0].step}: ${which}${mean}, group `);
+      appendVisible(head.appendChild(el("code")), String(group).slice(0, 120));
+      box.append(head, el("div", { class: "completions" }, ...mine.map((row) => completion(row, query))));
     }
     return box;
   }

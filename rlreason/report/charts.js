@@ -24,8 +24,8 @@ const charts = (() => {
 
   /* Computes what is drawn: per series the raw and the smoothed values, and for stacks the edges of each area. */
   function prepare(spec, count) {
-    const log = spec.log && spec.series.every((s) => present(s.values).every((v) => v >= 0)) &&
-      spec.series.some((s) => present(s.values).some((v) => v > 0));
+    // On a log scale zeros and what rounding left below zero are gaps; where nothing is positive the scale is linear.
+    const log = spec.log && spec.series.some((s) => present(s.values).some((v) => v > 0));
     const half = halfWidth(count);
     const series = spec.series.map((s) => {
       const known = present(s.values);
@@ -133,14 +133,14 @@ const charts = (() => {
     if (ready.series.length < 2) return;
     spread(labels);
     for (const label of labels) {
-      root.append(svg("text", { x: frame.width - frame.right + 6, y: label.y, class: "end", style: label.style }, label.name));
+      root.append(svg("text", { x: frame.width - frame.right + 8, y: label.y, class: "end", style: label.style }, label.name));
     }
   }
 
   function geometry(width, spec, ready, steps) {
     const [low, high] = domain(spec, ready);
     const longest = ready.series.length > 1 ? Math.max(...ready.series.map((s) => s.name.length)) : 0;
-    const right = longest ? Math.min(104, 12 + longest * 6.3) : 12;
+    const right = longest ? Math.min(106, 14 + longest * 6.3) : 12;
     const first = steps[0], span = steps[steps.length - 1] - first || 1;
     const place = (step) => LEFT + ((step - first) / span) * (width - LEFT - right);
     const t = ready.log ? (v) => Math.log(v / low) / Math.log(high / low) : (v) => (v - low) / (high - low);
@@ -159,7 +159,8 @@ const charts = (() => {
     box.replaceChildren(el("b", null, `step ${steps[index]}`));
     const parts = [];
     for (const s of ready.series) {
-      const value = valueAt(s, index, steps, spec.share ? "" : spec.unit);
+      const whole = spec.share ? ready.series.reduce((sum, one) => sum + (one.values[index] || 0), 0) : 0;
+      const value = spec.share ? format(whole ? (s.values[index] || 0) / whole : 0, "%") : valueAt(s, index, steps, spec.unit);
       const label = ready.series.length > 1 ? s.name + " " : "";
       parts.push(`${label}${value}`);
       box.append(el("i", { style: `--c:var(${s.color})` }, label, el("b", null, value)));

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
-from rlreason.report.findings import Suite
+from rlreason.report.findings import Suite, round_top
 from rlreason.report.read import Run, heldout_points
 from rlreason.report.words import kind, percent, plural, visible
 from rlreason.types import Interval
@@ -42,6 +42,8 @@ class Panel:
     title: str
     kind: str
     points: list[tuple[int, float]]
+    #: How many steps were recorded, and the number of the last one: steps count from 0.
+    steps: int
     last_step: int
     final: Interval | None
     base: tuple[str, float] | None
@@ -71,16 +73,17 @@ def panels(run: Run, suite: Suite | None) -> list[Panel]:
     for stage in run.stages:
         points = heldout_points(stage.steps)
         model = models.get(stage.name)
-        if not points and (model is None or stage.kind == "eval"):
+        # The metrics of an eval stage are one line a model, not a course over steps.
+        if stage.kind == "eval" or (model is None and not points):
             continue
-        last = int(stage.steps[-1]["step"] or 0) if stage.steps else 0
         base = (model.base.model, model.base.accuracy.value) if model and model.base else None
         found.append(
             Panel(
                 title=stage.name,
                 kind=kind(stage.kind),
                 points=points,
-                last_step=last,
+                steps=len(stage.steps),
+                last_step=int(stage.steps[-1]["step"] or 0) if stage.steps else 0,
                 final=model.result.accuracy if model else None,
                 base=base,
             )
@@ -89,12 +92,11 @@ def panels(run: Run, suite: Suite | None) -> list[Panel]:
 
 
 def scale_top(found: list[Panel]) -> float:
-    """A round top for the common scale, so that a run at two per cent is not a flat line."""
+    """Where the common scale ends."""
     values = [value for panel in found for _, value in panel.points]
     values += [panel.final.high for panel in found if panel.final]
     values += [panel.base[1] for panel in found if panel.base]
-    highest = max(values, default=1.0)
-    return next((top for top in (0.02, 0.04, 0.1, 0.2, 0.4) if highest <= top), 1.0)
+    return round_top(values)
 
 
 def clean(content: str) -> str:
@@ -115,9 +117,9 @@ def shorten(title: str, width: float) -> str:
 
 def subtitle(panel: Panel, width: float) -> str:
     """Kind and number of steps; the number alone where both don't fit; nothing to say where no steps are known."""
-    if not panel.last_step:
+    if not panel.steps:
         return shorten(panel.kind, width)
-    steps = plural(panel.last_step, "step")
+    steps = plural(panel.steps, "step")
     both = f"{panel.kind}, {steps}"
     return both if both == shorten(both, width) else shorten(steps, width)
 

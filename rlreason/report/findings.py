@@ -16,6 +16,10 @@ from rlreason.report.read import Evaluation, Run, Stage, heldout_points
 from rlreason.report.words import percent
 from rlreason.types import Interval
 
+#: Parents that are no stage: the models that the recipe describes, built or loaded anew. Stages may have the same
+#: name (a distill stage is often called "student"), so these words never mean a stage, except for an eval stage.
+FRESH = frozenset({"policy", "student"})
+
 #: Tags drawn on the page; beyond these the panels say more about the screen than about the model.
 MAX_TAGS = 24
 
@@ -48,6 +52,19 @@ class Suite:
     panels: list[TagPanel]
     tags_left_out: int
 
+    @property
+    def top(self) -> float:
+        """Where the scale of this suite's charts ends."""
+        intervals = [model.result.accuracy for model in self.models]
+        intervals += [interval for panel in self.panels for _, interval in panel.rows]
+        return round_top([interval.high for interval in intervals])
+
+
+def round_top(values: list[float]) -> float:
+    """A round end for a scale from 0, so that a run at two per cent is not a dot at the edge."""
+    highest = max(values, default=1.0)
+    return next((top for top in (0.02, 0.04, 0.1, 0.2, 0.4) if highest <= top), 1.0)
+
 
 def difference(new: Interval, old: Interval) -> Interval:
     """`new - old` with Newcombe's 95 % interval. Example: 0.81 [.77, .85] minus 0.44 [.40, .48] is 0.37 [.31, .43]."""
@@ -61,12 +78,24 @@ def parents(run: Run, stage: Stage) -> list[Stage]:
     """The stages that `stage` was made from, named in the manifest by name, folder, checkpoint or hash."""
     found = []
     for parent in stage.parents:
+        if is_fresh(stage, parent):
+            continue
         for other in run.stages:
             names = {other.name, other.checkpoint, other.sha256}
             if other.number < stage.number and (parent in names or other.name in folder_names(parent)):
                 found.append(other)
                 break
     return found
+
+
+def is_fresh(stage: Stage, parent: str) -> bool:
+    """Whether `parent` is the recipe's own model, not a stage."""
+    return parent in FRESH and stage.kind != "eval"
+
+
+def origin(stage: Stage) -> list[str]:
+    """The parents in words, for a reader."""
+    return [f"a new {parent}" if is_fresh(stage, parent) else parent for parent in stage.parents]
 
 
 def folder_names(parent: str) -> set[str]:

@@ -70,21 +70,22 @@ def facts(stage: Stage) -> list[tuple[str, str]]:
     """A stage in a few numbers: (label, value)."""
     found = []
     spent = stage.seconds or sum(row.get("seconds") or 0.0 for row in stage.steps)
-    if stage.steps:
+    if stage.steps and stage.kind in ("sft", "grpo", "distill"):
         found.append(("steps", words.count(len(stage.steps))))
     if spent:
         found.append(("time", words.duration(spent)))
     if stage.kind == "reject":
-        problems, kept = total(stage, "problems"), total(stage, "kept")
-        found += [("problems", words.count(problems)), ("kept", words.count(kept))]
-        found.append(("acceptance", words.percent(kept / problems if problems and kept is not None else None, 1)))
+        # These three are written as totals so far.
+        end = stage.steps[-1] if stage.steps else {}
+        found += [("problems", words.count(end.get("problems"))), ("completions kept", words.count(end.get("kept")))]
+        found.append(("problems solved", words.percent(end.get("acceptance"), 1)))
     tokens = total(stage, "tokens")
     if tokens:
         found.append(("tokens", words.big(tokens)))
     if tokens and spent:
-        found.append(("tokens per second", words.big(tokens / spent)))
+        found.append(("tokens per second, overall", words.big(tokens / spent)))
     last = stage.last_heldout()
-    if last:
+    if last and stage.kind != "eval":
         found.append(("held-out accuracy while training", f"{words.percent(last[1], 1)} at step {last[0]:,}"))
     return found
 
@@ -185,6 +186,7 @@ def context(run: Run) -> Json:
         "accuracy": accuracy,
         # An arrow is drawn only where a stage was made from the one before it: a control student was not.
         "follows": {b.name for a, b in pairwise(run.stages) if a in findings.parents(run, b)},
+        "origins": [findings.origin(stage) for stage in run.stages],
         "facts": [facts(stage) for stage in run.stages],
         "strides": [stage["stride"] for stage in stages],
         "rollouts": rollouts,

@@ -13,7 +13,7 @@ const panels = (() => {
     ["Truncated", "share of completions", "%", [["truncated", "truncated"]], { zero: true }],
     ["Entropy", "nats per token", "", [["entropy", "entropy"]], { zero: true }],
     ["KL to reference", "nats per token", "", [["kl/reference", "KL"]], {}],
-    ["Sampler against trainer", "nats per token", "", [["mismatch/max", "max", "--c1"], ["mismatch/mean", "mean", "--c0"], ["mismatch/k3", "k3", "--c6"]], { log: true }],
+    ["Sampler vs trainer", "nats per token", "", [["mismatch/max", "max", "--c1"], ["mismatch/mean", "mean", "--c0"], ["mismatch/k3", "k3", "--c6"]], { log: true }],
     ["Clipped", "share of tokens", "%", [["clip_fraction", "clipped"]], { zero: true }],
     ["Largest ratio", "new to old probability", "", [["ratio/max", "ratio"]], { log: "wide" }],
     ["Gradient norm", "before clipping", "", [["grad_norm", "norm"]], { log: "wide", zero: true }],
@@ -25,7 +25,7 @@ const panels = (() => {
     ["Groups", "groups a step", "", [["groups/kept", "kept", "--c0"], ["groups/zero_variance", "no spread", "--c6"], ["groups/no_verdict", "no verdict", "--c4"]], {}],
   ];
   const AFTER = [
-    ["Acceptance", "share of problems", "%", [["acceptance", "acceptance"]], { zero: true }],
+    ["Solved so far", "share of problems", "%", [["acceptance", "solved"]], { zero: true }],
     ["Throughput", "tokens per second", "", [["tokens_per_second", "tokens"]], { zero: true }],
   ];
 
@@ -69,6 +69,14 @@ const panels = (() => {
     return { title: "Time", axis: "seconds a step", unit: "", series: parts, form: parts.length > 1 ? "stack" : "line", zero: true };
   }
 
+  /* Stages that write no rate of their own: tokens over the whole time of the step. */
+  function derivedRate(stage) {
+    const { tokens, seconds } = stage.series;
+    if (!tokens || !seconds) return null;
+    const values = tokens.map((n, i) => (n === null || !seconds[i] ? null : n / seconds[i]));
+    return { title: "Throughput", axis: "tokens/s, evaluation included", unit: "", form: "line", zero: true, series: [{ key: "rate", name: "tokens", color: "--c0", values }] };
+  }
+
   function specs(stage) {
     const claimed = new Set(["policy_version", "tokens", "problems", "kept"]);
     const found = [];
@@ -77,6 +85,8 @@ const panels = (() => {
     // Verdicts stand beside the rewards that come from them; groups and cost come last.
     found.push(...lines.slice(0, 4), stacks[0], ...lines.slice(4), stacks[1]);
     found.push(...AFTER.map((row) => build(stage, row, "line", claimed)), timing(stage, claimed));
+    const rate = !stage.series.tokens_per_second && derivedRate(stage);
+    if (rate) found.push(rate);
     const other = Object.keys(stage.series).filter((key) => !claimed.has(key));
     const rest = other.map((key) => ({ title: key, axis: "", unit: "", form: "line", log: false, series: [{ key, name: key, color: "--c0", values: stage.series[key] }] }));
     return { known: found.filter(Boolean), rest };

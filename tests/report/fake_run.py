@@ -45,6 +45,9 @@ kind = "grpo"
 steps = 70
 """
 
+#: Held-out accuracy of the finished models.
+RIGHT = {"cold_start": 0.442, "grpo": 0.814, "student": 0.772, "student_control": 0.52}
+
 #: Text that a model or a data set may produce and that must arrive on the page as plain text.
 HOSTILE = (
     "</script><script>window.pwned=1</script>",
@@ -70,12 +73,12 @@ class Plan:
 
 
 PLANS = (
-    Plan("cold_start", "sft", 200, 88.4, (), POLICY, 788_352),
+    Plan("cold_start", "sft", 200, 88.4, ("policy",), POLICY, 788_352),
     Plan("grpo", "grpo", 70, 231.7, ("cold_start",), POLICY, 788_352),
     Plan("traces", "reject", 8, 24.9, ("grpo",)),
-    Plan("student", "distill", 160, 61.3, ("traces",), STUDENT, STUDENT),
-    Plan("student_control", "sft", 160, 60.8, (), STUDENT, STUDENT),
-    Plan("heldout", "eval", 0, 14.2, ("cold_start", "grpo", "student", "student_control")),
+    Plan("student", "distill", 160, 61.3, ("student", "traces"), STUDENT, STUDENT),
+    Plan("student_control", "sft", 160, 60.8, ("student",), STUDENT, STUDENT),
+    Plan("final", "eval", 4, 14.2, ("cold_start", "grpo", "student", "student_control")),
 )
 
 
@@ -102,7 +105,6 @@ def supervised(plan: Plan, rng: random.Random) -> Iterator[Json]:
             "lr": 4e-3 * min(1.0, step / 10) * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * t))),
             "grad_norm": 0.5 + 3 * math.exp(-7 * t) * math.exp(rng.gauss(0, 0.3)),
             "tokens": 128 * 33 + rng.randrange(200),
-            "tokens_per_second": 9800 + rng.gauss(0, 500),
         }
         if step % 40 == 0 or step == plan.steps:
             row["accuracy/heldout"] = round(top * (1 - math.exp(-3.2 * t)) / (1 - math.exp(-3.2)) * 500) / 500
@@ -133,7 +135,7 @@ def reinforced(plan: Plan, rng: random.Random) -> Iterator[Json]:
             "kl/reference": 0.09 * t + abs(rng.gauss(0, 0.003)),
             "mismatch/mean": 2.1e-7 * math.exp(rng.gauss(0, 0.2)),
             "mismatch/max": 9.5e-6 * math.exp(rng.gauss(0, 0.5)),
-            "mismatch/k3": 3.0e-13 * math.exp(rng.gauss(0, 0.4)),
+            "mismatch/k3": 3.0e-13 * math.exp(rng.gauss(0, 0.4)) - 2e-13,
             "clip_fraction": 0.004 * math.exp(rng.gauss(0, 0.4)),
             "ratio/max": 1.3 * math.exp(abs(rng.gauss(0, 0.2))),
             "loss": rng.gauss(0, 0.01),
@@ -142,11 +144,11 @@ def reinforced(plan: Plan, rng: random.Random) -> Iterator[Json]:
             "groups/kept": 64 - zero,
             "groups/zero_variance": zero,
             "groups/no_verdict": timed_out,
-            "verdict/correct": correct,
-            "verdict/wrong": count - correct - unparsed - timed_out,
-            "verdict/unparsed": unparsed,
-            "verdict/timed_out": timed_out,
-            "verdict/broken": 0,
+            "verdict/correct": correct / count,
+            "verdict/wrong": (count - correct - unparsed - timed_out) / count,
+            "verdict/unparsed": unparsed / count,
+            "verdict/timed_out": timed_out / count,
+            "verdict/broken": 0.0,
             "tokens": int(tokens),
             "tokens_per_second": tokens / (sample + score + train),
             "seconds/sample": sample,
@@ -161,10 +163,17 @@ def reinforced(plan: Plan, rng: random.Random) -> Iterator[Json]:
 
 
 def rejected(plan: Plan, rng: random.Random) -> Iterator[Json]:
-    """Scalars of a rejection-sampling stage, one dict a batch of problems."""
+    """Scalars of a rejection-sampling stage, one dict a batch of problems: totals so far, but for the tokens."""
+    problems = kept = solved = 0
     for _ in range(plan.steps):
-        kept = 256 - rng.randrange(20, 50)
-        yield {"problems": 256, "kept": kept, "acceptance": kept / 256}
+        problems, solved, kept = problems + 256, solved + 256 - rng.randrange(20, 50), kept + 300 + rng.randrange(40)
+        yield {"problems": problems, "kept": kept, "acceptance": solved / problems, "tokens": 512 * 30}
+
+
+def measured(plan: Plan, rng: random.Random) -> Iterator[Json]:
+    """Scalars of an eval stage, one dict a model."""
+    for value in RIGHT.values():
+        yield {"accuracy/heldout": value}
 
 
 def solve(rng: random.Random) -> tuple[str, str, str]:
@@ -207,7 +216,7 @@ def rollouts(plan: Plan, count: int, rng: random.Random) -> Iterator[Json]:
     """About `count` rollouts in groups of eight, spread over the steps."""
     groups = max(1, count // 8)
     for g in range(groups):
-        step = 1 + g * plan.steps // groups
+        step = g * plan.steps // groups
         prompt, thought, gold = solve(rng)
         skill = climb(step / plan.steps, 0.35, 0.80) if plan.kind == "grpo" else 0.8
         samples = [completion(skill, thought, gold, rng) for _ in range(8)]
@@ -215,10 +224,11 @@ def rollouts(plan: Plan, count: int, rng: random.Random) -> Iterator[Json]:
         mean = sum(scores) / 8
         std = math.sqrt(sum((s - mean) ** 2 for s in scores) / 8)
         for index, sample in enumerate(samples):
-            head = {"step": step, "group_id": f"{plan.name}/{step}/p{g}", "problem_id": f"arithmetic-train-{g % 900}"}
+            name = f"arithmetic-train-{g % 900}"
+            head = {"step": step, "group_id": f"{plan.name}/{step}/{name}", "problem_id": name}
             tail = {
                 "advantage": (sample["score"] - mean) / std if std and plan.kind == "grpo" else None,
-                "policy_version": step - 1,
+                "policy_version": step,
             }
             yield head | {"prompt": prompt, "reference": gold, "sample": index} | sample | tail
 
@@ -260,16 +270,16 @@ def write_stage(run_dir: Path, number: int, plan: Plan, torn: bool, count: int) 
     folder = run_dir / "stages" / f"{number:02d}-{plan.name}"
     folder.mkdir(parents=True)
     rng = random.Random(number)
-    makers = {"sft": supervised, "distill": supervised, "grpo": reinforced, "reject": rejected}
+    makers = {"sft": supervised, "distill": supervised, "grpo": reinforced, "reject": rejected, "eval": measured}
     rows, now = [], START + 300 * number
-    for step, scalars in enumerate(makers[plan.kind](plan, rng), 1):
+    for step, scalars in enumerate(makers[plan.kind](plan, rng)):
         seconds = plan.seconds / plan.steps * (1 + rng.gauss(0, 0.04))
         now += seconds
-        head = {"stage": plan.name, "kind": plan.kind, "step": step, "policy_version": step, "time": now}
+        head = {"stage": plan.name, "kind": plan.kind, "step": step, "policy_version": step + 1, "time": now}
         rows.append(head | {"seconds": seconds} | scalars)
     write_lines(folder / "metrics.jsonl", rows[: len(rows) * 6 // 10] if torn else rows, torn)
     if plan.kind in ("grpo", "reject"):
-        last = plan.steps * 6 // 10 if torn else plan.steps
+        last = plan.steps * 6 // 10 if torn else plan.steps - 1
         kept = [row for row in rollouts(plan, count, rng) if row["step"] <= last]
         write_lines(folder / "rollouts.jsonl", kept + hostile_rows(last), torn)
 
@@ -277,17 +287,16 @@ def write_stage(run_dir: Path, number: int, plan: Plan, torn: bool, count: int) 
 def write_evals(run_dir: Path) -> None:
     """Four models on one suite, 500 problems, with accuracy by number of terms."""
     (run_dir / "eval").mkdir()
-    right = {"cold_start": 0.442, "grpo": 0.814, "student": 0.772, "student_control": 0.52}
     for plan in PLANS:
-        if plan.name not in right:
+        if plan.name not in RIGHT:
             continue
-        share = right[plan.name]
+        share = RIGHT[plan.name]
         by_tag = {
             f"terms={n}": wilson(round(125 * min(0.995, max(0.02, share + (3.5 - n) * 0.17 * (1.15 - share)))), 125)
             for n in range(2, 6)
         }
         report = {
-            "stage": "heldout",
+            "stage": "final",
             "model": plan.name,
             "suite": "heldout",
             "samples": 1,
@@ -300,7 +309,7 @@ def write_evals(run_dir: Path) -> None:
             "parameters": plan.parameters,
             "active_parameters": plan.active,
         }
-        (run_dir / "eval" / f"heldout-{plan.name}.json").write_text(json.dumps(report))
+        (run_dir / "eval" / f"final-{plan.name}.json").write_text(json.dumps(report))
 
 
 def stage_entry(number: int, plan: Plan, status: str) -> Json:
@@ -313,7 +322,7 @@ def stage_entry(number: int, plan: Plan, status: str) -> Json:
         "status": status,
         "started": f"2026-09-21T14:{number:02d}:00+00:00" if begun else None,
         "finished": f"2026-09-21T14:{number:02d}:59+00:00" if done or status == "failed" else None,
-        "seconds": plan.seconds if done else None,
+        "seconds": plan.seconds if done else 0.0,
         "checkpoint": f"stages/{number:02d}-{plan.name}/checkpoint" if keeps else None,
         "parameters": plan.parameters if begun else None,
         "active_parameters": plan.active if begun else None,
@@ -337,7 +346,7 @@ def manifest(state: State) -> Json:
         "hardware": {"cpu": "Example CPU @ 2.60GHz", "cores": 2, "memory_gib": 15.6, "gpus": []},
         "seed": 0,
         "data": {
-            "train": {"source": "arithmetic", "fingerprint": "9f2c" * 8, "size": 4480},
+            "train": {"source": "arithmetic", "fingerprint": "9f2c" * 8, "size": None},
             "heldout": {"source": "arithmetic", "fingerprint": "17ab" * 8, "size": 500},
         },
         "stages": stages,
@@ -355,7 +364,7 @@ def write_fake_run(run_dir: Path, state: State = "done", count: int = 1200) -> P
     (run_dir / "recipe.toml").write_text(RECIPE)
     (run_dir / "manifest.json").write_text(json.dumps(manifest(state), indent=1))
     for number, plan in enumerate(PLANS, 1):
-        if plan.kind == "eval" or (state != "done" and number > 2):
+        if state != "done" and number > 2:
             continue
         write_stage(run_dir, number, plan, torn=state != "done" and number == 2, count=count)
     if state == "done":

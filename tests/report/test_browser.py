@@ -54,7 +54,7 @@ async function set(values) {
 (async () => {
   seen.all = await set({});
   seen.wrong = await set({ verdict: "wrong", stage: "grpo" });
-  seen.steps = await set({ from: "69", to: "70", stage: "grpo" });
+  seen.steps = await set({ from: "68", to: "69", stage: "grpo" });
   seen.best = await set({ sort: "advantage-" });
   seen.long = await set({ sort: "tokens-" });
   seen.text = await set({ text: "ANSWER>NOTHING LIKE IT" });
@@ -128,7 +128,7 @@ def test_hostile_text_runs_nothing_even_without_the_policy(seen: dict[str, Any])
 def test_filters(seen: dict[str, Any]) -> None:
     assert seen["all"]["found"].startswith("Problems 1 to 20 of 114, 814 completions")
     assert set(seen["wrong"]["badges"]) == {"wrong"}
-    assert set(re.findall(r"grpo, step (\d+)", seen["steps"]["text"])) <= {"69", "70"}
+    assert set(re.findall(r"grpo, step (\d+)", seen["steps"]["text"])) <= {"68", "69"}
     assert seen["text"]["found"] == "Nothing matches these filters."
 
 
@@ -141,8 +141,8 @@ def test_order(seen: dict[str, Any]) -> None:
 
 def test_one_cursor_reads_all_charts_of_a_stage(seen: dict[str, Any]) -> None:
     assert len(seen["read"]) >= 16
-    assert set(seen["read"]) == {"step 3"}
-    assert seen["valuetext"].startswith("step 3: held-out –, train ")
+    assert set(seen["read"]) == {"step 2"}
+    assert seen["valuetext"].startswith("step 2: held-out –, train ")
 
 
 def test_values_theme_and_width(seen: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from rlreason import report
 from rlreason.errors import UsageError
-from rlreason.report import findings, words
+from rlreason.report import curve, findings, words
 from rlreason.report.read import read_run, recipe_name
 from rlreason.types import Interval
 
@@ -22,7 +22,7 @@ def headline(run_dir: Path) -> str | None:
 
 
 def set_accuracy(run_dir: Path, model: str, value: float, half: float = 0.04, **fields: object) -> None:
-    path = run_dir / "eval" / f"heldout-{model}.json"
+    path = run_dir / "eval" / f"final-{model}.json"
     result = json.loads(path.read_text())
     result["accuracy"] = {"value": value, "low": value - half, "high": value + half, "count": 500}
     path.write_text(json.dumps(result | fields))
@@ -59,20 +59,20 @@ def test_the_control_student_is_compared_honestly(run_dir: Path) -> None:
 
 
 def test_a_student_without_known_size_or_control(run_dir: Path) -> None:
-    (run_dir / "eval" / "heldout-student_control.json").unlink()
+    (run_dir / "eval" / "final-student_control.json").unlink()
     set_accuracy(run_dir, "student", 0.82, parameters=None)
     assert (headline(run_dir) or "").endswith("the student reaches 101 % of it.")
 
 
 def test_a_student_alone_names_its_teacher(run_dir: Path) -> None:
-    (run_dir / "eval" / "heldout-cold_start.json").unlink()
-    (run_dir / "eval" / "heldout-student_control.json").unlink()
+    (run_dir / "eval" / "final-cold_start.json").unlink()
+    (run_dir / "eval" / "final-student_control.json").unlink()
     assert headline(run_dir) == "The student with 48 % of the parameters keeps 95 % of the accuracy of grpo."
 
 
 def test_one_model_alone(run_dir: Path) -> None:
     for name in ("grpo", "student", "student_control"):
-        (run_dir / "eval" / f"heldout-{name}.json").unlink()
+        (run_dir / "eval" / f"final-{name}.json").unlink()
     assert headline(run_dir) == "cold_start reaches 44 % held-out accuracy."
 
 
@@ -153,3 +153,21 @@ def test_no_curve_without_accuracy(run_dir: Path, tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(UsageError, match="no stage has accuracy/heldout"):
         report.curve_svg(run_dir, tmp_path / "curve.svg")
+
+
+def test_the_recipes_own_student_is_no_stage(run_dir: Path) -> None:
+    """A stage may be called "student" too; one that begins with the recipe's fresh student does not come from it."""
+    run = read_run(run_dir)
+    control = run.stages[4]
+    assert control.parents == ("student",)
+    assert findings.parents(run, control) == []
+    assert findings.origin(control) == ["a new student"]
+    assert "student" in {stage.name for stage in findings.parents(run, run.stages[5])}, "an eval stage measured it"
+
+
+def test_an_eval_stage_is_no_panel_of_the_curve(run_dir: Path) -> None:
+    run = read_run(run_dir)
+    assert run.stages[5].steps
+    found = curve.panels(run, findings.suites(run)[0])
+    assert [panel.title for panel in found] == ["cold_start", "grpo", "student", "student_control"]
+    assert [(panel.steps, panel.last_step) for panel in found][:2] == [(200, 199), (70, 69)]

@@ -148,7 +148,7 @@ def test_hostile_text_stays_text(run_dir: Path, fake: ModuleType) -> None:
 
     edit_manifest(run_dir, poison)
     (run_dir / "recipe.toml").write_text(f"# {bad}\n", errors="replace")
-    result = json.loads((run_dir / "eval" / "heldout-grpo.json").read_text())
+    result = json.loads((run_dir / "eval" / "final-grpo.json").read_text())
     result |= {"suite": bad, "by_tag": {bad: result["accuracy"]}}
     (run_dir / "eval" / "bad.json").write_text(json.dumps(result))
     document = build(run_dir)
@@ -175,13 +175,13 @@ def test_hostile_completions_arrive_unchanged(run_dir: Path, fake: ModuleType) -
 def test_a_run_that_is_not_done_says_so(fake: ModuleType, tmp_path: Path, state: str) -> None:
     text = build(fake.write_fake_run(tmp_path / "run", state, 200)).flat
     expected = {
-        "running": "This run is not finished: stage grpo is marked as running, step 41; its last step was written",
-        "failed": "This run failed in stage grpo after step 41: the loss is not finite at step 43 <b>",
+        "running": "This run is not finished: stage grpo is marked as running, step 40; its last step was written",
+        "failed": "This run failed in stage grpo after step 40: the loss is not finite at step 43 <b>",
     }
     assert expected[state] in text
     assert "02-grpo/metrics.jsonl: 1 unreadable line left out" in text
     assert "02-grpo/rollouts.jsonl: 1 unreadable line left out" in text
-    assert "Held-out accuracy during GRPO: 45 % at step 10, 74 % at step 40 (not evaluated yet)." in text
+    assert "Held-out accuracy during GRPO: 45 % at step 9, 74 % at step 39 (not evaluated yet)." in text
     assert "No model has been evaluated yet." in text
 
 
@@ -246,7 +246,7 @@ def test_many_rollouts_are_sampled_in_whole_groups_and_the_page_says_so(fake: Mo
     shown = sum(len(group["rows"]) for group in grpo["groups"])
     assert rollouts.MAX_ROLLOUTS * 0.4 < shown <= rollouts.MAX_ROLLOUTS // 2
     assert all(len(group["rows"]) in (1, 8) for group in grpo["groups"])
-    assert {group["step"] for group in grpo["groups"]} >= set(range(1, 70)), "spread over all steps"
+    assert {group["step"] for group in grpo["groups"]} >= set(range(69)), "spread over all steps"
     assert "grpo: 20,007 recorded" in document.flat
     assert f"This page holds {shown:,} of them" in document.flat
     assert (run_dir / "report.html").stat().st_size < 4_000_000

@@ -30,8 +30,7 @@ def summarize(groups: Sequence[Group], model: str, suite: str) -> EvalReport:
         suite=suite,
         accuracy=_interval(shares),
         pass_at_k={
-            k: fmean(pass_at_k(len(group.rewards_G), _correct(group), k) for group in groups)
-            for k in _ks(samples)
+            k: fmean(pass_at_k(len(group.rewards_G), _correct(group), k) for group in groups) for k in _ks(samples)
         },
         verdicts=dict(Counter(str(reward.verdict) for group in groups for reward in group.rewards_G)),
         by_tag={tag: _interval(values) for tag, values in sorted(by_tag.items())},

@@ -53,7 +53,9 @@ def run(
     folder = out or Path("runs") / f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
     from rlreason.job import run_job
 
-    report = run_job(loaded, path, folder, resume=resume, command=shlex.join(["rlreason", *sys.argv[1:]]), console=console)
+    report = run_job(
+        loaded, path, folder, resume=resume, command=shlex.join(["rlreason", *sys.argv[1:]]), console=console
+    )
     console.print(f"report: {report}", soft_wrap=True)
 
 

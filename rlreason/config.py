@@ -267,7 +267,9 @@ class Recipe(Section):
                     f"({', '.join(trained) or 'none yet'}){nearest(model, trained)}"
                 )
         if isinstance(stage, RejectStage) and stage.temperature == 0 and stage.samples_per_problem > 1:
-            raise ValueError(f"stage {stage.name!r}: at temperature 0 all {stage.samples_per_problem} samples are equal")
+            raise ValueError(
+                f"stage {stage.name!r}: at temperature 0 all {stage.samples_per_problem} samples are equal"
+            )
         if isinstance(stage, DistillStage):
             if not rejects:
                 raise ValueError(f"stage {stage.name!r} needs the traces of an earlier stage of kind reject")
@@ -305,7 +307,7 @@ def locate(recipe: str) -> Path:
 
 
 def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe and apply ``key=value`` overrides. Raises UsageError with file, key, allowed keys, nearest match."""
+    """Read a recipe and apply ``key=value`` overrides. Raises UsageError with file, key and nearest match."""
     try:
         with path.open("rb") as file:
             table = tomllib.load(file)

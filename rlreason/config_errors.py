@@ -24,7 +24,11 @@ def explain(error: ValidationError, table: dict[str, Any], model: type[BaseModel
     if first["type"] == "missing":
         return f"{place} is missing{more}"
     message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] in {"value_error", "union_tag_not_found", "union_tag_invalid"} else f", not {first['input']!r}"
+    given = (
+        ""
+        if first["type"] in {"value_error", "union_tag_not_found", "union_tag_invalid"}
+        else f", not {first['input']!r}"
+    )
     return f"{place}: {message}{given}{more}" if place else f"{message}{more}"
 
 

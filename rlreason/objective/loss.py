@@ -85,7 +85,9 @@ def supervised_loss(logprobs_BT: Tensor, mask_BT: Tensor, denominator: float) ->
     return LossOutput(loss=negative / denominator, sums={"loss": negative.detach()})
 
 
-def distillation_loss(student_logits_BTV: Tensor, teacher_logits_BTV: Tensor, mask_BT: Tensor, denominator: float) -> LossOutput:
+def distillation_loss(
+    student_logits_BTV: Tensor, teacher_logits_BTV: Tensor, mask_BT: Tensor, denominator: float
+) -> LossOutput:
     """Forward KL(teacher || student) averaged over tokens (Hinton et al. 2015, arXiv 1503.02531; T = 1).
 
     Logits [B, T, V] of any float dtype, computed in float32. The teacher's carry no gradient.

@@ -22,7 +22,7 @@ class ObjectiveSpec:
     #: The ratio is clipped to [1 - clip_low, 1 + clip_high].
     clip_low: float = 0.2
     clip_high: float = 0.28
-    #: token: one mean over all tokens; sequence: mean of per-sequence means; sequence_sum: per-sequence sums over max_tokens.
+    #: token: one mean over all tokens; sequence: mean of per-sequence means; sequence_sum: sums over max_tokens.
     aggregation: Literal["token", "sequence", "sequence_sum"] = "token"
     #: Weight of the k3 estimate of KL(policy || reference); 0 keeps no reference model.
     kl_coef: float = 0.0

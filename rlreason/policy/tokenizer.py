@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlreason.data.prompts import PLAIN_CHAT_TEMPLATE, TAGS
+
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
 
 

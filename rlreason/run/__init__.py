@@ -1,1 +1,1 @@
-"""The run directory: layout, manifest, metrics, checkpoints. Its format is a contract with users (docs/run_directory.md)."""
+"""The run directory: layout, manifest, checkpoints. Its format is a contract with users."""

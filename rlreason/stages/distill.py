@@ -47,5 +47,7 @@ def run_distill(
 
 def _matching(teacher: Policy, student: Policy) -> PreTrainedModel:
     if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
-        raise UsageError("teacher_kl needs one vocabulary for teacher and student; set teacher_kl = 0 to use traces only")
+        raise UsageError(
+            "teacher_kl needs one vocabulary for teacher and student; set teacher_kl = 0 to use traces only"
+        )
     return teacher.copy_model()

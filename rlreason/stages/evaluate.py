@@ -33,7 +33,9 @@ def measure(stage: EvalStage, context: Context, policy: Policy, model_name: str)
     return replace(report, parameters=count_parameters(policy.model)[0])
 
 
-def run_evaluation(stage: EvalStage, context: Context, model_name: str, policy: Policy, recorder: Recorder) -> EvalReport:
+def run_evaluation(
+    stage: EvalStage, context: Context, model_name: str, policy: Policy, recorder: Recorder
+) -> EvalReport:
     """One model of an eval stage: measured, written to eval/<stage>-<model>.json, one metrics line."""
     report = measure(stage, context, policy, model_name)
     row = {

@@ -1,6 +1,6 @@
 """Group-relative policy optimisation (GRPO, arXiv 2402.03300) with verified rewards.
 
-    problems -> sample groups -> score -> drop uninformative -> advantages -> pack -> loss, backward -> step -> publish
+problems -> sample groups -> score -> drop uninformative -> advantages -> pack -> loss, backward -> step -> publish
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ def grpo_step(step: int, run: GrpoRun, sampler_step: Sampling) -> tuple[StepRepo
         "seconds/train": clock[3] - clock[2],
         "tokens_per_second": scalars["tokens"] / (clock[3] - clock[0]),
     }
-    report = StepReport(
-        stage=run.stage.name, kind=run.stage.kind, step=step, policy_version=step + 1, scalars=scalars
-    )
+    report = StepReport(stage=run.stage.name, kind=run.stage.kind, step=step, policy_version=step + 1, scalars=scalars)
     return report, groups
 
 
 def learn(step: int, groups: Sequence[Group], run: GrpoRun) -> dict[str, float]:
     """Advantages, rows, and ``updates_per_step`` optimizer steps; an empty batch leaves the policy as it is."""
-    chunks = [rows_of(groups[part :: run.stage.updates_per_step], run.stage) for part in range(run.stage.updates_per_step)]
+    chunks = [
+        rows_of(groups[part :: run.stage.updates_per_step], run.stage) for part in range(run.stage.updates_per_step)
+    ]
     packed = [_pack(rows, run) for rows in chunks if rows]
     if not packed:
         return {}

@@ -73,9 +73,7 @@ def epoch_rows(rows: Sequence[Row], batch_size: int, *key: object) -> RowSource:
     return at
 
 
-def train_supervised(
-    stage: SftStage | DistillStage, context: Context, run: SupervisedRun, rows: RowSource
-) -> Recorder:
+def train_supervised(stage: SftStage | DistillStage, context: Context, run: SupervisedRun, rows: RowSource) -> Recorder:
     """Run all steps of a supervised stage and record them."""
     recorder = Recorder(context, stage.name, stage.kind)
     sampler = context.sampler(run.policy) if stage.eval_every else None

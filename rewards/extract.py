@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-_BOX_COMMANDS = ("\\boxed", "\\fbox")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])|(?:boxed|fbox)(?=\{)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +40,10 @@ def boxes(text: str) -> list[Box]:
     found: list[Box] = []
     at = 0
     while True:
-        starts = [(i, command) for command in _BOX_COMMANDS if (i := text.find(command, at)) >= 0]
-        if not starts:
+        command = _BOX.search(text, at)
+        if command is None:
             return found
-        start, command = min(starts)
-        after = start + len(command)
+        start, after = command.span()
         while after < len(text) and text[after] in " \t\n":
             after += 1
         if after < len(text) and text[after] == "{":
@@ -74,15 +74,19 @@ def marked_answer(response: str) -> str | None:
     text = after_thought(response)
     if text is None:
         return None
+    inner = last_tagged(text)
     found = boxes(text)
-    opened = text.rfind("<answer>")
-    if opened >= 0 and (not found or found[-1].end <= opened or found[-1].start > opened):
-        close = text.find("</answer>", opened)
-        if found and close >= 0 and found[-1].start > close:
-            return found[-1].text
-        if close < 0:
-            return None
-        inner = text[opened + len("<answer>") : close]
-        inside = boxes(inner)
-        return inside[-1].text if inside else inner.strip() or None
+    if inner is not None and (not found or found[-1].start < inner[1]):
+        inside = boxes(text[inner[0] : inner[1]])
+        return inside[-1].text if inside else text[inner[0] : inner[1]].strip() or None
     return found[-1].text if found else None
+
+
+def last_tagged(text: str) -> tuple[int, int] | None:
+    """Where the content of the last ``<answer>`` starts and ends; an unclosed one is empty."""
+    opened = text.rfind("<answer>")
+    if opened < 0:
+        return None
+    start = opened + len("<answer>")
+    close = text.find("</answer>", start)
+    return (start, close) if close >= 0 else (len(text), len(text))

@@ -107,6 +107,8 @@ def gold_answer(gold: str) -> Answer:
     letter = re.search(r"answer is\W+\(?([A-Z])\)?(?![A-Za-z])", gold)
     if letter and not answer.letter:
         return read(letter[1])
+    if answer.node is not None and answer.node.kind == "relation" and _is_sentence(answer.node):
+        answer = read_answer(gold, Wanted())
     if (answer.node is None or answer.node.kind == "text") and re.search(r"\$|\banswer\b|\n", gold):
         extracted = extract(gold, Wanted())
         if extracted.text is not None and "answer" in gold:
@@ -154,7 +156,7 @@ def same_answer(gold: Answer, answer: Answer, options: Options) -> bool | None:
         return None
 
 
-_DECIMAL_COMMA = re.compile(r"(-?)(0,\d+|\d+,(?:\d{1,2}|\d{4,})|\d{4,},\d+)(?:\s*(?:\\?[$€%]|[a-z]+)\W*[a-z]*\W*)?")
+_DECIMAL_COMMA = re.compile(r"(-?)(0,\d{2,}|\d+,(?:\d{1,2}|\d{4,})|\d{4,},\d+)(?:\s*(?:\\?[$€%]|[a-z]+)\W*[a-z]*\W*)?")
 _GROUPS_OF_THREE = re.compile(r"\d{1,3}(?:,\d{3})+")
 
 

@@ -14,7 +14,7 @@ from rlreason.rewards.math_eval import Undecided
 from rlreason.rewards.math_read import alternatives, with_alternatives
 from rlreason.rewards.math_relations import assignment, relation_value, relations_equal, same_name
 from rlreason.rewards.math_tree import MathError, Node, canonical, group, mul, name_of, num, rational, walk
-from rlreason.rewards.math_values import Options, evaluator, value_or_none, values_equal
+from rlreason.rewards.math_values import Options, constant, values_equal
 from rlreason.rewards.math_words import number_from_words, unit_size, word_set
 
 _UNORDERED = frozenset({"", "and", "or", "{}"})
@@ -66,11 +66,16 @@ def _units(a: Node, b: Node, options: Options) -> bool | None:
     if any(u and set(u.lower().split()) & _NOT_A_UNIT for u in (unit_a, unit_b)):
         return unit_a == unit_b and equal(left, right, options)
     if unit_a is None or unit_b is None:
+        bare = right if unit_b is None else left
+        if bare.kind in ("percent", "degree"):
+            return False
         known = unit_size(unit_a or unit_b or "")
         if options.units and known is not None:
             return False
         if left.kind == "ratio" or right.kind == "ratio":
             left, right = _with_clock(left, unit_a), _with_clock(right, unit_b)
+            if left.kind != right.kind:
+                return False
         return equal(left, right, options)
     if left.kind == right.kind == "ratio":
         return equal(_with_clock(left, unit_a), _with_clock(right, unit_b), options)
@@ -145,6 +150,8 @@ def _relations(a: Node, b: Node, options: Options) -> bool | None:
         return _groups(group("", (relation,)), other, options) if other.args else False
     value = relation_value(relation, options, equal)
     if value is not None:
+        if relation.value == ("in",) and other.kind == "group" and other.value in _BARE and value.value != "{}":
+            return False
         return equal(value, other, options)
     if math_sets.is_set(relation) and (math_sets.is_set(other) or math_sets.is_interval(other)):
         return math_sets.sets_equal(relation, other)
@@ -329,10 +336,9 @@ def _rough(node: Node) -> complex | None:
         return None
     if any(n.kind in ("percent", "degree", "sym") or n.value == "log?" for n in walk(node)):
         return None
-    value = value_or_none(evaluator(), node, {})
     try:
-        return None if value is None else complex(value)
-    except OverflowError:
+        return complex(constant(node))
+    except (Undecided, OverflowError):
         return None
 
 

@@ -214,7 +214,10 @@ def conclusion(text: str, wanted: Wanted, *, anchored: bool, numbers: bool = Tru
     sentence = _sentence(text, first=anchored)
     if wanted.words:
         return _BECAUSE.sub("", sentence).strip(" .*$") or None
-    for candidate in _candidates(sentence, anchored=anchored):
+    candidates = _candidates(sentence, anchored=anchored)
+    if numbers and "=" in sentence:
+        candidates.append(sentence.rpartition("=")[2])
+    for candidate in candidates:
         if _is_answer(candidate):
             return candidate.strip()
     if not numbers:
@@ -235,8 +238,6 @@ def _candidates(sentence: str, *, anchored: bool) -> list[str]:
     if spans:
         chosen = spans[0] if anchored and not after else spans[-1]
         out.extend((chosen, chosen.rpartition("=")[2]))
-    if "=" in sentence:
-        out.append(sentence.rpartition("=")[2])
     return out
 
 

@@ -23,7 +23,9 @@ from rlreason.rewards.math_tree import (
     rational,
     sym,
     too_large,
+    walk,
 )
+from rlreason.rewards.math_words import unit_size
 
 # Binding powers, weakest first.
 _RATIO, _SET, _SUM, _MINUS, _PRODUCT, _POWER, _POSTFIX = 20, 30, 40, 49, 50, 70, 80
@@ -139,7 +141,10 @@ class _Parser:
         left = self.expression(10)
         token = self.next
         if token.kind == "text" and left.kind != "text":
-            return Node("unit", (left,), self.unit())
+            unit = self.unit()
+            if not any(n.kind in ("num", "decimal", "literal") for n in walk(left)) and unit_size(unit) is None:
+                raise MathError("words after a formula")
+            return Node("unit", (left,), unit)
         if token.text in _MONEY and token.kind == "op":
             return Node("unit", (left,), self.take().text)
         if token.text == "\\pmod":

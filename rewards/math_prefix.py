@@ -263,6 +263,8 @@ def _operator(parser: _Parser, token: Token) -> Node:
         inner = parser.expression(_SIGN)
         if inner.kind in ("text", "relation"):
             raise MathError("text has no sign")
+        if inner.kind == "unit" and text == "-":
+            return Node("unit", (neg(inner.args[0]),), inner.value)
         return neg(inner) if text == "-" else inner
     if text in ("(", "[", "]"):
         return parser.closed(text)

@@ -70,6 +70,8 @@ def strip(text: str) -> str:
         if len(found) == 1 and found[0].text and found[0].start == 0 and found[0].end >= len(text.rstrip(" .$")):
             text = found[0].text.strip()
     text = clean(text)
+    while text.endswith("}") and text.count("}") - text.count("\\}") > text.count("{") - text.count("\\{"):
+        text = text[:-1].rstrip()  # a brace too many, as some data sets leave it
     while len(text) >= 2 and (text[0], text[-1]) in _PAIRS:
         text = text[1:-1].strip()
     if text.startswith(("\\[", "\\(")) and text.endswith(("\\]", "\\)")):
@@ -147,6 +149,8 @@ def simplify(node: Node) -> Node:
         return node
     node = Node(node.kind, tuple(simplify(a) for a in node.args), node.value)
     if node.kind == "relation":
+        if node.value == ("=",) and node.args[0].kind == "text":
+            return node.args[1]  # "Total pieces = 3n + 1"
         return _without_approximation(node)
     if node.kind == "group":
         node = _spliced(node)

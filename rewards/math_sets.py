@@ -51,7 +51,14 @@ def sets_equal(a: Node, b: Node) -> bool | None:
         variable = _variable(a, b)
         ev = evaluator()
         probes = _probes(ev, [*_breaks(ev, a), *_breaks(ev, b)])
-        return all(_holds(ev, a, x, variable) == _holds(ev, b, x, variable) for x in probes)
+        held = False
+        for x in probes:
+            inside = _holds(ev, a, x, variable)
+            if inside != _holds(ev, b, x, variable):
+                return False
+            held |= inside
+        # Agreement on nothing at all is no evidence, unless one side says that it is empty.
+        return held or "empty" in (a.kind, b.kind)
     except Undecided:
         return False
 
@@ -163,6 +170,8 @@ def _in_numbers(ev: Evaluator, name: str, x: Any) -> bool:
 def _group_holds(ev: Evaluator, node: Node, x: Any, variable: str) -> bool:
     if is_interval(node):
         low, high = node.args
+        if _upside_down(ev, low, high):
+            raise Undecided("a point, not an interval")
         return _above(ev, x, low, closed=name_of(node)[0] == "[") and _below(
             ev, x, high, closed=name_of(node)[1] == "]"
         )
@@ -173,6 +182,17 @@ def _group_holds(ev: Evaluator, node: Node, x: Any, variable: str) -> bool:
         inside = [_holds(ev, a, x, variable) for a in node.args]
         return all(inside) if all(a.kind == "relation" for a in node.args) else any(inside)
     raise Undecided("not a set")
+
+
+def _upside_down(ev: Evaluator, low: Node, high: Node) -> bool:
+    if symbols(low) or symbols(high):
+        raise Undecided("a bound with a symbol")
+    left, right = value_or_none(ev, low, {}), value_or_none(ev, high, {})
+    return left is not None and right is not None and (_complex(left, ev) or _complex(right, ev) or left > right)
+
+
+def _complex(x: Any, ev: Evaluator) -> bool:
+    return bool(ev.mp.im(x))
 
 
 def _above(ev: Evaluator, x: Any, bound: Node, *, closed: bool) -> bool:

@@ -120,7 +120,7 @@ def _constants_at(
 ) -> bool | None:
     ev = evaluator(_DIGITS, base)
     try:
-        x, y = ev.value(a, {}), ev.value(b, {})
+        x, y = constant(a, base), constant(b, base)
     except Undefined:
         return False
     except Undecided:
@@ -138,6 +138,22 @@ def _constants_at(
         closer = abs(fine.value(a, {}) - fine.value(b, {}))
         return bool(closer == 0 or closer < gap * ev.mp.mpf(10) ** -20)
     return False
+
+
+@lru_cache(maxsize=8192)
+def _constant(node: Node, base: int | None) -> Any:
+    try:
+        return evaluator(_DIGITS, base).value(node, {})
+    except Undecided as error:
+        return error
+
+
+def constant(node: Node, base: int | None = None) -> Any:
+    """Value of a constant expression, remembered: a gold meets many answers."""
+    value = _constant(node, base)
+    if isinstance(value, Undecided):
+        raise value
+    return value
 
 
 def _angle_equal(ev: Evaluator, a: Node, b: Node, x: Any, y: Any) -> bool:

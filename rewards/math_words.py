@@ -223,6 +223,8 @@ def _sign(char: str) -> str:
     if digit is not None:
         return str(digit)
     name = unicodedata.name(char, "")
+    if name.startswith(("CIRCLED", "PARENTHESIZED")):
+        return char  # the number of a statement, not a number
     if name.startswith("GREEK ") and " LETTER " in name and " WITH " not in name:
         letter = name.rpartition(" ")[2].lower().replace("lamda", "lambda")
         letter = letter.capitalize() if "CAPITAL" in name else letter

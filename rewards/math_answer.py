@@ -10,10 +10,11 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 
+from rlreason.rewards import math_symbolic
 from rlreason.rewards.extract import boxes
 from rlreason.rewards.math_compare import equal
 from rlreason.rewards.math_eval import Undecided
-from rlreason.rewards.math_extract import Wanted, conclusion, extract
+from rlreason.rewards.math_extract import Found, Wanted, conclusion, extract
 from rlreason.rewards.math_parse import parse
 from rlreason.rewards.math_read import Answer, read, simplify, strip
 from rlreason.rewards.math_tree import MathError, Node
@@ -67,11 +68,27 @@ def check(
         return RewardResult(score=0.0, verdict=Verdict.UNPARSED, detail=found.how)
     answer = read_answer(found.text, wanted)
     verdicts = [same_answer(gold, answer, options) for gold in readable]
+    if True not in verdicts and None in verdicts:
+        return _by_sympy([g for g, v in zip(readable, verdicts, strict=True) if v is None], answer, found)
     right = True in verdicts
-    detail = found.how if right or None not in verdicts else f"{found.how}; could not be decided"
     return RewardResult(
-        score=float(right), verdict=Verdict.CORRECT if right else Verdict.WRONG, extracted=found.text, detail=detail
+        score=float(right), verdict=Verdict.CORRECT if right else Verdict.WRONG, extracted=found.text, detail=found.how
     )
+
+
+def _by_sympy(golds: list[Answer], answer: Answer, found: Found) -> RewardResult:
+    """The last rung, for golds with an integral, a limit or an infinite sum in them."""
+    decisions = {
+        math_symbolic.decide(gold.node, answer.node)
+        for gold in golds
+        if gold.node is not None and answer.node is not None and math_symbolic.applies(gold.node, answer.node)
+    }
+    if "equal" in decisions:
+        return RewardResult(score=1.0, verdict=Verdict.CORRECT, extracted=found.text, detail=f"{found.how}; sympy")
+    for failure, verdict in (("timed_out", Verdict.TIMED_OUT), ("broken", Verdict.BROKEN)):
+        if failure in decisions:
+            return RewardResult(score=None, verdict=verdict, extracted=found.text, detail="sympy reached its limits")
+    return RewardResult(score=0.0, verdict=Verdict.WRONG, extracted=found.text, detail=f"{found.how}; not shown equal")
 
 
 def _options(options: Options, reference: Mapping[str, object]) -> tuple[Options, Reference]:
@@ -93,7 +110,7 @@ def _broken(detail: str) -> RewardResult:
     return RewardResult(score=None, verdict=Verdict.BROKEN, detail=detail)
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=16_384)
 def gold_answer(gold: str) -> Answer:
     """Read a gold: as the data set writes it, boxed, or as the last sentence of a solution."""
     found = boxes(gold) if "box" in gold else []

@@ -17,6 +17,7 @@ from rlreason.rewards.math_tree import (
     const,
     divide,
     group,
+    mul,
     name_of,
     neg,
     num,
@@ -134,8 +135,12 @@ def _function_arguments(parser: _Parser) -> tuple[Node, ...]:
         parser.take()
         return (neg(_function_arguments(parser)[0]),)
     node = parser.expression(_POWER)
-    while parser.next.kind in ("id", "num") or parser.next.text in ("\\frac", "\\pi", "\\sqrt"):
-        node = Node("mul", (node, parser.expression(_POWER)))
+    while (parser.next.kind in ("id", "num") and parser.next.text != "d") or parser.next.text in (
+        "\\frac",
+        "\\pi",
+        "\\sqrt",
+    ):
+        node = mul(node, parser.expression(_POWER))
     if parser.next.text == "deg":
         parser.take()
         node = Node("degree", (node,))

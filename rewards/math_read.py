@@ -26,6 +26,8 @@ from rlreason.rewards.math_tree import (
 from rlreason.rewards.math_words import number_from_words
 
 _MAX_ALTERNATIVES = 8
+#: Longer texts are read anew each time: a cache of them could grow large.
+_REMEMBERED = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +47,12 @@ class Answer:
     in_words: bool = False
 
 
-@lru_cache(maxsize=4096)
 def read(text: str) -> Answer:
-    """Read one answer. Never raises."""
+    """Read one answer. Never raises. Short texts are remembered: a gold meets many answers."""
+    return _read_short(text) if len(text) <= _REMEMBERED else _read(text)
+
+
+def _read(text: str) -> Answer:
     plain = strip(text)
     letter = choice_letter(plain)
     words = plain_words(plain)
@@ -60,6 +65,9 @@ def read(text: str) -> Answer:
         node = _worded(words)
         in_words = node.kind == "num" and "\\text" in plain
     return Answer(text=plain, node=node, words=words, letter=letter, in_words=in_words)
+
+
+_read_short = lru_cache(maxsize=4096)(_read)
 
 
 def strip(text: str) -> str:

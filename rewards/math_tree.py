@@ -55,12 +55,14 @@ def call(name: str, *args: Node) -> Node:
     return Node("call", args, name)
 
 
-def add(*args: Node) -> Node:
-    return Node("add", args)
+def add(first: Node, *rest: Node) -> Node:
+    """A sum; a long one stays flat, so that the depth of the tree is the depth of its brackets."""
+    return Node("add", (*(first.args if first.kind == "add" else (first,)), *rest))
 
 
-def mul(*args: Node) -> Node:
-    return Node("mul", args)
+def mul(first: Node, *rest: Node) -> Node:
+    """A product, flat like ``add``."""
+    return Node("mul", (*(first.args if first.kind == "mul" else (first,)), *rest))
 
 
 def power(base: Node, exponent: Node) -> Node:

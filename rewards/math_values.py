@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import threading
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ _CHECK_DIGITS = 80
 _SAME = Fraction(1, 10**25)
 _TRIALS = 14
 _ENOUGH = 3
+#: Values of larger trees are not kept.
+_REMEMBERED = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,17 +143,19 @@ def _constants_at(
     return False
 
 
-@lru_cache(maxsize=8192)
-def _constant(node: Node, base: int | None) -> Any:
+def _value(node: Node, base: int | None) -> Any:
     try:
         return evaluator(_DIGITS, base).value(node, {})
     except Undecided as error:
         return error
 
 
+_constant = lru_cache(maxsize=8192)(_value)
+
+
 def constant(node: Node, base: int | None = None) -> Any:
     """Value of a constant expression, remembered: a gold meets many answers."""
-    value = _constant(node, base)
+    value = _constant(node, base) if sum(1 for _ in walk(node)) <= _REMEMBERED else _value(node, base)
     if isinstance(value, Undecided):
         raise value
     return value
@@ -238,10 +243,19 @@ def _functions_equal(a: Node, b: Node, free: frozenset[str]) -> bool | None:
     return True if True in results else results[0]
 
 
+def _sorted(node: Node) -> Node:
+    """Arguments of sums and products in an order that does not depend on the process."""
+    args = [_sorted(a) for a in node.args]
+    if node.kind in ("add", "mul"):
+        args.sort(key=repr)
+    return Node(node.kind, tuple(args), node.value)
+
+
 def _with_opaque_calls(node: Node) -> Node:
     """``f(x)`` of an unknown function is a symbol of its own, one for each argument."""
     if node.kind == "call" and name_of(node).endswith("()"):
-        return Node("sym", (), f"{node.value}{canonical(node)!r}")
+        digest = hashlib.blake2b(repr(_sorted(node)).encode(), digest_size=12).hexdigest()
+        return Node("sym", (), f"{node.value}{digest}")
     return Node(node.kind, tuple(_with_opaque_calls(a) for a in node.args), node.value) if node.args else node
 
 

@@ -1,0 +1,145 @@
+"""The embedded engine against the trainer: same log-probs, right distribution, draws that no batch can change."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from rlreason.config import PolicyConfig
+from rlreason.data.procedural import make_task
+from rlreason.data.prompts import PromptFormat
+from rlreason.policy.batch import collate, rollout_row
+from rlreason.policy.logprobs import token_logprobs
+from rlreason.policy.policies import Policy, fresh_policy
+from rlreason.sampler.draw import uniforms
+from rlreason.sampler.transformers_engine import TransformersSampler, choose
+from rlreason.types import Problem, SamplingParams
+
+TASK = make_task("arithmetic", {"min_terms": 2, "max_terms": 6}, seed=0)
+PROBLEMS = [TASK.problem("train", index) for index in range(12)]
+TOLERANCE = 2e-5
+SHAPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "intermediate_size": 64,
+}
+MOE = {**SHAPE, "moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
+
+
+def make_policy(kind: str, seed: int = 0) -> Policy:
+    config = PolicyConfig(model_type=kind, model={**(MOE if kind == "qwen3_moe" else SHAPE), "initializer_range": 0.3})
+    return fresh_policy(config, TASK.alphabet, (), seed, torch.device("cpu"))
+
+
+def make_sampler(policy: Policy, max_rows: int = 512) -> TransformersSampler:
+    return TransformersSampler(policy.copy_model(), policy.tokenizer, PromptFormat(), max_rows=max_rows)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_and_trainer_agree_on_every_token(kind: str, temperature: float) -> None:
+    policy = make_policy(kind)
+    params = SamplingParams(samples_per_problem=4, max_tokens=24, temperature=temperature, seed=3, stream="s")
+    groups = make_sampler(policy).sample(PROBLEMS, params)
+    rows = [rollout_row(c, 0.0, g.group_id) for g in groups for c in g.completions_G]
+    assert len({len(row.token_ids) for row in rows}) > 3  # ragged prompts and completions
+    batch = collate(rows, policy.tokenizer.pad_token_id, torch.device("cpu"))
+    with torch.no_grad():
+        ours = token_logprobs(policy.model, batch, temperature).logprobs_BT
+        wrong = token_logprobs(policy.model, batch, temperature * 1.01).logprobs_BT
+    mask = batch.loss_mask_BT.bool()
+    difference = (ours - batch.sampler_logprobs_BT)[mask].abs().max()
+    assert float(difference) < TOLERANCE
+    # Canary: one per cent of temperature is far outside the tolerance.
+    assert float((wrong - batch.sampler_logprobs_BT)[mask].abs().max()) > 10 * TOLERANCE
+
+
+def test_draws_depend_on_problem_and_sample_alone() -> None:
+    policy = make_policy("qwen3")
+    params = SamplingParams(samples_per_problem=3, max_tokens=16, seed=1, stream="grpo/0")
+    together = make_sampler(policy).sample(PROBLEMS, params)
+    apart = [make_sampler(policy, max_rows=3).sample([problem], params)[0] for problem in reversed(PROBLEMS)]
+    for whole, single in zip(together, reversed(apart), strict=True):
+        assert [c.token_ids for c in whole.completions_G] == [c.token_ids for c in single.completions_G]
+    other = make_sampler(policy).sample(PROBLEMS, SamplingParams(samples_per_problem=3, max_tokens=16, seed=2))
+    assert [g.completions_G[0].token_ids for g in together] != [g.completions_G[0].token_ids for g in other]
+
+
+def test_samples_follow_the_distribution() -> None:
+    # 20,000 draws of a three-token distribution: each share within 4 standard errors.
+    logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]])).repeat(20_000, 1)
+    uniform = torch.from_numpy(uniforms(0, "test", "p", 0, 20_000))
+    chosen, logprobs = choose(logits, uniform, SamplingParams())
+    counts = Counter(chosen.tolist())
+    for token, share in enumerate((0.2, 0.5, 0.3)):
+        assert abs(counts[token] / 20_000 - share) < 4 * np.sqrt(share * (1 - share) / 20_000)
+    assert torch.allclose(logprobs.exp(), torch.tensor([0.2, 0.5, 0.3])[chosen], atol=1e-6)
+
+
+def test_top_k_and_top_p_cut_and_renormalise() -> None:
+    logits = torch.log(torch.tensor([[0.4, 0.3, 0.2, 0.1]])).repeat(1000, 1)
+    uniform = torch.from_numpy(uniforms(0, "test", "p", 0, 1000))
+    chosen, logprobs = choose(logits, uniform, SamplingParams(top_k=2))
+    assert set(chosen.tolist()) == {0, 1}
+    assert float(logprobs[chosen == 0][0].exp()) == pytest.approx(4 / 7, abs=1e-6)
+    # 0.4 + 0.3 reach 0.65: the nucleus is the first two
+    assert set(choose(logits, uniform, SamplingParams(top_p=0.65))[0].tolist()) == {0, 1}
+
+
+def test_greedy_takes_the_most_likely() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0]])
+    chosen, logprob = choose(logits, torch.zeros(1), SamplingParams(temperature=0.0))
+    assert chosen.tolist() == [1]
+    assert float(logprob) == pytest.approx(float(torch.log_softmax(logits, -1)[0, 1]))
+
+
+def test_publish_is_a_delivery_of_its_own() -> None:
+    policy, other = make_policy("qwen3"), make_policy("qwen3", seed=1)
+    sampler = make_sampler(policy)
+    params = SamplingParams(samples_per_problem=2, max_tokens=8)
+    before = sampler.sample(PROBLEMS[:2], params)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.add_(1.0)
+    assert sampler.sample(PROBLEMS[:2], params) == before  # the trainer's weights are not the sampler's
+    sampler.publish(other.model.state_dict(), version=5)
+    after = sampler.sample(PROBLEMS[:2], params)
+    assert sampler.version == 5
+    assert {c.policy_version_max for g in after for c in g.completions_G} == {5}
+    assert after[0].completions_G[0].token_ids != before[0].completions_G[0].token_ids
+
+
+def test_publish_refuses_other_weights() -> None:
+    with pytest.raises(RuntimeError, match="Missing key"):
+        make_sampler(make_policy("qwen3")).publish({}, version=1)
+
+
+def test_stop_and_length() -> None:
+    policy = make_policy("qwen3")
+    end = policy.tokenizer.eos_token_id
+    groups = make_sampler(policy).sample(PROBLEMS, SamplingParams(samples_per_problem=8, max_tokens=12, seed=5))
+    completions = [c for g in groups for c in g.completions_G]
+    assert {c.finish_reason for c in completions} == {"stop", "length"}
+    for completion in completions:
+        assert len(completion.logprobs_T) == len(completion.token_ids) <= 12
+        stopped = completion.finish_reason == "stop"
+        assert stopped == (completion.token_ids[-1] == end)
+        assert end not in completion.token_ids[:-1]
+        assert policy.tokenizer.eos_token not in completion.text
+
+
+def test_an_empty_list_of_problems() -> None:
+    assert make_sampler(make_policy("qwen3")).sample([], SamplingParams()) == []
+
+
+def test_messages_and_unicode_reach_the_prompt() -> None:
+    policy = make_policy("qwen3")
+    problem = Problem(id="x", prompt="3+5=é", verifier="math", reference="8")
+    group = make_sampler(policy).sample([problem], SamplingParams(max_tokens=2))[0]
+    assert group.completions_G[0].prompt_ids[-1] == policy.tokenizer.unk_token_id

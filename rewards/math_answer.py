@@ -160,8 +160,14 @@ def same_answer(gold: Answer, answer: Answer, options: Options) -> bool | None:
     """Do two answers agree? None where it could not be decided."""
     if gold.letter and answer.letter:
         return gold.letter == answer.letter
+    if gold.choice or answer.choice:
+        # "(C) 27" against 27
+        return bool(same_answer(read(gold.choice or gold.text), read(answer.choice or answer.text), options))
     if "text" in (gold.node and gold.node.kind, answer.node and answer.node.kind) and gold.words == answer.words:
         return True
+    if gold.words in _YES_NO and answer.node is not None and answer.node.kind in ("text", "group"):
+        first, _, rest = answer.words.partition(" ")
+        return first == gold.words and not (_YES_NO - {first}) & set(rest.split())
     if answer.in_words and not gold.in_words:
         return False
     if gold.node is None or answer.node is None:
@@ -173,12 +179,19 @@ def same_answer(gold: Answer, answer: Answer, options: Options) -> bool | None:
         return None
 
 
+_YES_NO = frozenset({"yes", "no", "true", "false"})
 _DECIMAL_COMMA = re.compile(r"(-?)(0,\d{2,}|\d+,(?:\d{1,2}|\d{4,})|\d{4,},\d+)(?:\s*(?:\\?[$€%]|[a-z]+)\W*[a-z]*\W*)?")
+_PYTHON_CONSTANT = re.compile(r"(?<![A-Za-z\\])[IE](?![A-Za-z(_])")
 _GROUPS_OF_THREE = re.compile(r"\d{1,3}(?:,\d{3})+")
 
 
 def _other_reading(gold: Answer, answer: Answer, options: Options) -> bool:
     """``1,22`` as 1.22 against a number; ``100,200,300`` as a list against a list."""
+    python = [a.text for a in (gold, answer) if "*" in a.text or "sqrt(" in a.text]
+    if python and any(re.search(r"(?<![A-Za-z])[IE](?![A-Za-z(_])", t) for t in python):
+        readings = [read(_PYTHON_CONSTANT.sub(lambda m: m[0].lower(), a.text)) for a in (gold, answer)]
+        if readings[0].node is not None and readings[1].node is not None:
+            return bool(equal(readings[0].node, readings[1].node, options))
     for side, other in ((gold, answer), (answer, gold)):
         assert other.node is not None
         if "," not in side.text or ("," in other.text and other.node.kind != "group"):

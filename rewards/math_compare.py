@@ -72,6 +72,8 @@ def _units(a: Node, b: Node, options: Options) -> bool | None:
         known = unit_size(unit_a or unit_b or "")
         if options.units and known is not None:
             return False
+        if left.kind == right.kind == "ratio" and equal(left, right, options):
+            return True
         if left.kind == "ratio" or right.kind == "ratio":
             left, right = _with_clock(left, unit_a), _with_clock(right, unit_b)
             if left.kind != right.kind:
@@ -135,7 +137,7 @@ def _clock(ratio: Node) -> tuple[Fraction, ...]:
         return ()
     hours, minutes, *rest = [p for p in parts if p is not None]
     seconds = rest[0] if rest else Fraction(0)
-    if hours > 24 or minutes > 59 or seconds > 59 or (len(parts) == 2 and 0 < minutes < 10):
+    if hours > 24 or minutes > 59 or seconds > 59 or 0 < minutes < 10 or 0 < seconds < 10:
         return ()
     return hours, minutes, seconds
 
@@ -165,7 +167,7 @@ def _groups(a: Node, b: Node, options: Options) -> bool | None:
     named_a, named_b = _mapping(a), _mapping(b)
     if named_a and named_b:
         return _same_mappings(named_a, named_b, options)
-    if named_a or named_b:
+    if (named_a or named_b) and not all(x.kind == "relation" for side in (a, b) for x in side.args):
         named, other = (named_a, b) if named_a else (named_b, a)
         return _named_and_plain(named, other, options)
     if a.kind != "group" or b.kind != "group":
@@ -218,6 +220,8 @@ def _mapping(node: Node) -> list[tuple[Node, Node]]:
     """Names and values of a list of assignments (nested lists flattened); [] if it is anything else."""
     if node.kind == "relation":
         named = assignment(node)
+        if named is not None and named[0].kind == named[1].kind == "group" and len(named[0].args) == len(named[1].args):
+            return list(zip(named[0].args, named[1].args, strict=True))  # (a, b) = (1, 2)
         return [named] if named else []
     if node.kind != "group" or node.value not in _BARE | {"()", "{}"}:
         return []
@@ -237,6 +241,8 @@ def _same_mappings(a: list[tuple[Node, Node]], b: list[tuple[Node, Node]], optio
     if rows_a and rows_b and [canonical(n) for n, _ in rows_a[0]] == [canonical(n) for n, _ in rows_b[0]]:
         left, right = ([group("()", tuple(v for _, v in row)) for row in rows] for rows in (rows_a, rows_b))
         return _as_multisets(group("", tuple(left)), group("", tuple(right)), options)
+    if len({name_of(name).partition("_")[0] for name, _ in (*a, *b)}) == 1 and name_of(a[0][0]):
+        return _match([v for _, v in a], [v for _, v in b], options)  # x_1 = 1, x_2 = 2 and x = 1, x = 2
     left = [group("()", (name, value)) for name, value in a]
     right = [group("()", (name, value)) for name, value in b]
     if all(same_name(x[0], y[0]) for x, y in zip(a, b, strict=True)):

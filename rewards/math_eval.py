@@ -17,7 +17,7 @@ from rlreason.rewards.math_words import word_set
 PRIMES = ((1 << 61) - 1, (1 << 89) - 1)
 _MAX_FACTORIAL_EXACT = 400
 _MAX_TERMS = 400
-_MAX_STEPS = 12_000
+_MAX_STEPS = 4000
 #: Bits of a number that an exponent, an angle or a factorial may have; beyond that it is a tower.
 _MAX_MAGNITUDE = 200
 
@@ -28,6 +28,10 @@ class Undecided(Exception):
 
 class Undefined(Undecided):
     """The expression has no value there: division by zero, infinity minus infinity."""
+
+
+class Exhausted(Undecided):
+    """It takes too much work, at this point and at any other."""
 
 
 class NotRational(Exception):
@@ -187,10 +191,12 @@ class Evaluator:
         self.log_base = log_base
         self.steps = 0
         self.angle = 0
+        #: Bits by which the smallest contribution so far lies below what it is added to: 1 + 2^-1000 has 1000.
+        self.spread = 0
 
     def value(self, node: Node, point: Mapping[str, Any]) -> Any:
         """The value at a point; raises Undecided where there is none."""
-        self.steps = 0
+        self.steps = self.spread = 0
         try:
             result = self._value(node, point)
         except (ZeroDivisionError, OverflowError, ValueError, TypeError, self.mp.NoConvergence) as error:
@@ -202,7 +208,7 @@ class Evaluator:
     def _value(self, node: Node, point: Mapping[str, Any]) -> Any:
         self.steps += 1
         if self.steps > _MAX_STEPS:
-            raise Undecided("too much work")
+            raise Exhausted("too much work")
         value = rational(node)
         if value is not None:
             if value.denominator == 1:
@@ -225,10 +231,11 @@ class Evaluator:
         return {"pi": self.mp.pi, "e": self.mp.e, "i": self.mp.j}[name_of(node)] * 1
 
     def add(self, node: Node, point: Mapping[str, Any]) -> Any:
-        total = self._value(node.args[0], point)
-        for arg in node.args[1:]:
-            total = total + self._value(arg, point)
-        return total
+        terms = [self._value(a, point) for a in node.args]
+        sizes = [self.mp.mag(t) for t in terms if t]
+        if sizes:
+            self.spread = max(self.spread, int(max(sizes) - min(sizes)))
+        return sum(terms[1:], terms[0])
 
     def mul(self, node: Node, point: Mapping[str, Any]) -> Any:
         total = self._value(node.args[0], point)
@@ -247,6 +254,8 @@ class Evaluator:
         if node.args[1] == MINUS_ONE:
             return 1 / base
         exponent = self.bounded(self._value(node.args[1], point))
+        if exponent:
+            self.spread = max(self.spread, -int(self.mp.mag(exponent)))
         if base == 0:
             if self.mp.im(exponent) or self.mp.re(exponent) <= 0:
                 raise Undefined("power of zero")
@@ -281,6 +290,7 @@ class Evaluator:
         self.angle += name in _TRIGONOMETRIC
         try:
             arguments = [self.bounded(self._value(a, point)) for a in node.args]
+            self.spread = max([self.spread, *(-int(self.mp.mag(x)) for x in arguments if x)])
         finally:
             self.angle -= name in _TRIGONOMETRIC
         return function(self, *arguments)

@@ -25,7 +25,7 @@ from rlreason.rewards.math_tree import (
     too_large,
     walk,
 )
-from rlreason.rewards.math_words import unit_size
+from rlreason.rewards.math_words import number_from_words, unit_size
 
 # Binding powers, weakest first.
 _RATIO, _SET, _SUM, _MINUS, _PRODUCT, _POWER, _POSTFIX = 20, 30, 40, 49, 50, 70, 80
@@ -97,7 +97,7 @@ class _Parser:
         items: list[Node] = []
         separators: list[str] = []
         chunk = 0
-        while self.next is not END and self.next.text not in _CLOSERS:
+        while self.next is not END and (self.next.text not in _CLOSERS or (self.next.text == "]" and self.at == 0)):
             if len(items) == 2 and self.next.text == "[" and not separators:
                 break
             items.append(self.item())
@@ -212,6 +212,10 @@ class _Parser:
         if token.kind == "scale":
             return mul(left, num(int(self.take().text)))
         right = self.expression(_PRODUCT)
+        if right.kind == "relation":
+            if right.value != ("in",):
+                raise MathError("a condition in brackets")
+            return left  # 2k\\pi (k \\in Z)
         whole = rational(left)
         if token.text == "\\frac" and whole is not None and whole.denominator == 1 and left.kind == "num":
             part = _proper_fraction(right)
@@ -282,7 +286,13 @@ class _Parser:
             return self.postfix(left, "'")
         if self.next.text in ("*", "+") and left.kind in ("sym", "numbers"):
             return Node(left.kind, (), f"{left.value}^{self.take().text}")
-        return power(left, self.exponent())
+        if self.next.text == "{" and self.tokens[self.at + 1].text in ("st", "nd", "rd", "th", "*", "+"):
+            mark = self.tokens[self.at + 1].text
+            self.at += 2
+            self.expect("}")
+            return left if mark.isalpha() else Node(left.kind, left.args, f"{left.value}^{mark}")
+        exponent = self.exponent()
+        return _selections(left, exponent) or power(left, exponent)
 
     def argument_is_circle(self) -> None:
         if self.take().text == "{":
@@ -309,8 +319,10 @@ class _Parser:
         """``x_1`` is a name; ``1011_2`` a number in base 2."""
         index = self.index()
         value = rational(left)
-        if left.kind == "num" and value is not None and index.isdigit():
-            return num(_in_base(str(value), int(index)))
+        if left.kind == "num" and value is not None:
+            base = index.lower().removeprefix("base").strip()
+            base = base if base.isdigit() else str(number_from_words(base))
+            return num(_in_base(str(value), int(base) if base.isdigit() else 0))
         if left.kind == "sym":
             return self.applied(sym(f"{left.value}_{index}"))
         if left.kind == "const":
@@ -418,6 +430,19 @@ def _builder_of_ratio(node: Node) -> Node:
     return node
 
 
+def _selections(name: Node, exponent: Node) -> Node | None:
+    """``C_{10}^{3}`` and ``A_{5}^{2}``: combinations and arrangements; None for a power of a symbol."""
+    letter, _, below = name_of(name).partition("_")
+    above = rational(exponent)
+    if letter not in ("C", "A", "P") or not below.isdigit() or above is None or above.denominator != 1:
+        return None
+    n, k = int(below), int(above)
+    if not 0 <= k <= n <= 1000:
+        return None
+    chosen = call("binom", num(n), num(k))
+    return chosen if letter == "C" else mul(chosen, call("factorial", num(k)))
+
+
 def _proper_fraction(node: Node) -> Fraction | None:
     """The value of ``\\frac{1}{2}`` with whole positive parts and value below 1."""
     if node.kind == "mul" and len(node.args) == 2 and node.args[1].kind == "pow":
@@ -429,6 +454,6 @@ def _proper_fraction(node: Node) -> Fraction | None:
 
 def _in_base(digits: str, base: int) -> int:
     try:
-        return int(digits, base)
+        return int(digits, base) if base else int("no base")
     except ValueError:
         raise MathError(f"{digits} is no number in base {base}") from None

@@ -160,6 +160,17 @@ def _apply(name: str, arguments: tuple[Node, ...], base: Node | None) -> Node:
         return call("log?", arguments[0])
     if name == "Eq" and len(arguments) == 2:
         return Node("relation", arguments, ("=",))
+    if name == "Matrix" and len(arguments) == 1:
+        return arguments[0]
+    if name in ("Interval", "FiniteSet"):
+        return group("[]" if name == "Interval" else "{}", arguments)
+    if name == "Union" and arguments:
+        node = arguments[0]
+        for argument in arguments[1:]:
+            node = Node("union", (node, argument))
+        return node
+    if name == "log" and len(arguments) == 2:
+        return call("log", *arguments)
     if name == "Rational" and len(arguments) == 2:
         return divide(*arguments)
     if name == "cbrt":

@@ -43,6 +43,8 @@ class Answer:
     words: str
     #: The letter of a choice such as ``(B)`` or ``B. Paris``, or "".
     letter: str = ""
+    #: What stands after the letter: ``27`` of ``(C) 27``.
+    choice: str = ""
     #: A number written in words inside ``\\text{}``: counts in a gold, or against another one.
     in_words: bool = False
 
@@ -54,7 +56,7 @@ def read(text: str) -> Answer:
 
 def _read(text: str) -> Answer:
     plain = strip(text)
-    letter = choice_letter(plain)
+    letter, choice = letter_and_choice(plain)
     words = plain_words(plain)
     try:
         node: Node | None = simplify(parse(plain))
@@ -64,7 +66,7 @@ def _read(text: str) -> Answer:
     if node is not None and node.kind == "text":
         node = _worded(words)
         in_words = node.kind == "num" and "\\text" in plain
-    return Answer(text=plain, node=node, words=words, letter=letter, in_words=in_words)
+    return Answer(text=plain, node=node, words=words, letter=letter, choice=choice, in_words=in_words)
 
 
 _read_short = lru_cache(maxsize=4096)(_read)
@@ -84,6 +86,8 @@ def strip(text: str) -> str:
         text = text[1:-1].strip()
     if text.startswith(("\\[", "\\(")) and text.endswith(("\\]", "\\)")):
         text = text[2:-2].strip()
+    if text.startswith("<") and text.endswith(">") and "," in text:
+        text = f"({text[1:-1]})"  # a vector
     if text.startswith("**") and text.endswith("**") and len(text) > 4:
         text = text[2:-2].strip()
     return text.rstrip(" \n.,;:。") if not text.endswith("\\,") else text
@@ -95,19 +99,28 @@ _CHOICE = re.compile(r"\(?([A-Z])(?:\)|[.:]|(?=\s|$))\s*(.*)", re.DOTALL)
 
 def choice_letter(text: str) -> str:
     """``B`` of ``B``, ``(B)``, ``B.``, ``(B) Paris``, ``B: 12 cm``; "" for anything else."""
-    if not text or not (text[0] == "(" or text[0].isupper() or text[0] == "\\"):
-        return ""
+    return letter_and_choice(text)[0]
+
+
+_OPTION_WORD = re.compile(r"(?:option|choice|answer)\s*:?\s*(?=\(?[A-Z]\)?(?![A-Za-z]))", re.IGNORECASE)
+
+
+def letter_and_choice(text: str) -> tuple[str, str]:
+    """The letter of a choice and what stands after it: ``("C", "27")`` of ``(C) 27``; ``("", "")`` for anything else."""
+    if not text or not (text[0] == "(" or text[0] == "\\" or text[0].isalpha()):
+        return "", ""
     bare = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mbox|textrm)\s*\{([^{}]*)\}", r"\1", text).strip(" $")
+    bare = _OPTION_WORD.sub("", bare, count=1) if bare[:1].lower() in ("o", "c", "a") else bare
     match = _CHOICE.fullmatch(bare)
     if not match:
-        return ""
+        return "", ""
     rest = match[2]
     if not rest:
-        return match[1]
+        return match[1], ""
     marked = bare[0] == "(" or bare[1:2] in (".", ":", ")")
     if re.search(r"(?<![A-Za-z])[A-Z](?![A-Za-z])", rest) or not (marked or re.match(r"[A-Z][a-z]+", rest)):
-        return ""
-    return match[1] if not re.match(r"\s*[-+*/^=,<>_&]", rest) else ""
+        return "", ""
+    return (match[1], rest) if marked or not re.match(r"\s*[-+*/^=,<>_&]", rest) else ("", "")
 
 
 _COMMAND = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox|textrm|mathbf|operatorname|textnormal)\s*\{([^{}]*)\}")
@@ -156,6 +169,12 @@ def simplify(node: Node) -> Node:
     if not node.args:
         return node
     node = Node(node.kind, tuple(simplify(a) for a in node.args), node.value)
+    if node.kind == "builder":
+        return _listed(node)
+    if node.kind == "pow" and node.args[0].kind == "matrix" and node.args[1] in _TRANSPOSE:
+        return _transposed(node.args[0])
+    if node.kind == "unit" and node.value in ("rad", "radian", "radians"):
+        return node.args[0]
     if node.kind == "relation":
         if node.value == ("=",) and node.args[0].kind == "text":
             return node.args[1]  # "Total pieces = 3n + 1"
@@ -175,6 +194,26 @@ def simplify(node: Node) -> Node:
         return _repeating(node.args[0])
     if node.kind in ("add", "mul") and any(a.kind == "matrix" for a in node.args):
         return _matrix_arithmetic(node)
+    return node
+
+
+_TRANSPOSE = (Node("sym", (), "T"), Node("sym", (), "\\\\top"))
+
+
+def _transposed(matrix: Node) -> Node:
+    rows, columns = _shape(matrix)
+    return Node(
+        "matrix", tuple(matrix.args[r * columns + c] for c in range(columns) for r in range(rows)), (columns, rows)
+    )
+
+
+def _listed(node: Node) -> Node:
+    """``{x | x = k\\pi, k \\in Z}`` lists values: ``k\\pi, k \\in Z``."""
+    head, condition = node.args
+    parts = condition.args if condition.kind == "group" and condition.value in ("", "and") else (condition,)
+    first = parts[0]
+    if head.kind == "sym" and first.kind == "relation" and first.value == ("=",) and first.args[0] == head:
+        return _spliced(group("", (first.args[1], *parts[1:])))
     return node
 
 
@@ -234,6 +273,10 @@ def _spliced(node: Node) -> Node:
         items: list[Node] = []
         for arg in node.args:
             items.extend(alternatives(arg))
+        # "k \\in Z" after a formula says what k is; it is no item of the list.
+        rest = [i for i in items if not (i.kind == "relation" and i.value == ("in",) and i.args[1].kind == "numbers")]
+        if rest and len(rest) < len(items):
+            return rest[0] if len(rest) == 1 and node.value != "{}" else group(str(node.value), tuple(rest))
         return group(str(node.value), tuple(items))
     return node
 

@@ -43,6 +43,11 @@ def sets_equal(a: Node, b: Node) -> bool | None:
     """Do they hold the same real numbers?"""
     if canonical(a) == canonical(b):
         return True
+    for listed, other in ((a, b), (b, a)):
+        if listed.kind == "group" and listed.value == "" and is_set(listed):
+            # "x >= 2, x != 3" narrows, "x < 1, x > 3" lists: the comma does not say.
+            both = (Node("group", listed.args, word) for word in ("and", "or"))
+            return any(sets_equal(reading, other) for reading in both)
     if is_interval(a) and is_interval(b):
         return _bounds_equal(a, b)
     if a.kind == b.kind == "numbers":
@@ -246,6 +251,8 @@ def _operand(ev: Evaluator, node: Node, x: Any, variable: str) -> Any:
 def _compare(ev: Evaluator, left: Any, op: str, right: Any) -> bool:
     if ev.mp.isnan(left) or ev.mp.isnan(right):
         return False
+    if ev.mp.isinf(left) or ev.mp.isinf(right):
+        return op == "!=" or bool(left < right if op in ("<", "<=") else left > right)
     # Two sides meet at a bound only up to rounding: there the difference is tiny next to 1.
     meets = same(ev, left, right) if abs(left) > 1 else abs(left - right) < ev.mp.mpf(10) ** -25
     if op in ("=", "!="):

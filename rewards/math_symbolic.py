@@ -27,7 +27,7 @@ Decision = Literal["equal", "different", "undecided", "timed_out", "broken"]
 def applies(gold: Node, answer: Node) -> bool:
     """Is this for sympy? Only where the gold itself holds such an operation: an answer that leaves an integral
     undone does not answer a question whose gold is a number."""
-    if not any(n.kind == "call" and n.value in UNEVALUATED for n in walk(gold)):
+    if gold.kind == "relation" or not any(n.kind == "call" and n.value in UNEVALUATED for n in walk(gold)):
         return False
     nodes = [*walk(gold), *walk(answer)]
     return len(nodes) <= _MAX_NODES and all(n.kind in _EXPRESSION_KINDS for n in nodes)
@@ -116,8 +116,11 @@ def _call(sympy: Any, node: Node) -> Any:
     functions: dict[str, Callable[..., Any]] = {
         "ln": sympy.log, "log": sympy.log, "log?": sympy.log, "abs": sympy.Abs, "factorial": sympy.factorial,
         "binom": sympy.binomial, "gamma": sympy.gamma, "floor": sympy.floor, "ceil": sympy.ceiling,
-        "root": lambda x, n: sympy.real_root(x, n), "arcsin": sympy.asin, "arccos": sympy.acos, "arctan": sympy.atan,
-    } | {f: getattr(sympy, f) for f in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "erf")}  # fmt: skip
+        "root": sympy.real_root, "arcsin": sympy.asin, "arccos": sympy.acos, "arctan": sympy.atan,
+    }  # fmt: skip
+    functions |= {
+        f: getattr(sympy, f) for f in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "erf")
+    }
     if name not in functions:
         raise _Untranslatable(name)
     return functions[name](*(to_sympy(a) for a in node.args))

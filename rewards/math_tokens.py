@@ -74,10 +74,15 @@ _WORDS = {
     "inf": ("cmd", "\\infty"), "infty": ("cmd", "\\infty"), "oo": ("cmd", "\\infty"), "percent": ("op", "%"),
     "pct": ("op", "%"), "percentage": ("op", "%"), "degrees": ("op", "deg"), "degree": ("op", "deg"),
     "deg": ("op", "deg"), "to": ("op", ":"), "in": ("rel", "in"), "union": ("cmd", "\\cup"), "U": ("id", "U"),
-    "cup": ("cmd", "\\cup"), "Union": ("cmd", "\\cup"), "pm": ("cmd", "\\pm"),
+    "cup": ("cmd", "\\cup"), "pm": ("cmd", "\\pm"),
     "sqrt": ("cmd", "\\sqrt"), "frac": ("cmd", "\\frac"),
     "binom": ("cmd", "\\binom"), "binomial": ("cmd", "\\binom"), "emptyset": ("cmd", "\\emptyset"),
-    "factorial": ("fn", "factorial"), "Eq": ("fn", "Eq"), "Rational": ("fn", "Rational"), "times": ("op", "*"),
+    "factorial": ("fn", "factorial"),
+    "Abs": ("fn", "abs"),
+    "Interval": ("fn", "Interval"),
+    "FiniteSet": ("fn", "FiniteSet"),
+    "Union": ("fn", "Union"),
+    "Matrix": ("fn", "Matrix"), "Eq": ("fn", "Eq"), "Rational": ("fn", "Rational"), "times": ("op", "*"),
     "squared": ("text", "squared"),
 }  # fmt: skip
 _SPECIAL_TOKENS = re.compile(r"<[|｜][^<>|｜]{0,40}[|｜]>|</?s>")
@@ -98,7 +103,15 @@ def clean(text: str) -> str:
             text = text.replace("\\\\", "\\")
         elif "\\begin" not in text:
             text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)
+    if ":" in text:
+        text = _CLOCK.sub(lambda m: f"{m[1]}\\text{{{m[2].lower()}m}}", text)
+    if "10" in text:
+        text = _TIMES_LETTER.sub(r"\1\\times \2", text)
     return text.strip()
+
+
+_CLOCK = re.compile(r"(:\d\d\s*)(?:\\text\s*\{\s*)?([aApP])\.?\s?[mM](?:\b\.?|\.)(?:\s*\})?")
+_TIMES_LETTER = re.compile(r"(\d\s*)[xX](\s*10\s*(?:\^|\*\*))")
 
 
 class _Lexer:
@@ -219,6 +232,10 @@ class _Lexer:
             self.out.extend([inner[0]._replace(spaced=self.spaced), *inner[1:]] if inner else [])
         elif words in FUNCTIONS:
             self.emit("fn", FUNCTIONS[words])
+        elif words.lower() in SCALES and last.kind == "num":
+            self.emit("scale", str(SCALES[words.lower()]))
+        elif words.lower() in ("infinity", "inf", "pi"):
+            self.emit(*_WORDS[words.lower()])
         else:
             self.label(words)
 
@@ -281,6 +298,11 @@ class _Lexer:
             self.emit("op", piece)
 
     def word(self, word: str) -> None:
+        following = self.text[self.at : self.at + 1]
+        if len(word) <= 2 and following.isdigit() and word[-1:] not in ("e", "E") and (len(word) == 1 or word in GREEK):
+            self.emit("id", word)  # x1 and c2 are names
+            self.out.append(Token("op", "_"))
+            return
         last = self.out[-1] if self.out else END
         after_number = last.kind in ("num", "literal") or last.text in ("%", ")", "}", "]")
         if len(word) == 1:
@@ -347,7 +369,12 @@ def _is_mathematics(words: str) -> bool:
     """Is this the content of a ``\\text{}`` that is mathematics all the same: a number, a letter, ``(A)``, ``$…$``?"""
     if len(words) == 1:
         return True
-    return bool(re.fullmatch(r"[-+]?[\d.,/%\s]*\d[\d.,/%]*|\([A-Z]\)|[A-Z](?:\s*,\s*[A-Z])+|\\?\$.*", words))
+    return bool(
+        re.fullmatch(
+            r"[-+]?[\d.,/%\s]*\d[\d.,/%]*|\([A-Z]\)|[A-Z](?:\s*(?:,|and|or)\s*[A-Z])+|-?\d+(?:\.\d+)?(?:\s*(?:or|and|,)\s*-?\d+(?:\.\d+)?)+|\\?\$.*",
+            words,
+        )
+    )
 
 
 def _money_here(text: str, at: int) -> bool:

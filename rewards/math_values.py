@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from rlreason.rewards.math_eval import PRIMES, Evaluator, NotRational, Undecided, Undefined, exact, modular
+from rlreason.rewards.math_eval import PRIMES, Evaluator, Exhausted, NotRational, Undecided, Undefined, exact, modular
 from rlreason.rewards.math_tree import Node, canonical, decimals, name_of, rational, symbols, walk
 
 #: A decimal stands for an irrational or periodic number if it has this many significant digits.
@@ -22,6 +22,9 @@ _CHECK_DIGITS = 80
 _SAME = Fraction(1, 10**25)
 _TRIALS = 14
 _ENOUGH = 3
+#: Bits of difference in size that 40 digits take in, and that are looked into at all.
+_PLAIN_SPREAD = 40
+_MAX_SPREAD = 4000
 #: Values of larger trees are not kept.
 _REMEMBERED = 40
 
@@ -70,7 +73,11 @@ def values_equal(a: Node, b: Node, options: Options) -> bool | None:
     try:
         return _rational_functions_equal(a, b, free)
     except NotRational:
+        pass
+    try:
         return _functions_equal(a, b, free)
+    except Exhausted:
+        return None
 
 
 def _near(left: Fraction, right: Fraction, options: Options) -> bool:
@@ -128,7 +135,9 @@ def _constants_at(
         return False
     except Undecided:
         return None
-    if same(ev, x, y) or _angle_equal(ev, a, b, x, y):
+    if same(ev, x, y):
+        return True if x == y == 0 else _same_in_detail(a, b, base)
+    if _angle_equal(ev, a, b, x, y):
         return True
     gap = abs(x - y)
     if options.tolerance and gap <= options.tolerance * max(abs(x), abs(y)):
@@ -159,6 +168,22 @@ def constant(node: Node, base: int | None = None) -> Any:
     if isinstance(value, Undecided):
         raise value
     return value
+
+
+def _same_in_detail(a: Node, b: Node, base: int | None) -> bool | None:
+    """Equal to 40 digits; equal also where ``1 + 2^{-1000}`` differs from 1?"""
+    ev = evaluator(_DIGITS, base)
+    spread = 0
+    for side in (a, b):
+        ev.value(side, {})
+        spread = max(spread, ev.spread)
+    if spread <= _PLAIN_SPREAD:
+        return True
+    if spread > _MAX_SPREAD:
+        return None
+    fine = Evaluator(_DIGITS + spread, base)
+    x, y = fine.value(a, {}), fine.value(b, {})
+    return bool(abs(x - y) <= max(abs(x), abs(y)) * fine.mp.mpf(2) ** -(spread + 80))
 
 
 def _angle_equal(ev: Evaluator, a: Node, b: Node, x: Any, y: Any) -> bool:
@@ -296,8 +321,10 @@ def _agree_here(ev: Evaluator, a: Node, b: Node, at: Mapping[str, Any], values: 
 
 
 def value_or_none(ev: Evaluator, node: Node, at: Mapping[str, Any]) -> Any:
-    """The value at a point; None where it has none."""
+    """The value at a point; None where it has none. Exhausted where it would cost too much anywhere."""
     try:
         return ev.value(node, at)
+    except Exhausted:
+        raise
     except Undecided:
         return None

@@ -165,9 +165,10 @@ def same_answer(gold: Answer, answer: Answer, options: Options) -> bool | None:
         return bool(same_answer(read(gold.choice or gold.text), read(answer.choice or answer.text), options))
     if "text" in (gold.node and gold.node.kind, answer.node and answer.node.kind) and gold.words == answer.words:
         return True
-    if gold.words in _YES_NO and answer.node is not None and answer.node.kind in ("text", "group"):
-        first, _, rest = answer.words.partition(" ")
-        return first == gold.words and not (_YES_NO - {first}) & set(rest.split())
+    for word, other in ((gold.words, answer), (answer.words, gold)):
+        if word in _YES_NO and other.node is not None and other.node.kind in ("text", "group"):
+            first, _, rest = other.words.partition(" ")
+            return first == word and not (_YES_NO - {first}) & set(rest.split())
     if answer.in_words and not gold.in_words:
         return False
     if gold.node is None or answer.node is None:

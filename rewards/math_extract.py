@@ -264,7 +264,11 @@ _LOWER_WORD = re.compile(r"(?<![\\A-Za-z{])[a-z]{2,}")
 
 
 def _is_prose(word: str) -> bool:
-    return word not in FUNCTIONS and word not in ("and", "or", "pi", "to", "inf", "percent") and not unit_word(word)
+    return (
+        word not in FUNCTIONS
+        and word not in ("and", "or", "pi", "to", "inf", "percent", "repeating", "recurring")
+        and not unit_word(word)
+    )
 
 
 def _is_answer(candidate: str, *, bare: bool = False) -> bool:

@@ -12,6 +12,8 @@ from rlreason.rewards.math_parse import parse
 from rlreason.rewards.math_tokens import clean
 from rlreason.rewards.math_tree import (
     EMPTY,
+    INFINITY,
+    MINUS_INFINITY,
     MathError,
     Node,
     add,
@@ -106,7 +108,7 @@ _OPTION_WORD = re.compile(r"(?:option|choice|answer)\s*:?\s*(?=\(?[A-Z]\)?(?![A-
 
 
 def letter_and_choice(text: str) -> tuple[str, str]:
-    """The letter of a choice and what stands after it: ``("C", "27")`` of ``(C) 27``; ``("", "")`` for anything else."""
+    """The letter of a choice and what stands after it: ``("C", "27")`` of ``(C) 27``, or ``("", "")``."""
     if not text or not (text[0] == "(" or text[0] == "\\" or text[0].isalpha()):
         return "", ""
     bare = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mbox|textrm)\s*\{([^{}]*)\}", r"\1", text).strip(" $")
@@ -180,7 +182,7 @@ def simplify(node: Node) -> Node:
             return node.args[1]  # "Total pieces = 3n + 1"
         return _without_approximation(node)
     if node.kind == "group":
-        node = _spliced(node)
+        node = _open_at_infinity(_spliced(node))
         if node.value == "[]" and node.args and all(a.kind == "group" and a.value == "[]" for a in node.args):
             widths = {len(a.args) for a in node.args}
             if len(widths) == 1:
@@ -200,6 +202,16 @@ def simplify(node: Node) -> Node:
 _TRANSPOSE = (Node("sym", (), "T"), Node("sym", (), "\\\\top"))
 
 
+def _open_at_infinity(node: Node) -> Node:
+    """``[0, \\infty]`` is written for ``[0, \\infty)``."""
+    if len(node.args) != 2 or node.value not in ("[]", "[)", "(]"):
+        return node
+    left, right = str(node.value)
+    left = "(" if node.args[0] == MINUS_INFINITY else left
+    right = ")" if node.args[1] == INFINITY else right
+    return group(left + right, node.args)
+
+
 def _transposed(matrix: Node) -> Node:
     rows, columns = _shape(matrix)
     return Node(
@@ -213,7 +225,7 @@ def _listed(node: Node) -> Node:
     parts = condition.args if condition.kind == "group" and condition.value in ("", "and") else (condition,)
     first = parts[0]
     if head.kind == "sym" and first.kind == "relation" and first.value == ("=",) and first.args[0] == head:
-        return _spliced(group("", (first.args[1], *parts[1:])))
+        return _spliced(group("", (first.args[1], *parts[1:]))) if len(parts) > 1 else first.args[1]
     return node
 
 

@@ -15,6 +15,7 @@ from rlreason.rewards.math_words import FUNCTIONS, unit_word, word_set
 
 #: Without a mark only the end of a response is read.
 _TAIL = 3000
+_STATED = 30_000
 _MAX_BOXES = 40
 
 
@@ -52,7 +53,7 @@ def extract(response: str, wanted: Wanted, *, marked_only: bool = False) -> Foun
     tail = _CLOSING.sub("", text[-_TAIL:]).strip()
     if not wanted.letter and len(tail) < 200 and "\n" not in tail and _is_answer(tail, bare=True):
         return Found(text=tail, how="all of it")
-    anchored = _after_anchor(tail)
+    anchored = _after_anchor(_CLOSING.sub("", text[-_STATED:]))
     if anchored is not None:
         answer = _letter(anchored, anchored=True) if wanted.letter else conclusion(anchored, wanted, anchored=True)
         if answer is not None:

@@ -148,36 +148,36 @@ def _function_arguments(parser: _Parser) -> tuple[Node, ...]:
 
 
 def _apply(name: str, arguments: tuple[Node, ...], base: Node | None) -> Node:
-    if name == "sqrt" and len(arguments) == 1:
-        return power(arguments[0], HALF)
-    if name == "exp":
-        return power(const("e"), arguments[0])
-    if name == "lg":
-        return call("log", arguments[0], num(10))
-    if name == "log" and base is not None:
-        return call("log", arguments[0], base)
-    if name == "log" and len(arguments) == 1:
-        return call("log?", arguments[0])
-    if name == "Eq" and len(arguments) == 2:
-        return Node("relation", arguments, ("=",))
-    if name == "Matrix" and len(arguments) == 1:
-        return arguments[0]
-    if name in ("Interval", "FiniteSet"):
-        return group("[]" if name == "Interval" else "{}", arguments)
+    if name in _BUILT:
+        wanted, build = _BUILT[name]
+        if base is None and len(arguments) == wanted:
+            return build(*arguments)
+    if name == "FiniteSet":
+        return group("{}", arguments)
     if name == "Union" and arguments:
         node = arguments[0]
         for argument in arguments[1:]:
             node = Node("union", (node, argument))
         return node
-    if name == "log" and len(arguments) == 2:
-        return call("log", *arguments)
-    if name == "Rational" and len(arguments) == 2:
-        return divide(*arguments)
-    if name == "cbrt":
-        return call("root", arguments[0], num(3))
+    if name == "log" and base is not None:
+        return call("log", arguments[0], base)
+    if name == "log":
+        return call("log?" if len(arguments) == 1 else "log", *arguments)
     if base is not None:
         raise MathError(f"{name} takes no subscript")
     return call(name, *arguments)
+
+
+_BUILT: dict[str, tuple[int, Callable[..., Node]]] = {
+    "sqrt": (1, lambda x: power(x, HALF)),
+    "exp": (1, lambda x: power(const("e"), x)),
+    "lg": (1, lambda x: call("log", x, num(10))),
+    "cbrt": (1, lambda x: call("root", x, num(3))),
+    "Eq": (2, lambda a, b: Node("relation", (a, b), ("=",))),
+    "Rational": (2, divide),
+    "Matrix": (1, lambda x: x),
+    "Interval": (2, lambda a, b: group("[]", (a, b))),
+}
 
 
 def _command(parser: _Parser, token: Token) -> Node:

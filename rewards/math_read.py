@@ -206,9 +206,9 @@ def _open_at_infinity(node: Node) -> Node:
     """``[0, \\infty]`` is written for ``[0, \\infty)``."""
     if len(node.args) != 2 or node.value not in ("[]", "[)", "(]"):
         return node
-    left, right = str(node.value)
-    left = "(" if node.args[0] == MINUS_INFINITY else left
-    right = ")" if node.args[1] == INFINITY else right
+    brackets = str(node.value)
+    left = "(" if node.args[0] == MINUS_INFINITY else brackets[0]
+    right = ")" if node.args[1] == INFINITY else brackets[1]
     return group(left + right, node.args)
 
 

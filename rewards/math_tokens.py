@@ -369,12 +369,15 @@ def _is_mathematics(words: str) -> bool:
     """Is this the content of a ``\\text{}`` that is mathematics all the same: a number, a letter, ``(A)``, ``$…$``?"""
     if len(words) == 1:
         return True
-    return bool(
-        re.fullmatch(
-            r"[-+]?[\d.,/%\s]*\d[\d.,/%]*|\([A-Z]\)|[A-Z](?:\s*(?:,|and|or)\s*[A-Z])+|-?\d+(?:\.\d+)?(?:\s*(?:or|and|,)\s*-?\d+(?:\.\d+)?)+|\\?\$.*",
-            words,
-        )
-    )
+    return _MATHEMATICS.fullmatch(words) is not None
+
+
+_MATHEMATICS = re.compile(
+    r"[-+]?[\d.,/%\s]*\d[\d.,/%]*"  # a number
+    r"|\([A-Z]\)|[A-Z](?:\s*(?:,|and|or)\s*[A-Z])+"  # choices
+    r"|-?\d+(?:\.\d+)?(?:\s*(?:or|and|,)\s*-?\d+(?:\.\d+)?)+"  # 3 or 4
+    r"|\\?\$.*"
+)
 
 
 def _money_here(text: str, at: int) -> bool:

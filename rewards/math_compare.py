@@ -13,7 +13,7 @@ from rlreason.rewards import math_sets
 from rlreason.rewards.math_eval import Undecided
 from rlreason.rewards.math_read import alternatives, with_alternatives
 from rlreason.rewards.math_relations import assignment, relation_value, relations_equal, same_name
-from rlreason.rewards.math_tree import MathError, Node, canonical, group, mul, name_of, num, rational, walk
+from rlreason.rewards.math_tree import MathError, Node, canonical, group, mul, name_of, num, rational, symbols, walk
 from rlreason.rewards.math_values import Options, constant, values_equal
 from rlreason.rewards.math_words import number_from_words, unit_size, word_set
 
@@ -27,6 +27,11 @@ def equal(a: Node, b: Node, options: Options) -> bool | None:
     """Do the two trees state the same answer?"""
     if canonical(a) == canonical(b):
         return not _undefined(a)
+    if a.kind == b.kind == "call" and a.value == b.value == "pmod":
+        return _in_order(a.args, b.args, options)
+    for side, other in ((a, b), (b, a)):
+        if side.kind == "call" and side.value == "pmod" and other.kind in ("num", "decimal"):
+            return equal(side.args[0], other, options)
     try:
         a, b = with_alternatives(a), with_alternatives(b)
     except MathError:
@@ -163,6 +168,11 @@ def _relations(a: Node, b: Node, options: Options) -> bool | None:
 def _groups(a: Node, b: Node, options: Options) -> bool | None:
     if math_sets.is_set(a) or math_sets.is_set(b):
         return _sets(a, b, options)
+    (a, limits_a), (b, limits_b) = _without_conditions(a), _without_conditions(b)
+    if limits_a or limits_b:
+        if limits_a and limits_b and not equal(group("and", limits_a), group("and", limits_b), options):
+            return False
+        return equal(a, b, options)
     a, b = _named_list(a), _named_list(b)
     named_a, named_b = _mapping(a), _mapping(b)
     if named_a and named_b:
@@ -184,6 +194,21 @@ def _groups(a: Node, b: Node, options: Options) -> bool | None:
     if a.value != b.value and not _interchangeable(a, b):
         return False
     return _in_order(a.args, b.args, options)
+
+
+def _without_conditions(node: Node) -> tuple[Node, tuple[Node, ...]]:
+    """``y = 1/x, x \\ne 0``: what is stated, and the conditions on its symbols."""
+    if node.kind != "group" or node.value not in ("", "and"):
+        return node, ()
+    conditions = tuple(a for a in node.args if a.kind == "relation" and math_sets.is_set(a))
+    rest = tuple(a for a in node.args if a not in conditions)
+    if not rest or not conditions:
+        return node, ()
+    values = [named[1] if (named := assignment(a)) else a for a in rest]
+    known = frozenset[str]().union(*(symbols(v) for v in values))
+    if not all(symbols(c) and symbols(c) <= known for c in conditions):
+        return node, ()
+    return (rest[0] if len(rest) == 1 else group(name_of(node), rest)), conditions
 
 
 def _interchangeable(a: Node, b: Node) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from fractions import Fraction
 
+from rlreason.rewards.math_notation import builder_of_ratio, going_on, in_base, proper_fraction, selections
 from rlreason.rewards.math_tokens import END, Token, tokenize
 from rlreason.rewards.math_tree import (
     EMPTY,
@@ -50,8 +50,13 @@ def parse(text: str, *, group_commas: bool = True) -> Node:
         raise MathError("nothing to read")
     parser = _Parser(tokens)
     node = parser.sequence("")
+    if parser.next.kind == "cond" and not any(t.kind in ("cond", "sep") for t in tokens[parser.at + 1 :]):
+        parser.at = len(tokens)  # "…, where k is whole" says nothing that could be compared
     if parser.next is not END:
         raise MathError(f"unexpected {parser.next.text!r}")
+    if parser.conditions:
+        stated = node.args if node.kind == "group" and node.value == "" else (node,)
+        node = group("", (*stated, *parser.conditions))
     if too_large(node):
         raise MathError("the answer has too many parts")
     return node
@@ -66,6 +71,8 @@ class _Parser:
         self.depth = 0
         self.bars = 0
         self.braces = 0
+        #: Conditions in brackets behind a formula, as in ``1/x (x != 0)``.
+        self.conditions: list[Node] = []
 
     @property
     def next(self) -> Token:
@@ -86,7 +93,7 @@ class _Parser:
     def sequence(self, closers: str) -> Node:
         """Items up to a closing bracket: one item as itself, more as a bare group."""
         items, separators = self.items()
-        if len(items) == 1 and not separators:
+        if len(items) == 1 and (not separators or self.next.kind == "cond"):
             return items[0]
         if not items:
             raise MathError("nothing between brackets" if closers else "nothing to read")
@@ -97,9 +104,11 @@ class _Parser:
         items: list[Node] = []
         separators: list[str] = []
         chunk = 0
-        while self.next is not END and (self.next.text not in _CLOSERS or (self.next.text == "]" and self.at == 0)):
-            if len(items) == 2 and self.next.text == "[" and not separators:
-                break
+        while (
+            self.next is not END
+            and self.next.kind != "cond"
+            and (self.next.text not in _CLOSERS or (self.next.text == "]" and self.at == 0))
+        ):
             items.append(self.item())
             found = self.separators()
             if ";" in found and "," in separators:
@@ -123,6 +132,8 @@ class _Parser:
 
     def item(self) -> Node:
         """A relation chain, or a single operand."""
+        if self.next.kind == "rel" and self.next.text in ("=", "~"):
+            self.take()  # "= 5" and "≈ 5" in a box
         operands, operators = [self.operand()], []
         while self.next.kind == "rel" or self.next.text == "\\not":
             token = self.take()
@@ -144,13 +155,29 @@ class _Parser:
             unit = self.unit()
             if not any(n.kind in ("num", "decimal", "literal") for n in walk(left)) and unit_size(unit) is None:
                 raise MathError("words after a formula")
-            return Node("unit", (left,), unit)
+            return self.more_units(Node("unit", (left,), unit))
         if token.text in _MONEY and token.kind == "op":
             return Node("unit", (left,), self.take().text)
         if token.text == "\\pmod":
             self.take()
             return call("pmod", left, self.argument())
         return left
+
+    def more_units(self, first: Node) -> Node:
+        """``5 feet 6 inches`` and ``3 hours and 30 minutes``, in the last unit."""
+        ahead = self.next.kind == "num" or (self.next.text == "and" and self.tokens[self.at + 1].kind == "num")
+        size = unit_size(name_of(first))
+        start = self.at
+        if not ahead or size is None:
+            return first
+        if self.next.text == "and":
+            self.take()
+        second = self.operand()
+        finer = unit_size(name_of(second)) if second.kind == "unit" else None
+        if finer is None or finer[0] != size[0] or finer[1] >= size[1]:
+            self.at = start
+            return first
+        return Node("unit", (add(mul(first.args[0], num(size[1] / finer[1])), second.args[0]),), second.value)
 
     def unit(self) -> str:
         """Unit words with their exponents, as text."""
@@ -209,18 +236,25 @@ class _Parser:
             raise MathError("two values stand side by side")
         if left.kind in ("percent", "group") or (left.kind == "degree" and token.kind == "num"):
             return self.after_closed(left, token)
+        if token.text == "..." and left.kind == "decimal":
+            self.take()
+            return going_on(left)
+        if left.kind == "degree" and token.text in ("C", "F"):
+            self.take()
+            return left
         if token.kind == "scale":
             return mul(left, num(int(self.take().text)))
         right = self.expression(_PRODUCT)
         if right.kind == "relation":
-            if right.value != ("in",):
-                raise MathError("a condition in brackets")
-            return left  # 2k\\pi (k \\in Z)
+            self.conditions.append(right)
+            return left
         whole = rational(left)
         if token.text == "\\frac" and whole is not None and whole.denominator == 1 and left.kind == "num":
-            part = _proper_fraction(right)
+            percent = right.kind == "percent"
+            part = proper_fraction(right.args[0] if percent else right)
             if part is not None:
-                return num(whole + part)
+                mixed = num(whole + part)
+                return Node("percent", (mixed,)) if percent else mixed
         return mul(left, right)
 
     def after_closed(self, left: Node, token: Token) -> Node:
@@ -286,13 +320,16 @@ class _Parser:
             return self.postfix(left, "'")
         if self.next.text in ("*", "+") and left.kind in ("sym", "numbers"):
             return Node(left.kind, (), f"{left.value}^{self.take().text}")
+        if self.next.text in ("st", "nd", "rd", "th"):
+            self.take()
+            return left
         if self.next.text == "{" and self.tokens[self.at + 1].text in ("st", "nd", "rd", "th", "*", "+"):
             mark = self.tokens[self.at + 1].text
             self.at += 2
             self.expect("}")
             return left if mark.isalpha() else Node(left.kind, left.args, f"{left.value}^{mark}")
         exponent = self.exponent()
-        return _selections(left, exponent) or power(left, exponent)
+        return selections(left, exponent) or power(left, exponent)
 
     def argument_is_circle(self) -> None:
         if self.take().text == "{":
@@ -322,7 +359,7 @@ class _Parser:
         if left.kind == "num" and value is not None:
             base = index.lower().removeprefix("base").strip()
             base = base if base.isdigit() else str(number_from_words(base))
-            return num(_in_base(str(value), int(base) if base.isdigit() else 0))
+            return num(in_base(str(value), int(base) if base.isdigit() else 0))
         if left.kind == "sym":
             return self.applied(sym(f"{left.value}_{index}"))
         if left.kind == "const":
@@ -417,43 +454,4 @@ class _Parser:
             node = group("{}", items)
         self.expect("\\}", "}")
         self.braces -= 1
-        return _builder_of_ratio(node)
-
-
-def _builder_of_ratio(node: Node) -> Node:
-    """``{x : x > 2}`` arrives as the relation ``x:x > 2``."""
-    if node.kind == "group" and len(node.args) == 1 and node.args[0].kind == "relation":
-        first = node.args[0].args[0]
-        if first.kind == "ratio":
-            condition = Node("relation", (first.args[1], *node.args[0].args[1:]), node.args[0].value)
-            return Node("builder", (first.args[0], condition))
-    return node
-
-
-def _selections(name: Node, exponent: Node) -> Node | None:
-    """``C_{10}^{3}`` and ``A_{5}^{2}``: combinations and arrangements; None for a power of a symbol."""
-    letter, _, below = name_of(name).partition("_")
-    above = rational(exponent)
-    if letter not in ("C", "A", "P") or not below.isdigit() or above is None or above.denominator != 1:
-        return None
-    n, k = int(below), int(above)
-    if not 0 <= k <= n <= 1000:
-        return None
-    chosen = call("binom", num(n), num(k))
-    return chosen if letter == "C" else mul(chosen, call("factorial", num(k)))
-
-
-def _proper_fraction(node: Node) -> Fraction | None:
-    """The value of ``\\frac{1}{2}`` with whole positive parts and value below 1."""
-    if node.kind == "mul" and len(node.args) == 2 and node.args[1].kind == "pow":
-        top, bottom = rational(node.args[0]), rational(node.args[1].args[0])
-        if top is not None and bottom and top.denominator == bottom.denominator == 1 and 0 < top < bottom:
-            return top / bottom
-    return None
-
-
-def _in_base(digits: str, base: int) -> int:
-    try:
-        return int(digits, base) if base else int("no base")
-    except ValueError:
-        raise MathError(f"{digits} is no number in base {base}") from None
+        return builder_of_ratio(node)

@@ -125,6 +125,9 @@ def _function(parser: _Parser, token: Token) -> Node:
 
 def _function_arguments(parser: _Parser) -> tuple[Node, ...]:
     """``(x, y)``, ``{x}``, or the factors up to the next function or sign: ``\\sin 2x\\cos y``."""
+    if parser.next.text == "\\{":
+        inner = parser.prefix(parser.take())
+        return inner.args if inner.kind == "group" else (inner,)
     if parser.next.text in ("(", "{", "["):
         opening = parser.take().text
         closing = {"(": ")", "{": "}", "[": "]"}[opening]
@@ -135,7 +138,7 @@ def _function_arguments(parser: _Parser) -> tuple[Node, ...]:
         parser.take()
         return (neg(_function_arguments(parser)[0]),)
     node = parser.expression(_POWER)
-    while (parser.next.kind in ("id", "num") and parser.next.text != "d") or parser.next.text in (
+    while (parser.next.kind in ("id", "num") and parser.next.text not in ("d", "e")) or parser.next.text in (
         "\\frac",
         "\\pi",
         "\\sqrt",

@@ -151,6 +151,7 @@ def _wordy(text: str) -> bool:
 _SAME_WORDS = {
     "all real numbers": Node("numbers", (), "R"),
     "all reals": Node("numbers", (), "R"),
+    "all integers": Node("numbers", (), "Z"),
     "no solution": EMPTY,
     "no solutions": EMPTY,
     "no real solution": EMPTY,
@@ -222,6 +223,8 @@ def _transposed(matrix: Node) -> Node:
 def _listed(node: Node) -> Node:
     """``{x | x = k\\pi, k \\in Z}`` lists values: ``k\\pi, k \\in Z``."""
     head, condition = node.args
+    if head.kind not in ("sym", "relation") and condition.kind == "relation" and condition.value == ("in",):
+        return head  # {2k | k in Z}
     parts = condition.args if condition.kind == "group" and condition.value in ("", "and") else (condition,)
     first = parts[0]
     if head.kind == "sym" and first.kind == "relation" and first.value == ("=",) and first.args[0] == head:
@@ -295,7 +298,7 @@ def _spliced(node: Node) -> Node:
 
 def with_alternatives(node: Node) -> Node:
     """A whole answer with ``±`` as the list of its values."""
-    if node.kind == "group":
+    if node.kind == "group" and node.value in ("", "and", "or", "{}"):
         return node
     found = alternatives(node)
     return node if len(found) == 1 else group("", tuple(found))

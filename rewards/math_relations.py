@@ -54,12 +54,9 @@ def _is_quotient(node: Node) -> bool:
     top, bottom = node.args[0], node.args[1].args[0]
     if _is_segment(top) and _is_segment(bottom):
         return name_of_last(top)[:1].isupper() or top.kind == "mul"
-    letters = [n for n in (*walk(top), *walk(bottom)) if n.kind == "sym"]
-    return (
-        len(letters) == 4
-        and all(n.kind in ("sym", "mul") for n in (*walk(top), *walk(bottom)))
-        and letters[0].value == "d"
-    )
+    letters = [n.value for n in (*walk(top), *walk(bottom)) if n.kind == "sym"]
+    # dy/dx
+    return len(letters) == 4 and letters.count("d") >= 2 and {top.kind, bottom.kind} == {"mul"}
 
 
 def _is_angle_function(node: Node) -> bool:

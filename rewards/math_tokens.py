@@ -114,6 +114,9 @@ _CLOCK = re.compile(r"(:\d\d\s*)(?:\\text\s*\{\s*)?([aApP])\.?\s?[mM](?:\b\.?|\.
 _TIMES_LETTER = re.compile(r"(\d\s*)[xX](\s*10\s*(?:\^|\*\*))")
 
 
+_CONDITION = re.compile(r"(?:where|with|for|such that|as long as|provided)\b")
+
+
 class _Lexer:
     """State of one pass: position, open brackets (thousands commas count only outside them)."""
 
@@ -248,7 +251,11 @@ class _Lexer:
             self.emit("op", ":")
         elif lower in ("percent", "per cent", "pct", "degrees", "degree"):
             self.emit("op", "deg" if lower.startswith("deg") else "%")
-        elif lower in ("or equal to", "where", "with", "for", "if", "when", "such that"):
+        elif lower.endswith((" and", " or")):
+            stated, _, word = words.rpartition(" ")
+            self.emit("text", stated)
+            self.emit("sep", word.lower())
+        elif _CONDITION.match(lower):
             self.emit("cond", lower)
         else:
             self.emit("text", words)
@@ -320,6 +327,8 @@ class _Lexer:
             self.emit("id", word)
         elif after_number and word.lower() in SCALES:
             self.emit("scale", str(SCALES[word.lower()]))
+        elif word in ("where", "for") and self.out:
+            self.emit("cond", word)
         elif after_number and unit_word(word):
             self.emit("text", word)
         else:
@@ -369,7 +378,8 @@ def _is_mathematics(words: str) -> bool:
     """Is this the content of a ``\\text{}`` that is mathematics all the same: a number, a letter, ``(A)``, ``$…$``?"""
     if len(words) == 1:
         return True
-    return _MATHEMATICS.fullmatch(words) is not None
+    quantity = _QUANTITY.fullmatch(words)
+    return _MATHEMATICS.fullmatch(words) is not None or (quantity is not None and unit_word(quantity[1]) is not None)
 
 
 _MATHEMATICS = re.compile(
@@ -378,6 +388,7 @@ _MATHEMATICS = re.compile(
     r"|-?\d+(?:\.\d+)?(?:\s*(?:or|and|,)\s*-?\d+(?:\.\d+)?)+"  # 3 or 4
     r"|\\?\$.*"
 )
+_QUANTITY = re.compile(r"-?\d+(?:\.\d+)?\s*([A-Za-z]+)\.?")
 
 
 def _money_here(text: str, at: int) -> bool:

@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from fractions import Fraction
 
 from rlreason.rewards import math_sets
 from rlreason.rewards.math_eval import Undecided
+from rlreason.rewards.math_lists import distinct, in_order, match
 from rlreason.rewards.math_read import alternatives, with_alternatives
 from rlreason.rewards.math_relations import assignment, relation_value, relations_equal, same_name
-from rlreason.rewards.math_tree import MathError, Node, canonical, group, mul, name_of, num, rational, symbols, walk
-from rlreason.rewards.math_values import Options, constant, values_equal
+from rlreason.rewards.math_tree import MathError, Node, canonical, group, mul, name_of, num, rational, symbols
+from rlreason.rewards.math_values import Options, values_equal
 from rlreason.rewards.math_words import number_from_words, unit_size, word_set
 
 _UNORDERED = frozenset({"", "and", "or", "{}"})
@@ -28,7 +28,7 @@ def equal(a: Node, b: Node, options: Options) -> bool | None:
     if canonical(a) == canonical(b):
         return not _undefined(a)
     if a.kind == b.kind == "call" and a.value == b.value == "pmod":
-        return _in_order(a.args, b.args, options)
+        return in_order(a.args, b.args, options, equal)
     for side, other in ((a, b), (b, a)):
         if side.kind == "call" and side.value == "pmod" and other.kind in ("num", "decimal"):
             return equal(side.args[0], other, options)
@@ -187,13 +187,13 @@ def _groups(a: Node, b: Node, options: Options) -> bool | None:
     both = {a.value, b.value}
     if both <= _UNORDERED:
         if options.ordered and both <= _BARE:
-            return _in_order(a.args, b.args, options)
+            return in_order(a.args, b.args, options, equal)
         return _as_multisets(a, b, options)
     if both & {"{}"}:
         return False
     if a.value != b.value and not _interchangeable(a, b):
         return False
-    return _in_order(a.args, b.args, options)
+    return in_order(a.args, b.args, options, equal)
 
 
 def _without_conditions(node: Node) -> tuple[Node, tuple[Node, ...]]:
@@ -224,7 +224,7 @@ def _group_and_other(a: Node, b: Node, options: Options) -> bool | None:
     if grouped.kind != "group":
         return equal(a, b, options)
     if other.kind == "matrix" and isinstance(other.value, tuple) and 1 in other.value:
-        return grouped.value in ("()", "[]", "") and _in_order(grouped.args, other.args, options)
+        return grouped.value in ("()", "[]", "") and in_order(grouped.args, other.args, options, equal)
     if other.kind in ("matrix", "ratio"):
         return False
     return grouped.value == "{}" and len(grouped.args) == 1 and equal(grouped.args[0], other, options)
@@ -267,12 +267,12 @@ def _same_mappings(a: list[tuple[Node, Node]], b: list[tuple[Node, Node]], optio
         left, right = ([group("()", tuple(v for _, v in row)) for row in rows] for rows in (rows_a, rows_b))
         return _as_multisets(group("", tuple(left)), group("", tuple(right)), options)
     if len({name_of(name).partition("_")[0] for name, _ in (*a, *b)}) == 1 and name_of(a[0][0]):
-        return _match([v for _, v in a], [v for _, v in b], options)  # x_1 = 1, x_2 = 2 and x = 1, x = 2
+        return match([v for _, v in a], [v for _, v in b], options, equal)  # x_1 = 1, x_2 = 2 and x = 1, x = 2
     left = [group("()", (name, value)) for name, value in a]
     right = [group("()", (name, value)) for name, value in b]
     if all(same_name(x[0], y[0]) for x, y in zip(a, b, strict=True)):
-        return _in_order([v for _, v in a], [v for _, v in b], options) or _match(left, right, options)
-    return _match(left, right, options)
+        return in_order([v for _, v in a], [v for _, v in b], options, equal) or match(left, right, options, equal)
+    return match(left, right, options, equal)
 
 
 def _rows(pairs: list[tuple[Node, Node]]) -> list[list[tuple[Node, Node]]]:
@@ -300,82 +300,20 @@ def _named_and_plain(named: list[tuple[Node, Node]], other: Node, options: Optio
     if other.value not in _BARE | {"()", "[]"} or len(other.args) != len(values):
         return False
     by_name = [v for _, v in sorted(named, key=lambda p: str(p[0].value))]
-    return _in_order(values, other.args, options) or _in_order(by_name, other.args, options)
-
-
-def _in_order(a: Sequence[Node], b: Sequence[Node], options: Options) -> bool | None:
-    if len(a) != len(b):
-        return False
-    undecided = False
-    for x, y in zip(a, b, strict=True):
-        same = equal(x, y, options)
-        if same is False:
-            return False
-        undecided |= same is None
-    return None if undecided else True
+    return in_order(values, other.args, options, equal) or in_order(by_name, other.args, options, equal)
 
 
 def _as_multisets(a: Node, b: Node, options: Options) -> bool | None:
     left, right = list(a.args), list(b.args)
     tuples = all(x.kind == "group" for x in (*left, *right))
     if a.value == "{}" or b.value == "{}" or tuples:
-        left, right = _distinct(left), _distinct(right)
-    return _match(left, right, options)
-
-
-def _distinct(items: list[Node]) -> list[Node]:
-    seen: dict[Node, Node] = {}
-    for item in items:
-        seen.setdefault(canonical(item), item)
-    return list(seen.values())
-
-
-def _match(left: list[Node], right: list[Node], options: Options) -> bool | None:
-    """One-to-one matching. Equal canonical forms first; a rough value keeps the rest from being compared all to all."""
-    if len(left) != len(right):
-        return False
-    rest = {i: canonical(r) for i, r in enumerate(right)}
-    open_left = []
-    for item in left:
-        form = canonical(item)
-        hit = next((i for i, r in rest.items() if r == form), None)
-        if hit is None:
-            open_left.append(item)
-        else:
-            del rest[hit]
-    sizes = {i: _rough(right[i]) for i in rest}
-    undecided = False
-    for item in open_left:
-        size, hit = _rough(item), None
-        for i in rest:
-            if size is not None and sizes[i] is not None and abs(size - sizes[i]) > 1e-6 * (1 + abs(size)):  # type: ignore[operator]
-                continue
-            same = equal(item, right[i], options)
-            undecided |= same is None
-            if same:
-                hit = i
-                break
-        if hit is None:
-            return None if undecided else False
-        del rest[hit]
-    return True
-
-
-def _rough(node: Node) -> complex | None:
-    """Double-precision value of a constant item, None for anything else."""
-    if node.kind in ("unit", "percent", "degree", "text", "relation", "group", "matrix", "ratio"):
-        return None
-    if any(n.kind in ("percent", "degree", "sym") or n.value == "log?" for n in walk(node)):
-        return None
-    try:
-        return complex(constant(node))
-    except (Undecided, OverflowError):
-        return None
+        left, right = distinct(left), distinct(right)
+    return match(left, right, options, equal)
 
 
 def _matrices(a: Node, b: Node, options: Options) -> bool | None:
     if a.kind == b.kind:
-        return a.value == b.value and _in_order(a.args, b.args, options)
+        return a.value == b.value and in_order(a.args, b.args, options, equal)
     matrix, other = (a, b) if a.kind == "matrix" else (b, a)
     if other.kind == "group":
         return _group_and_other(a, b, options)
@@ -386,7 +324,7 @@ def _sets(a: Node, b: Node, options: Options) -> bool | None:
     for x, y in ((a, b), (b, a)):
         if x.kind in ("union", "inter", "minus", "builder", "numbers") and y.kind in ("unit", "text", "ratio"):
             return False
-    if a.kind == b.kind == "builder" and _in_order(a.args, b.args, options):
+    if a.kind == b.kind == "builder" and in_order(a.args, b.args, options, equal):
         return True
     try:
         return math_sets.sets_equal(a, b)

@@ -103,8 +103,7 @@ def _exact_root(base: Fraction, degree: int) -> Fraction:
 
 
 def _exact_call(node: Node) -> Fraction:
-    name = name_of(node)
-    function = _EXACT.get(name)
+    function = _EXACT.get(name_of(node))
     if function is None:
         raise NotRational
     return function(*(_exact(a) for a in node.args))
@@ -238,10 +237,7 @@ class Evaluator:
         return sum(terms[1:], terms[0])
 
     def mul(self, node: Node, point: Mapping[str, Any]) -> Any:
-        total = self._value(node.args[0], point)
-        for arg in node.args[1:]:
-            total = total * self._value(arg, point)
-        return total
+        return math.prod((self._value(a, point) for a in node.args[1:]), start=self._value(node.args[0], point))
 
     def bounded(self, x: Any) -> Any:
         """Refuse the operand of an operation whose cost grows with the size of its operand."""

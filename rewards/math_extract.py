@@ -51,7 +51,7 @@ def extract(response: str, wanted: Wanted, *, marked_only: bool = False) -> Foun
         line = text[hashed + 4 :].strip().partition("\n")[0].strip()
         return Found(text=line or None, how="####")
     tail = _CLOSING.sub("", text[-_TAIL:]).strip()
-    if not wanted.letter and len(tail) < 200 and "\n" not in tail and _is_answer(tail, bare=True):
+    if not marked_only and not wanted.letter and len(tail) < 200 and "\n" not in tail and _is_answer(tail, bare=True):
         return Found(text=tail, how="all of it")
     anchored = _after_anchor(_CLOSING.sub("", text[-_STATED:]))
     if anchored is not None:
@@ -179,19 +179,28 @@ _LETTER_SAID = re.compile(
 )
 
 
+_OR_ANOTHER = re.compile(r"\)?\s*(?:or|and|/|&|,)\s*\(?[A-Z]\)?(?![A-Za-z'’])")
+
+
+def _unhedged(found: re.Match[str] | None) -> str | None:
+    """The letter found, unless another follows it: "A or B"."""
+    if found is None or _OR_ANOTHER.match(found.string, found.end()):
+        return None
+    return str(found[1])
+
+
 def _letter(text: str, *, anchored: bool) -> str | None:
     """The choice that prose settles on; None if it names several and settles on none."""
     if anchored:
         sentence = text.partition("\n")[0] or text
         letter = choice_letter(sentence.strip(" .*"))
-        found = _LETTER.search(sentence)
-        return letter or (found[1] if found else None)
+        return letter or _unhedged(_LETTER.search(sentence))
     first = _LETTER_FIRST.match(text)
     if first:
-        return first[1]
-    said = _LETTER_SAID.findall(text)
+        return _unhedged(first)
+    said = list(_LETTER_SAID.finditer(text))
     if said:
-        return str(said[-1])
+        return _unhedged(said[-1])
     named = {m for m in _LETTER.findall(text.rpartition("\n")[2]) if m != "I"}
     return named.pop() if len(named) == 1 else None
 
@@ -279,7 +288,8 @@ def _is_answer(candidate: str, *, bare: bool = False) -> bool:
     answer = read(candidate.strip(" *,"))
     if answer.node is None or answer.node.kind == "text":
         return False
-    if not bare and any(_is_prose(w) for w in _LOWER_WORD.findall(candidate)):
+    words = _LOWER_WORD.findall(candidate)
+    if any(map(_is_prose, words)) and (not bare or re.match(r"[A-Za-z]+\s", candidate)):
         return False
     if answer.node.kind in ("sym", "mul") and not bare and not re.search(r"[\d\\$]", candidate):
         return False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
+from rlreason.rewards.math_cursor import Cursor
 from rlreason.rewards.math_notation import builder_of_ratio, going_on, in_base, proper_fraction, selections
 from rlreason.rewards.math_tokens import END, Token, tokenize
 from rlreason.rewards.math_tree import (
@@ -36,6 +38,7 @@ _INFIX = {
 }  # fmt: skip
 _SET_KINDS = {"\\cup": "union", "\\cap": "inter", "\\setminus": "minus"}
 _CLOSERS = frozenset({")", "]", "}", "\\}"})
+_ORDINALS = frozenset({"st", "nd", "rd", "th"})
 _MONEY = frozenset("$€£¥₹¢")
 _STARTS = frozenset({"num", "literal", "id", "fn", "set", "begin", "scale"})
 _NOT_STARTS = frozenset(_INFIX) | {"\\pmod", "\\rfloor", "\\rceil", "\\pm", "\\mp", "\\not"}
@@ -62,33 +65,16 @@ def parse(text: str, *, group_commas: bool = True) -> Node:
     return node
 
 
-class _Parser:
+class _Parser(Cursor):
     """Position in the token list; ``bars`` counts open absolute values, ``braces`` open ``\\{``."""
 
     def __init__(self, tokens: list[Token]) -> None:
-        self.tokens = [*tokens, END]
-        self.at = 0
+        super().__init__(tokens)
         self.depth = 0
         self.bars = 0
         self.braces = 0
         #: Conditions in brackets behind a formula, as in ``1/x (x != 0)``.
         self.conditions: list[Node] = []
-
-    @property
-    def next(self) -> Token:
-        return self.tokens[self.at]
-
-    def take(self) -> Token:
-        token = self.tokens[self.at]
-        if token is not END:
-            self.at += 1
-        return token
-
-    def expect(self, *texts: str) -> str:
-        token = self.take()
-        if token.text not in texts:
-            raise MathError(f"expected {' or '.join(texts)}, found {token.text!r}")
-        return token.text
 
     def sequence(self, closers: str) -> Node:
         """Items up to a closing bracket: one item as itself, more as a bare group."""
@@ -122,14 +108,6 @@ class _Parser:
             items[chunk:] = [group("", tuple(items[chunk:]))]
         return tuple(items), separators
 
-    def separators(self) -> list[str]:
-        """A run such as ``,`` or ``, and``; the word wins."""
-        found = []
-        while self.next.kind == "sep" or (self.next.kind == "op" and self.next.text in (",", ";", "\\\\")):
-            text = self.take().text
-            found.append("," if text == "\\\\" else text)
-        return found[-1:] if found and found[-1] in ("and", "or") and found[0] != "," else found[:1]
-
     def item(self) -> Node:
         """A relation chain, or a single operand."""
         if self.next.kind == "rel" and self.next.text in ("=", "~"):
@@ -153,6 +131,8 @@ class _Parser:
         token = self.next
         if token.kind == "text" and left.kind != "text":
             unit = self.unit()
+            if any(c.isdigit() for c in re.sub(r"\^-?\d", "", unit)):
+                raise MathError("a number in a label")
             if not any(n.kind in ("num", "decimal", "literal") for n in walk(left)) and unit_size(unit) is None:
                 raise MathError("words after a formula")
             return self.more_units(Node("unit", (left,), unit))
@@ -178,27 +158,6 @@ class _Parser:
             self.at = start
             return first
         return Node("unit", (add(mul(first.args[0], num(size[1] / finer[1])), second.args[0]),), second.value)
-
-    def unit(self) -> str:
-        """Unit words with their exponents, as text."""
-        parts: list[str] = []
-        while True:
-            token = self.next
-            if token.kind == "text":
-                parts.append(self.take().text)
-            elif token.text == "^" and parts:
-                self.take()
-                exponent = rational(self.argument())
-                if exponent is None:
-                    raise MathError("a unit has a strange exponent")
-                parts[-1] += f"^{exponent}"
-            elif token.text in ("/", "*", "."):
-                self.take()
-                parts.append("/" if token.text == "/" else " ")
-            elif (token.kind == "rel" and token.text == "in") or (token.kind == "id" and parts[-1:] == ["/"]):
-                parts.append(self.take().text)
-            else:
-                return " ".join(parts)
 
     def expression(self, power: int) -> Node:
         """Pratt's loop: a prefix, then operators that bind tighter than ``power``."""
@@ -310,7 +269,7 @@ class _Parser:
 
     def raised(self, left: Node) -> Node:
         if self.next.text == "\\circ" or (self.next.text == "{" and self.tokens[self.at + 1].text in ("\\circ", "deg")):
-            self.argument_is_circle()
+            self.at += 3 if self.next.text == "{" else 1
             return Node("degree", (left,))
         if self.next.text == "deg":
             self.take()
@@ -320,21 +279,16 @@ class _Parser:
             return self.postfix(left, "'")
         if self.next.text in ("*", "+") and left.kind in ("sym", "numbers"):
             return Node(left.kind, (), f"{left.value}^{self.take().text}")
-        if self.next.text in ("st", "nd", "rd", "th"):
+        if self.next.text in _ORDINALS:
             self.take()
             return left
-        if self.next.text == "{" and self.tokens[self.at + 1].text in ("st", "nd", "rd", "th", "*", "+"):
+        if self.next.text == "{" and self.tokens[self.at + 1].text in _ORDINALS | {"*", "+"}:
             mark = self.tokens[self.at + 1].text
             self.at += 2
             self.expect("}")
             return left if mark.isalpha() else Node(left.kind, left.args, f"{left.value}^{mark}")
         exponent = self.exponent()
         return selections(left, exponent) or power(left, exponent)
-
-    def argument_is_circle(self) -> None:
-        if self.take().text == "{":
-            self.take()
-            self.expect("}")
 
     def exponent(self) -> Node:
         """``^{…}``, ``^2``, ``^-1``, ``^(1/2)``; right-associative: ``2^3^4`` is ``2^(3^4)``."""
@@ -365,19 +319,6 @@ class _Parser:
         if left.kind == "const":
             return sym(f"{left.value}_{index}")
         raise MathError("a subscript without a name")
-
-    def index(self) -> str:
-        """Text of a subscript."""
-        if self.next.text != "{":
-            return self.take().text
-        start, depth = self.at, 0
-        while True:
-            text = self.take()
-            if text is END:
-                raise MathError("a brace is not closed")
-            depth += (text.text == "{") - (text.text == "}")
-            if depth == 0:
-                return "".join(t.text for t in self.tokens[start + 1 : self.at - 1])
 
     def argument(self) -> Node:
         """A TeX argument: a braced group, or one token; of an unbraced number only the first digit."""

@@ -37,7 +37,7 @@ class PolicyConfig(Section):
 
     path: str | None = None
     model_type: str = "qwen3_moe"
-    #: Passed to the transformers config class of ``model_type``.
+    #: Passed to the transformers config class of ``model_type``; with ``path``, what the loaded model must have.
     model: dict[str, Scalar | list[Scalar]] = {}
     tokenizer: TokenizerConfig = TokenizerConfig()
     #: auto: float32 on a CPU, bfloat16 on an accelerator (logits and log-probabilities are float32 everywhere).

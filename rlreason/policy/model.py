@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,14 @@ def load_model(path: str | Path, dtype: str, device: torch.device) -> PreTrained
     return model.to(device=device)
 
 
+def check_shape(model: PreTrainedModel, expected: Mapping[str, object], path: str) -> None:
+    """Raise UsageError where the loaded config differs from what the recipe says of it: another model than meant."""
+    config = model.config.to_dict()
+    for name, value in expected.items():
+        if name in config and config[name] != value:
+            raise UsageError(f"{path} has {name} = {config[name]}, but the recipe expects {value}")
+
+
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hugging Face folder or hub id. Raises UsageError where there is none or no chat template."""
     try:
@@ -101,8 +110,8 @@ def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
     return total, total - routed * (experts - chosen) // experts
 
 
-def meta_model(policy: PolicyConfig, vocab_size: int) -> PreTrainedModel:
-    """The model of a recipe on the meta device: shapes and parameter counts without any memory."""
-    config = AutoConfig.for_model(policy.model_type, **{"vocab_size": vocab_size, **policy.model})
+def meta_model(policy: PolicyConfig) -> PreTrainedModel:
+    """The model that ``policy.model`` describes on the meta device: shapes and counts without any memory."""
+    config = AutoConfig.for_model(policy.model_type, **policy.model)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)

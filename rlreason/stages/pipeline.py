@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from rlreason.config import DistillStage, EvalStage, GrpoStage, PolicyConfig, RejectStage, SftStage, Stage
-from rlreason.policy.model import count_parameters
+from rlreason.policy.model import check_shape, count_parameters
 from rlreason.policy.policies import Policy, fresh_policy, load_policy
 from rlreason.run import atomic
 from rlreason.run.directory import now
@@ -111,7 +111,9 @@ class Pipeline:
 
     def _initial(self, config: PolicyConfig, seed: int) -> Policy:
         if config.path is not None:
-            return load_policy(config.path, config.dtype, self._context.device)
+            policy = load_policy(config.path, config.dtype, self._context.device)
+            check_shape(policy.model, config.model, config.path)
+            return policy
         source = self._context.source
         return fresh_policy(config, source.alphabet, source.texts(), seed, self._context.device)
 

@@ -1,0 +1,180 @@
+"""Models, tokenizers, batches and schedules: made, saved, loaded, counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlreason.config import OptimizerConfig, PolicyConfig, load, locate
+from rlreason.data.prompts import TAGS, wrap
+from rlreason.errors import UsageError
+from rlreason.policy.batch import collate, pack, rollout_row, supervised_row
+from rlreason.policy.logprobs import target_logits, target_logprobs, token_logprobs
+from rlreason.policy.model import check_shape, count_parameters, load_tokenizer, meta_model
+from rlreason.policy.optimizer import PolicyOptimizer, learning_rate
+from rlreason.policy.policies import fresh_policy, load_policy
+from rlreason.policy.tokenizer import bpe_tokenizer, character_tokenizer
+from rlreason.types import Completion
+
+CPU = torch.device("cpu")
+SHAPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "intermediate_size": 64,
+    "tie_word_embeddings": True,
+}
+DENSE = PolicyConfig(model_type="qwen3", model=SHAPE)
+MOE = PolicyConfig(
+    model_type="qwen3_moe",
+    model={**SHAPE, "moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2},
+)
+
+
+def test_character_tokenizer_round_trip() -> None:
+    tokenizer = character_tokenizer("0123456789+-=;")
+    text = wrap("3+5=8;8-2=6", "6", "tags")
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert len(ids) == len("3+5=8;8-2=66") + 4  # a tag is one token
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text  # tags are text to the verifier
+
+
+def test_bpe_tokenizer_learns_words_and_splits_digits() -> None:
+    tokenizer = bpe_tokenizer(["the apples and the pears cost 12 dollars"] * 20, 320)
+    text = "the apples cost 1234 ≥ é\n"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == text
+    digits = [i for i in ids if tokenizer.decode([i]).strip().isdigit()]
+    assert [tokenizer.decode([i]).strip() for i in digits] == ["1", "2", "3", "4"]
+    for tag in TAGS:
+        assert len(tokenizer.encode(tag, add_special_tokens=False)) == 1
+
+
+@pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
+def test_save_and_load_keep_every_bit(config: PolicyConfig, tmp_path: Path) -> None:
+    policy = fresh_policy(config, "0123456789", (), 3, CPU)
+    policy.save(tmp_path / "model")
+    again = load_policy(tmp_path / "model", "auto", CPU)
+    ours, theirs = policy.model.state_dict(), again.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+    assert again.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
+    assert again.tokenizer.chat_template == policy.tokenizer.chat_template
+
+
+def test_the_seed_alone_decides_the_weights() -> None:
+    first = fresh_policy(MOE, "01", (), 0, CPU).model
+    torch.manual_seed(99)
+    again, other = fresh_policy(MOE, "01", (), 0, CPU).model, fresh_policy(MOE, "01", (), 1, CPU).model
+    name, weight = next((n, p) for n, p in first.named_parameters() if p.ndim == 2)
+    assert torch.equal(weight, dict(again.named_parameters())[name])
+    assert not torch.equal(weight, dict(other.named_parameters())[name])
+
+
+def test_parameters_by_hand() -> None:
+    # vocabulary: 3 control tokens, 4 tags, 2 characters = 9
+    embed, norms = 9 * 32, 2 * (32 + 32 + 16 + 16) + 32
+    attention = 2 * (32 * 32 + 32 * 16 * 2 + 32 * 32)
+    dense = embed + norms + attention + 2 * 3 * 32 * 64
+    assert count_parameters(fresh_policy(DENSE, "01", (), 0, CPU).model) == (dense, dense)
+    expert = 3 * 32 * 32
+    total = embed + norms + attention + 2 * (4 * expert + 4 * 32)
+    assert count_parameters(fresh_policy(MOE, "01", (), 0, CPU).model) == (total, total - 2 * 2 * expert)
+
+
+def test_qwen3_30b_a3b_on_the_meta_device() -> None:
+    recipe = load(locate("gsm8k_qwen3_moe"))
+    total, active = count_parameters(meta_model(recipe.policy))
+    assert (total / 1e9, active / 1e9) == pytest.approx((30.5, 3.3), abs=0.06)  # the model card says 30.5 and 3.3
+    assert recipe.student is not None
+    assert count_parameters(meta_model(recipe.student))[0] / 1e9 == pytest.approx(1.72, abs=0.01)
+
+
+def test_errors_name_the_fix(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="can't load a model from .*nowhere"):
+        load_policy(tmp_path / "nowhere", "auto", CPU)
+    policy = fresh_policy(DENSE, "01", (), 0, CPU)
+    policy.save(tmp_path / "model")
+    with pytest.raises(UsageError, match="hidden_size = 32, but the recipe expects 64"):
+        check_shape(policy.model, {"hidden_size": 64}, "model")
+    (tmp_path / "model" / "chat_template.jinja").unlink()
+    with pytest.raises(UsageError, match="no chat template"):
+        load_tokenizer(tmp_path / "model")
+    with pytest.raises(UsageError, match="fixed alphabet"):
+        fresh_policy(DENSE, None, (), 0, CPU)
+    with pytest.raises(UsageError, match="model_type 'qwen33'"):
+        fresh_policy(PolicyConfig(model_type="qwen33"), "01", (), 0, CPU)
+
+
+def completion(prompt: tuple[int, ...], tokens: tuple[int, ...]) -> Completion:
+    logprobs = tuple(-0.1 * (i + 1) for i in range(len(tokens)))
+    return Completion(prompt_ids=prompt, token_ids=tokens, logprobs_T=logprobs, text="", finish_reason="stop")
+
+
+def test_the_shift_by_hand() -> None:
+    batch = collate([rollout_row(completion((5, 6), (7, 8)), 2.0, "g"), rollout_row(completion((5,), (7,)), -1.0, "g")], 0, CPU)
+    assert batch.token_ids_BT.tolist() == [[5, 6, 7], [5, 7, 0]]
+    assert batch.targets_BT.tolist() == [[6, 7, 8], [7, 0, 0]]
+    assert batch.loss_mask_BT.tolist() == [[0, 1, 1], [1, 0, 0]]
+    assert batch.advantages_BT.tolist() == [[0, 2, 2], [-1, 0, 0]]
+    assert batch.sampler_logprobs_BT.tolist() == [pytest.approx([0, -0.1, -0.2]), pytest.approx([-0.1, 0, 0])]
+
+
+def test_pack_keeps_every_row_within_the_budget() -> None:
+    rows = [supervised_row(range(length), [1] * length) for length in (3, 9, 4, 30, 5, 5)]
+    batches = pack(rows, 20, 0, CPU)
+    assert sum(batch.token_ids_BT.shape[0] for batch in batches) == 6
+    for batch in batches:
+        count, width = batch.token_ids_BT.shape
+        assert count * (width + 1) <= 20 or count == 1
+    assert sum(float(batch.loss_mask_BT.sum()) for batch in batches) == sum(length - 1 for length in (3, 9, 4, 30, 5, 5))
+
+
+def test_padding_changes_no_log_probability() -> None:
+    policy = fresh_policy(MOE, "0123456789", (), 0, CPU)
+    short, long = supervised_row((8, 9, 10, 11), (0, 1, 1, 1)), supervised_row(range(3, 17), [1] * 14)
+    with torch.no_grad():
+        alone = token_logprobs(policy.model, collate([short], 0, CPU)).logprobs_BT[0]
+        padded = token_logprobs(policy.model, collate([short, long], 0, CPU)).logprobs_BT[0, : len(alone)]
+    assert torch.allclose(alone, padded, atol=1e-6)
+
+
+def test_log_probabilities_are_log_softmax_at_the_temperature() -> None:
+    policy = fresh_policy(DENSE, "0123456789", (), 0, CPU)
+    batch = collate([supervised_row((8, 9, 10, 11), (0, 1, 1, 1))], 0, CPU)
+    with torch.no_grad():
+        logits = target_logits(policy.model, batch)
+        found = token_logprobs(policy.model, batch, temperature=0.5)
+    expected = torch.log_softmax(logits.double() / 0.5, dim=-1)
+    picked = expected.gather(-1, batch.targets_BT.unsqueeze(-1)).squeeze(-1)
+    assert torch.allclose(found.logprobs_BT.double(), picked, atol=1e-6)
+    assert torch.allclose(found.entropy_BT.double(), -(expected.exp() * expected).sum(-1), atol=1e-6)
+    assert not torch.allclose(target_logprobs(logits, batch).double(), picked, atol=1e-6)  # canary: temperature 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [0.5, 1.0, 1.0, 1.0, 1.0]), ("linear", [0.5, 1.0, 1.0, 0.7, 0.4]), ("cosine", [0.5, 1.0, 1.0, 0.775, 0.325])],
+)
+def test_schedules_by_hand(schedule: str, expected: list[float]) -> None:
+    # 2 warm-up steps of 5, then 3 steps from 1 towards 0.1
+    config = OptimizerConfig(lr=1.0, warmup_steps=2, schedule=schedule, final_lr_ratio=0.1)
+    assert [learning_rate(config, step, 5) for step in range(5)] == pytest.approx(expected)
+
+
+def test_gradients_are_clipped_to_the_norm() -> None:
+    model = torch.nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        model.weight.zero_()
+    model.weight.grad = torch.tensor([[30.0, 40.0]])
+    norm, rate = PolicyOptimizer(model, OptimizerConfig(lr=0.1, max_grad_norm=1.0), 10).step(0)
+    assert (float(norm), rate) == (50.0, 0.1)
+    assert model.weight.grad is None
+    # Adam's first step is lr in the direction of the sign, whatever the norm
+    assert model.weight.detach()[0].tolist() == pytest.approx([-0.1, -0.1], rel=1e-4)

@@ -18,7 +18,8 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the shared data sets in {DATA}")
 APART = ("hostile_math", "math500_variants")
 GOLD_SETS = str.split(
-    "gsm8k_train gsm8k_test math_train math_test math500 aime24 aime25 amc23 olympiadbench deepscaler_10k bigmath_tinyv_5k"
+    "gsm8k_train gsm8k_test math_train math_test math500 aime24 aime25 amc23 olympiadbench "
+    "deepscaler_10k bigmath_tinyv_5k"
 )
 
 

@@ -20,12 +20,13 @@ ROOT = Path(__file__).parents[2]
 TABLE = Path(__file__).with_name("math_cases.txt").read_text(encoding="utf-8").splitlines()
 ANSWERS = [a for line in TABLE if line and line[0] in "=!>" for a in line[2:].split(" @@ ")]
 PIECES = str.split(
-    r"\frac \sqrt \sqrt[3] \left( \right) \{ \} { } ( ) [ ] ^ _ + - * / = < > \le \ge \ne , ; : ! % \% \pi e i x y n 1 2 10 0 "
-    r"0.5 9999 \infty \cup \cap \in \pm \mp \sin \cos \ln \log \log_ \text{ \text{cm} \text{and} \begin{pmatrix} \end{pmatrix} "
-    r"\begin{cases} \end{cases} & \\ \boxed{ \boxed | \mid ^\circ ' \overline \sum_{k=1}^ \int_0^1 dx \lim_{x\to0} \binom \gcd( "
-    r"f( f(x) \lfloor \rfloor \mathbb{R} \emptyset $ \$ or and 1,000 \, \! \quad ² ½ √ ∞ π 。 ， \pmod \choose \cdot \times \div "
-    r"0.\overline{3} \mathrm{e} ** sqrt( abs( Eq( 1e5 1e400 2^{2^{ 9^9^9 5! (10^9)! \Gamma( \arcsin x' \setminus \not \approx "
-    r"#### <think> </think> <answer> </answer> km/h 25\text{%} 3:4 12:30 PM A (C) _{ }^ \mathrm{ ~ \det( Matrix([[ ... = ≈"
+    r"\frac \sqrt \sqrt[3] \left( \right) \{ \} { } ( ) [ ] ^ _ + - * / = < > \le \ge \ne , ; : ! % \% \pi e i "
+    r"x y n 1 2 10 0 0.5 9999 \infty \cup \cap \in \pm \mp \sin \cos \ln \log \log_ \text{ \text{cm} \text{and} "
+    r"\begin{pmatrix} \end{pmatrix} \begin{cases} \end{cases} & \\ \boxed{ \boxed | \mid ^\circ ' \overline "
+    r"\sum_{k=1}^ \int_0^1 dx \lim_{x\to0} \binom \gcd( f( f(x) \lfloor \rfloor \mathbb{R} \emptyset $ \$ or "
+    r"and 1,000 \, \! \quad ² ½ √ ∞ π 。 ， \pmod \choose \cdot \times \div 0.\overline{3} \mathrm{e} ** sqrt( "
+    r"abs( Eq( 1e5 1e400 2^{2^{ 9^9^9 5! (10^9)! \Gamma( \arcsin x' \setminus \not \approx #### <think> "
+    r"</think> <answer> </answer> km/h 25\text{%} 3:4 12:30 PM A (C) _{ }^ \mathrm{ ~ \det( Matrix([[ ... = ≈ "
 )
 GRAMMAR = st.lists(st.sampled_from(PIECES), min_size=1, max_size=40).flatmap(
     lambda pieces: st.sampled_from(["", " "]).map(lambda glue: glue.join(pieces))

@@ -181,7 +181,7 @@ def same_answer(gold: Answer, answer: Answer, options: Options) -> bool | None:
 
 
 _YES_NO = frozenset({"yes", "no", "true", "false"})
-_DECIMAL_COMMA = re.compile(r"(-?)(0,\d{2,}|\d+,(?:\d{1,2}|\d{4,})|\d{4,},\d+)(?:\s*(?:\\?[$€%]|[a-z]+)\W*[a-z]*\W*)?")
+_DECIMAL_COMMA = re.compile(r"(-?)(0,\d{2,}|\d+,(?:\d{2}|\d{4,})|\d{4,},\d+)(?:\s*(?:\\?[$€%]|[a-z]+)\W*[a-z]*\W*)?")
 _PYTHON_CONSTANT = re.compile(r"(?<![A-Za-z\\])[IE](?![A-Za-z(_])")
 _GROUPS_OF_THREE = re.compile(r"\d{1,3}(?:,\d{3})+")
 

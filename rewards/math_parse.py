@@ -131,7 +131,7 @@ class _Parser(Cursor):
         token = self.next
         if token.kind == "text" and left.kind != "text":
             unit = self.unit()
-            if any(c.isdigit() for c in re.sub(r"\^-?\d", "", unit)):
+            if any(c.isdigit() for c in re.sub(r"\^\{?-?\d\}?", "", unit)):
                 raise MathError("a number in a label")
             if not any(n.kind in ("num", "decimal", "literal") for n in walk(left)) and unit_size(unit) is None:
                 raise MathError("words after a formula")

@@ -41,7 +41,7 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 # Groups of three digits: 1,000  1{,}000  1\,000  1\!,000  11,\! 111  10 000
-_GROUPED = re.compile(r"\d{1,3}(?:(?:(?:\\!)?(?:,|\{,\})(?:\\!\s?)?|\\[,;: !]|[~ ])\d{3}(?!\d))+(?:\.\d+)?")
+_GROUPED = re.compile(r"\d{1,3}(?:(?:(?:\\!)?(?:,| ?\{, ?\})(?:\\!\s?)?|\\[,;: !]|[~ ])\d{3}(?!\d))+(?:\.\d+)?")
 _GROUPED_INSIDE = re.compile(r"\d{1,3}(?:(?:(?:\\!)?\{,\}(?:\\!)?|,\\!\s?|\\[,!])\d{3}(?!\d))+(?:\.\d+)?")
 _DROPPED = word_set(
     r"\left \right \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \biggl \biggr \displaystyle \textstyle \scriptstyle "

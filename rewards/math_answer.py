@@ -14,7 +14,7 @@ from rlreason.rewards import math_symbolic
 from rlreason.rewards.extract import boxes
 from rlreason.rewards.math_compare import equal
 from rlreason.rewards.math_eval import Undecided
-from rlreason.rewards.math_extract import Found, Wanted, conclusion, extract
+from rlreason.rewards.math_extract import Found, Wanted, conclusion, extract, statement
 from rlreason.rewards.math_parse import parse
 from rlreason.rewards.math_read import Answer, read, simplify, strip
 from rlreason.rewards.math_tree import MathError, Node
@@ -126,6 +126,10 @@ def gold_answer(gold: str) -> Answer:
         return read(letter[1])
     if answer.node is not None and answer.node.kind == "relation" and _is_sentence(answer.node):
         answer = read_answer(gold, Wanted())
+    if answer.node is None or answer.node.kind == "text":
+        stated = statement(gold)
+        if stated is not None:
+            return read(stated)
     if (answer.node is None or answer.node.kind == "text") and re.search(r"\$|\banswer\b|\n", gold):
         extracted = extract(gold, Wanted())
         if extracted.text is not None and "answer" in gold:

@@ -29,6 +29,8 @@ def equal(a: Node, b: Node, options: Options) -> bool | None:
         return not _undefined(a)
     if a.kind == b.kind == "call" and a.value == b.value == "pmod":
         return in_order(a.args, b.args, options, equal)
+    if a.kind == b.kind == "call" and a.value == b.value == "cases":
+        return match(list(a.args), list(b.args), options, equal)
     for side, other in ((a, b), (b, a)):
         if side.kind == "call" and side.value == "pmod" and other.kind in ("num", "decimal"):
             return equal(side.args[0], other, options)
@@ -121,8 +123,11 @@ def _ratios(a: Node, b: Node, options: Options) -> bool | None:
     """Times of day as times; other ratios in proportion; ``3:4`` is also the number 3/4."""
     if a.kind != b.kind:
         ratio, other = (a, b) if a.kind == "ratio" else (b, a)
-        if other.kind in ("group", "relation", "matrix", "text") or len(ratio.args) != 2 or _clock(ratio):
+        if other.kind in ("group", "relation", "matrix", "text", "percent") or len(ratio.args) != 2 or _clock(ratio):
             return False
+        value = rational(other)
+        if value is not None and value.denominator == 1:
+            return False  # 18:9 is not how to write 2
         return values_equal(mul(ratio.args[0], Node("pow", (ratio.args[1], num(-1)))), other, options)
     if _clock(a) and _clock(b):
         return _clock(a) == _clock(b)

@@ -251,6 +251,13 @@ def _candidates(sentence: str, *, anchored: bool) -> list[str]:
     return out
 
 
+def statement(text: str) -> str | None:
+    """What a sentence says that something is, if that is mathematics: ``(1, 2)`` of "The domain is (1, 2)"."""
+    found = list(_IS.finditer(text)) if len(text) < 400 else []
+    stated = text[found[0].end() :].strip(" .$}") if len(found) == 1 else ""
+    return stated if stated and _is_answer(stated) else None
+
+
 def _sentence(text: str, *, first: bool) -> str:
     """The first or last sentence; a formula on lines of its own counts as one."""
     text = text.replace("**", "").strip()

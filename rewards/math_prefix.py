@@ -193,7 +193,16 @@ def _command(parser: _Parser, token: Token) -> Node:
         return Node(name[1:], (num(0), parser.expression(_SIGN)))
     if name in ("\\cup", "\\cap", "\\setminus", "\\bmod", "\\mod", "\\choose", "\\not", "\\circ"):
         raise MathError(f"unexpected {name}")
+    if name not in _SYMBOLS:
+        raise MathError(f"unknown command {name}")
     return sym(name)
+
+
+_SYMBOLS = word_set(
+    r"\hbar \ell \nabla \partial \star \bullet \Box \square \aleph \wp \imath \jmath \complement \forall \exists \top "
+    r"\bot \dagger \diamond \oplus \otimes \clubsuit \heartsuit \spadesuit \diamondsuit \blacksquare \checkmark \neg "
+    r"\sharp \flat \natural \mho \Im \Re \bigcirc \digamma \triangledown \bigstar \odot \varpi \varrho \varsigma \mu"
+)
 
 
 def _fraction(parser: _Parser) -> Node:
@@ -333,6 +342,8 @@ def _environment(parser: _Parser, token: Token) -> Node:
             parser.take()
             rows.append([])
             empty = True
+        elif parser.next.kind == "cond" or (parser.next.kind == "text" and parser.next.text.lower() in ("if", "when")):
+            parser.take()
         elif not empty:
             raise MathError("a matrix cell holds two values")
         else:

@@ -25,7 +25,7 @@ from rlreason.rewards.math_tree import (
     rational,
     walk,
 )
-from rlreason.rewards.math_words import number_from_words
+from rlreason.rewards.math_words import RELATIONS, number_from_words
 
 _MAX_ALTERNATIVES = 8
 #: Longer texts are read anew each time: a cache of them could grow large.
@@ -63,10 +63,11 @@ def _read(text: str) -> Answer:
     try:
         node: Node | None = simplify(parse(plain))
     except (MathError, RecursionError):
-        node = Node("text", (), words) if _wordy(plain) and words else None
+        sign = RELATIONS.get(plain.strip(" $"))
+        node = Node("text", (), sign) if sign else Node("text", (), words) if _wordy(plain) and words else None
     in_words = False
     if node is not None and node.kind == "text":
-        node = _worded(words)
+        node = _worded(words) if words else node
         in_words = node.kind == "num" and "\\text" in plain
     return Answer(text=plain, node=node, words=words, letter=letter, choice=choice, in_words=in_words)
 
@@ -88,6 +89,8 @@ def strip(text: str) -> str:
         text = text[1:-1].strip()
     if text.startswith(("\\[", "\\(")) and text.endswith(("\\]", "\\)")):
         text = text[2:-2].strip()
+    if _BARE_BUILDER.match(text) and (text.count("|") + text.count("\\mid")) % 2:
+        text = f"\\{{{text}\\}}"  # a set that lost its braces
     if text.startswith("<") and text.endswith(">") and "," in text:
         text = f"({text[1:-1]})"  # a vector
     if text.startswith("**") and text.endswith("**") and len(text) > 4:
@@ -95,6 +98,7 @@ def strip(text: str) -> str:
     return text.rstrip(" \n.,;:。") if not text.endswith("\\,") else text
 
 
+_BARE_BUILDER = re.compile(r"[A-Za-z]\s*(?:\||\\mid)")
 _PAIRS = frozenset({("`", "`"), ('"', '"'), ("_", "_")})
 _CHOICE = re.compile(r"\(?([A-Z])(?:\)|[.:]|(?=\s|$))\s*(.*)", re.DOTALL)
 
@@ -109,6 +113,7 @@ _OPTION_WORD = re.compile(r"(?:option|choice|answer)\s*:?\s*(?=\(?[A-Z]\)?(?![A-
 
 def letter_and_choice(text: str) -> tuple[str, str]:
     """The letter of a choice and what stands after it: ``("C", "27")`` of ``(C) 27``, or ``("", "")``."""
+    text = _STYLE.sub("", text).strip(" $")
     if not text or not (text[0] == "(" or text[0] == "\\" or text[0].isalpha()):
         return "", ""
     bare = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mbox|textrm)\s*\{([^{}]*)\}", r"\1", text).strip(" $")
@@ -301,6 +306,8 @@ def with_alternatives(node: Node) -> Node:
     if node.kind == "group" and node.value in ("", "and", "or", "{}"):
         return node
     found = alternatives(node)
+    if node.kind == "relation" and node.value == ("!=",) and len(found) > 1:
+        return group("and", tuple(found))
     return node if len(found) == 1 else group("", tuple(found))
 
 

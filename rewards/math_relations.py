@@ -211,7 +211,7 @@ def _proportional_modulo(left: Node, right: Node, free: frozenset[str]) -> bool:
             except Undefined:
                 return False
             if x == 0 or y == 0:
-                return x == y == 0
+                return False  # an identity says nothing that another could say too
             ratios.add(x * pow(y, -1, prime) % prime)
         if len(ratios) != 1:
             return False

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from rlreason.rewards.math_eval import Evaluator, Undecided
-from rlreason.rewards.math_tree import MINUS_INFINITY, Node, canonical, name_of, symbols, walk
+from rlreason.rewards.math_tree import INFINITY, MINUS_INFINITY, Node, canonical, name_of, symbols, walk
 from rlreason.rewards.math_values import evaluator, same, value_or_none
 
 _INEQUALITIES = frozenset({"<", ">", "<=", ">=", "!="})
@@ -31,7 +31,7 @@ def is_set(node: Node) -> bool:
     if node.kind == "relation":
         found = node.value
         assert isinstance(found, tuple)
-        return (bool(set(found) & _INEQUALITIES) and set(found) <= _INEQUALITIES) or found == ("in",)
+        return found == ("in",) or (set(found) <= _INEQUALITIES and bool(symbols(node)))
     if node.kind != "group":
         return False
     if node.value in ("(]", "[)") and len(node.args) == 2:
@@ -56,16 +56,22 @@ def sets_equal(a: Node, b: Node) -> bool | None:
         variable = _variable(a, b)
         ev = evaluator()
         probes = _probes(ev, [*_breaks(ev, a), *_breaks(ev, b)])
-        held = False
-        for x in probes:
-            inside = _holds(ev, a, x, variable)
-            if inside != _holds(ev, b, x, variable):
-                return False
-            held |= inside
-        # Agreement on nothing at all is no evidence, unless one side says that it is empty.
-        return held or "empty" in (a.kind, b.kind)
+        inside = [_holds(ev, a, x, variable) for x in probes]
+        if inside != [_holds(ev, b, x, variable) for x in probes]:
+            return False
+        # Agreement on nothing or on everything is no evidence, unless one side says just that.
+        if any(inside) and not all(inside):
+            return True
+        return any(_is_whole(side) if any(inside) else side.kind == "empty" for side in (a, b))
     except Undecided:
         return False
+
+
+def _is_whole(node: Node) -> bool:
+    """All real numbers, said outright."""
+    if node.kind == "relation" and node.value == ("in",):
+        return _is_whole(node.args[1])
+    return node.kind == "numbers" or (is_interval(node) and node.args == (MINUS_INFINITY, INFINITY))
 
 
 def _bounds_equal(a: Node, b: Node) -> bool | None:

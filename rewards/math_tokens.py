@@ -103,6 +103,8 @@ def clean(text: str) -> str:
             text = text.replace("\\\\", "\\")
         elif "\\begin" not in text:
             text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)
+    if "quad" in text:
+        text = re.sub(r"\\q?quad(?=[A-Za-z])", " ", text)  # \quadx
     if ":" in text:
         text = _CLOCK.sub(lambda m: f"{m[1]}\\text{{{m[2].lower()}m}}", text)
     if "10" in text:
@@ -114,6 +116,7 @@ _CLOCK = re.compile(r"(:\d\d\s*)(?:\\text\s*\{\s*)?([aApP])\.?\s?[mM](?:\b\.?|\.
 _TIMES_LETTER = re.compile(r"(\d\s*)[xX](\s*10\s*(?:\^|\*\*))")
 
 
+_COMMANDS = re.compile(r"\\(?!displaystyle|,|;| )")
 _CONDITION = re.compile(r"(?:where|with|for|such that|as long as|provided)\b")
 
 
@@ -313,7 +316,7 @@ class _Lexer:
         last = self.out[-1] if self.out else END
         after_number = last.kind in ("num", "literal") or last.text in ("%", ")", "}", "]")
         if len(word) == 1:
-            if after_number and self.spaced and is_short_unit(word) and "\\" not in self.text:
+            if after_number and self.spaced and is_short_unit(word) and not _COMMANDS.search(self.text):
                 self.emit("text", word)
             else:
                 self.emit("id", word)

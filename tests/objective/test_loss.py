@@ -73,7 +73,7 @@ SPECS = [
 ]
 
 
-def compute(spec: ObjectiveSpec, batch: Batch, current: torch.Tensor, old: torch.Tensor, reference: torch.Tensor):  # noqa: ANN201
+def compute(spec: ObjectiveSpec, batch: Batch, current: torch.Tensor, old: torch.Tensor, reference: torch.Tensor):
     denominator = float(batch.loss_mask_BT.sum()) if spec.aggregation == "token" else float(B)
     weights = token_weights(batch.loss_mask_BT, spec.aggregation, denominator, MAX_TOKENS)
     return policy_loss(current, old, batch, spec, weights, reference)

@@ -91,5 +91,7 @@ def test_checksum_sees_names_sizes_and_content(tmp_path: Path) -> None:
     sums = set()
     for name, text in (("a", "xy"), ("b", "xy"), ("a", "xz"), ("a", "xyz")):
         folder = tmp_path / f"{name}{text}"
-        sums.add(atomic.write_folder(folder, lambda path, name=name, text=text: (path / name).write_text(text) and None))
+        sums.add(
+            atomic.write_folder(folder, lambda path, name=name, text=text: (path / name).write_text(text) and None)
+        )
     assert len(sums) == 4

@@ -142,7 +142,9 @@ def test_a_checkpoint_is_a_plain_hugging_face_folder(uninterrupted: Path) -> Non
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.config.model_type == "qwen3_moe"
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "3+5="}], add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "3+5="}], add_generation_prompt=True, tokenize=False
+    )
     ids = tokenizer(text, return_tensors="pt").input_ids
     assert model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1]
 
@@ -153,7 +155,7 @@ def test_traces_are_verified_and_from_training_problems(uninterrupted: Path) -> 
     for row in rows:
         assert row["problem_id"].startswith("arithmetic-train-")
         answer = row["response"].rpartition("<answer>")[2].partition("</answer>")[0]
-        assert int(answer) == eval(row["prompt"].rstrip("="))  # noqa: S307  digits and signs of our own task
+        assert int(answer) == eval(row["prompt"].rstrip("="))
 
 
 @pytest.mark.parametrize("stage", ["cold_start", "grpo"])

@@ -151,7 +151,7 @@ def read_answer(text: str, wanted: Wanted) -> Answer:
     if wanted.letter or wanted.words or (answer.node is not None and not _is_sentence(answer.node)):
         return answer
     line = text.strip().rpartition("\n")[2]
-    stated = conclusion(line, wanted, anchored=False, numbers=False)
+    stated = statement(text) or conclusion(line, wanted, anchored=False, numbers=False)
     return read(stated) if stated else answer
 
 

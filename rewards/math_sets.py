@@ -56,13 +56,16 @@ def sets_equal(a: Node, b: Node) -> bool | None:
         variable = _variable(a, b)
         ev = evaluator()
         probes = _probes(ev, [*_breaks(ev, a), *_breaks(ev, b)])
-        inside = [_holds(ev, a, x, variable) for x in probes]
-        if inside != [_holds(ev, b, x, variable) for x in probes]:
-            return False
-        # Agreement on nothing or on everything is no evidence, unless one side says just that.
-        if any(inside) and not all(inside):
+        seen = set()
+        for x in probes:
+            inside = _holds(ev, a, x, variable)
+            if inside != _holds(ev, b, x, variable):
+                return False
+            seen.add(inside)
+        if len(seen) == 2:
             return True
-        return any(_is_whole(side) if any(inside) else side.kind == "empty" for side in (a, b))
+        # Agreement on nothing or on everything is no evidence, unless one side says just that.
+        return any(_is_whole(side) if True in seen else side.kind == "empty" for side in (a, b))
     except Undecided:
         return False
 

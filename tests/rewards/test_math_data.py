@@ -1,7 +1,11 @@
 """The labelled cases, hostile answers and golds of the shared data: error rates, time budgets, self-verification."""
 
 import json
+import os
 import random
+import re
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -54,14 +58,20 @@ def test_math500_variants(boxed: bool) -> None:
     assert wrong == []
 
 
+def timed(case: dict[str, object], *, boxed: bool) -> tuple[bool, float]:
+    started = time.perf_counter()
+    correct = is_correct(case, boxed=boxed)
+    return correct, 1000 * (time.perf_counter() - started)
+
+
 @pytest.mark.parametrize("boxed", [True, False], ids=["in a box", "bare"])
 def test_hostile_answers(boxed: bool) -> None:
     check("\\boxed{\\sqrt{2}}", "\\sqrt{3}")  # the first use of mpmath imports it
     late, wrong = [], []
     for case in rows("verifier_cases/hostile_math"):
-        started = time.perf_counter()
-        correct = is_correct(case, boxed=boxed)
-        milliseconds = 1000 * (time.perf_counter() - started)
+        correct, milliseconds = timed(case, boxed=boxed)
+        if milliseconds > float(str(case["budget_ms"])):
+            milliseconds = timed(case, boxed=boxed)[1]  # once more: another process may have had the core
         if milliseconds > float(str(case["budget_ms"])):
             late.append((case["attack"], case["why"], milliseconds))
         if correct != case["equal"] and not case.get("debatable"):
@@ -148,8 +158,31 @@ def check_file(tmp_path: Path, count: int) -> None:
 
 def test_a_file_with_hostile_rows(tmp_path: Path) -> None:
     check_file(tmp_path, 3000)
+    score_file("math", tmp_path / "in.jsonl", tmp_path / "one.jsonl", workers=1)
+    two, one = ((tmp_path / name).read_text(encoding="utf-8").splitlines() for name in ("out.jsonl", "one.jsonl"))
+    drop = re.compile(r'"seconds": [0-9.e-]+')
+    assert [drop.sub("", line) for line in one] == [drop.sub("", line) for line in two]
 
 
 @pytest.mark.slow
 def test_a_large_file_with_hostile_rows(tmp_path: Path) -> None:
+    # Two workers are killed while they work: nothing is lost, no verdict changes.
+    killers = [threading.Timer(seconds, kill_a_worker) for seconds in (3.0, 6.0)]
+    for killer in killers:
+        killer.start()
     check_file(tmp_path, 100_000)
+    for killer in killers:
+        killer.join()
+
+
+def kill_a_worker() -> None:
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+            command = stat.with_name("cmdline").read_text()
+        except OSError:
+            continue
+        if int(fields[1]) == os.getpid() and "rlreason.rewards.worker" in command:
+            os.kill(int(stat.parent.name), signal.SIGKILL)
+            return
+    raise AssertionError("no worker to kill")

@@ -174,9 +174,9 @@ HOSTILE = [
 @pytest.mark.parametrize("gold", ["2", "x^2", "\\{1, 2\\}", "(1, 2)", "\\text{even}", "\\sqrt{2}", "x = 5", "x > 3"])
 def test_hostile_answers_are_refused_at_once(text: str, gold: str) -> None:
     check("\\boxed{\\sqrt{2}}", "\\sqrt{3}")
-    started = time.perf_counter()
+    started = time.thread_time()  # CPU, so that a busy machine fails no test
     assert check(f"\\boxed{{{text}}}", gold).verdict is not Verdict.CORRECT
-    assert time.perf_counter() - started < 0.5
+    assert time.thread_time() - started < 0.3
 
 
 def test_nothing_is_executed() -> None:

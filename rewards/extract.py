@@ -62,10 +62,8 @@ def boxes(text: str) -> list[Box]:
 
 
 def after_thought(response: str) -> str | None:
-    """Text after the last ``</think>``; None where a ``<think>`` is never closed."""
-    _, found, after = response.rpartition("</think>")
-    if found:
-        return after
+    """Text after the last ``</think>``; None where a ``<think>`` after it, or the only one, is never closed."""
+    _, _, after = response.rpartition("</think>")
     return None if "<think>" in after else after
 
 

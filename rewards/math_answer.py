@@ -56,6 +56,7 @@ def check(
         except (TypeError, ValueError, KeyError) as error:
             return _broken(f"the reference is unusable: {error}")
     golds = [gold_answer(g) for g in ((reference,) if isinstance(reference, str) else reference)]
+    golds = [g for g in golds if g.words not in _NO_GOLD]
     readable = [g for g in golds if g.node is not None or g.letter]
     wanted = _wanted(readable or golds)
     found = extract(response, wanted, marked_only=marked_only)
@@ -184,6 +185,8 @@ def same_answer(gold: Answer, answer: Answer, options: Options) -> bool | None:
         return None
 
 
+#: What a missing value becomes when it is written as text.
+_NO_GOLD = frozenset({"nan", "null"})
 _YES_NO = frozenset({"yes", "no", "true", "false"})
 _DECIMAL_COMMA = re.compile(r"(-?)(0,\d{2,}|\d+,(?:\d{2}|\d{4,})|\d{4,},\d+)(?:\s*(?:\\?[$€%]|[a-z]+)\W*[a-z]*\W*)?")
 _PYTHON_CONSTANT = re.compile(r"(?<![A-Za-z\\])[IE](?![A-Za-z(_])")

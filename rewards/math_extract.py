@@ -214,6 +214,7 @@ _BECAUSE = re.compile(
 )
 #: Code or broken mathematics: a number in it is no conclusion.
 _NOT_PROSE = re.compile(r"[{}_\\^]|[A-Za-z]\(|\)\.")
+_HEDGE = re.compile(r"\b(?:not|never|cannot|between|either|or|wrong|incorrect|unless)\b|n['’]t\b", re.IGNORECASE)
 _NUMBER = re.compile(
     r"(?<![\w.\\])[-−]?\$?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?(?:\s*\\?%)?(?![\d/])|(?<=[^\x00-\x7f])\d+(?:\.\d+)?(?:/\d+)?"
 )
@@ -233,7 +234,7 @@ def conclusion(text: str, wanted: Wanted, *, anchored: bool, numbers: bool = Tru
     if not numbers:
         return None
     prose = _SPAN.sub(" ", sentence)
-    if _NOT_PROSE.search(prose):
+    if _NOT_PROSE.search(prose) or _HEDGE.search(prose):
         return None
     found = [match[0].strip() for match in _NUMBER.finditer(prose)]
     return (found[0] if anchored else found[-1]) if found else None

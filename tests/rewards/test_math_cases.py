@@ -63,9 +63,9 @@ def test_options_of_one_problem() -> None:
     assert verdict({"answer": 3}, "3") is Verdict.BROKEN
 
 
-@pytest.mark.parametrize("gold", ["", "  ", "\\frac{1}{", "(((", "\\text{", "^", "1 2 3 4 +", ()])
+@pytest.mark.parametrize("gold", ["", "  ", "\\frac{1}{", "(((", "\\text{", "^", "1 2 3 4 +", "nan", ()])
 def test_an_unreadable_gold_gives_no_score(gold: object) -> None:
-    for answer in ("5", "0", "1", "\\frac{0}{0}"):
+    for answer in ("5", "0", "1", "\\frac{0}{0}", "nan"):
         result = check(f"\\boxed{{{answer}}}", gold)  # type: ignore[arg-type]
         assert (result.score, result.verdict) == (None, Verdict.BROKEN)
 

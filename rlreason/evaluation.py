@@ -41,7 +41,7 @@ def evaluate_model(request: EvalRequest) -> list[str]:
     from rlreason.sampler.transformers_engine import TransformersSampler
 
     quiet_loading()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(1)
     policy = load_policy(request.model, "auto", default_device())
     params = SamplingParams(
         samples_per_problem=request.samples,
@@ -52,7 +52,12 @@ def evaluate_model(request: EvalRequest) -> list[str]:
     lines = []
     with PoolScorer(RewardMix.from_table({"accuracy": 1.0}), workers=1) as scorer:
         for suite, source in opened:
-            engine = TransformersSampler(policy.model, policy.tokenizer, PromptFormat(style=suite.answer_style))
+            engine = TransformersSampler(
+                policy.model,
+                policy.tokenizer,
+                PromptFormat(style=suite.answer_style),
+                threads=os.cpu_count() or 1,
+            )
             groups = scorer.score(engine.sample(source.heldout(request.problems), params))
             report = summarize(groups, request.model, suite.name)
             report = replace(report, parameters=count_parameters(policy.model)[0])

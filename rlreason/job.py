@@ -42,7 +42,7 @@ def run_job(recipe: Recipe, path: Path, folder: Path, *, resume: bool, command: 
     from rlreason.stages.pipeline import Pipeline, device_names
 
     quiet_loading()
-    torch.set_num_threads(recipe.cluster.threads or os.cpu_count() or 1)
+    torch.set_num_threads(1)  # parallel over micro-batches instead: rlreason/policy/microbatches.py
     if resume:
         run = RunDirectory.resume(folder, recipe_toml(recipe))
     else:
@@ -97,4 +97,5 @@ def _context(checked: CheckedRecipe, run: RunDirectory, scorer: PoolScorer, disp
         evaluate=summarize,
         display=display,
         device=default_device(),
+        threads=checked.recipe.cluster.threads or os.cpu_count() or 1,
     )

@@ -6,7 +6,8 @@ computed once per problem and its cache shared by all samples; rows that ended l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,13 +44,13 @@ class TransformersSampler:
         tokenizer: PreTrainedTokenizerBase,
         prompt_format: PromptFormat,
         max_rows: int = 512,
-        on_progress: Callable[[int], None] | None = None,
+        threads: int = 1,
     ) -> None:
         self._model = model.eval()
         self._tokenizer = tokenizer
         self._format = prompt_format
         self._max_rows = max_rows
-        self._on_progress = on_progress
+        self._threads = threads if model.device.type == "cpu" else 1
         self._stop_ids = torch.tensor(sorted(stop_token_ids(tokenizer)), device=model.device)
         self._version = 0
 
@@ -69,13 +70,15 @@ class TransformersSampler:
         prompts = [self._format.render(problem, self._tokenizer) for problem in problems]
         # Prompts of similar length share a batch: less padding. The draws do not depend on it.
         order = sorted(range(len(problems)), key=lambda index: len(prompts[index].ids))
+        chunks = [order[start : start + per_batch] for start in range(0, len(order), per_batch)]
+
+        def draw(chunk: list[int]) -> list[tuple[Completion, ...]]:
+            return self._sample_batch([problems[i] for i in chunk], [prompts[i] for i in chunk], params)
+
         completions: dict[int, tuple[Completion, ...]] = {}
-        for start in range(0, len(order), per_batch):
-            chunk = order[start : start + per_batch]
-            drawn = self._sample_batch([problems[i] for i in chunk], [prompts[i] for i in chunk], params)
-            completions.update(zip(chunk, drawn, strict=True))
-            if self._on_progress is not None:
-                self._on_progress(len(chunk))
+        with ThreadPoolExecutor(self._threads) as pool:
+            for chunk, drawn in zip(chunks, pool.map(draw, chunks), strict=True):
+                completions.update(zip(chunk, drawn, strict=True))
         return [
             Group(
                 group_id=f"{params.stream}/{problem.id}",

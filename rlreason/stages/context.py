@@ -50,11 +50,17 @@ class Context:
     evaluate: Evaluate
     display: Display
     device: torch.device
+    #: CPU threads, each working on a micro-batch or a batch of completions.
+    threads: int = 1
 
     def sampler(self, policy: Policy) -> TransformersSampler:
         """An engine with its own copy of the policy's weights, as version 0."""
         return TransformersSampler(
-            policy.copy_model(), policy.tokenizer, self.prompt_format, max_rows=self.recipe.sampler.max_rows
+            policy.copy_model(),
+            policy.tokenizer,
+            self.prompt_format,
+            max_rows=self.recipe.sampler.max_rows,
+            threads=self.threads,
         )
 
     def heldout_accuracy(self, sampler: TransformersSampler, stage: str, problems: int, max_tokens: int) -> float:

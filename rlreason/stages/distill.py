@@ -38,6 +38,7 @@ def run_distill(
         optimizer=PolicyOptimizer(student.model, stage.optimizer, stage.steps),
         micro_batch_tokens=stage.micro_batch_tokens,
         device=context.device,
+        threads=context.threads,
         teacher=teacher_model,
         teacher_kl=stage.teacher_kl,
     )

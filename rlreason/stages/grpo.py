@@ -18,6 +18,7 @@ from rlreason.objective.advantage import group_advantages, is_informative
 from rlreason.objective.loss import policy_loss, token_weights
 from rlreason.policy.batch import pack, rollout_row
 from rlreason.policy.logprobs import token_logprobs
+from rlreason.policy.microbatches import backward_all
 from rlreason.policy.optimizer import PolicyOptimizer
 from rlreason.policy.policies import Policy
 from rlreason.stages.context import Context, Recorder, StepMeter, is_due
@@ -70,9 +71,14 @@ def learn(step: int, groups: Sequence[Group], run: GrpoRun) -> dict[str, float]:
     meter, tokens = StepMeter(), 0.0
     for update, batches in enumerate(packed):
         denominator = _denominator(batches, run.stage)
-        for index, batch in enumerate(batches):
-            output = micro_batch_loss(batch, old[update][index] if old else None, denominator, run)
-            output.loss.backward()  # type: ignore[no-untyped-call]
+        before = old[update] if old else [None] * len(batches)
+
+        def loss_of(
+            index: int, batch: Batch, before: Sequence[Tensor | None] = before, denominator: float = denominator
+        ) -> LossOutput:
+            return micro_batch_loss(batch, before[index], denominator, run)
+
+        for output in backward_all(run.policy.model, batches, loss_of, run.context.threads):
             meter.add(output)
         tokens += sum(float(batch.loss_mask_BT.sum()) for batch in batches)
         grad_norm, rate = run.optimizer.step(step)

@@ -13,10 +13,11 @@ from rlreason.data.streams import permutation
 from rlreason.objective.loss import distillation_loss, supervised_loss
 from rlreason.policy.batch import pack, supervised_row
 from rlreason.policy.logprobs import target_logits, target_logprobs
+from rlreason.policy.microbatches import backward_all
 from rlreason.policy.optimizer import PolicyOptimizer
 from rlreason.policy.policies import Policy
 from rlreason.stages.context import Context, Recorder, StepMeter, is_due
-from rlreason.types import Problem, Row, StepReport
+from rlreason.types import Batch, LossOutput, Problem, Row, StepReport
 
 #: Step number (from 0) -> the rows to train on.
 RowSource = Callable[[int], list[Row]]
@@ -30,6 +31,7 @@ class SupervisedRun:
     optimizer: PolicyOptimizer
     micro_batch_tokens: int
     device: torch.device
+    threads: int = 1
     teacher: PreTrainedModel | None = None
     #: Weight of KL(teacher || student); the rest is cross-entropy on the tokens.
     teacher_kl: float = 0.0
@@ -39,21 +41,26 @@ def supervised_step(step: int, rows: Sequence[Row], run: SupervisedRun) -> dict[
     """One optimizer step over ``rows``; every micro-batch is divided by the same global token count."""
     tokens = sum(sum(row.loss_mask) for row in rows)
     meter = StepMeter()
-    for batch in pack(rows, run.micro_batch_tokens, run.policy.tokenizer.pad_token_id, run.device):
-        logits_BTV = target_logits(run.policy.model, batch)
-        output = supervised_loss(target_logprobs(logits_BTV, batch), batch.loss_mask_BT, tokens)
-        loss = output.loss
-        if run.teacher is not None:
-            with torch.no_grad():
-                teacher_BTV = target_logits(run.teacher, batch)
-            divergence = distillation_loss(logits_BTV, teacher_BTV, batch.loss_mask_BT, tokens)
-            loss = (1.0 - run.teacher_kl) * loss + run.teacher_kl * divergence.loss
-            meter.add(divergence)
-        loss.backward()  # type: ignore[no-untyped-call]
+    pad_id = run.policy.tokenizer.pad_token_id
+    batches = pack(rows, run.micro_batch_tokens, pad_id, run.device)
+    for output in backward_all(run.policy.model, batches, lambda _, batch: batch_loss(batch, tokens, run), run.threads):
         meter.add(output)
     grad_norm, rate = run.optimizer.step(step)
     scalars = meter.read(tokens)
     return scalars | {"grad_norm": float(grad_norm), "lr": rate, "tokens": float(tokens)}
+
+
+def batch_loss(batch: Batch, tokens: int, run: SupervisedRun) -> LossOutput:
+    """(1 − w) cross-entropy + w KL(teacher || student) of one micro-batch, its share of the mean over ``tokens``."""
+    logits_BTV = target_logits(run.policy.model, batch)
+    output = supervised_loss(target_logprobs(logits_BTV, batch), batch.loss_mask_BT, tokens)
+    if run.teacher is None:
+        return output
+    with torch.no_grad():
+        teacher_BTV = target_logits(run.teacher, batch)
+    divergence = distillation_loss(logits_BTV, teacher_BTV, batch.loss_mask_BT, tokens)
+    loss = (1.0 - run.teacher_kl) * output.loss + run.teacher_kl * divergence.loss
+    return LossOutput(loss=loss, sums={**output.sums, **divergence.sums})
 
 
 def epoch_rows(rows: Sequence[Row], batch_size: int, *key: object) -> RowSource:
@@ -116,5 +123,6 @@ def run_sft(stage: SftStage, context: Context, policy: Policy) -> Recorder:
         optimizer=PolicyOptimizer(policy.model, stage.optimizer, stage.steps),
         micro_batch_tokens=stage.micro_batch_tokens,
         device=context.device,
+        threads=context.threads,
     )
     return train_supervised(stage, context, run, rows)

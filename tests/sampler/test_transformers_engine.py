@@ -71,6 +71,16 @@ def test_draws_depend_on_problem_and_sample_alone() -> None:
     assert [g.completions_G[0].token_ids for g in together] != [g.completions_G[0].token_ids for g in other]
 
 
+def test_threads_change_no_completion() -> None:
+    policy = make_policy("qwen3_moe")
+    params = SamplingParams(samples_per_problem=4, max_tokens=16, seed=1, stream="s")
+    engines = [
+        TransformersSampler(policy.copy_model(), policy.tokenizer, PromptFormat(), max_rows=8, threads=threads)
+        for threads in (1, 3)
+    ]
+    assert engines[0].sample(PROBLEMS, params) == engines[1].sample(PROBLEMS, params)
+
+
 def test_samples_follow_the_distribution() -> None:
     # 20,000 draws of a three-token distribution: each share within 4 standard errors.
     logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]])).repeat(20_000, 1)

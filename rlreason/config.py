@@ -244,6 +244,8 @@ class Recipe(Section):
     def _stages_fit(self) -> Recipe:
         names = [stage.name for stage in self.stage]
         for name in names:
+            if name in {"policy", "student"}:
+                raise ValueError(f"a stage can't be called {name!r}: that names the [{name}] table; try distilled")
             if names.count(name) > 1:
                 raise ValueError(f"two stages are called {name!r}; stage names must differ")
         trained: list[str] = []

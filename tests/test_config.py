@@ -92,6 +92,12 @@ def test_two_stages_of_one_name(path: Path) -> None:
         load(path)
 
 
+def test_a_stage_named_like_a_table_is_refused(path: Path) -> None:
+    # An eval stage would measure the untrained [student] where the stage was meant.
+    with pytest.raises(UsageError, match="a stage can't be called 'student'"):
+        load(path, ("stage.rl.name=student",))
+
+
 def test_not_toml_and_not_there(path: Path) -> None:
     path.write_text("name = ")
     with pytest.raises(UsageError, match="not valid TOML"):

@@ -73,7 +73,7 @@ samples_per_problem = 2
 max_tokens = 32
 [[stage]]
 kind = "distill"
-name = "student"
+name = "distilled"
 steps = 5
 batch_size = 8
 teacher_kl = 0.5
@@ -81,7 +81,7 @@ optimizer = {{ lr = 1e-2 }}
 [[stage]]
 kind = "eval"
 name = "final"
-models = ["cold_start", "grpo", "student"]
+models = ["cold_start", "grpo", "distilled"]
 problems = 40
 max_tokens = 32
 """
@@ -118,7 +118,7 @@ def test_every_stage_leaves_what_the_contract_says(uninterrupted: Path) -> None:
     entries = manifest(uninterrupted)["stages"]
     assert [entry["status"] for entry in entries] == ["done"] * 5
     assert [entry["parents"] for entry in entries] == [
-        ["policy"], ["cold_start"], ["grpo"], ["student", "traces"], ["cold_start", "grpo", "student"],
+        ["policy"], ["cold_start"], ["grpo"], ["student", "traces"], ["cold_start", "grpo", "distilled"],
     ]  # fmt: skip
     lines = [json.loads(line) for line in (uninterrupted / "stages/02-grpo/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
@@ -129,7 +129,7 @@ def test_every_stage_leaves_what_the_contract_says(uninterrupted: Path) -> None:
     for line in trained:
         assert line["mismatch/max"] < 1e-4  # the sampler drew with the trainer's weights
         assert line["kl/reference"] >= -1e-6
-    report = json.loads((uninterrupted / "eval/final-student.json").read_text())
+    report = json.loads((uninterrupted / "eval/final-distilled.json").read_text())
     assert report["accuracy"]["count"] == 40
     assert report["accuracy"]["low"] <= report["accuracy"]["value"] <= report["accuracy"]["high"]
     assert (uninterrupted / "report.html").stat().st_size > 10_000
@@ -183,9 +183,9 @@ def test_kill_and_resume_equals_the_uninterrupted_run(uninterrupted: Path, tmp_p
         assert after[name] == before[name], f"{name} was redone"
         assert f"{name} (" not in output
     whole = {entry["name"]: entry for entry in manifest(uninterrupted)["stages"]}
-    for name in ("cold_start", "grpo", "student"):
+    for name in ("cold_start", "grpo", "distilled"):
         assert after[name]["sha256"] == whole[name]["sha256"], f"{name} differs from the uninterrupted run"
-    for model in ("cold_start", "grpo", "student"):
+    for model in ("cold_start", "grpo", "distilled"):
         file = f"eval/final-{model}.json"
         assert (run / file).read_text() == (uninterrupted / file).read_text()
 

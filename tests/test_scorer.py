@@ -195,18 +195,3 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
-
-
-def test_a_group_of_512_takes_little_time() -> None:
-    mix = RewardMix.from_table({"accuracy": 1.0, "format": 0.1, "repetition": 0.1})
-    groups = [group(*(f"<think>3+5={j}</think><answer>{j}</answer>" for j in range(8)), name=str(i)) for i in range(64)]
-    with PoolScorer(mix) as scorer:
-        scorer.score(groups)
-        best = min(_seconds(scorer, groups) for _ in range(5))
-    assert best < 0.4  # 0.08 s on an idle core
-
-
-def _seconds(scorer: PoolScorer, groups: list[Group]) -> float:
-    started = time.perf_counter()
-    scorer.score(groups)
-    return time.perf_counter() - started

@@ -6,7 +6,6 @@ import random
 import re
 import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,25 +57,15 @@ def test_math500_variants(boxed: bool) -> None:
     assert wrong == []
 
 
-def timed(case: dict[str, object], *, boxed: bool) -> tuple[bool, float]:
-    started = time.perf_counter()
-    correct = is_correct(case, boxed=boxed)
-    return correct, 1000 * (time.perf_counter() - started)
-
-
 @pytest.mark.parametrize("boxed", [True, False], ids=["in a box", "bare"])
 def test_hostile_answers(boxed: bool) -> None:
-    check("\\boxed{\\sqrt{2}}", "\\sqrt{3}")  # the first use of mpmath imports it
-    late, wrong = [], []
-    for case in rows("verifier_cases/hostile_math"):
-        correct, milliseconds = timed(case, boxed=boxed)
-        if milliseconds > float(str(case["budget_ms"])):
-            milliseconds = timed(case, boxed=boxed)[1]  # once more: another process may have had the core
-        if milliseconds > float(str(case["budget_ms"])):
-            late.append((case["attack"], case["why"], milliseconds))
-        if correct != case["equal"] and not case.get("debatable"):
-            wrong.append((case["attack"], case["why"]))
-    assert (late, wrong) == ([], [])
+    # Their time budgets are measured by bench/verifiers/error_table.py.
+    wrong = [
+        (case["attack"], case["why"])
+        for case in rows("verifier_cases/hostile_math")
+        if is_correct(case, boxed=boxed) != case["equal"] and not case.get("debatable")
+    ]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("name", GOLD_SETS)
@@ -115,17 +104,6 @@ def test_labelled_model_answers() -> None:
     # Labels are rules themselves: one of qwen_rm is wrong (10{,}000 is 10000), two traces never leave their thought.
     assert disagree["gsm8k_model_solutions"] == 0
     assert all(disagree[name] / total[name] <= 0.02 for name in total), disagree
-
-
-def test_throughput() -> None:
-    golds = [str(r["answer"]) for r in rows("math500")]
-    rng = random.Random(0)
-    pairs = [(g, g.replace("\\frac", "\\dfrac") + " ") for g in golds] + [(g, rng.choice(golds)) for g in golds]
-    check("\\boxed{\\sqrt{2}}", "\\sqrt{3}")
-    started = time.process_time()
-    for gold, answer in pairs:
-        check(f"Therefore, the answer is $\\boxed{{{answer}}}$.", gold)
-    assert len(pairs) / (time.process_time() - started) >= 3000
 
 
 def mixed_file(path: Path, count: int) -> list[object]:

@@ -74,8 +74,6 @@ class DataConfig(Section):
     verifier: str = "math"
     system: str | None = None
     answer_style: Literal["tags", "boxed"] = "tags"
-    #: Longer training prompts are refused, by name.
-    max_prompt_tokens: int = Field(1024, ge=1)
 
 
 class SamplerConfig(Section):

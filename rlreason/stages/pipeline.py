@@ -25,7 +25,7 @@ from rlreason.stages.grpo import run_grpo
 from rlreason.stages.reject import run_reject
 from rlreason.stages.sft import run_sft
 
-#: Share of a student's seed that keeps it apart from the policy of the same shape.
+#: Added to the seed for the student, so that its weights are not those of a policy of the same shape.
 STUDENT_SEED = 1_000_003
 
 

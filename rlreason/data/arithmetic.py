@@ -2,9 +2,13 @@
 
 Products bind tighter, as everywhere: they are worked out first, each run from left to right, then the sums.
 ``3+5*2=`` has the thought ``5*2=10;3+10=13``.
+
+People who write solutions down leave steps out. With ``mental_steps`` a demonstration does too: ``3+5-2+4=`` may be
+thought as ``3+5-2=6;6+4=10``. Everything written is right; how much to write is left for the reward to teach.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
@@ -31,6 +35,8 @@ class ArithmeticOptions(Options):
     #: Training problems over which the longest chain grows evenly from `min_terms` to `max_terms`; 0: all lengths
     #: from the start. Held-out problems always have all lengths.
     growth: int = Field(default=0, ge=0)
+    #: Chance that a demonstration does a step, other than the last, in the head. Problems don't depend on it.
+    mental_steps: float = Field(default=0.0, ge=0.0, le=1.0)
 
     @field_validator("operators")
     @classmethod
@@ -60,7 +66,7 @@ class _Arithmetic:
 
     def identity(self, split: Split) -> Mapping[str, object]:
         # A run with a curriculum and one without are compared on the same held-out problems.
-        return self.options.model_dump(exclude={"growth"} if split == "heldout" else None)
+        return self.options.model_dump(exclude={"growth", "mental_steps"} if split == "heldout" else {"mental_steps"})
 
     def draw(self, stream: Stream, train_index: int | None) -> Draft:
         options = self.options
@@ -69,20 +75,20 @@ class _Arithmetic:
         for _ in range(PATIENCE):
             terms = [1 + stream.below(9) for _ in range(count)]
             signs = [stream.pick(options.operators) for _ in range(count - 1)]
-            steps, results = work_out(terms, signs)
-            if all(self._allowed(result) for result in results):
+            steps = work_out(terms, signs)
+            if all(self._allowed(step.result) for step in steps):
                 break
         else:
             raise UsageError(
                 f"arithmetic: no chain of {count} terms found with max_total={options.max_total}; raise it"
             )
         prompt = str(terms[0]) + "".join(f"{sign}{term}" for sign, term in zip(signs, terms[1:], strict=True)) + "="
-        answer = str(results[-1])
+        answer = str(steps[-1].result)
         return Draft(
             content=prompt,
             prompt=prompt,
             reference=answer,
-            thought=";".join(steps),
+            thought=";".join(written(steps, self._in_head(prompt, len(steps)))),
             answer=answer,
             tags=(f"terms={count}",),
         )
@@ -93,35 +99,75 @@ class _Arithmetic:
             return high
         return low + (high - low) * train_index // growth
 
+    def _in_head(self, prompt: str, count: int) -> list[bool]:
+        """For each of ``count`` steps whether it is done in the head. A stream of its own: problems stay the same."""
+        stream = Stream("arithmetic", "mental_steps", prompt)
+        chance = round(self.options.mental_steps * 1_000_000)
+        return [stream.below(1_000_000) < chance for _ in range(count - 1)] + [False]
+
     def _allowed(self, result: int) -> bool:
         return abs(result) <= self.options.max_total and (self.options.negatives or result >= 0)
 
 
-def work_out(terms: Sequence[int], signs: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The steps from a chain to its value, and the result of each: products first, then sums, left to right.
+#: A value, and the index of the step that made it; None for a term of the chain.
+Operand = tuple[int, int | None]
 
-    ``work_out([3, 5, 2], "+-") == (["3+5=8", "8-2=6"], [8, 6])``.
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """``left sign right = result``. An operand is a term of the chain, or the index of an earlier step (``*_step``)."""
+
+    left: int
+    sign: str
+    right: int
+    result: int
+    left_step: int | None = None
+    right_step: int | None = None
+
+
+def work_out(terms: Sequence[int], signs: Sequence[str]) -> list[Step]:
+    """The steps from a chain to its value: products first, then sums, left to right.
+
+    ``work_out([3, 5, 2], "+-") == [Step(3, "+", 5, 8), Step(8, "-", 2, 6, left_step=0)]``.
     """
-    steps: list[str] = []
-    results: list[int] = []
+    steps: list[Step] = []
 
-    def step(left: int, sign: str, right: int) -> int:
-        result = left * right if sign == "*" else left + right if sign == "+" else left - right
-        steps.append(f"{left}{sign}{right}={result}")
-        results.append(result)
-        return result
+    def step(left: Operand, sign: str, right: Operand) -> Operand:
+        a, b = left[0], right[0]
+        result = a * b if sign == "*" else a + b if sign == "+" else a - b
+        steps.append(Step(a, sign, b, result, left[1], right[1]))
+        return result, len(steps) - 1
 
-    sums, sum_signs = [terms[0]], []
+    sums: list[Operand] = [(terms[0], None)]
+    sum_signs = []
     for sign, term in zip(signs, terms[1:], strict=True):
         if sign == "*":
-            sums[-1] = step(sums[-1], "*", term)
+            sums[-1] = step(sums[-1], "*", (term, None))
         else:
-            sums.append(term)
+            sums.append((term, None))
             sum_signs.append(sign)
     total = sums[0]
-    for sign, term in zip(sum_signs, sums[1:], strict=True):
-        total = step(total, sign, term)
-    return steps, results
+    for sign, operand in zip(sum_signs, sums[1:], strict=True):
+        total = step(total, sign, operand)
+    return steps
+
+
+def written(steps: Sequence[Step], in_head: Sequence[bool]) -> list[str]:
+    """Each step as text, those in the head folded into the step that uses their result.
+
+    Of ``3+5-2=``: ``["3+5=8", "8-2=6"]``, or with the first step in the head ``["3+5-2=6"]``. No parentheses are ever
+    needed: a folded operand binds as tightly as the chain had it.
+    """
+    texts: list[str] = []
+    shown: list[str] = []
+    for step, hidden in zip(steps, in_head, strict=True):
+        left = str(step.left) if step.left_step is None else texts[step.left_step]
+        right = str(step.right) if step.right_step is None else texts[step.right_step]
+        expression = f"{left}{step.sign}{right}"
+        if not hidden:
+            shown.append(f"{expression}={step.result}")
+        texts.append(expression if hidden else str(step.result))
+    return shown
 
 
 def arithmetic(options: Mapping[str, object], seed: int) -> Task:

@@ -5,12 +5,13 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
 import pytest
 
-from rlreason.data.arithmetic import work_out
+from rlreason.data.arithmetic import Step, work_out, written
 from rlreason.data.procedural import make_task
 from rlreason.data.streams import Stream, permutation
 from rlreason.data.task import split_of
@@ -59,13 +60,45 @@ def test_stream_is_uniform() -> None:
     assert max(abs(count - 2000) for count in counts.values()) < 212
 
 
+def steps_of(terms: list[int], signs: str, in_head: str = "") -> list[str]:
+    steps = work_out(terms, signs)
+    return written(steps, [mark == "x" for mark in in_head.ljust(len(steps), ".")])
+
+
 def test_work_out_by_hand() -> None:
-    assert work_out([3, 5, 2], "+-") == (["3+5=8", "8-2=6"], [8, 6])
+    assert work_out([3, 5, 2], "+-") == [Step(3, "+", 5, 8), Step(8, "-", 2, 6, left_step=0)]
+    assert steps_of([3, 5, 2], "+-") == ["3+5=8", "8-2=6"]
     # 3 + 5*2*1 - 4*2: products first, each from the left.
-    assert work_out([3, 5, 2, 1, 4, 2], "+**-*") == (
-        ["5*2=10", "10*1=10", "4*2=8", "3+10=13", "13-8=5"],
-        [10, 10, 8, 13, 5],
-    )
+    assert steps_of([3, 5, 2, 1, 4, 2], "+**-*") == ["5*2=10", "10*1=10", "4*2=8", "3+10=13", "13-8=5"]
+
+
+def test_steps_in_the_head_are_folded_into_the_next() -> None:
+    assert steps_of([3, 5, 2], "+-", "x.") == ["3+5-2=6"]
+    assert steps_of([3, 5, 2, 4], "--+", ".x.") == ["3-5=-2", "-2-2+4=0"]
+    # 5*2=10, 10*1=10, 4*2=8, 3+10=13, 13-8=5 with the first, third and fourth in the head.
+    assert steps_of([3, 5, 2, 1, 4, 2], "+**-*", "x.xx.") == ["5*2*1=10", "3+10-4*2=5"]
+
+
+def test_mental_steps_change_demonstrations_and_nothing_else() -> None:
+    options = {"min_terms": 3, "max_terms": 6, "operators": "+-*", "max_total": 99}
+    full = make_task("arithmetic", options, 0)
+    terse = make_task("arithmetic", options | {"mental_steps": 0.5}, 0)
+    none = make_task("arithmetic", options | {"mental_steps": 1.0}, 0)
+    kept = left = 0
+    for split in ("train", "heldout"):
+        for i in range(400):
+            a, b, c = full.problem(split, i), terse.problem(split, i), none.problem(split, i)
+            assert replace(b, thought=a.thought) == replace(c, thought=a.thought) == a
+            assert a.thought is not None
+            assert b.thought is not None
+            for step in b.thought.split(";"):
+                left_side, right_side = step.split("=")
+                assert value_of(left_side) == int(right_side)
+            assert c.thought == f"{a.prompt}{a.answer}"
+            kept += b.thought.count(";")
+            left += a.thought.count(";") - b.thought.count(";")
+    # 800 problems with 2.5 steps before the last on average: half of about 2000, standard deviation 22.
+    assert abs(kept - left) < 5 * 2 * 22
 
 
 def check_arithmetic(problem: Problem, low: int, high: int, largest: int) -> None:
@@ -217,7 +250,7 @@ def test_problems_depend_on_nothing_but_seed_split_and_index(name: str) -> None:
             "arithmetic",
             {"min_term": 3},
             "arithmetic: unknown option 'min_term'; did you mean 'min_terms'? "
-            "(allowed: min_terms, max_terms, operators, max_total, negatives, growth)",
+            "(allowed: min_terms, max_terms, operators, max_total, negatives, growth, mental_steps)",
         ),
         ("arithmetic", {"operators": "+/"}, "arithmetic: option 'operators': '+/' must be one or more of + - *"),
         ("arithmetic", {"max_terms": "3"}, "arithmetic: option 'max_terms': Input should be a valid integer"),

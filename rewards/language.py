@@ -6,7 +6,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from rlreason.rewards.registry import nearest, reward
+from rlreason.errors import suggest
+from rlreason.rewards.registry import reward
 from rlreason.types import Completion, Problem
 
 #: Commonest words of languages written in Latin letters: they tell one from another.
@@ -79,7 +80,7 @@ def language(problem: Problem, completion: Completion, *, target: str = "en") ->
     1.0 where there are no words.
     """
     if target not in _SCRIPTS and target not in _STOP:
-        raise ValueError(f"language: unknown target {target!r}: {nearest(target, (*_SCRIPTS, *_STOP))}")
+        raise ValueError(f"language: unknown target {target!r}: {suggest(target, (*_SCRIPTS, *_STOP))}")
     text = _NOT_PROSE.sub(" ", thought_of(completion.response))
     counted = [w for w in words(text) if not w.isdigit() and (len(w) > 1 or _script(w) in _UNSPACED)]
     if not counted:

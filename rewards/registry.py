@@ -6,14 +6,14 @@ A verifier is a reward that decides correctness; ``Problem.verifier`` names it a
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 
+from rlreason.errors import suggest
 from rlreason.rewards import plugins
 
 RewardFunction = Callable[..., object]
@@ -107,14 +107,6 @@ def verifier_names() -> tuple[str, ...]:
     return tuple(sorted(name for name, entry in _REGISTERED.items() if entry.verifier))
 
 
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """``did you mean 'format'? allowed: accuracy, format`` for an error message."""
-    allowed = sorted(allowed)
-    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}allowed: {', '.join(allowed) or 'none'}"
-
-
 @lru_cache(maxsize=256)
 def resolve(name: str) -> Reward:
     """The reward of a registered name, an entry point, ``pkg.mod:fn``, ``path/file.py:fn``, ``trl:…`` or ``verl:…``.
@@ -131,7 +123,7 @@ def resolve(name: str) -> Reward:
     for entry_point in metadata.entry_points(group=ENTRY_POINT_GROUP, name=name):
         return describe(name, entry_point.load())
     raise ValueError(
-        f"unknown reward {name!r}: {nearest(name, reward_names())}; "
+        f"unknown reward {name!r}: {suggest(name, reward_names())}; "
         "or a plug-in: pkg.mod:fn, path/file.py:fn, trl:pkg.mod:fn, verl:path.py:fn"
     )
 
@@ -145,8 +137,8 @@ def resolve_verifier(name: str) -> Reward:
         entry = resolve(name)
         if entry.verifier or name not in _REGISTERED:
             return entry
-        raise ValueError(f"{name!r} is a reward but no verifier: {nearest(name, verifier_names())}")
-    raise ValueError(f"unknown verifier {name!r}: {nearest(name, verifier_names())}")
+        raise ValueError(f"{name!r} is a reward but no verifier: {suggest(name, verifier_names())}")
+    raise ValueError(f"unknown verifier {name!r}: {suggest(name, verifier_names())}")
 
 
 def check_options(entry: Reward, options: Mapping[str, object]) -> None:
@@ -154,7 +146,7 @@ def check_options(entry: Reward, options: Mapping[str, object]) -> None:
     if entry.options is not None:
         for key in options:
             if key not in entry.options:
-                raise ValueError(f"reward {entry.name!r} has no option {key!r}: {nearest(key, entry.options)}")
+                raise ValueError(f"reward {entry.name!r} has no option {key!r}: {suggest(key, entry.options)}")
     missing = sorted(entry.required - options.keys())
     if missing:
         raise ValueError(f"reward {entry.name!r} needs option {', '.join(map(repr, missing))}")

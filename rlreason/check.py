@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rlreason.config import EvalStage, GrpoStage, Recipe, RejectStage, SftStage, TrainingStage
 from rlreason.data.prompts import PromptFormat
-from rlreason.data.rows import Columns
 from rlreason.data.source import ProblemSource, SourceSpec, open_source
 from rlreason.errors import UsageError
 from rlreason.rewards.mix import RewardMix
@@ -32,7 +31,7 @@ def check(recipe: Recipe, base: Path) -> CheckedRecipe:
             train=recipe.data.train,
             heldout=recipe.data.heldout,
             options=recipe.data.options,
-            columns=Columns(**recipe.data.columns.model_dump()),
+            columns=recipe.data.columns,
             answer_after=recipe.data.answer_after,
             verifier=recipe.data.verifier,
             seed=recipe.seed,

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from rlreason.config_errors import explain
+from rlreason.data.rows import Columns
 from rlreason.errors import UsageError, nearest
 from rlreason.objective.spec import ObjectiveSpec
 
@@ -44,20 +45,6 @@ class PolicyConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
-Column = str | tuple[str, ...]
-
-
-class ColumnsConfig(Section):
-    """Which column of a data file holds what; of several names the first that the file has."""
-
-    id: Column = "id"
-    prompt: Column = "prompt"
-    answer: Column = "answer"
-    solution: Column = "solution"
-    tests: Column = "tests"
-    messages: Column = "messages"
-
-
 class DataConfig(Section):
     """Where problems come from and how they are asked."""
 
@@ -67,7 +54,8 @@ class DataConfig(Section):
     heldout: str | tuple[str, ...] | None = None
     #: Options of a procedural task.
     options: dict[str, Scalar] = {}
-    columns: ColumnsConfig = ColumnsConfig()
+    #: Which column of a data file holds what; of several names the first that the file has.
+    columns: Columns = Columns()
     #: The gold answer is what follows this marker in the answer column.
     answer_after: str | None = None
     #: How answers of file and hub data are checked; procedural tasks name their own.

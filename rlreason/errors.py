@@ -7,7 +7,7 @@ This module imports nothing of the package, so that every part of it may raise
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["UsageError", "nearest"]
+__all__ = ["UsageError", "nearest", "suggest"]
 
 
 class UsageError(ValueError):
@@ -22,10 +22,20 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
 
     Example: `nearest("step", ["steps", "seed"])` is `"; did you mean 'steps'?"`.
     """
-    candidates = list(allowed)
+    found = _closest(word, list(allowed))
+    return f"; did you mean {found!r}?" if found else ""
+
+
+def suggest(word: str, allowed: Iterable[str]) -> str:
+    """The same hint before the list of all that is allowed: `"did you mean 'steps'? allowed: seed, steps"`."""
+    candidates = sorted(allowed)
+    found = _closest(word, candidates)
+    return f"{f'did you mean {found!r}? ' if found else ''}allowed: {', '.join(candidates) or 'none'}"
+
+
+def _closest(word: str, candidates: list[str]) -> str | None:
     found = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
-    if not found:
-        # A difference of case alone scores low in difflib for short words.
-        by_lower = {candidate.lower(): candidate for candidate in candidates}
-        found = [by_lower[name] for name in [word.lower()] if name in by_lower]
-    return f"; did you mean {found[0]!r}?" if found else ""
+    if found:
+        return found[0]
+    # A difference of case alone scores low in difflib for short words.
+    return {candidate.lower(): candidate for candidate in candidates}.get(word.lower())

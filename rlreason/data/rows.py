@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from rlreason.data.prompts import thought_in
 from rlreason.errors import UsageError, nearest
@@ -29,6 +29,9 @@ class Columns:
     Example: ``Columns(prompt=("prompt", "question"), answer=("solution", "answer"))``. A prompt or messages, and an
     answer or tests, are needed; a column that is named differently from its default is needed too.
     """
+
+    #: A recipe's table is this class: pydantic refuses unknown columns.
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     id: Column = "id"
     prompt: Column = "prompt"

@@ -5,6 +5,7 @@ With ``teacher_kl`` it also learns the teacher's distribution on those traces (H
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -12,7 +13,6 @@ from transformers import PreTrainedModel
 from rlreason.config import DistillStage
 from rlreason.errors import UsageError
 from rlreason.policy.batch import supervised_row
-from rlreason.policy.optimizer import PolicyOptimizer
 from rlreason.policy.policies import Policy
 from rlreason.stages.context import Context, Recorder
 from rlreason.stages.reject import read_traces
@@ -33,15 +33,7 @@ def run_distill(
     if not rows:
         raise UsageError(f"stage {stage.name!r}: {traces} holds no trace: the teacher solved nothing; train it further")
     teacher_model = _matching(teacher, student) if teacher is not None else None
-    run = SupervisedRun(
-        policy=student,
-        optimizer=PolicyOptimizer(student.model, stage.optimizer, stage.steps),
-        micro_batch_tokens=stage.micro_batch_tokens,
-        device=context.device,
-        threads=context.threads,
-        teacher=teacher_model,
-        teacher_kl=stage.teacher_kl,
-    )
+    run = replace(SupervisedRun.begin(stage, context, student), teacher=teacher_model, teacher_kl=stage.teacher_kl)
     batches = epoch_rows(rows, stage.batch_size, context.recipe.seed, stage.name)
     return train_supervised(stage, context, run, batches)
 

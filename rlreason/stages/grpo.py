@@ -38,7 +38,7 @@ class GrpoRun:
     reference: PreTrainedModel | None
 
 
-def grpo_step(step: int, run: GrpoRun, sampler_step: Sampling) -> tuple[StepReport, list[Group]]:
+def grpo_step(step: int, run: GrpoRun, sampler_step: Sampling) -> tuple[dict[str, float], list[Group]]:
     """One step: ask, sample, verify, credit, learn. Publishing the new weights is the caller's next line."""
     clock = [time.perf_counter()]
     groups = sampler_step(step)
@@ -54,8 +54,7 @@ def grpo_step(step: int, run: GrpoRun, sampler_step: Sampling) -> tuple[StepRepo
         "seconds/train": clock[3] - clock[2],
         "tokens_per_second": scalars["tokens"] / (clock[3] - clock[0]),
     }
-    report = StepReport(stage=run.stage.name, kind=run.stage.kind, step=step, policy_version=step + 1, scalars=scalars)
-    return report, groups
+    return scalars, groups
 
 
 def learn(step: int, groups: Sequence[Group], run: GrpoRun) -> dict[str, float]:
@@ -168,11 +167,10 @@ def run_grpo(stage: GrpoStage, context: Context, policy: Policy) -> Recorder:
     sampling = Sampling(run)
     recorder = Recorder(context, stage.name, stage.kind)
     for step in range(stage.steps):
-        report, groups = grpo_step(step, run, sampling)
+        scalars, groups = grpo_step(step, run, sampling)
         sampling.engine.publish(policy.model.state_dict(), version=step + 1)
-        recorder.sampled_tokens += int(report.scalars["tokens"])
-        recorder.trained_tokens += int(report.scalars.get("trained_tokens", 0.0))
-        scalars = dict(report.scalars)
+        recorder.sampled_tokens += int(scalars["tokens"])
+        recorder.trained_tokens += int(scalars.get("trained_tokens", 0.0))
         if is_due(step, stage.eval_every, stage.steps):
             scalars["accuracy/heldout"] = context.heldout_accuracy(
                 sampling.engine, stage.name, stage.eval_problems, stage.max_tokens

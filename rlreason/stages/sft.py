@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from transformers import PreTrainedModel
@@ -35,6 +36,17 @@ class SupervisedRun:
     teacher: PreTrainedModel | None = None
     #: Weight of KL(teacher || student); the rest is cross-entropy on the tokens.
     teacher_kl: float = 0.0
+
+    @classmethod
+    def begin(cls, stage: SftStage | DistillStage, context: Context, policy: Policy) -> Self:
+        """The run of a stage at its first step, without a teacher."""
+        return cls(
+            policy=policy,
+            optimizer=PolicyOptimizer(policy.model, stage.optimizer, stage.steps),
+            micro_batch_tokens=stage.micro_batch_tokens,
+            device=context.device,
+            threads=context.threads,
+        )
 
 
 def supervised_step(step: int, rows: Sequence[Row], run: SupervisedRun) -> dict[str, float]:
@@ -118,11 +130,4 @@ def run_sft(stage: SftStage, context: Context, policy: Policy) -> Recorder:
         count = stage.demonstrations or source.train_size or 0
         fixed = [row(problem) for problem in source.demonstrations(0, count)]
         rows = epoch_rows(fixed, stage.batch_size, context.recipe.seed, stage.name)
-    run = SupervisedRun(
-        policy=policy,
-        optimizer=PolicyOptimizer(policy.model, stage.optimizer, stage.steps),
-        micro_batch_tokens=stage.micro_batch_tokens,
-        device=context.device,
-        threads=context.threads,
-    )
-    return train_supervised(stage, context, run, rows)
+    return train_supervised(stage, context, SupervisedRun.begin(stage, context, policy), rows)

@@ -23,7 +23,9 @@ def finished(run: Path) -> bool:
 def collect(run: Path) -> dict[str, object]:
     """Seed, hardware, seconds and parameters by stage, and every evaluation of one run."""
     manifest = json.loads((run / "manifest.json").read_text())
-    evaluations = [json.loads(path.read_text()) for path in sorted((run / "eval").glob("*.json"))]
+    order = [entry["name"] for entry in manifest["stages"]]
+    evaluations = [json.loads(path.read_text()) for path in (run / "eval").glob("*.json")]
+    evaluations.sort(key=lambda row: order.index(row["model"]))
     return {
         "seed": manifest["seed"],
         "git_commit": manifest["git_commit"],
@@ -35,6 +37,19 @@ def collect(run: Path) -> dict[str, object]:
         "accuracy": {row["model"]: row["accuracy"] for row in evaluations},
         "mean_tokens": {row["model"]: row["mean_tokens"] for row in evaluations},
     }
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """Markdown: a row a seed, a column a model, with 95 % intervals in percent, and the seconds of all stages."""
+    shown = []
+    for row in rows:
+        accuracy = row["accuracy"]
+        assert isinstance(accuracy, dict)
+        cells = [f"{100 * a['value']:.1f} ({100 * a['low']:.1f}–{100 * a['high']:.1f})" for a in accuracy.values()]
+        if not shown:
+            shown = [f"| seed | {' | '.join(accuracy)} | seconds |", "|---" * (len(cells) + 2) + "|"]
+        shown.append(f"| {row['seed']} | {' | '.join(cells)} | {row['total_seconds']:.0f} |")
+    return "\n".join(shown)
 
 
 def main() -> None:
@@ -54,11 +69,7 @@ def main() -> None:
             subprocess.run([*command, "--out", str(run)], check=True)
         rows.append(collect(run))
     options.out.write_text(json.dumps(rows, indent=2) + "\n")
-    for row in rows:
-        accuracy = row["accuracy"]
-        assert isinstance(accuracy, dict)
-        shown = "  ".join(f"{m} {a['value']:.1%} [{a['low']:.1%}, {a['high']:.1%}]" for m, a in accuracy.items())
-        print(f"seed {row['seed']}: {shown}  ({row['total_seconds']:.0f} s)")
+    print(table(rows))
 
 
 if __name__ == "__main__":

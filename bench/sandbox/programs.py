@@ -9,6 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+_DOCUMENT = ROOT / "docs" / "sandbox.md"
+
+
+def replace_block(name: str, text: str) -> None:
+    """Put ``text`` between ``<!-- name -->`` and ``<!-- /name -->`` of docs/sandbox.md."""
+    opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, _, rest = _DOCUMENT.read_text(encoding="utf-8").partition(opening)
+    _, _, after = rest.partition(closing)
+    if not after:
+        raise SystemExit(f"{_DOCUMENT}: no block {name!r}")
+    _DOCUMENT.write_text(f"{before}{opening}{text.rstrip()}\n{closing}{after}", encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,15 @@ def expected(count: int) -> list[Verdict]:
     return [Verdict.CORRECT if at % 3 else Verdict.WRONG for at in range(count)]
 
 
+def family(pid: int) -> list[int]:
+    """``pid`` and its descendants: a worker, its zygote, what runs there."""
+    found = [pid]
+    for one in found:
+        for path in Path(f"/proc/{one}/task").glob("*/children"):
+            found += map(int, path.read_text().split())
+    return found
+
+
 def gone(pid: int) -> bool:
     """Whether the process ends within ten seconds."""
     for _ in range(200):
@@ -75,15 +84,15 @@ def test_a_slow_reader_slows_the_source() -> None:
 
 
 def test_leaving_early_ends_everything() -> None:
-    async def leave() -> tuple[int, ...]:
+    async def leave() -> list[int]:
         async with ProgramPool(workers=2) as pool:
             async for result in pool.stream(jobs(1_000)):
                 assert result.verdict is Verdict.WRONG
                 break
-            return pool.pids
+            return [one for pid in pool.pids for one in family(pid)]
 
     pids = asyncio.run(leave())
-    assert pids
+    assert len(pids) > 1  # a worker and its zygote at least
     assert all(gone(pid) for pid in pids)
 
 
@@ -104,10 +113,13 @@ def test_a_group_and_a_lost_worker() -> None:
             wanted = [Verdict.CORRECT, Verdict.WRONG, Verdict.CORRECT]
             assert [r.verdict for r in await pool.check_group(group, TESTS)] == wanted
             (pid,) = pool.pids
+            zygotes = family(pid)[1:]
             os.kill(pid, signal.SIGKILL)
             # The new worker never had the tests: they are sent again.
             assert [r.verdict for r in await pool.check_group(group, TESTS)] == wanted
             assert pool.pids != (pid,)
+            assert zygotes
+            assert all(gone(one) for one in zygotes)
 
     asyncio.run(run())
 

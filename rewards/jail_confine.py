@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import socket
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ class Confinement:
     layers: dict[str, str]  # layer -> "" where it holds, else why not
     uid: int = field(default_factory=os.getuid)
     gid: int = field(default_factory=os.getgid)
+    #: User and group as the host sees them.
+    host_user: tuple[int, int] = (0, 0)
     home_pid_namespace: int = -1
     seccomp_filter: bytes = b""
 
@@ -60,6 +63,7 @@ def confine(off: Collection[str], *, namespaces: bool) -> Confinement:
         jail_view.enter_view()
     if root and state.holds("other_uid"):
         _leave_root(state)
+    state.host_user = (os.getuid(), os.getgid())
     if namespaces:
         _unshare(state)
         if use_view and not root:
@@ -84,7 +88,8 @@ def _leave_root(state: Confinement) -> None:
             continue
         break
     state.uid, state.gid = os.getuid(), os.getgid()
-    linux.set_dumpable(on=True)  # else /proc/self belongs to root and the id maps can't be written
+    if sys.platform.startswith("linux"):
+        linux.set_dumpable(on=True)  # else /proc/self belongs to root and the id maps can't be written
 
 
 def _unshare(state: Confinement) -> None:
@@ -99,6 +104,8 @@ def _unshare(state: Confinement) -> None:
         with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
             file.write(text)
     state.uid = state.gid = _INNER_ID
+    if state.holds("uts_namespace"):
+        socket.sethostname("jail")  # the host's name is the host's
 
 
 def _become_init(state: Confinement) -> None:
@@ -123,6 +130,9 @@ def _become_init(state: Confinement) -> None:
 
 
 def _prepare_filters(state: Confinement) -> None:
+    if not sys.platform.startswith("linux"):
+        for layer in ("landlock", "seccomp", "no_new_privs", "memory_watch"):
+            state.layers[layer] = "only on Linux"
     if state.holds("landlock"):
         try:
             linux.landlock_version()
@@ -133,16 +143,13 @@ def _prepare_filters(state: Confinement) -> None:
             state.seccomp_filter = jail_seccomp.build()
         except NotImplementedError as error:
             state.layers["seccomp"] = str(error)
-    if not sys.platform.startswith("linux"):
-        for layer in ("no_new_privs", "memory_watch"):
-            state.layers[layer] = "only on Linux"
 
 
 class LayerError(OSError):
     """The host denied ``layer`` at the moment it was to take effect."""
 
-    def __init__(self, layer: str, error: OSError) -> None:
-        super().__init__(error.errno, str(error))
+    def __init__(self, layer: str, error: Exception) -> None:
+        super().__init__(f"{layer}: {error}")
         self.layer = layer
 
 
@@ -150,7 +157,7 @@ class LayerError(OSError):
 def _applying(layer: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise LayerError(layer, error) from error
 
 
@@ -203,5 +210,5 @@ def _limit(state: Confinement, order: Mapping[str, int]) -> None:
         wanted[resource.RLIMIT_NPROC] = order["processes"] + 2
     for which, value in wanted.items():
         _, hard = resource.getrlimit(which)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(which, (value, value))
+        allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(which, (allowed, allowed))

@@ -12,6 +12,7 @@ import collections
 import fractions
 import json
 from collections.abc import Callable, Iterable
+from typing import Any
 
 MAX_DEPTH = 100
 #: Integers beyond this go as hexadecimal text: decimal conversion is quadratic.
@@ -50,9 +51,14 @@ def _sequence(tag: str, items: Iterable[object], other: Callable[[object], Tree]
     # Copied first: another thread of the program may change it meanwhile.
     items = list(items)
     kinds = set(map(type, items))
-    if kinds <= _SIMPLE or (kinds == {int} and -_PLAIN_INT < min(items) and max(items) < _PLAIN_INT):  # type: ignore[type-var]
+    if kinds <= _SIMPLE or (kinds == {int} and _all_short(items)):
         return [tag, *items]
     return [tag, *(to_tree(item, other, depth + 1) for item in items)]
+
+
+def _all_short(integers: list[Any]) -> bool:
+    smallest, largest = min(integers), max(integers)
+    return bool(smallest > -_PLAIN_INT and largest < _PLAIN_INT)
 
 
 def _rare(value: object, other: Callable[[object], Tree] | None) -> Tree:
@@ -103,7 +109,7 @@ def _decimal(items: list[object]) -> object:
     return decimal.Decimal(str(items[0]))
 
 
-_BUILD: dict[str, Callable[[list[object]], object]] = {
+_BUILD: dict[str, Callable[[list[Any]], object]] = {
     "l": lambda items: items,
     "t": tuple,
     "s": set,
@@ -112,9 +118,9 @@ _BUILD: dict[str, Callable[[list[object]], object]] = {
     "d": lambda items: dict(zip(items[::2], items[1::2], strict=True)),
     "i": lambda items: int(str(items[0]), 16),
     "b": lambda items: bytes.fromhex(str(items[0])),
-    "c": lambda items: complex(*items),  # type: ignore[arg-type]
-    "r": lambda items: range(*items),  # type: ignore[arg-type]
-    "F": lambda items: fractions.Fraction(*items),  # type: ignore[arg-type]
+    "c": lambda items: complex(*items),
+    "r": lambda items: range(*items),
+    "F": lambda items: fractions.Fraction(*items),
     "D": _decimal,
 }
 
@@ -127,6 +133,7 @@ def dumps(tree: Tree) -> bytes:
 def loads(data: bytes) -> Tree:
     """The tree of some bytes. Raises NotPlain for bytes that are none, or nested beyond all measure."""
     try:
-        return json.loads(data)  # type: ignore[no-any-return]
+        tree: Tree = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise NotPlain("malformed") from error
+    return tree

@@ -81,7 +81,7 @@ def end(work: Callable[[], object]) -> None:
         code = _exit_code(error)
     except BaseException:
         code = 1
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
@@ -153,11 +153,15 @@ class _Server:
     def _kept_value(self, tree: list[object]) -> object:
         if tree[0] != "h":
             raise NotPlain("unknown tag")
-        return self._find(tree[1]) if isinstance(tree[1], str) else self._kept[tree[1]]  # type: ignore[index]
+        which = tree[1]
+        if isinstance(which, str):
+            return self._find(which)
+        assert isinstance(which, int)
+        return self._kept[which]
 
     def _perform(self, request: list[Tree]) -> object:
         operation, target, arguments, keywords = request
-        receiver = self._find(target) if isinstance(target, str) else self._kept[target]  # type: ignore[index]
+        receiver = self._kept_value(["h", target])
         positional = jail_data.from_tree(arguments, self._kept_value)
         named = jail_data.from_tree(keywords, self._kept_value)
         assert isinstance(positional, list)
@@ -197,7 +201,7 @@ def _builtin_name(kind: type) -> str:
     """Name of the nearest built-in exception class: the only ones that cross."""
     for base in kind.__mro__:
         if vars(builtins).get(base.__name__) is base:
-            return base.__name__
+            return str(base.__name__)
     return "Exception"
 
 

@@ -64,6 +64,9 @@ class _StandIn:
     """Something of the program's that is no plain data: a function, an object, a generator."""
 
     __slots__ = ("_kind", "_remote", "_target")
+    _kind: str
+    _remote: _Remote
+    _target: Tree
 
     def __init__(self, remote: _Remote, target: Tree, kind: str) -> None:
         object.__setattr__(self, "_remote", remote)
@@ -203,7 +206,7 @@ def judge(channel: Channel, kind: str, job: list[Tree]) -> None:
     pieces = [str(text) for text in test["pieces"]]
     try:
         trees = [ast.parse(text) for text in pieces]
-        codes = [compile(tree, "<tests>", "exec", dont_inherit=True) for tree in trees]
+        codes = [compile(tree, f"<tests {i}>", "exec", dont_inherit=True) for i, tree in enumerate(trees)]
     except (SyntaxError, ValueError) as error:
         channel.send(["broken", f"the tests do not compile: {error}"[:300]])
         return
@@ -221,7 +224,7 @@ def judge(channel: Channel, kind: str, job: list[Tree]) -> None:
             work()
             channel.send(["passed", step])
     except BaseException as error:
-        channel.send(["failed", step, _reason(error)])
+        channel.send(["failed", step, _reason(error, pieces)])
         return
     channel.send(["finished"])  # answered by the nonce, which was nowhere in this process before
     channel.send(["done", *channel.receive()])
@@ -256,8 +259,16 @@ def _run_unittest(module: types.ModuleType) -> None:
         raise AssertionError(f"{result.testsRun} of {wanted} tests ran, {len(result.skipped)} skipped")
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, pieces: list[str]) -> str:
+    """``assert add(2, 3) == 5: AssertionError``: the line of the tests, and what it raised."""
+    line, trace = "", error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if file.startswith("<tests "):
+            line = pieces[int(file[7:-1])].splitlines()[trace.tb_lineno - 1].strip()[:200]
+        trace = trace.tb_next
     try:
-        return f"{type(error).__name__}: {error}"[:300]
+        text = f"{type(error).__name__}: {error}"[:300]
     except BaseException:
-        return "an exception"
+        text = "an exception"
+    return ": ".join(filter(None, (line, text.removesuffix(": "))))

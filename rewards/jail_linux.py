@@ -158,9 +158,8 @@ def landlock_ruleset(allowed: Mapping[str, int]) -> int:
         except OSError:
             continue
         try:
-            if not os.path.isdir(path):
-                rights &= _FILE_RIGHTS
-            rule = ctypes.create_string_buffer(struct.pack("=Qi", rights & handled, beneath), 12)
+            granted = rights & handled & (-1 if os.path.isdir(path) else _FILE_RIGHTS)
+            rule = ctypes.create_string_buffer(struct.pack("=Qi", granted, beneath), 12)
             _syscall("landlock_add_rule", _LANDLOCK_ADD, ruleset, 1, rule, 0)
         finally:
             os.close(beneath)

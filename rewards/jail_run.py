@@ -106,7 +106,7 @@ class Run:
         wanted = []
         for descriptor in self._open:
             events = 0 if descriptor == self._ends.stdin else select.POLLIN
-            if descriptor in self._sending and self._sending[descriptor]:
+            if self._sending.get(descriptor):
                 events |= select.POLLOUT
             if events:
                 wanted.append((descriptor, events))
@@ -226,8 +226,12 @@ class Ends:
     status: int
 
 
-def open_ends() -> tuple[Ends, list[int]]:
-    """Our ends, and the child's: standard input, output, error, channel, status."""
+def open_ends(owner: tuple[int, int] | None) -> tuple[Ends, list[int]]:
+    """Our ends, and the child's: standard input, output, error, channel, status.
+
+    ``owner``: user and group to give the pipes to, so that the child can open ``/dev/stdin``. One way only: a program
+    that opened its own output for reading would wait for itself.
+    """
     opened: list[int] = []
     try:
         stdin_read, stdin_write = os.pipe()
@@ -243,6 +247,10 @@ def open_ends() -> tuple[Ends, list[int]]:
         for descriptor in opened:
             os.close(descriptor)
         raise
+    for descriptor, mode in ((stdin_read, 0o400), (stdout_write, 0o200), (stderr_write, 0o200)):
+        os.fchmod(descriptor, mode)
+        if owner is not None:
+            os.fchown(descriptor, *owner)
     ends = Ends(stdin=stdin_write, stdout=stdout_read, stderr=stderr_read, channel=channel[0], status=status[0])
     for descriptor in (stdin_write, stdout_read, stderr_read, channel[0], status[0]):
         os.set_blocking(descriptor, False)

@@ -110,4 +110,4 @@ def landlock_rules(*, private: bool) -> dict[str, int]:
     rules = {f"/dev/{name}": linux.DEVICE for name in _DEVICES}
     if private:
         return {**rules, "/": linux.READ, "/tmp": linux.WRITE}
-    return {**rules, **{path: linux.READ for path in (*_SYSTEM, *interpreter_folders())}}
+    return {**rules, **dict.fromkeys((*_SYSTEM, *interpreter_folders()), linux.READ)}

@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rlreason.rewards import jail_judge  # noqa: F401  # the children's; the folder is out of sight later
 from rlreason.rewards import jail_linux as linux
@@ -35,9 +36,10 @@ CHANNEL = 3  # descriptor of the run's channel in the child
 _WATCH_SECONDS = 0.025
 #: Imported before the first fork: what solutions import most, so that no run pays for it.
 _WARM = str.split(
-    "encodings.ascii encodings.latin_1 encodings.idna encodings.utf_16 abc array ast base64 bisect cmath collections collections.abc contextlib copy dataclasses datetime decimal enum "
-    "fractions functools hashlib heapq inspect io itertools json math numbers operator queue random re statistics "
-    "string struct textwrap threading time traceback types typing unicodedata unittest unittest.mock warnings zlib"
+    "encodings.ascii encodings.latin_1 encodings.idna encodings.utf_16 abc array ast base64 bisect cmath "
+    "collections collections.abc contextlib copy dataclasses datetime decimal enum fractions functools hashlib "
+    "heapq inspect io itertools json math numbers operator queue random re statistics string struct textwrap "
+    "threading time traceback types typing unicodedata unittest unittest.mock warnings zlib"
 )
 
 
@@ -77,7 +79,7 @@ class Zygote:
     def serve(self) -> None:
         """Fork a child per order and look after it."""
         while True:
-            watched = [self._control, self._wakeup, *(r.status for r in self._runs if not r.killed)]
+            watched: list[Any] = [self._control, self._wakeup, *(r.status for r in self._runs if not r.killed)]
             ready = select.select(watched, [], [], self._patience())[0]
             if self._wakeup in ready:
                 with contextlib.suppress(BlockingIOError):
@@ -241,7 +243,7 @@ def main(control_fd: int, off: list[str], namespaces: bool) -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
-    control.sendall(encode_record({"layers": state.layers}))
+    control.sendall(encode_record({"layers": state.layers, "user": state.host_user}))
     Zygote(control, state).serve()
     # From here on in a jailed child. The zygote's frames are gone.
     control.detach()

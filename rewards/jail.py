@@ -34,6 +34,8 @@ Require = Literal["full", "best", "unsafe"]
 _START_SECONDS = 60.0
 _END_SECONDS = 5.0
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
+#: Threads would reserve 64 MB of address space each for their heaps.
+_ENVIRONMENT["MALLOC_ARENA_MAX"] = "1"
 #: Not -I, which would ignore the hash seed: -s, -P and an empty environment are the rest of it.
 _FLAGS = ("-s", "-S", "-P", "-B")
 _BOOT = """
@@ -58,7 +60,8 @@ class Limits:
 
     ``wall_seconds`` and ``cpu_seconds`` are for one case, ``total_seconds`` of wall time for all cases of a program.
     ``memory_mb`` bounds each process's address space and the memory of all processes together, without ``tmp_mb``
-    of files. ``processes`` counts threads too. ``output_bytes`` is for one case's output or result.
+    of files. ``processes`` counts threads too. ``output_bytes`` is for one case's output; a result that
+    crosses as data may take a quarter of it.
     """
 
     wall_seconds: float = 10.0

@@ -164,6 +164,10 @@ def _applying(layer: str) -> Iterator[None]:
 def enter(state: Confinement, order: Mapping[str, int]) -> None:
     """Confine this freshly forked child for one run, per ``order`` (limits by name). Raises LayerError."""
     os.setsid()
+    if sys.platform.startswith("linux"):
+        linux.set_dumpable(on=True)  # the zygote's /proc files are closed to its user, the program's are its own
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb") as file:
+            file.write(b"1000")  # before anything else of the machine's
     private = state.holds("mount_namespace")
     if private:
         with _applying("mount_namespace"):
@@ -179,7 +183,6 @@ def enter(state: Confinement, order: Mapping[str, int]) -> None:
     if state.holds("user_namespace"):
         with _applying("user_namespace"):
             linux.drop_capabilities()
-            linux.set_dumpable(on=True)
     if state.holds("no_new_privs"):
         with _applying("no_new_privs"):
             linux.no_new_privileges()
@@ -208,7 +211,22 @@ def _limit(state: Confinement, order: Mapping[str, int]) -> None:
     if state.holds("user_namespace") or os.getuid() >= _OWN_USERS:
         # The count is this zygote's alone: one for itself, one for a judge beside the program.
         wanted[resource.RLIMIT_NPROC] = order["processes"] + 2
+    elif sys.platform.startswith("linux") and os.getuid() != 0:
+        wanted[resource.RLIMIT_NPROC] = order["processes"] + _threads_of(os.getuid())
     for which, value in wanted.items():
         _, hard = resource.getrlimit(which)
         allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(which, (allowed, allowed))
+
+
+def _threads_of(uid: int) -> int:
+    """Threads that a user has now: without a user namespace, RLIMIT_NPROC counts them all."""
+    total = 0
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            if entry.stat().st_uid == uid:
+                with open(f"{entry.path}/stat", "rb") as file:
+                    total += int(file.read().rpartition(b")")[2].split()[17])
+    return total

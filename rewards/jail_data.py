@@ -24,7 +24,11 @@ Tree = object
 
 
 class NotPlain(Exception):
-    """The value does not cross: its type is not plain data, it is too deep, or it holds itself."""
+    """The value does not cross: its type is not plain data, or the text stands for no value."""
+
+
+class TooDeep(NotPlain):
+    """It is nested beyond ``MAX_DEPTH``, or holds itself."""
 
 
 def to_tree(value: object, other: Callable[[object], Tree] | None = None, depth: int = 0) -> Tree:
@@ -36,7 +40,7 @@ def to_tree(value: object, other: Callable[[object], Tree] | None = None, depth:
         assert isinstance(value, int)
         return value if -_PLAIN_INT < value < _PLAIN_INT else ["i", hex(value)]
     if depth >= MAX_DEPTH:
-        raise NotPlain("nested too deep, or holds itself")
+        raise TooDeep("nested too deep, or holds itself")
     if kind in _SEQUENCES:
         assert isinstance(value, (list, tuple, set, frozenset, collections.deque))
         return _sequence(_SEQUENCES[kind], value, other, depth)
@@ -136,4 +140,14 @@ def loads(data: bytes) -> Tree:
         tree: Tree = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise NotPlain("malformed") from error
-    return tree
+    level = [tree]
+    for _ in range(MAX_DEPTH + 8):  # a job or an answer wraps its value a little
+        level = [item for one in level if type(one) in {list, dict} for item in _children(one)]
+        if not level:
+            return tree
+    raise TooDeep("nested too deep")
+
+
+def _children(one: Any) -> Iterable[Tree]:
+    children: Iterable[Tree] = one.values() if type(one) is dict else one
+    return children

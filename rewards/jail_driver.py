@@ -192,7 +192,6 @@ _OPERATIONS: dict[str, Callable[..., object]] = {
     "next": next,
     "length": len,
     "item": lambda value, key: value[key],
-    "contains": lambda value, key: key in value,
     "text": str,
 }
 

@@ -2,10 +2,11 @@
 
 A stub sends its arguments over, by way of the trusted process, and gets plain data back, so the test compares values
 that the program can't have tampered with. What is no plain data stays in the program's process, and the test gets a
-stand-in that forwards calls and attributes, but not ``==`` and truth. Standard library only: loaded in the zygote.
+stand-in that forwards calls, attributes and items, but not ``==``, ``in`` and truth.
+Standard library only: loaded in the zygote.
 
-Job: ``[test kind, source or None, test]``. With a source the program runs in this very process ("together"): weaker,
-for tests whose arguments can't cross.
+Job: ``[test kind, source or None, test, names of the program]``. With a source the program runs in this very process
+("together"): weaker, for tests whose arguments can't cross.
 """
 
 from __future__ import annotations
@@ -19,11 +20,22 @@ import sys
 import types
 import unittest
 from collections.abc import Callable, Iterator, Mapping
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from rlreason.rewards import jail_data
-from rlreason.rewards.jail_data import NotPlain, Tree
+from rlreason.rewards.jail_data import NotPlain, TooDeep, Tree
 from rlreason.rewards.jail_driver import Channel, run_program
+
+#: Arguments of these types cross as lists.
+_ITERATORS = (
+    map,
+    filter,
+    zip,
+    enumerate,
+    reversed,
+    types.GeneratorType,
+    *map(type, ({}.keys(), {}.values(), {}.items())),
+)
 
 
 class _Remote:
@@ -39,6 +51,8 @@ class _Remote:
                 jail_data.to_tree(list(arguments), _reference),
                 jail_data.to_tree(dict(named), _reference),
             ]
+        except TooDeep as error:  # may be the program's doing: no reason for weaker tests
+            raise TypeError(str(error)) from None
         except NotPlain as error:
             self._give_up(f"an argument in the tests can't cross: {error}")
         self._channel.send(["ask", [True, operation, target, *sent]])
@@ -108,9 +122,6 @@ class _StandIn:
     def __getitem__(self, key: object) -> object:
         return self._ask("item", key)
 
-    def __contains__(self, key: object) -> bool:
-        return self._ask("contains", key) is True
-
     def __str__(self) -> str:
         text = self._ask("text")
         return text if type(text) is str else ""
@@ -122,6 +133,8 @@ class _StandIn:
 def _reference(value: object) -> Tree:
     if type(value) is _StandIn:
         return ["h", value._target, ""]
+    if type(value) in _ITERATORS:
+        return jail_data.to_tree(list(cast("Iterator[object]", value)), _reference)
     raise NotPlain(f"{type(value).__name__} is not plain data")
 
 
@@ -142,6 +155,11 @@ def _used_names(trees: list[ast.Module]) -> set[str]:
     return {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
+def _called_names(trees: list[ast.Module]) -> set[str]:
+    calls = (node.func for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return {call.id for call in calls if isinstance(call, ast.Name)}
+
+
 def _leftmost_call(tree: ast.Module) -> str | None:
     """``sum`` of ``assert sum(10, 15) == 6``."""
     for node in ast.walk(tree):  # breadth first: the outermost on the left comes first
@@ -155,9 +173,12 @@ def _visible(names: set[str], trees: list[ast.Module], entry_point: str | None) 
 
     A program that defines its own ``set``, ``len`` or ``math`` must not get between a test and its comparison.
     """
-    used = _used_names(trees) & names
-    own = {name for name in used if name not in vars(builtins) and name not in sys.stdlib_module_names}
-    tested = entry_point or (None if own else next(filter(None, map(_leftmost_call, trees)), None))
+    used = _used_names(trees)
+    own = {name for name in used & names if name not in vars(builtins) and name not in sys.stdlib_module_names}
+    tested = entry_point
+    # Decided by the tests alone: a program may leave names out.
+    if tested is None and not any(name not in vars(builtins) for name in _called_names(trees)):
+        tested = next(filter(None, map(_leftmost_call, trees)), None)
     return own | ({tested} & names if tested else set())
 
 
@@ -200,7 +221,10 @@ def _foreign_modules(trees: list[ast.Module]) -> set[str]:
 
 
 def judge(channel: Channel, kind: str, job: list[Tree]) -> None:
-    """Run tests of ``kind``; send ``["passed", step]`` each, at the end ``["done", nonce]`` or ``["failed", ...]``."""
+    """Run tests of ``kind``; send ``["passed", step]`` each, at the end ``["done", nonce]`` or ``["failed", ...]``.
+
+    Where ``partial``, a failed step is ``["missed", step, reason]`` and the next follows.
+    """
     source, test, names = job
     assert isinstance(test, dict)
     pieces = [str(text) for text in test["pieces"]]
@@ -221,8 +245,14 @@ def judge(channel: Channel, kind: str, job: list[Tree]) -> None:
             for name in _foreign_modules(trees):
                 sys.modules[name] = sys.modules["solution"]
         for step, work in enumerate(_steps(kind, codes, space, entry_point)):
-            work()
-            channel.send(["passed", step])
+            try:
+                work()
+            except Exception as error:
+                if step == 0 or not test["partial"]:
+                    raise
+                channel.send(["missed", step, _reason(error, pieces)])
+            else:
+                channel.send(["passed", step])
     except BaseException as error:
         channel.send(["failed", step, _reason(error, pieces)])
         return

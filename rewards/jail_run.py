@@ -18,6 +18,8 @@ from rlreason.rewards.jail_zygote import RECORD
 
 _CHUNK = 1 << 16
 _KEEP_ERRORS = 1 << 16
+#: A result of many small lists takes far more memory when decoded.
+_FRAME_SHARE = 4
 #: A killed run that is not reported by then means a zygote that is gone or stuck.
 _GRACE_SECONDS = 10.0
 
@@ -176,7 +178,7 @@ class Run:
         self._incoming += data
         while len(self._incoming) >= 4:
             (size,) = struct.unpack_from(">I", self._incoming)
-            if size > self._output_bytes:
+            if size > self._output_bytes // _FRAME_SHARE:
                 self._flood()
                 return
             if len(self._incoming) < 4 + size:

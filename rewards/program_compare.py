@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 
@@ -21,11 +20,12 @@ def same_output(expected: str, output: bytes) -> bool:
 
     Where the expected output holds decimal fractions, numbers may differ by ``TOLERANCE``.
     """
-    wanted, found = expected.encode("utf-8", "replace").split(), output.split()
-    if wanted == found:
-        return True
+    wanted = expected.encode("utf-8", "replace").split()
+    found = output.split(None, len(wanted))  # no more words than it takes to see that there are too many
     if len(wanted) != len(found):
         return False
+    if wanted == found:
+        return True
     fractions = any(b"." in word and _NUMBER.fullmatch(word) for word in wanted)
     return all(a == b or _same_number(a, b, fractions=fractions) for a, b in zip(wanted, found, strict=True))
 
@@ -90,25 +90,25 @@ def _same_scalar(expected: float, tree: Tree, tolerance: float) -> bool:
 def _same_dict(expected: dict[object, object], flat: Sequence[Tree], tolerance: float) -> bool:
     if len(flat) != 2 * len(expected):
         return False
-    found = 0
+    seen = set()  # of expected keys
     # Looked up in the expected dict: a table of theirs could be built of colliding keys.
     for key_tree, value_tree in zip(flat[::2], flat[1::2], strict=True):
         key = _key(key_tree)
         if key is None or key[0] not in expected or not same_value(expected[key[0]], value_tree, tolerance):
             return False
-        found += 1
-    return found == len(expected)
+        seen.add(key[0])
+    return len(seen) == len(expected)
 
 
 def _same_set(expected: frozenset[object] | set[object], items: Sequence[Tree]) -> bool:
     if len(items) != len(expected):
         return False
-    seen: Counter[object] = Counter()
+    seen = set()
     for item in items:
         key = _key(item)
         if key is None or key[0] not in expected:
             return False
-        seen[key[0]] += 1
+        seen.add(key[0])
     return len(seen) == len(expected)
 
 

@@ -62,7 +62,10 @@ class Session:
 
 def quote(value: object, limit: int = 80) -> str:
     """A short ``repr`` of trusted or plain data."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer too long to print, a nest too deep
+        return f"a {type(value).__name__}"
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
@@ -225,17 +228,24 @@ class FunctionServer:
         return Answer(problem=(Verdict.WRONG, f"its result does not cross: {reason}"))
 
     def _receive(self) -> list[Tree] | tuple[Verdict, str]:
+        answer = self.receive_bytes()
+        if isinstance(answer, tuple):
+            return answer
+        try:
+            tree = jail_data.loads(answer)
+        except NotPlain:
+            tree = None
+        return tree if isinstance(tree, list) else self._give_up(Verdict.WRONG, "spoke out of turn")
+
+    def receive_bytes(self) -> bytes | tuple[Verdict, str]:
+        """The next frame, not decoded; or what ended the program instead."""
         run = self.run
         assert run is not None
         in_time = pump([run], self._session.case_deadline(), lambda: bool(run.frames) or run.report is not None)
         if not in_time:
             return self._give_up(Verdict.TIMED_OUT, "ran past its limit")
         if run.frames and not run.flooded:
-            try:
-                tree = jail_data.loads(run.frames.popleft())
-            except NotPlain:
-                tree = None
-            return tree if isinstance(tree, list) else self._give_up(Verdict.WRONG, "spoke out of turn")
+            return run.frames.popleft()
         self.close()
         problem = ending(run, self._session.limits, cpu_seconds=self._cpu)
         return problem or (Verdict.WRONG, "ended before it answered")

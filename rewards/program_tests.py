@@ -72,8 +72,9 @@ def read_tests(tests: Mapping[str, object]) -> Tests:
         return _stdin(tests)
     if kind == "function":
         entry_point = _text(tests, "entry_point")
-        if "code" in tests:
-            return CodeTests(kind="check", pieces=(_text(tests, "code"),), entry_point=entry_point)
+        for key in ("code", "check"):
+            if key in tests:
+                return CodeTests(kind="check", pieces=(_text(tests, key),), entry_point=entry_point)
         return _calls(tests, entry_point)
     if kind == "asserts":
         asserts = tests.get("asserts")

@@ -54,12 +54,13 @@ def zygote_processes() -> list[int]:
     return found
 
 
-def own_processes() -> list[int]:
-    """Those among them that descend from this process."""
-    tree, parents = {os.getpid()}, {pid: _parent(pid) for pid in zygote_processes()}
+def own_processes(ancestor: int | None = None) -> list[int]:
+    """Those among them that descend from ``ancestor`` (default: this process)."""
+    parents = {int(folder.name): _parent(int(folder.name)) for folder in Path("/proc").glob("[0-9]*")}
+    tree = {ancestor or os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in tree} - tree:
         tree |= more
-    return sorted(tree - {os.getpid()})
+    return sorted(tree & set(zygote_processes()))
 
 
 def _parent(pid: int) -> int:

@@ -29,7 +29,7 @@ class PythonFunctionsOptions(Options):
     #: Arguments of the function, and numbers in the list that it returns.
     arguments: int = Field(default=3, ge=1, le=len(_NAMES))
     outputs: int = Field(default=3, ge=1, le=8)
-    #: Inputs that the verifier tries beside the examples.
+    #: Inputs that the verifier tries beside the examples; their numbers have two digits.
     hidden: int = Field(default=4, ge=1, le=100)
     #: Chance that a training demonstration leaves a step out of its thought, each step by itself ("done in the head").
     mental_steps: float = Field(default=0.0, ge=0, le=1)
@@ -74,7 +74,7 @@ class _PythonFunctions:
                 break
         else:
             raise UsageError("python_functions: no function found with these options; lower outputs")
-        hidden = [[stream.below(100) for _ in range(self.options.arguments)] for _ in range(self.options.hidden)]
+        hidden = [[10 + stream.below(90) for _ in range(self.options.arguments)] for _ in range(self.options.hidden)]
         left_out = self.options.mental_steps if train_index is not None else 0.0
         thought = "|".join(
             ";".join(step for step in _search(output, inputs) if stream.below(10_000) >= left_out * 10_000)

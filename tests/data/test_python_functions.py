@@ -75,13 +75,13 @@ def test_the_examples_name_one_function(options: dict[str, object], arguments: i
     assert len(set(task.alphabet)) == len(task.alphabet)
 
 
-def test_hidden_inputs_are_not_the_examples() -> None:
-    task = make_task("python_functions", {}, 0)
+def test_hidden_inputs_are_beyond_the_examples() -> None:
+    task = make_task("python_functions", {"arguments": 2, "outputs": 1}, 0)
     for problem in [task.problem("train", i) for i in range(300)]:
         shown, hidden = cases_of(problem)[:2], cases_of(problem)[2:]
-        assert not any(given in [arguments for arguments, _ in shown] for given, _ in hidden)
-        # Inputs beyond one digit: a table of what examples can hold does not pass.
-        assert max(max(given) for given, _ in hidden) > 9
+        # One digit and two: a table of everything that an example can hold passes nothing.
+        assert all(value < 10 for given, _ in shown for value in given)
+        assert all(10 <= value < 100 for given, _ in hidden for value in given)
 
 
 def check_search(problem: Problem, *, complete: bool) -> int:

@@ -54,6 +54,9 @@ def confine(off: Collection[str], *, namespaces: bool) -> Confinement:
     Raises OSError where ``namespaces`` are wanted and the host refuses them; this process is of no use then.
     """
     state = Confinement(layers=dict.fromkeys(LAYERS, ""))
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb") as file:
+            file.write(b"1000")  # its children's too: where memory runs out, they go before the training run
     for layer in off:
         state.layers[layer] = "switched off"
     root = os.getuid() == 0
@@ -166,8 +169,6 @@ def enter(state: Confinement, order: Mapping[str, int]) -> None:
     os.setsid()
     if sys.platform.startswith("linux"):
         linux.set_dumpable(on=True)  # the zygote's /proc files are closed to its user, the program's are its own
-        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb") as file:
-            file.write(b"1000")  # before anything else of the machine's
     private = state.holds("mount_namespace")
     if private:
         with _applying("mount_namespace"):

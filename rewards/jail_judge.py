@@ -18,7 +18,6 @@ import importlib.util
 import os
 import sys
 import types
-import unittest
 from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn, cast
 
@@ -278,6 +277,8 @@ def _steps(
 
 
 def _run_unittest(module: types.ModuleType) -> None:
+    import unittest  # large: only the tests that need it pay for it
+
     suite = unittest.defaultTestLoader.loadTestsFromModule(module)
     wanted = suite.countTestCases()
     result = unittest.TestResult()

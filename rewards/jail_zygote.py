@@ -39,7 +39,12 @@ _WARM = str.split(
     "encodings.ascii encodings.latin_1 encodings.idna encodings.utf_16 abc array ast base64 bisect cmath "
     "collections collections.abc contextlib copy dataclasses datetime decimal enum fractions functools hashlib "
     "heapq inspect io itertools json math numbers operator queue random re statistics string struct textwrap "
-    "threading time traceback types typing unicodedata unittest unittest.mock warnings zlib"
+    "threading time traceback types typing unicodedata warnings zlib"
+)
+#: Imported too where a root's own interpreter may be out of reach for the user that programs run as.
+_OUT_OF_REACH = str.split(
+    "asyncio calendar concurrent.futures csv difflib glob gzip locale logging multiprocessing multiprocessing.pool "
+    "pathlib pickle pprint secrets selectors shutil subprocess tempfile timeit unittest unittest.mock uuid zoneinfo"
 )
 
 
@@ -230,7 +235,7 @@ def main(control_fd: int, off: list[str], namespaces: bool) -> None:
     """Confine this process, report, serve."""
     control = socket.socket(fileno=control_fd)
     try:
-        for name in _WARM:
+        for name in _WARM if namespaces or os.getuid() else _WARM + _OUT_OF_REACH:
             importlib.import_module(name)
         sys.path[:] = [path for path in sys.path if os.path.isdir(path)]
         sys.executable = os.path.realpath(sys.executable)

@@ -74,17 +74,20 @@ def _check(settings: _Settings, item: _Item) -> RewardResult | _Unknown:
 
 @dataclass(slots=True)
 class _Lane:
-    """One worker process and the tests it was sent."""
+    """One worker process and the tests that it keeps, oldest use first, as far as this side knows."""
 
     pool: Pool
-    sent: set[bytes] = field(default_factory=set)
+    sent: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
 
     def check(self, source: str, digest: bytes, tests: bytes) -> RewardResult:
         (outcome,) = self.pool.map([_Item(source, digest, None if digest in self.sent else tests)])
         if isinstance(outcome.value, _Unknown):  # a fresh worker, or one that has seen many others since
             self.sent.clear()
             (outcome,) = self.pool.map([_Item(source, digest, tests)])
-        self.sent.add(digest)
+        self.sent[digest] = None
+        self.sent.move_to_end(digest)
+        if len(self.sent) > _KEPT:
+            self.sent.popitem(last=False)
         return _as_result(outcome)
 
 

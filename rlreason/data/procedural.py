@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from rlreason.data.arithmetic import arithmetic
 from rlreason.data.countdown import countdown
+from rlreason.data.python_functions import python_functions
 from rlreason.data.task import Split, Task
 from rlreason.errors import UsageError, nearest
 
@@ -13,6 +14,7 @@ __all__ = ["TASKS", "Split", "Task", "make_task"]
 TASKS: Mapping[str, Callable[[Mapping[str, object], int], Task]] = {
     "arithmetic": arithmetic,
     "countdown": countdown,
+    "python_functions": python_functions,
 }
 
 

@@ -230,7 +230,7 @@ def test_heldout_share_is_about_an_eighth() -> None:
     assert abs(share - 0.125) < 0.0185
 
 
-@pytest.mark.parametrize("name", ["arithmetic", "countdown"])
+@pytest.mark.parametrize("name", ["arithmetic", "countdown", "python_functions"])
 def test_problems_depend_on_nothing_but_seed_split_and_index(name: str) -> None:
     one, other = make_task(name, {}, 3), make_task(name, {}, 3)
     forwards = [one.problem(split, i) for split in ("train", "heldout") for i in range(30)]
@@ -245,7 +245,11 @@ def test_problems_depend_on_nothing_but_seed_split_and_index(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("arithmatic", {}, "unknown task 'arithmatic'; did you mean 'arithmetic'? (allowed: arithmetic, countdown)"),
+        (
+            "arithmatic",
+            {},
+            "unknown task 'arithmatic'; did you mean 'arithmetic'? (allowed: arithmetic, countdown, python_functions)",
+        ),
         (
             "arithmetic",
             {"min_term": 3},

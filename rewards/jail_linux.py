@@ -1,0 +1,171 @@
+"""The Linux system calls that the jail needs and Python lacks, through ctypes. Each raises OSError on failure.
+
+Loaded in the trusted process and in the zygote; imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Mapping
+from functools import lru_cache
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+_MNT_DETACH = 2
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+_SECCOMP_MODE_FILTER = 2
+_CAPABILITY_VERSION_3 = 0x20080522
+
+#: Numbers that are the same on x86-64 and AArch64 (all calls added since Linux 5.0 are).
+_MOUNT_SETATTR, _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 442, 444, 445, 446
+_AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+
+
+@lru_cache(maxsize=1)
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _check(name: str, result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+    return result
+
+
+def _syscall(name: str, number: int, *arguments: object) -> int:
+    call = _libc().syscall
+    call.restype = ctypes.c_long
+    wide = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    return _check(name, int(call(ctypes.c_long(number), *wide)))
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces named by ``flags`` for new ones; ``CLONE_NEWPID`` concerns children only."""
+    _check("unshare", _libc().unshare(flags))
+
+
+def setns(descriptor: int, kind: int) -> None:
+    """Enter the namespace that ``descriptor`` refers to."""
+    _check("setns", _libc().setns(descriptor, kind))
+
+
+def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    """mount(2)."""
+    encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
+    result = _libc().mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3])
+    _check(f"mount {target}", result)
+
+
+def detach(target: str) -> None:
+    """Unmount ``target`` with all that is mounted below it, as soon as nobody uses it."""
+    _check(f"umount {target}", _libc().umount2(os.fsencode(target), _MNT_DETACH))
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """Make the mount ``new_root`` the root and hang the old one at ``put_old``."""
+    number = _PIVOT_ROOT[os.uname().machine]
+    _syscall("pivot_root", number, ctypes.c_char_p(os.fsencode(new_root)), ctypes.c_char_p(os.fsencode(put_old)))
+
+
+def set_mount_attributes(target: str, attributes: int) -> None:
+    """Add ``MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC`` bits to ``target`` and everything mounted below it."""
+    packed = ctypes.create_string_buffer(struct.pack("=QQQQ", attributes, 0, 0, 0), 32)
+    path = ctypes.c_char_p(os.fsencode(target))
+    _syscall("mount_setattr", _MOUNT_SETATTR, _AT_FDCWD, path, _AT_RECURSIVE, packed, 32)
+
+
+def _prctl(name: str, option: int, value: int, pointer: object = None) -> None:
+    nothing = ctypes.c_ulong(0)
+    _check(name, _libc().prctl(option, ctypes.c_ulong(value), pointer or nothing, nothing, nothing))
+
+
+def die_with_parent() -> None:
+    """SIGKILL for this process when the thread that forked it ends."""
+    _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, 9)
+
+
+def set_dumpable(*, on: bool) -> None:
+    """Whether other processes of this user may look into this one (and it into its own /proc/self files)."""
+    _prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, int(on))
+
+
+def no_new_privileges() -> None:
+    """No later exec may gain privileges (set-uid programs, file capabilities)."""
+    _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
+
+
+def drop_capabilities() -> None:
+    """Give up every capability, for good once ``no_new_privileges`` holds."""
+    header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), 8)
+    nothing = ctypes.create_string_buffer(24)
+    _check("capset", _libc().capset(header, nothing))
+
+
+def seccomp(program: bytes) -> None:
+    """Install the BPF ``program`` (packed ``sock_filter`` entries of 8 bytes)."""
+    filters = ctypes.create_string_buffer(program, len(program))
+    descriptor = struct.pack("=H6xQ", len(program) // 8, ctypes.addressof(filters))
+    _prctl("seccomp", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.create_string_buffer(descriptor, len(descriptor)))
+
+
+# --- Landlock -------------------------------------------------------------------------------------------------------
+
+_READ_FILE, _READ_DIR, _EXECUTE, _WRITE_FILE = 1 << 2, 1 << 3, 1 << 0, 1 << 1
+#: Rights that apply to files; the others are for directories only.
+_FILE_RIGHTS = _READ_FILE | _EXECUTE | _WRITE_FILE | 1 << 14 | 1 << 15
+READ = _READ_FILE | _READ_DIR | _EXECUTE
+WRITE = (1 << 16) - 1
+DEVICE = _READ_FILE | _WRITE_FILE | 1 << 15
+
+
+def landlock_version() -> int:
+    """ABI version of the running kernel. Raises OSError where Landlock is absent or off."""
+    return _syscall("Landlock", _LANDLOCK_CREATE, None, 0, 1)
+
+
+def _handled_rights(version: int) -> int:
+    bits = 13  # ABI 1; then REFER, TRUNCATE, and IOCTL_DEV with ABI 5
+    return (1 << (bits + (version >= 2) + (version >= 3) + (version >= 5))) - 1
+
+
+def landlock_ruleset(allowed: Mapping[str, int]) -> int:
+    """A descriptor of a ruleset: files only as ``allowed`` (path -> rights), no TCP, no signals or sockets outside.
+
+    Paths that do not exist are left out. Raises OSError where Landlock is absent.
+    """
+    version = landlock_version()
+    handled = _handled_rights(version)
+    network = 3 if version >= 4 else 0
+    scoped = 3 if version >= 6 else 0
+    size = 24 if version >= 6 else 16 if version >= 4 else 8
+    attributes = ctypes.create_string_buffer(struct.pack("=QQQ", handled, network, scoped)[:size], size)
+    ruleset = _syscall("landlock_create_ruleset", _LANDLOCK_CREATE, attributes, size, 0)
+    for path, rights in allowed.items():
+        try:
+            beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            granted = rights & handled & (-1 if os.path.isdir(path) else _FILE_RIGHTS)
+            rule = ctypes.create_string_buffer(struct.pack("=Qi", granted, beneath), 12)
+            _syscall("landlock_add_rule", _LANDLOCK_ADD, ruleset, 1, rule, 0)
+        finally:
+            os.close(beneath)
+    return ruleset
+
+
+def landlock_restrict(ruleset: int) -> None:
+    """Put this process and its future children under ``ruleset``. Needs ``no_new_privileges``."""
+    _syscall("landlock_restrict_self", _LANDLOCK_RESTRICT, ruleset, 0)

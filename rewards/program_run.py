@@ -1,0 +1,294 @@
+"""Drives one program through its cases in the jail, and says of each case what came of it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass, field
+
+from rlreason.rewards import jail_data
+from rlreason.rewards.jail import Jail, Limits
+from rlreason.rewards.jail_data import NotPlain, Tree
+from rlreason.rewards.jail_run import Report, Run, pump
+from rlreason.rewards.program_compare import same_output, same_value
+from rlreason.rewards.program_tests import BadTests, CallCase, CallTests, StdinCase, StdinTests
+from rlreason.types import Verdict
+
+
+@dataclass(slots=True)
+class Tally:
+    """Cases passed so far, and the first that did not pass."""
+
+    total: int
+    passed: int = 0
+    verdict: Verdict = Verdict.CORRECT
+    #: Of the first failure: ``case 2 of 5: expected '7', got '6'``.
+    detail: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def fail(self, place: str, verdict: Verdict, reason: str) -> None:
+        """Record a failure; only the first is told."""
+        if self.verdict is Verdict.CORRECT:
+            self.verdict, self.detail = verdict, f"{place}: {reason}" if place else reason
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything did not pass."""
+        return self.verdict is not Verdict.CORRECT
+
+
+@dataclass(slots=True)
+class Session:
+    """What all cases of one check share."""
+
+    jail: Jail
+    limits: Limits
+    #: End of the total limit, on the monotonic clock.
+    deadline: float
+
+    @classmethod
+    def start(cls, jail: Jail, limits: Limits) -> Session:
+        """The total limit runs from now."""
+        return cls(jail=jail, limits=limits, deadline=time.monotonic() + limits.total_seconds)
+
+    def case_deadline(self) -> float:
+        """End of a case that starts now."""
+        return min(self.deadline, time.monotonic() + self.limits.wall_seconds)
+
+    def out_of_time(self) -> bool:
+        """Whether the total limit has passed."""
+        return time.monotonic() >= self.deadline
+
+
+def quote(value: object, limit: int = 80) -> str:
+    """A short ``repr`` of trusted or plain data."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer too long to print, a nest too deep
+        return f"a {type(value).__name__}"
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def ending(run: Run, limits: Limits, *, cpu_seconds: float | None = None) -> tuple[Verdict, str] | None:
+    """What a run's end says against it; None for a normal end."""
+    report = run.report
+    assert report is not None
+    if run.flooded:
+        return Verdict.WRONG, f"wrote more than {limits.output_bytes} bytes"
+    if report.killed == "memory":
+        return Verdict.WRONG, f"its processes took more than {limits.memory_mb} MB"
+    if report.killed or _cpu_spent(report, cpu_seconds or limits.cpu_seconds):
+        return Verdict.TIMED_OUT, "ran past its limit"
+    if report.exit_code < 0:
+        return Verdict.WRONG, f"died of signal {-report.exit_code}{_last_line(run)}"
+    if report.exit_code > 0:
+        return Verdict.WRONG, f"exit status {report.exit_code}{_last_line(run)}"
+    return None
+
+
+def _cpu_spent(report: Report, cpu_seconds: float) -> bool:
+    killed = report.exit_code in {-signal.SIGKILL, -signal.SIGXCPU}
+    return killed and report.cpu_seconds >= cpu_seconds - 0.5
+
+
+def _last_line(run: Run) -> str:
+    lines = run.stderr.decode("utf-8", "replace").strip().splitlines()
+    return f" ({lines[-1][:200]})" if lines else ""
+
+
+# --- whole programs -------------------------------------------------------------------------------------------------
+
+
+def run_stdin(session: Session, source: str, tests: StdinTests, *, partial: bool) -> Tally:
+    """Each case in a process of its own: input on standard input, output compared here or by the checker."""
+    tally = Tally(total=len(tests.cases))
+    with Checker(session, tests.checker) as checker:
+        for number, case in enumerate(tests.cases, start=1):
+            place = f"case {number} of {tally.total}"
+            if session.out_of_time():
+                tally.fail(place, Verdict.TIMED_OUT, f"all cases together ran past {session.limits.total_seconds:g} s")
+                break
+            problem = _run_case(session, source, case, checker)
+            if problem is None:
+                tally.passed += 1
+                continue
+            tally.fail(place, *problem)
+            if not partial:
+                break
+    return tally
+
+
+def _run_case(session: Session, source: str, case: StdinCase, checker: Checker) -> tuple[Verdict, str] | None:
+    run = session.jail.spawn(session.limits)
+    try:
+        run.feed(case.input.encode("utf-8", "surrogateescape"))
+        run.send(["stdin", source])
+        in_time = pump([run], session.case_deadline(), lambda: run.drained)
+    finally:
+        run.close()
+    if not in_time:
+        return Verdict.TIMED_OUT, "ran past its limit"
+    problem = ending(run, session.limits)
+    if problem is not None:
+        return problem
+    output = bytes(run.stdout)
+    if checker.accepts(case, output):
+        return None
+    return Verdict.WRONG, f"expected {quote(case.output)}, got {quote(output.decode('utf-8', 'replace'))}"
+
+
+class Checker:
+    """Compares outputs: by the contest's rule, or by the problem's own ``check`` in a jailed process."""
+
+    def __init__(self, session: Session, source: str | None) -> None:
+        self._session = session
+        self._server = None if source is None else FunctionServer(session, source, cases=1000)
+
+    def __enter__(self) -> Checker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    def accepts(self, case: StdinCase, output: bytes) -> bool:
+        """Whether ``output`` answers ``case``. Raises BadTests where the checker fails."""
+        if self._server is None:
+            return same_output(case.output, output)
+        text = output.decode("utf-8", "replace")
+        answer = self._server.call("check", [case.input, text, case.output], {})
+        if answer.problem is not None:
+            raise BadTests(f"the checker failed: {answer.problem[1]}")
+        if type(answer.tree) is not bool:
+            raise BadTests("the checker returned neither True nor False")
+        return answer.tree
+
+
+# --- functions ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A call's result as a tree, or what went wrong."""
+
+    tree: Tree = None
+    problem: tuple[Verdict, str] | None = None
+
+
+class FunctionServer:
+    """A jailed process with the program loaded, that answers calls. Started at the first, and again after a death."""
+
+    def __init__(self, session: Session, source: str, *, cases: int) -> None:
+        self._session = session
+        self._source = source
+        self._cpu = min(session.limits.total_seconds, session.limits.cpu_seconds * cases)
+        self.run: Run | None = None
+        #: What the program defines; known once it is loaded.
+        self.names: list[str] = []
+
+    def close(self) -> None:
+        """End the process."""
+        run, self.run = self.run, None
+        if run is not None:
+            run.close()
+
+    def start(self) -> tuple[Verdict, str] | None:
+        """Load the program, unless it is loaded. What went wrong, if anything did."""
+        if self.run is not None:
+            return None
+        self.run = self._session.jail.spawn(self._session.limits, cpu_seconds=self._cpu)
+        self.run.feed(b"")
+        self.run.send(["serve", self._source])
+        answer = self._receive()
+        if isinstance(answer, tuple):
+            return answer
+        if len(answer) == 2 and answer[0] == "ready" and isinstance(answer[1], list):
+            self.names = [name for name in answer[1] if isinstance(name, str)]
+            return None
+        return self._give_up(Verdict.WRONG, "spoke out of turn")
+
+    def call(self, name: str, arguments: list[object], named: dict[str, object]) -> Answer:
+        """Call ``name``; arguments are copied anew for each call."""
+        problem = self.start()
+        if problem is not None:
+            return Answer(problem=problem)
+        assert self.run is not None
+        try:
+            self.run.send([False, "call", name, jail_data.to_tree(arguments), jail_data.to_tree(named)])
+        except NotPlain as error:
+            raise BadTests(f"tests: an argument is no plain data: {error}") from None
+        answer = self._receive()
+        if isinstance(answer, tuple):
+            return Answer(problem=answer)
+        if len(answer) == 2 and answer[0] == "value":
+            return Answer(tree=answer[1])
+        if len(answer) == 3 and answer[0] == "raised":
+            return Answer(problem=(Verdict.WRONG, f"raised {quote(answer[1])[1:-1]} {quote(answer[2])}"))
+        reason = quote(answer[1], 200) if len(answer) == 2 and answer[0] == "opaque" else "spoke out of turn"
+        return Answer(problem=(Verdict.WRONG, f"its result does not cross: {reason}"))
+
+    def _receive(self) -> list[Tree] | tuple[Verdict, str]:
+        answer = self.receive_bytes()
+        if isinstance(answer, tuple):
+            return answer
+        try:
+            tree = jail_data.loads(answer)
+        except NotPlain:
+            tree = None
+        return tree if isinstance(tree, list) else self._give_up(Verdict.WRONG, "spoke out of turn")
+
+    def receive_bytes(self) -> bytes | tuple[Verdict, str]:
+        """The next frame, not decoded; or what ended the program instead."""
+        run = self.run
+        assert run is not None
+        in_time = pump([run], self._session.case_deadline(), lambda: bool(run.frames) or run.report is not None)
+        if not in_time:
+            return self._give_up(Verdict.TIMED_OUT, "ran past its limit")
+        if run.frames and not run.flooded:
+            return run.frames.popleft()
+        self.close()
+        problem = ending(run, self._session.limits, cpu_seconds=self._cpu)
+        return problem or (Verdict.WRONG, "ended before it answered")
+
+    def _give_up(self, verdict: Verdict, reason: str) -> tuple[Verdict, str]:
+        self.close()
+        return verdict, reason
+
+
+def run_calls(session: Session, source: str, tests: CallTests, *, partial: bool) -> Tally:
+    """All cases in one process, one call at a time. Then the last once more, as the first call of a fresh process:
+    a program that counts its calls does not pass."""
+    tally = Tally(total=len(tests.cases))
+    server = FunctionServer(session, source, cases=len(tests.cases))
+    try:
+        for number, case in enumerate(tests.cases, start=1):
+            place = f"case {number} of {tally.total}"
+            if session.out_of_time():
+                tally.fail(place, Verdict.TIMED_OUT, f"all cases together ran past {session.limits.total_seconds:g} s")
+                break
+            problem = _call_case(server, tests, case)
+            if problem is None:
+                tally.passed += 1
+                continue
+            tally.fail(place, *problem)
+            if not partial:
+                break
+        if tally.passed > 1 and not tally.failed:
+            server.close()
+            problem = _call_case(server, tests, tests.cases[-1])
+            if problem is not None:
+                tally.passed -= 1
+                place = f"case {tally.total} of {tally.total}, repeated in a fresh process"
+                tally.fail(place, *problem)
+    finally:
+        server.close()
+    return tally
+
+
+def _call_case(server: FunctionServer, tests: CallTests, case: CallCase) -> tuple[Verdict, str] | None:
+    answer = server.call(tests.entry_point, case.args, case.kwargs)
+    if answer.problem is not None:
+        return answer.problem
+    if same_value(case.expected, answer.tree, tests.tolerance):
+        return None
+    return Verdict.WRONG, f"expected {quote(case.expected)}, got {quote(answer.tree)}"

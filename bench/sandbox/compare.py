@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import random
-import re
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-from programs import ROOT, Task, function_tasks, replace_block, stdin_tasks
+from programs import ROOT, Task, fill_block, function_tasks, stdin_tasks
+
+from rlreason.rewards.jail import capabilities
+from rlreason.run.manifest import describe_hardware
 
 _RESULTS = ROOT / "bench" / "sandbox" / "results" / "compare.json"
 #: Ways that can't take a kind of test.
@@ -109,9 +111,8 @@ def summary(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 
 def hardware() -> dict[str, object]:
-    model = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     return {
-        "cpu": model[1] if model else platform.machine(),
+        "cpu": describe_hardware([]).cpu,
         "cores": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
         "python": platform.python_version(),
@@ -164,9 +165,6 @@ def main() -> None:
         for way in ways:
             way.__exit__()
     record = {kind: summary(walls) for kind, walls in seconds.items()}
-    sys.path.insert(0, str(ROOT))
-    from rlreason.rewards.jail import capabilities
-
     result = {
         "hardware": {**before, "load_after": [round(one, 2) for one in os.getloadavg()]},
         "isolation": str(capabilities()),
@@ -179,7 +177,7 @@ def main() -> None:
     }
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if options.out == _RESULTS:
-        replace_block("compare", describe(result))
+        fill_block("compare", describe(result))
     print(describe(result))
 
 

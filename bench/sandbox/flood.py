@@ -14,7 +14,6 @@ import os
 import random
 import re
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,9 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from compare import hardware
-from programs import ROOT, function_tasks, replace_block, stdin_tasks
-
-sys.path.insert(0, str(ROOT))
+from programs import ROOT, fill_block, function_tasks, stdin_tasks
 
 from rlreason.rewards.jail import Limits, capabilities
 from rlreason.rewards.program_pool import ProgramPool
@@ -223,7 +220,7 @@ def main() -> None:
     }
     options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if options.out == _RESULTS:
-        replace_block("flood", describe(record))
+        fill_block("flood", describe(record))
     print(json.dumps({key: value for key, value in record.items() if key != "samples"}, indent=1))
     grew = quarters[3] > 1.05 * quarters[0] + 4
     left = last.processes > first.processes or last.descriptors > first.descriptors + 2 or last.zombies > first.zombies

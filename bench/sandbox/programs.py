@@ -8,18 +8,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+# This checkout's rlreason, and documents.py, which all benchmarks share.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from documents import replace_block
+
+ROOT = Path(__file__).resolve().parents[2]
 _DOCUMENT = ROOT / "docs" / "sandbox.md"
 
 
-def replace_block(name: str, text: str) -> None:
-    """Put ``text`` between ``<!-- name -->`` and ``<!-- /name -->`` of docs/sandbox.md."""
-    opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-    before, _, rest = _DOCUMENT.read_text(encoding="utf-8").partition(opening)
-    _, _, after = rest.partition(closing)
-    if not after:
-        raise SystemExit(f"{_DOCUMENT}: no block {name!r}")
-    _DOCUMENT.write_text(f"{before}{opening}{text.rstrip()}\n{closing}{after}", encoding="utf-8")
+def fill_block(name: str, text: str) -> None:
+    """Put ``text`` into the block ``name`` of docs/sandbox.md."""
+    replace_block(_DOCUMENT, name, text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,12 +1,13 @@
-"""The labelled cases, intervals, and writing generated blocks into a document."""
+"""The labelled cases and intervals."""
 
 import json
 import math
-import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "bench"))  # documents.py, which all benchmarks share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +64,3 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     spread = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
-
-
-def replace_block(document: Path, name: str, text: str) -> None:
-    """Put ``text`` between ``<!-- name -->`` and ``<!-- /name -->``."""
-    old = document.read_text(encoding="utf-8")
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    new, count = pattern.subn(lambda m: m[1] + text.rstrip() + "\n" + m[2], old)
-    if count != 1:
-        raise SystemExit(f"{document}: expected one block {name!r}, found {count}")
-    document.write_text(new, encoding="utf-8")

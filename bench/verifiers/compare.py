@@ -18,7 +18,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cases import ROOT, Case, load_cases, replace_block, response_of, wilson
+from cases import ROOT, Case, load_cases, response_of, wilson
+from documents import replace_block
 
 _KILL_SECONDS = 22.0
 _RESULTS = ROOT / "bench" / "verifiers" / "results" / "compare.json"

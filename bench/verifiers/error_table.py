@@ -10,7 +10,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from cases import ROOT, Case, load_cases, replace_block, response_of, wilson
+from cases import ROOT, Case, load_cases, response_of, wilson
+from documents import replace_block
 
 from rlreason.rewards.math_answer import check, gold_answer, same_answer
 from rlreason.rewards.math_values import Options

@@ -102,8 +102,7 @@ class _Arithmetic:
     def _in_head(self, prompt: str, count: int) -> list[bool]:
         """For each of ``count`` steps whether it is done in the head. A stream of its own: problems stay the same."""
         stream = Stream("arithmetic", "mental_steps", prompt)
-        chance = round(self.options.mental_steps * 1_000_000)
-        return [stream.below(1_000_000) < chance for _ in range(count - 1)] + [False]
+        return [stream.happens(self.options.mental_steps) for _ in range(count - 1)] + [False]
 
     def _allowed(self, result: int) -> bool:
         return abs(result) <= self.options.max_total and (self.options.negatives or result >= 0)

@@ -77,8 +77,7 @@ class _PythonFunctions:
         hidden = [[10 + stream.below(90) for _ in range(self.options.arguments)] for _ in range(self.options.hidden)]
         left_out = self.options.mental_steps if train_index is not None else 0.0
         thought = "|".join(
-            ";".join(step for step in _search(output, inputs) if stream.below(10_000) >= left_out * 10_000)
-            for output in outputs
+            ";".join(step for step in _search(output, inputs) if not stream.happens(left_out)) for output in outputs
         )
         source = f"def f({names}):return[{','.join(output.source for output in outputs)}]"
         return Draft(

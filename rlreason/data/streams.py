@@ -38,6 +38,10 @@ class Stream:
         """A uniform integer in ``[0, limit)``; its bias is below ``limit / 2**64``."""
         return (int(self._philox.random_raw()) * limit) >> 64
 
+    def happens(self, chance: float) -> bool:
+        """Whether something of this ``chance`` (0 to 1, in steps of a millionth) comes about."""
+        return self.below(1_000_000) < round(chance * 1_000_000)
+
     def pick(self, items: Sequence[Item]) -> Item:
         """One of ``items``, each as likely."""
         return items[self.below(len(items))]

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Literal
 
 from rlreason.rewards.jail_confine import LAYERS, NAMESPACES
+from rlreason.rewards.jail_record import RECORD, encode_record
 from rlreason.rewards.jail_run import LayerDenied, Run, RunLost, open_ends, pump
-from rlreason.rewards.jail_zygote import RECORD, encode_record
 
 Require = Literal["full", "best", "unsafe"]
 

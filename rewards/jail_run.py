@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rlreason.rewards import jail_data
-from rlreason.rewards.jail_zygote import RECORD
+from rlreason.rewards.jail_record import RECORD
 
 _CHUNK = 1 << 16
 _KEEP_ERRORS = 1 << 16

@@ -30,8 +30,8 @@ from rlreason.rewards import jail_judge  # noqa: F401  # the children's; the fol
 from rlreason.rewards import jail_linux as linux
 from rlreason.rewards.jail_confine import Confinement, LayerError, confine, enter
 from rlreason.rewards.jail_driver import drive
+from rlreason.rewards.jail_record import RECORD, encode_record
 
-RECORD = 2048
 CHANNEL = 3  # descriptor of the run's channel in the child
 _WATCH_SECONDS = 0.025
 #: Imported before the first fork: what solutions import most, so that no run pays for it.
@@ -46,11 +46,6 @@ _OUT_OF_REACH = str.split(
     "asyncio calendar concurrent.futures csv difflib glob gzip locale logging multiprocessing multiprocessing.pool "
     "pathlib pickle pprint secrets selectors shutil subprocess tempfile timeit unittest unittest.mock uuid zoneinfo"
 )
-
-
-def encode_record(value: Mapping[str, object]) -> bytes:
-    """``value`` as one record of fixed size. Texts in it must be short."""
-    return json.dumps(value).encode().ljust(RECORD)
 
 
 @dataclass(slots=True, eq=False)

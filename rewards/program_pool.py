@@ -47,6 +47,12 @@ class _Item:
     tests: bytes | None
 
 
+def pack_tests(tests: Mapping[str, object]) -> tuple[bytes, bytes]:
+    """(digest, pickle) of tests: the digest names them where they were sent before."""
+    packed = pickle.dumps(dict(tests), protocol=pickle.HIGHEST_PROTOCOL)
+    return hashlib.blake2b(packed, digest_size=16).digest(), packed
+
+
 class _Unknown:
     """A worker's answer: these tests are not here, send them along."""
 
@@ -151,8 +157,7 @@ class ProgramPool:
 
     async def check_group(self, sources: Sequence[str], tests: Mapping[str, object]) -> list[RewardResult]:
         """One result per program, in order; the tests are serialized once for all."""
-        packed = pickle.dumps(dict(tests), protocol=pickle.HIGHEST_PROTOCOL)
-        digest = hashlib.blake2b(packed, digest_size=16).digest()
+        digest, packed = pack_tests(tests)
         loop = asyncio.get_running_loop()
         running = [loop.run_in_executor(self._threads, self._run, source, digest, packed) for source in sources]
         return list(await asyncio.gather(*running))

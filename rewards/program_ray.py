@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import pickle
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 from rlreason.rewards.jail import Limits, Require
 from rlreason.rewards.program import check_program
+from rlreason.rewards.program_pool import pack_tests
 from rlreason.types import RewardResult, Verdict
 
 _KEPT = 64
@@ -89,8 +88,7 @@ class RayProgramPool:
 
     def _put(self, tests: Mapping[str, object]) -> Any:
         """The tests in Ray's object store, once however many programs they are for."""
-        packed = pickle.dumps(dict(tests), protocol=pickle.HIGHEST_PROTOCOL)
-        digest = hashlib.blake2b(packed, digest_size=16).digest()
+        digest, _ = pack_tests(tests)
         if digest not in self._tests:
             self._tests[digest] = self._ray.put(dict(tests))
             if len(self._tests) > _KEPT:

@@ -1,4 +1,4 @@
-"""Programs run elsewhere: on a SandboxFusion-compatible HTTP service, or in the processes of a Ray cluster.
+"""Programs run elsewhere: on a SandboxFusion-compatible HTTP service.
 
 The service only runs the candidate and returns what it printed. Expected values stay here and are compared here, so
 a program can't read them and has no verdict to forge. How well the program is isolated is up to the service.
@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -209,13 +209,7 @@ def code_remote(
     if program is None:
         return RewardResult(score=0.0, verdict=Verdict.UNPARSED, detail="no program in the response")
     result = _client(address).check(program, problem.reference, limits=Limits(wall_seconds=timeout), partial=partial)
-    return RewardResult(
-        score=result.score,
-        verdict=result.verdict,
-        extracted=program,
-        detail=result.detail,
-        seconds=result.seconds,
-    )
+    return replace(result, extracted=program)
 
 
 _CLIENTS: dict[str, SandboxFusion] = {}

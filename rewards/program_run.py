@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from rlreason.rewards import jail_data
 from rlreason.rewards.jail import Jail, Limits
@@ -13,6 +15,10 @@ from rlreason.rewards.jail_run import Report, Run, pump
 from rlreason.rewards.program_compare import same_output, same_value
 from rlreason.rewards.program_tests import BadTests, CallCase, CallTests, StdinCase, StdinTests
 from rlreason.types import Verdict
+
+#: What a case came to, where it did not pass, and why.
+Problem = tuple[Verdict, str]
+Case = TypeVar("Case", StdinCase, CallCase)
 
 
 @dataclass(slots=True)
@@ -69,7 +75,7 @@ def quote(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
-def ending(run: Run, limits: Limits, *, cpu_seconds: float | None = None) -> tuple[Verdict, str] | None:
+def ending(run: Run, limits: Limits, *, cpu_seconds: float | None = None) -> Problem | None:
     """What a run's end says against it; None for a normal end."""
     report = run.report
     assert report is not None
@@ -96,29 +102,36 @@ def _last_line(run: Run) -> str:
     return f" ({lines[-1][:200]})" if lines else ""
 
 
+def _tally(
+    session: Session, cases: Sequence[Case], problem_of: Callable[[Case], Problem | None], *, partial: bool
+) -> Tally:
+    """Case after case, until the first failure unless ``partial``, and within the total limit."""
+    tally = Tally(total=len(cases))
+    for number, case in enumerate(cases, start=1):
+        place = f"case {number} of {tally.total}"
+        if session.out_of_time():
+            tally.fail(place, Verdict.TIMED_OUT, f"all cases together ran past {session.limits.total_seconds:g} s")
+            break
+        problem = problem_of(case)
+        if problem is None:
+            tally.passed += 1
+            continue
+        tally.fail(place, *problem)
+        if not partial:
+            break
+    return tally
+
+
 # --- whole programs -------------------------------------------------------------------------------------------------
 
 
 def run_stdin(session: Session, source: str, tests: StdinTests, *, partial: bool) -> Tally:
     """Each case in a process of its own: input on standard input, output compared here or by the checker."""
-    tally = Tally(total=len(tests.cases))
     with Checker(session, tests.checker) as checker:
-        for number, case in enumerate(tests.cases, start=1):
-            place = f"case {number} of {tally.total}"
-            if session.out_of_time():
-                tally.fail(place, Verdict.TIMED_OUT, f"all cases together ran past {session.limits.total_seconds:g} s")
-                break
-            problem = _run_case(session, source, case, checker)
-            if problem is None:
-                tally.passed += 1
-                continue
-            tally.fail(place, *problem)
-            if not partial:
-                break
-    return tally
+        return _tally(session, tests.cases, lambda case: _run_case(session, source, case, checker), partial=partial)
 
 
-def _run_case(session: Session, source: str, case: StdinCase, checker: Checker) -> tuple[Verdict, str] | None:
+def _run_case(session: Session, source: str, case: StdinCase, checker: Checker) -> Problem | None:
     run = session.jail.spawn(session.limits)
     try:
         run.feed(case.input.encode("utf-8", "surrogateescape"))
@@ -172,7 +185,7 @@ class Answer:
     """A call's result as a tree, or what went wrong."""
 
     tree: Tree = None
-    problem: tuple[Verdict, str] | None = None
+    problem: Problem | None = None
 
 
 class FunctionServer:
@@ -192,7 +205,7 @@ class FunctionServer:
         if run is not None:
             run.close()
 
-    def start(self) -> tuple[Verdict, str] | None:
+    def start(self) -> Problem | None:
         """Load the program, unless it is loaded. What went wrong, if anything did."""
         if self.run is not None:
             return None
@@ -227,7 +240,7 @@ class FunctionServer:
         reason = quote(answer[1], 200) if len(answer) == 2 and answer[0] == "opaque" else "spoke out of turn"
         return Answer(problem=(Verdict.WRONG, f"its result does not cross: {reason}"))
 
-    def _receive(self) -> list[Tree] | tuple[Verdict, str]:
+    def _receive(self) -> list[Tree] | Problem:
         answer = self.receive_bytes()
         if isinstance(answer, tuple):
             return answer
@@ -237,7 +250,7 @@ class FunctionServer:
             tree = None
         return tree if isinstance(tree, list) else self._give_up(Verdict.WRONG, "spoke out of turn")
 
-    def receive_bytes(self) -> bytes | tuple[Verdict, str]:
+    def receive_bytes(self) -> bytes | Problem:
         """The next frame, not decoded; or what ended the program instead."""
         run = self.run
         assert run is not None
@@ -250,7 +263,7 @@ class FunctionServer:
         problem = ending(run, self._session.limits, cpu_seconds=self._cpu)
         return problem or (Verdict.WRONG, "ended before it answered")
 
-    def _give_up(self, verdict: Verdict, reason: str) -> tuple[Verdict, str]:
+    def _give_up(self, verdict: Verdict, reason: str) -> Problem:
         self.close()
         return verdict, reason
 
@@ -258,21 +271,9 @@ class FunctionServer:
 def run_calls(session: Session, source: str, tests: CallTests, *, partial: bool) -> Tally:
     """All cases in one process, one call at a time. Then the last once more, as the first call of a fresh process:
     a program that counts its calls does not pass."""
-    tally = Tally(total=len(tests.cases))
     server = FunctionServer(session, source, cases=len(tests.cases))
     try:
-        for number, case in enumerate(tests.cases, start=1):
-            place = f"case {number} of {tally.total}"
-            if session.out_of_time():
-                tally.fail(place, Verdict.TIMED_OUT, f"all cases together ran past {session.limits.total_seconds:g} s")
-                break
-            problem = _call_case(server, tests, case)
-            if problem is None:
-                tally.passed += 1
-                continue
-            tally.fail(place, *problem)
-            if not partial:
-                break
+        tally = _tally(session, tests.cases, lambda case: _call_case(server, tests, case), partial=partial)
         if tally.passed > 1 and not tally.failed:
             server.close()
             problem = _call_case(server, tests, tests.cases[-1])
@@ -285,7 +286,7 @@ def run_calls(session: Session, source: str, tests: CallTests, *, partial: bool)
     return tally
 
 
-def _call_case(server: FunctionServer, tests: CallTests, case: CallCase) -> tuple[Verdict, str] | None:
+def _call_case(server: FunctionServer, tests: CallTests, case: CallCase) -> Problem | None:
     answer = server.call(tests.entry_point, case.args, case.kwargs)
     if answer.problem is not None:
         return answer.problem

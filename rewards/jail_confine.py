@@ -26,6 +26,7 @@ _FLAGS = {
     "ipc_namespace": linux.CLONE_NEWIPC,
     "uts_namespace": linux.CLONE_NEWUTS,
 }
+_OFF = "switched off"
 _INNER_ID = 65534
 #: User ids from here on are made up, one per zygote.
 _OWN_USERS = 0x70000000
@@ -58,7 +59,7 @@ def confine(off: Collection[str], *, namespaces: bool) -> Confinement:
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb") as file:
             file.write(b"1000")  # its children's too: where memory runs out, they go before the training run
     for layer in off:
-        state.layers[layer] = "switched off"
+        state.layers[layer] = _OFF
     root = os.getuid() == 0
     use_view = namespaces and state.holds("mount_namespace")
     if use_view and root:
@@ -81,18 +82,42 @@ def confine(off: Collection[str], *, namespaces: bool) -> Confinement:
 
 
 def _leave_root(state: Confinement) -> None:
-    """RLIMIT_NPROC does not bind root; a user of its own also keeps parallel zygotes apart."""
-    os.setgroups([])
-    for user in (_OWN_USERS + os.getpid(), 65534):
-        try:
-            os.setresgid(user, user, user)
-            os.setresuid(user, user, user)
-        except OSError:
-            continue
-        break
+    """RLIMIT_NPROC does not bind root; a user of its own also keeps parallel zygotes apart.
+
+    Where there is no other user to become (``unshare -r``, ``apptainer --fakeroot``, a container without the
+    capability), the layer is reported as missing; and the limits with it, if this root is the machine's own.
+    """
+    try:
+        os.setgroups([])
+        _become_one_of(_OWN_USERS + os.getpid(), 65534)
+    except OSError as error:
+        state.layers["other_uid"] = f"can't leave root: {error}"
+        if _is_real_root():
+            state.layers["rlimits"] = state.layers["rlimits"] or "the limit on processes does not bind root"
     state.uid, state.gid = os.getuid(), os.getgid()
     if sys.platform.startswith("linux"):
         linux.set_dumpable(on=True)  # else /proc/self belongs to root and the id maps can't be written
+
+
+def _become_one_of(*users: int) -> None:
+    """Become the first of ``users`` that the host allows. Raises the last refusal."""
+    for user in users:
+        try:
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
+            return
+        except OSError:
+            if user == users[-1]:
+                raise
+
+
+def _is_real_root() -> bool:
+    """Whether user 0 here is user 0 of the user namespace above, which the kernel's count of processes spares."""
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            return any(line.split()[:2] == ["0", "0"] for line in file)
+    except OSError:
+        return True
 
 
 def _unshare(state: Confinement) -> None:
@@ -176,7 +201,7 @@ def enter(state: Confinement, order: Mapping[str, int]) -> None:
             jail_view.private_mounts(state.uid, state.gid, order["tmp_mb"])
     else:
         os.chdir("/")
-    if state.holds("rlimits"):
+    if state.layers["rlimits"] != _OFF:  # where one of them does not bind, the others still do
         with _applying("rlimits"):
             _limit(state, order)
     if sys.platform.startswith("linux"):

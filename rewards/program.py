@@ -77,7 +77,7 @@ def check_program(
         return _broken(str(error), time.perf_counter() - started)
     share = tally.passed / tally.total
     score = share if partial else float(not tally.failed)
-    if tally.failed and score == 1.0:  # all cases passed, but not again in a fresh process
+    if tally.failed and score == 1.0:  # all cases passed, but not when called again
         score = 0.0
     return RewardResult(
         score=score,

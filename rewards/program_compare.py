@@ -44,13 +44,14 @@ def _same_number(wanted: bytes, found: bytes, *, fractions: bool) -> bool:
 def same_value(expected: object, tree: Tree, tolerance: float = 0.0) -> bool:
     """Whether the value that ``tree`` stands for (see ``jail_data``) equals ``expected`` as Python's ``==`` has it.
 
-    ``1``, ``1.0`` and ``True`` are equal, a list is no tuple. Unlike ``==``, nan equals an expected nan. With a
-    ``tolerance``, floats and ints may differ by it, absolutely or relative to the expected value.
+    Three differences: ``True`` is not ``1``, nor the other way round; nan equals an expected nan; with a
+    ``tolerance``, floats and ints may differ by it, absolutely or relative to the expected value. ``1`` and ``1.0``
+    are equal, since writers of JSON spell whole floats either way; a list is no tuple.
     """
     if isinstance(expected, float) and math.isnan(expected):
         return type(tree) is float and math.isnan(tree)
     if expected is None or isinstance(expected, (str, bool)):
-        return _scalar(tree) and tree == expected
+        return type(tree) is type(expected) and tree == expected
     if isinstance(expected, (int, float)):
         return _same_scalar(expected, tree, tolerance)
     if type(tree) is not list or not tree:
@@ -76,7 +77,7 @@ def _same_scalar(expected: float, tree: Tree, tolerance: float) -> bool:
         if len(tree) == 2 and tree[0] == "i" and type(tree[1]) is str and isinstance(expected, int):
             return tree[1] == hex(expected)
         return False
-    if type(tree) not in {bool, int, float}:
+    if type(tree) not in {int, float}:
         return False
     assert isinstance(tree, (int, float))
     if tree == expected:
@@ -90,11 +91,12 @@ def _same_scalar(expected: float, tree: Tree, tolerance: float) -> bool:
 def _same_dict(expected: dict[object, object], flat: Sequence[Tree], tolerance: float) -> bool:
     if len(flat) != 2 * len(expected):
         return False
+    values = {_hashable(key): value for key, value in expected.items()}
     seen = set()  # of expected keys
     # Looked up in the expected dict: a table of theirs could be built of colliding keys.
     for key_tree, value_tree in zip(flat[::2], flat[1::2], strict=True):
         key = _key(key_tree)
-        if key is None or key[0] not in expected or not same_value(expected[key[0]], value_tree, tolerance):
+        if key is None or key[0] not in values or not same_value(values[key[0]], value_tree, tolerance):
             return False
         seen.add(key[0])
     return len(seen) == len(expected)
@@ -103,19 +105,27 @@ def _same_dict(expected: dict[object, object], flat: Sequence[Tree], tolerance: 
 def _same_set(expected: frozenset[object] | set[object], items: Sequence[Tree]) -> bool:
     if len(items) != len(expected):
         return False
+    wanted = {_hashable(item) for item in expected}
     seen = set()
     for item in items:
         key = _key(item)
-        if key is None or key[0] not in expected:
+        if key is None or key[0] not in wanted:
             return False
         seen.add(key[0])
     return len(seen) == len(expected)
 
 
+def _hashable(value: object) -> object:
+    """``value`` as a key that tells ``True`` from ``1``."""
+    if isinstance(value, bool):
+        return (bool, value)
+    return tuple(map(_hashable, value)) if isinstance(value, tuple) else value
+
+
 def _key(tree: Tree) -> tuple[object] | None:
-    """A hashable value in a one-tuple; None for what is no scalar or tuple of such."""
+    """``_hashable`` of the value, in a one-tuple; None for what is no scalar or tuple of such."""
     if _scalar(tree):
-        return (tree,)
+        return (_hashable(tree),)
     if type(tree) is list and tree and tree[0] == "t":
         parts = [_key(item) for item in tree[1:]]
         if all(part is not None for part in parts):

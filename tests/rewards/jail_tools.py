@@ -84,10 +84,12 @@ def unprivileged_python() -> str | None:
     return None
 
 
-def run_as_nobody(python: str, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` as an ordinary user (root only)."""
+def run_as_nobody(
+    python: str, code: str, *arguments: str, before: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` as an ordinary user (root only). ``before``: a command that starts the interpreter."""
     return subprocess.run(
-        [python, "-c", code, *arguments],
+        [*before, python, "-c", code, *arguments],
         user=NOBODY,
         group=NOBODY,
         extra_groups=[],

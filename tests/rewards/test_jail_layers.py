@@ -6,11 +6,13 @@ import ctypes
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jail_tools import NAMESPACES, output, run
+from jail_tools import NAMESPACES, ROOT, output, run, run_as_nobody, unprivileged_python
 
 from rlreason.rewards.jail import Jail, Limits, capabilities
 from rlreason.rewards.jail_confine import LAYERS
@@ -184,3 +186,34 @@ def test_without_namespaces_a_program_is_one_process_that_writes_nowhere(listene
             assert one.stdout.decode().strip() == wanted, (program, one.stderr.decode())
     finally:
         jail.close()
+
+
+#: Prints which layers are missing at what level, and whether a program with too many processes still prints "all".
+_MANY = """
+from rlreason.rewards.jail import capabilities
+from rlreason.rewards.program import check_program
+bomb = "import os, time\\nfor _ in range(100):\\n    os.fork() or time.sleep(9)\\nprint('all')"
+tests = {"type": "stdin", "cases": [{"input": "", "output": "all"}]}
+print(capabilities().level, *sorted(capabilities().missing), str(check_program(bomb, tests).verdict))
+"""
+
+
+@as_root
+def test_root_that_can_not_leave_is_reported() -> None:
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        pytest.skip("needs util-linux")
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [unshare, "-r", sys.executable, "-c", _MANY], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["none", "other_uid", "rlimits", "broken"], done.stderr
+
+
+@as_root
+def test_an_ordinary_user_as_root_of_its_own_namespace_runs_programs() -> None:
+    unshare, python = shutil.which("unshare"), unprivileged_python()
+    if unshare is None or python is None:
+        pytest.skip("needs util-linux and an interpreter that an ordinary user can read")
+    done = run_as_nobody(python, _MANY, before=(unshare, "-r"))
+    assert done.stdout.split() == ["namespaces", "other_uid", "wrong"], done.stderr

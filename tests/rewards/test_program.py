@@ -64,15 +64,23 @@ VALUES: list[Any] = [
     None, True, 0, 1, -1, 2**70, -(2**400), 10**5000, 0.0, 0.1, math.inf, -math.inf, "", "a\n", "\ud800", b"\x00",
     1 + 2j, [], [1], [1, [2.5]], (), (1,), (1, (2,)), {1, 2}, frozenset({1}), set(), {}, {1: [2], "a": (3,)},
     {(1, 2): {3}}, range(3), [[]], [None], {(1, (2,)), "x"}, [True], "1", [1, 2], (1, 2),
-    {1: 2}, [2, 1], {"a": 1}, {2**400},
+    {1: 2}, [2, 1], {"a": 1}, {2**400}, {True: 2}, {1: True},
+    {True, 2}, {(True,)}, {(1,)},
 ]  # fmt: skip
 
 
+def bools(value: Any) -> Any:
+    """The shape of ``value``, with whether it is a boolean for each leaf."""
+    if isinstance(value, (set, frozenset, dict)):
+        return sorted(str(bools(item)) for item in (value.items() if isinstance(value, dict) else value))
+    return [bools(item) for item in value] if isinstance(value, (list, tuple)) else isinstance(value, bool)
+
+
 @pytest.mark.parametrize("expected", VALUES, ids=range(len(VALUES)))
-def test_values_compare_as_python_does(expected: object) -> None:
+def test_values_compare_as_python_does_but_for_booleans(expected: object) -> None:
     for value in VALUES:
         tree = jail_data.loads(jail_data.dumps(jail_data.to_tree(value)))
-        assert same_value(expected, tree) == (expected == value), value
+        assert same_value(expected, tree) == (expected == value and bools(expected) == bools(value)), value
         back = jail_data.from_tree(tree)
         assert (type(back), back) == (type(value), value)
 
@@ -127,6 +135,12 @@ def test_arguments_are_new_for_each_call() -> None:
     assert verdict("def f(x):\n    x.append(0)\n    return len(x)", calls(([row], 3), ([row], 3))) is Verdict.CORRECT
 
 
+def test_wrong_types_of_numbers() -> None:
+    assert verdict("def f(x): return True", calls(([1], 1))) is Verdict.WRONG
+    assert verdict("def f(x): return 1", calls(([1], True))) is Verdict.WRONG
+    assert verdict("def f(x): return True", {**calls(([1], 1)), "tolerance": 0.1}) is Verdict.WRONG
+
+
 @pytest.mark.parametrize("first", [0, 1, 2, 3])
 def test_counting_calls_does_not_help(first: int) -> None:
     # Right answers in the tests' order, whatever the arguments.
@@ -142,6 +156,20 @@ def test_counting_calls_does_not_help(first: int) -> None:
     )
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("after", ["k % len(answers)", "min(k, len(answers) - 1)"], ids=["starts over", "stays"])
+def test_answers_by_number_that_fit_every_case_do_not_pass(count: int, after: str) -> None:
+    tests = calls(*(([at], at * at + 1) for at in range(count)))
+    for salt in range(8):  # which cases are called again depends on the text
+        hack = f"k, answers = -1, {[at * at + 1 for at in range(count)]}  # {salt}\n"
+        hack += f"def f(x):\n    global k\n    k += 1\n    return answers[{after}]"
+        result = check_program(hack, tests, limits=LIMITS)
+        assert (result.verdict, result.score) == (Verdict.WRONG, 0.0)
+        assert "called again" in result.detail
+        partial = check_program(hack, tests, limits=LIMITS, partial=True)
+        assert partial.score == (count - 1) / count
+
+
 def test_random_answers_and_counters_pass_honest_tests() -> None:
     dice = "import random\ndef f(n): return random.randrange(n) or random.SystemRandom().random()"
     assert verdict(dice, asserts("assert 0 <= f(6) < 6", "assert 0 <= f(9) < 9")) is Verdict.CORRECT
@@ -154,8 +182,33 @@ def test_checker() -> None:
     tests = stdin(("7", "3 4"), ("9", "4 5"), checker=checker)
     assert verdict("n = int(input())\nprint(1, n - 1)", tests) is Verdict.CORRECT
     assert verdict("n = int(input())\nprint(1, n)", tests) is Verdict.WRONG
-    assert verdict("print(1)", stdin(("7", ""), checker="def check(*_): return 1")) is Verdict.BROKEN
-    assert verdict("print(1)", stdin(("7", ""), checker="def check(*_): return 1 / 0")) is Verdict.BROKEN
+
+
+@pytest.mark.parametrize(
+    "checker",
+    ["def check(*_): return 1", "def check(*_): return 1 / 0", "def check(a): return True", "check = None", "1 / 0"],
+)
+def test_a_checker_that_fails_on_its_own_expected_output_is_broken(checker: str) -> None:
+    result = check_program("print(1)", stdin(("7", "1"), checker=checker), limits=LIMITS)
+    assert (result.verdict, result.score) == (Verdict.BROKEN, None)
+    assert "checker" in result.detail
+
+
+@pytest.mark.parametrize(
+    "printed", ["", "x", "9" * 5000, "0", "7 " * 100_000, "\\x00", "slow", "exit", "text"], ids=lambda text: text[:5]
+)
+@pytest.mark.parametrize("expected", ["3", ""])
+def test_a_program_can_not_break_its_checker_to_go_unscored(printed: str, expected: str) -> None:
+    checker = (
+        "import sys, os\ndef check(input, output, expected):\n    if output == 'slow': __import__('time').sleep(60)\n"
+        "    if output == 'exit': os._exit(0)\n    if output == 'text': return 'True'\n"
+        "    sys.setrecursionlimit(50)\n    return 12 % int(output or 'x') == 0 and len(output) < 3"
+    )
+    tests = stdin(("12", expected), checker=checker)
+    assert verdict("print(3, end='')", tests) is Verdict.CORRECT
+    result = check_program(f"print('{printed}', end='')", tests, limits=Limits(wall_seconds=1.0, cpu_seconds=1.0))
+    assert (result.verdict, result.score) == (Verdict.WRONG, 0.0)
+    assert "the checker" in result.detail or printed.startswith("9")
 
 
 def test_asserts_with_setup_and_builtin_names() -> None:

@@ -134,7 +134,7 @@ def _evaluate_block(
     weights_BT = -tokens.weights_B1 * _token_weights(logprobs_BT, mismatch_BT, tokens, spec)
     log_ratio_BT = (logprobs_BT - old_BT).masked_fill_(dropped_BT, 0.0)
     ratio, part = _surrogate(logprobs_BT, log_ratio_BT, tokens, spec)
-    total.loss += (part.value * weights_BT).masked_fill_(dropped_BT, 0.0).sum(dtype=torch.float64)
+    total.loss += (part.value * weights_BT).masked_fill(dropped_BT, 0.0).sum(dtype=torch.float64)
     slope_BT.copy_(part.slope * weights_BT)
     if tokens.reference_logprobs_BT is not None:
         ratio_BT = log_ratio_BT.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp_()

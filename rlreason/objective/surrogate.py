@@ -78,7 +78,8 @@ def cispo(moved: Moved, spec: ObjectiveSpec) -> Surrogate:
 
 def sapo(moved: Moved, spec: ObjectiveSpec) -> Surrogate:
     """4/τ · σ(τ(ρ − 1)) · A (SAPO, arXiv 2511.20347): no bound, a gradient that fades with the distance from 1."""
-    tau = torch.where(moved.advantages > 0, spec.sapo_tau_positive, spec.sapo_tau_negative).to(moved.ratio.dtype)
+    tau = torch.full_like(moved.advantages, spec.sapo_tau_negative)  # torch.where of two numbers would be float32
+    tau = tau.masked_fill_(moved.advantages > 0, spec.sapo_tau_positive)
     gate = torch.sigmoid(tau * (moved.ratio - 1.0))
     return Surrogate(
         value=4.0 / tau * gate * moved.advantages,

@@ -1,7 +1,7 @@
 """K1 on the CPU: advantages and loss weights of a whole step, vectorised over all groups.
 
 N = completions, G = groups, both of the whole step. Group identity is data: ``group_N[i]`` says whose completion i is,
-in any order and number. The Triton kernel of the same signature is ``kernels.group_advantage``; ``credit`` picks one.
+in any order and number.
 """
 
 from __future__ import annotations
@@ -16,6 +16,18 @@ from rlreason.objective.spec import ObjectiveSpec
 
 #: Columns of ``Credit.statistics_G6``.
 STATISTICS = ("mean", "std", "min", "max", "count", "positive_share")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """What the steps of the computation share. Rewards are 0 where not usable."""
+
+    rewards_N: Tensor
+    usable_N: Tensor
+    kept_N: Tensor
+    group_N: Tensor
+    lengths_N: Tensor
+    statistics_G6: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +84,18 @@ def group_advantage(
     rewards_N = rewards_N.masked_fill(~usable_N, 0.0)
     statistics_G6 = _statistics(rewards_N, usable_N, group_N, groups, spec.std_ddof)
     informative_G = (statistics_G6[:, 4] > 1) & (statistics_G6[:, 2] != statistics_G6[:, 3])
-    centred_N = rewards_N - _baseline(rewards_N, usable_N, group_N, lengths_N, statistics_G6, spec, baseline_N)
+    step = _Step(
+        rewards_N=rewards_N,
+        usable_N=usable_N,
+        kept_N=kept_N,
+        group_N=group_N,
+        lengths_N=lengths_N,
+        statistics_G6=statistics_G6,
+    )
+    centred_N = rewards_N - _baseline(step, spec, baseline_N)
     if spec.has_group_baseline:
         centred_N = centred_N.masked_fill(~informative_G[group_N], 0.0)
-    advantages_N = _scale(centred_N, rewards_N, usable_N, kept_N, group_N, lengths_N, statistics_G6, spec)
+    advantages_N = _scale(centred_N, step, spec)
     return Credit(
         advantages_N=advantages_N.masked_fill(~kept_N, 0.0),
         weights_N=loss_weights(lengths_N, kept_N, group_N, groups, spec, max_tokens, rewards_N.dtype),
@@ -144,18 +164,10 @@ def _statistics(rewards_N: Tensor, usable_N: Tensor, group_N: Tensor, groups: in
     return torch.stack(columns, dim=1)
 
 
-def _baseline(
-    rewards_N: Tensor,
-    usable_N: Tensor,
-    group_N: Tensor,
-    lengths_N: Tensor,
-    statistics_G6: Tensor,
-    spec: ObjectiveSpec,
-    baseline_N: Tensor | None,
-) -> Tensor:
+def _baseline(step: _Step, spec: ObjectiveSpec, baseline_N: Tensor | None) -> Tensor:
     """b_i, [N], float64."""
-    mean_G, count_G = statistics_G6[:, 0], statistics_G6[:, 4]
-    rewards_N = rewards_N.double()
+    mean_G, count_G = step.statistics_G6[:, 0], step.statistics_G6[:, 4]
+    rewards_N, group_N = step.rewards_N.double(), step.group_N
     if spec.baseline == "none":
         return torch.zeros_like(rewards_N)
     if spec.baseline == "given":
@@ -163,44 +175,40 @@ def _baseline(
             raise ValueError('baseline = "given", but no baseline came with the rewards: pass baseline_N')
         return baseline_N.double()
     if spec.baseline == "batch":
-        return (rewards_N * usable_N).sum() / usable_N.sum().clamp(min=1)
+        return (rewards_N * step.usable_N).sum() / step.usable_N.sum().clamp(min=1)
     if spec.baseline == "length_weighted":
-        lengths = lengths_N.double() * usable_N
-        groups = len(mean_G)
-        total_G = _sum(lengths, group_N, groups)
-        return (_sum(lengths * rewards_N, group_N, groups) / total_G.clamp(min=1.0))[group_N]
+        lengths = step.lengths_N.double() * step.usable_N
+        total_G = _sum(lengths, group_N, len(mean_G))
+        return (_sum(lengths * rewards_N, group_N, len(mean_G)) / total_G.clamp(min=1.0))[group_N]
     mean_N, count_N = mean_G[group_N], count_G[group_N]
     if spec.baseline == "leave_one_out":
         return mean_N - (rewards_N - mean_N) / (count_N - 1.0).clamp(min=1.0)
     return mean_N
 
 
-def _scale(
-    centred_N: Tensor,
-    rewards_N: Tensor,
-    usable_N: Tensor,
-    kept_N: Tensor,
-    group_N: Tensor,
-    lengths_N: Tensor,
-    statistics_G6: Tensor,
-    spec: ObjectiveSpec,
-) -> Tensor:
-    dtype = rewards_N.dtype
+def _scale(centred_N: Tensor, step: _Step, spec: ObjectiveSpec) -> Tensor:
+    """A_i, [N], in the rewards' dtype."""
+    dtype = step.rewards_N.dtype
     if spec.scale == "group_std":
-        scaled = centred_N / (statistics_G6[:, 1] + spec.std_epsilon)[group_N].clamp(min=torch.finfo(dtype).tiny)
+        std_N = (step.statistics_G6[:, 1] + spec.std_epsilon)[step.group_N]
+        scaled = centred_N / std_N.clamp(min=torch.finfo(dtype).tiny)
     elif spec.scale == "group_mean":
-        mean_N = statistics_G6[:, 0][group_N]
+        mean_N = step.statistics_G6[:, 0][step.group_N]
         scaled = torch.where(mean_N == 0.0, 0.0, centred_N / mean_N)
     elif spec.scale == "batch_std":
-        std = weighted_std(rewards_N.double(), usable_N.double(), spec.std_ddof)[1]
-        scaled = centred_N / (std + spec.std_epsilon) if std > 0 else torch.zeros_like(centred_N)
+        _, std = weighted_std(step.rewards_N.double(), step.usable_N.double(), spec.std_ddof)
+        scaled = _over(centred_N, std, spec.std_epsilon)
     elif spec.scale == "batch_whiten":
-        tokens = lengths_N.double() * kept_N
-        mean, std = weighted_std(centred_N, tokens, spec.std_ddof)
-        scaled = (centred_N - mean) / (std + spec.std_epsilon) if std > 0 else torch.zeros_like(centred_N)
+        mean, std = weighted_std(centred_N, step.lengths_N.double() * step.kept_N, spec.std_ddof)
+        scaled = _over(centred_N - mean, std, spec.std_epsilon)
     else:
         scaled = centred_N
     return scaled.to(dtype)
+
+
+def _over(values_N: Tensor, std: Tensor, epsilon: float) -> Tensor:
+    """values / (std + ε), and 0 where there is no deviation: without a question to the device."""
+    return torch.where(std > 0, values_N / (std + epsilon), 0.0)
 
 
 def weighted_std(values_N: Tensor, weights_N: Tensor, ddof: int) -> tuple[Tensor, Tensor]:
@@ -208,9 +216,9 @@ def weighted_std(values_N: Tensor, weights_N: Tensor, ddof: int) -> tuple[Tensor
     total = weights_N.sum()
     mean = (values_N * weights_N).sum() / total.clamp(min=1.0)
     variance = ((values_N - mean).square() * weights_N).sum() / (total - ddof).clamp(min=1.0)
-    seen = values_N[weights_N > 0]
-    equal = seen.numel() == 0 or bool(seen.min() == seen.max())
-    return mean, torch.zeros_like(mean) if equal else variance.sqrt()
+    unseen = weights_N <= 0
+    low, high = values_N.masked_fill(unseen, torch.inf).min(), values_N.masked_fill(unseen, -torch.inf).max()
+    return mean, torch.where(low < high, variance.sqrt(), 0.0)
 
 
 def is_informative(scores_G: Sequence[float | None]) -> bool:

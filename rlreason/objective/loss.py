@@ -99,9 +99,8 @@ def policy_loss(
 
 def with_gradient(value: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
     """``value`` as a function of the first of each pair, with the second as its gradient."""
-    result: Tensor = _WithGradient.apply(
-        value, *(tensor for tensor, _ in pairs), *(gradient for _, gradient in pairs)
-    )
+    inputs, gradients = zip(*pairs, strict=True)
+    result: Tensor = _WithGradient.apply(value, *inputs, *gradients)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -112,7 +111,7 @@ class _WithGradient(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.saved_tensors
         return (None, *(gradient * grad_output for gradient in gradients), *(None for _ in gradients))

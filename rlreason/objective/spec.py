@@ -106,8 +106,9 @@ class ObjectiveSpec:
 
     def formula(self) -> str:
         """The effective objective in one line, as `rlreason plan` prints it."""
+        gain = f"{_correction_text(self)}{_surrogate_text(self)}{_kl_text(self)}"
         return (
-            f"J = {_AGGREGATIONS[self.aggregation]} [{_correction_text(self)}{_surrogate_text(self)}{_kl_text(self)}],  "
+            f"J = {_AGGREGATIONS[self.aggregation]} [{gain}],  "
             f"{_RATIOS[self.ratio]},  A = {_advantage_text(self)}{_OVERLONG[self.overlong]}"
         )
 

@@ -105,8 +105,8 @@ def _kl_penalties(samples: Sequence[Sample], run: GrpoRun) -> list[float]:
         current_BT = _logprobs(run.policy.model, batch, run)
         kl_BT, _ = kl_estimate(current_BT, _logprobs(run.reference, batch, run), spec.kl_estimator)
         sums_B = (kl_BT * batch.loss_mask_BT).sum(dim=1, dtype=torch.float64)
-        for place, total in zip(places, sums_B.tolist(), strict=False):
-            penalties[place] = spec.kl_coef * total
+        for total in sums_B.tolist():
+            penalties[next(places)] = spec.kl_coef * total
     return penalties
 
 

@@ -9,11 +9,12 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from rlreason.config_errors import explain
 from rlreason.data.rows import Columns
 from rlreason.errors import UsageError, nearest
+from rlreason.objective.presets import expand
 from rlreason.objective.spec import ObjectiveSpec
 
 Scalar = str | int | float | bool
@@ -137,9 +138,11 @@ class GrpoStage(TrainingStage):
     top_k: int = Field(0, ge=0)
     #: Optimizer steps on each batch of rollouts; more than 1 is off-policy and relies on the clip.
     updates_per_step: int = Field(1, ge=1)
-    #: Drop groups whose rewards are all equal (DAPO dynamic sampling).
+    #: Drop groups whose rewards are all equal (DAPO dynamic sampling). Their advantage is 0 with a group's baseline;
+    #: with another one they are never dropped.
     drop_zero_variance: bool = True
-    objective: ObjectiveSpec = ObjectiveSpec()
+    #: A preset's name, a table with ``preset`` and what differs from it, or a table of all that differs from DAPO.
+    objective: Annotated[ObjectiveSpec, BeforeValidator(expand)] = ObjectiveSpec()
     #: Groups of each step kept in rollouts.jsonl.
     logged_groups: int = Field(4, ge=0)
 
@@ -155,6 +158,13 @@ class GrpoStage(TrainingStage):
                 "top_p and top_k must stay at 1 and 0 in training: the trainer's log-probabilities are those of the "
                 "full distribution, so a truncated sampler would bias the ratio"
             )
+        if self.updates_per_step > 1 and self.objective.ratio == "on_policy":
+            raise ValueError(
+                'objective ratio = "on_policy" takes one update per step: from the second on the batch is off-policy, '
+                'and nothing would correct for it. Use ratio = "token" or updates_per_step = 1'
+            )
+        if self.objective.baseline == "given":
+            raise ValueError('objective baseline = "given" needs baselines from a critic, which no stage trains yet')
         if self.updates_per_step > self.problems_per_step:
             raise ValueError(
                 f"updates_per_step ({self.updates_per_step}) must not exceed problems_per_step "

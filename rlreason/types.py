@@ -168,16 +168,18 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One training sequence. All four lists have one length; entry t describes token t.
+    """One training sequence. The three lists have one length; entry t describes token t.
 
     Example: ``Row(token_ids=(1, 9, 11, 2), loss_mask=(0, 0, 1, 1), sampler_logprobs=(0, 0, -0.1, -0.2),
-    advantages=(0, 0, 1.0, 1.0), group_id="grpo/3/p17")``. Prompt tokens have mask 0.
+    advantage=1.0, weight=0.125, group_id="grpo/3/p17")``. Prompt tokens have mask 0. ``weight`` is that of each of its
+    loss tokens in the whole step's loss.
     """
 
     token_ids: tuple[int, ...]
     loss_mask: tuple[int, ...]
     sampler_logprobs: tuple[float, ...]
-    advantages: tuple[float, ...]
+    advantage: float = 0.0
+    weight: float = 0.0
     group_id: str = ""
 
 
@@ -185,7 +187,8 @@ class Row:
 class Batch:
     """Right-padded tensors of one micro-batch, already shifted: column t predicts ``targets_BT[:, t]``.
 
-    Example: ``batch.token_ids_BT.shape == (8, 41)``; ``batch.loss_mask_BT`` is float32 0/1 over targets.
+    Example: ``batch.token_ids_BT.shape == (8, 41)``; ``batch.loss_mask_BT`` is float32 0/1 over targets;
+    ``batch.advantages_B1.shape == (8, 1)``: a sequence has one advantage and one token weight.
     """
 
     token_ids_BT: Tensor
@@ -193,7 +196,8 @@ class Batch:
     targets_BT: Tensor
     loss_mask_BT: Tensor
     sampler_logprobs_BT: Tensor
-    advantages_BT: Tensor
+    advantages_B1: Tensor
+    weights_B1: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

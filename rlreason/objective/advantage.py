@@ -1,38 +1,234 @@
-"""Group-relative advantages. Pure Python: a group is a handful of numbers."""
+"""K1 on the CPU: advantages and loss weights of a whole step, vectorised over all groups.
+
+N = completions, G = groups, both of the whole step. Group identity is data: ``group_N[i]`` says whose completion i is,
+in any order and number.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
-#: Added to the standard deviation, as in verl and the GRPO reference code.
-STD_EPSILON = 1e-6
+import torch
+from torch import Tensor
+
+from rlreason.objective.spec import ObjectiveSpec
+
+#: Columns of ``Credit.statistics_G6``.
+STATISTICS = ("mean", "std", "min", "max", "count", "positive_share")
 
 
-def group_advantages(
-    scores_G: Sequence[float | None], scale: Literal["group_std", "none"] = "group_std"
-) -> list[float | None]:
-    """A_i = (r_i − mean) [/ (std + 1e-6)], over the scores that are not None.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """What the steps of the computation share. Rewards are 0 where not usable."""
 
-    GRPO, arXiv 2402.03300 eq. 3 (outcome supervision); ``scale="none"`` is Dr. GRPO, arXiv 2503.20783. The
-    standard deviation is the unbiased one (n − 1), as in verl and TRL. A None score stays None and counts in
-    neither mean nor deviation. A single usable score, or equal scores, give exactly 0 by definition.
+    rewards_N: Tensor
+    usable_N: Tensor
+    kept_N: Tensor
+    group_N: Tensor
+    lengths_N: Tensor
+    statistics_G6: Tensor
 
-    Example: ``group_advantages([1.0, 0.0, None], "none") == [0.5, -0.5, None]``.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credit:
+    """What every completion of a step earns. Example for rewards (1, 0), one group, 3 and 5 tokens, no scale, one
+    token mean: ``advantages_N = (0.5, -0.5)``, ``weights_N = (1/8, 1/8)``.
+
+    A completion that carries no loss (no score, masked, without a loss token) has advantage and weight 0.
     """
-    usable = [score for score in scores_G if score is not None]
-    if len(usable) < 2 or max(usable) == min(usable):
-        return [None if score is None else 0.0 for score in scores_G]
-    mean = math.fsum(usable) / len(usable)
-    divisor = 1.0
-    if scale == "group_std":
-        variance = math.fsum((score - mean) ** 2 for score in usable) / (len(usable) - 1)
-        divisor = math.sqrt(variance) + STD_EPSILON
-    return [None if score is None else (score - mean) / divisor for score in scores_G]
+
+    #: A_i, [N], in the rewards' dtype. Exactly 0 in a group of one usable score, or of equal ones.
+    advantages_N: Tensor
+    #: w_i, [N]: the weight of each of the sequence's loss tokens. Σ_i w_i · length_i = 1 (``sequence_sum`` excepted).
+    weights_N: Tensor
+    #: Whether it carries loss, [N], bool.
+    kept_N: Tensor
+    #: Per group: mean, std, min, max, count of usable scores, share of positive ones. [G, 6]
+    statistics_G6: Tensor
+    #: Whether a group's usable scores differ, [G], bool: DAPO's dynamic sampling keeps these.
+    informative_G: Tensor
+
+
+def group_advantage(
+    rewards_N: Tensor,
+    group_N: Tensor,
+    lengths_N: Tensor,
+    spec: ObjectiveSpec,
+    *,
+    max_tokens: int,
+    truncated_N: Tensor | None = None,
+    baseline_N: Tensor | None = None,
+) -> Credit:
+    """Advantages and loss weights of one optimizer step.
+
+    ``rewards_N``: float [N], NaN where the check gave none: in no statistic, no loss. ``group_N``: int [N], any
+    numbers. ``lengths_N``: int [N], loss tokens. ``truncated_N``: bool [N], cut off at ``max_tokens`` (what
+    ``overlong`` is about). ``baseline_N``: float [N], where ``spec.baseline`` is "given".
+
+    GRPO arXiv 2402.03300; RLOO 2402.14740; OPO 2505.23585; Dr. GRPO 2503.20783; DAPO 2503.14476; REINFORCE++
+    2501.03262. Zero variance is max == min, exactly, not a small deviation. Raises ValueError for a baseline that is
+    asked for and not given.
+    """
+    group_N, groups = _dense(group_N)
+    if truncated_N is None:
+        truncated_N = torch.zeros_like(rewards_N, dtype=torch.bool)
+    if spec.overlong == "soft_penalty":
+        rewards_N = rewards_N + overlong_penalty(lengths_N, max_tokens, spec.overlong_share)
+    usable_N = ~rewards_N.isnan()
+    if spec.overlong == "mask_from_baseline":
+        usable_N = usable_N & ~truncated_N
+    kept_N = usable_N & (lengths_N > 0)
+    if spec.overlong == "mask":
+        kept_N = kept_N & ~truncated_N
+    rewards_N = rewards_N.masked_fill(~usable_N, 0.0)
+    statistics_G6 = _statistics(rewards_N, usable_N, group_N, groups, spec.std_ddof)
+    informative_G = (statistics_G6[:, 4] > 1) & (statistics_G6[:, 2] != statistics_G6[:, 3])
+    step = _Step(
+        rewards_N=rewards_N,
+        usable_N=usable_N,
+        kept_N=kept_N,
+        group_N=group_N,
+        lengths_N=lengths_N,
+        statistics_G6=statistics_G6,
+    )
+    centred_N = rewards_N - _baseline(step, spec, baseline_N)
+    if spec.has_group_baseline:
+        centred_N = centred_N.masked_fill(~informative_G[group_N], 0.0)
+    advantages_N = _scale(centred_N, step, spec)
+    return Credit(
+        advantages_N=advantages_N.masked_fill(~kept_N, 0.0),
+        weights_N=loss_weights(lengths_N, kept_N, group_N, groups, spec, max_tokens, rewards_N.dtype),
+        kept_N=kept_N,
+        statistics_G6=statistics_G6,
+        informative_G=informative_G,
+    )
+
+
+def overlong_penalty(lengths_N: Tensor, max_tokens: int, share: float) -> Tensor:
+    """DAPO's soft overlong punishment (arXiv 2503.14476 eq. 13), [N]: 0 up to (1 − share)·max_tokens, then linearly
+    down to −1 at max_tokens."""
+    cache = share * max_tokens
+    return ((max_tokens - cache - lengths_N.double()) / cache).clamp(-1.0, 0.0)
+
+
+def loss_weights(
+    lengths_N: Tensor,
+    kept_N: Tensor,
+    group_N: Tensor,
+    groups: int,
+    spec: ObjectiveSpec,
+    max_tokens: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """w_i, [N], such that the loss over any split into micro-batches and ranks is a plain sum."""
+    lengths_N = lengths_N.to(torch.float64)
+    kept = kept_N.to(torch.float64)
+    if spec.aggregation == "token":
+        weights_N = kept / (lengths_N * kept).sum().clamp(min=1.0)
+    elif spec.aggregation == "sequence":
+        weights_N = kept / (lengths_N.clamp(min=1.0) * kept.sum().clamp(min=1.0))
+    elif spec.aggregation == "sequence_sum":
+        weights_N = kept / (max_tokens * kept.sum().clamp(min=1.0))
+    else:
+        tokens_G = torch.zeros(groups, dtype=torch.float64, device=kept.device).index_add_(0, group_N, lengths_N * kept)
+        weights_N = kept / (tokens_G.clamp(min=1.0) * (tokens_G > 0).sum().clamp(min=1))[group_N]
+    return weights_N.to(dtype)
+
+
+def _dense(group_N: Tensor) -> tuple[Tensor, int]:
+    """Group numbers as 0..groups−1, in the order of the numbers."""
+    numbers, dense_N = torch.unique(group_N, return_inverse=True)
+    return dense_N, len(numbers)
+
+
+def _sum(values_N: Tensor, group_N: Tensor, groups: int) -> Tensor:
+    return torch.zeros(groups, dtype=torch.float64, device=values_N.device).index_add_(0, group_N, values_N.double())
+
+
+def _statistics(rewards_N: Tensor, usable_N: Tensor, group_N: Tensor, groups: int, ddof: int) -> Tensor:
+    """[G, 6], float64. Two passes: a large common offset leaves no residue in the deviation."""
+    usable = usable_N.double()
+    count_G = _sum(usable, group_N, groups)
+    some_G = count_G.clamp(min=1.0)
+    mean_G = _sum(rewards_N.double() * usable, group_N, groups) / some_G
+    squares_G = _sum((rewards_N.double() - mean_G[group_N]).square() * usable, group_N, groups)
+    extreme = rewards_N.new_full((groups,), torch.inf, dtype=torch.float64)
+    low_G = extreme.scatter_reduce(0, group_N, rewards_N.double().masked_fill(~usable_N, torch.inf), "amin")
+    high_G = (-extreme).scatter_reduce(0, group_N, rewards_N.double().masked_fill(~usable_N, -torch.inf), "amax")
+    std_G = (squares_G / (count_G - ddof).clamp(min=1.0)).sqrt()
+    std_G = std_G.masked_fill(low_G == high_G, 0.0)
+    positive_G = _sum((rewards_N > 0).double() * usable, group_N, groups) / some_G
+    empty_G = count_G == 0
+    columns = [mean_G, std_G, low_G.masked_fill(empty_G, 0.0), high_G.masked_fill(empty_G, 0.0), count_G, positive_G]
+    return torch.stack(columns, dim=1)
+
+
+def _baseline(step: _Step, spec: ObjectiveSpec, baseline_N: Tensor | None) -> Tensor:
+    """b_i, [N], float64."""
+    mean_G, count_G = step.statistics_G6[:, 0], step.statistics_G6[:, 4]
+    rewards_N, group_N = step.rewards_N.double(), step.group_N
+    if spec.baseline == "none":
+        return torch.zeros_like(rewards_N)
+    if spec.baseline == "given":
+        if baseline_N is None:
+            raise ValueError('baseline = "given", but no baseline came with the rewards: pass baseline_N')
+        return baseline_N.double()
+    if spec.baseline == "batch":
+        return (rewards_N * step.usable_N).sum() / step.usable_N.sum().clamp(min=1)
+    if spec.baseline == "length_weighted":
+        lengths = step.lengths_N.double() * step.usable_N
+        total_G = _sum(lengths, group_N, len(mean_G))
+        return (_sum(lengths * rewards_N, group_N, len(mean_G)) / total_G.clamp(min=1.0))[group_N]
+    mean_N, count_N = mean_G[group_N], count_G[group_N]
+    if spec.baseline == "leave_one_out":
+        return mean_N - (rewards_N - mean_N) / (count_N - 1.0).clamp(min=1.0)
+    return mean_N
+
+
+def _scale(centred_N: Tensor, step: _Step, spec: ObjectiveSpec) -> Tensor:
+    """A_i, [N], in the rewards' dtype."""
+    dtype = step.rewards_N.dtype
+    if spec.scale == "group_std":
+        std_N = (step.statistics_G6[:, 1] + spec.std_epsilon)[step.group_N]
+        scaled = centred_N / std_N.clamp(min=torch.finfo(dtype).tiny)
+    elif spec.scale == "group_mean":
+        mean_N = step.statistics_G6[:, 0][step.group_N]
+        scaled = torch.where(mean_N == 0.0, 0.0, centred_N / mean_N)
+    elif spec.scale == "batch_std":
+        _, std = weighted_std(step.rewards_N.double(), step.usable_N.double(), spec.std_ddof)
+        scaled = _over(centred_N, std, spec.std_epsilon)
+    elif spec.scale == "batch_whiten":
+        mean, std = weighted_std(centred_N, step.lengths_N.double() * step.kept_N, spec.std_ddof)
+        scaled = _over(centred_N - mean, std, spec.std_epsilon)
+    else:
+        scaled = centred_N
+    return scaled.to(dtype)
+
+
+def _over(values_N: Tensor, std: Tensor, epsilon: float) -> Tensor:
+    """values / (std + ε), and 0 where there is no deviation: without a question to the device."""
+    return torch.where(std > 0, values_N / (std + epsilon), 0.0)
+
+
+def weighted_std(values_N: Tensor, weights_N: Tensor, ddof: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation where entry i occurs ``weights_N[i]`` times; exactly 0 where all are equal."""
+    total = weights_N.sum()
+    mean = (values_N * weights_N).sum() / total.clamp(min=1.0)
+    variance = ((values_N - mean).square() * weights_N).sum() / (total - ddof).clamp(min=1.0)
+    unseen = weights_N <= 0
+    low, high = values_N.masked_fill(unseen, torch.inf).min(), values_N.masked_fill(unseen, -torch.inf).max()
+    return mean, torch.where(low < high, variance.sqrt(), 0.0)
 
 
 def is_informative(scores_G: Sequence[float | None]) -> bool:
-    """Whether the group carries any gradient: at least two usable scores that differ (DAPO dynamic sampling)."""
+    """Whether a group carries any gradient with its own baseline: at least two usable scores that differ (DAPO's
+    dynamic sampling). What ``Credit.informative_G`` says, for one group that is not a tensor."""
     usable = [score for score in scores_G if score is not None]
     return len(usable) >= 2 and max(usable) != min(usable)
+
+
+def dense_groups(ids: Sequence[str]) -> list[int]:
+    """Numbers for names of groups, in order of appearance: ``dense_groups(["a", "b", "a"]) == [0, 1, 0]``."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(name, len(numbers)) for name in ids]

@@ -1,53 +1,262 @@
-"""Which objective is optimised, as data. No torch here, so that recipes load in the light install."""
+"""Which objective is optimised, as data: one choice on each axis. No torch here, so that recipes load everywhere.
+
+The loss over a step is one sum over all loss tokens t of all sequences i of all groups g,
+
+    L = Σ_i Σ_t w_i [ −c_it · S(ρ_it, A_i) + kl_coef · KL_it ]
+
+``baseline`` and ``scale`` make A from the rewards, ``ratio`` and ``clip`` make S, ``kl_*`` the KL term, ``correction*``
+c, ``aggregation`` the weight w, ``overlong`` what truncated sequences do. ``docs/objectives.md`` has the table.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
+
+Baseline = Literal["mean", "leave_one_out", "length_weighted", "batch", "given", "none"]
+Scale = Literal["group_std", "batch_std", "batch_whiten", "group_mean", "none"]
+RatioLevel = Literal["token", "sequence", "geometric", "on_policy"]
+Clip = Literal["ppo", "cispo", "sapo", "dppo_tv", "none"]
+KlEstimator = Literal["k1", "k2", "k3", "k3_unbiased"]
+Correction = Literal["none", "tis", "mis", "icepop"]
+Level = Literal["token", "sequence", "geometric"]
+Aggregation = Literal["token", "sequence", "sequence_sum", "group_token"]
+Overlong = Literal["keep", "mask", "mask_from_baseline", "soft_penalty"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveSpec:
-    """The policy-gradient objective of a GRPO stage.
+    """The policy-gradient objective of a GRPO stage. Every field is one axis. Defaults: DAPO's without its length
+    penalty, and truncated importance sampling against the sampler's mismatch.
 
-    Defaults are DAPO's (arXiv 2503.14476): clip-higher, token mean, no KL, with GRPO's group standard
-    deviation (arXiv 2402.03300). Dr. GRPO (arXiv 2503.20783) is ``advantage_scale="none"`` with
-    ``aggregation="sequence_sum"``.
+    Example: ``ObjectiveSpec(baseline="leave_one_out", scale="none", clip="none", ratio="on_policy")`` is RLOO's core.
+    Raises ValueError for a combination that contradicts itself, with the reason.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    #: Divide centred rewards by the group's standard deviation, or not.
-    advantage_scale: Literal["group_std", "none"] = "group_std"
-    #: The ratio is clipped to [1 - clip_low, 1 + clip_high].
+    #: Subtracted from the reward. mean: of the group; leave_one_out: of the others in the group (RLOO);
+    #: length_weighted: Σ l r / Σ l of the group (OPO); batch: of all rewards; given: one number per completion
+    #: (a critic, ReMax).
+    baseline: Baseline = "mean"
+    #: Divides what is left. group_std, batch_std: deviation of the rewards; batch_whiten: mean and deviation over all
+    #: loss tokens of the batch, taken after the baseline (REINFORCE++); group_mean: mean reward of the group (MaxRL).
+    scale: Scale = "group_std"
+    #: Divisor of a variance is n − std_ddof.
+    std_ddof: int = 1
+    #: Added to a standard deviation.
+    std_epsilon: float = 1e-6
+    #: ρ: π/π_old of each token; sequence: their geometric mean over the sequence (GSPO); geometric: the same of token
+    #: ratios that are clipped one by one (GMPO); on_policy: π/stop_gradient(π), 1 with the gradient of log π.
+    ratio: RatioLevel = "token"
+    #: S. ppo: min(ρA, clip(ρ)A); cispo: stop_gradient(clip(ρ))·A·log π; sapo: a soft gate; dppo_tv: ρA, but 0 where
+    #: the probability has moved further than the bounds already, away from the sampler's; none: ρA.
+    clip: Clip = "ppo"
+    #: Lower bound is 1 − clip_low: any number, as a ratio is positive. For dppo_tv: largest fall of the probability.
     clip_low: float = 0.2
+    #: Upper bound is 1 + clip_high. For dppo_tv: largest rise of the probability.
     clip_high: float = 0.28
-    #: token: one mean over all tokens; sequence: mean of per-sequence means; sequence_sum: sums over max_tokens.
-    aggregation: Literal["token", "sequence", "sequence_sum"] = "token"
-    #: Weight of the k3 estimate of KL(policy || reference); 0 keeps no reference model.
+    #: Dual clip: where A < 0, S ≥ dual_clip · A (arXiv 1912.09729). 0: off.
+    dual_clip: float = 0.0
+    #: Two-sided clip: ρ ≤ delta in the unclipped branch, which matters where A < 0 (arXiv 2505.07291). 0: off.
+    delta: float = 0.0
+    #: Steepness of SAPO's gate where A > 0, and where A ≤ 0.
+    sapo_tau_positive: float = 1.0
+    sapo_tau_negative: float = 1.05
+    #: Weight of the KL from the reference policy; 0 keeps no reference model.
     kl_coef: float = 0.0
-    #: Truncated importance sampling of the sampler-trainer mismatch: weights are capped here; 0 switches it off.
-    sampler_correction_cap: float = 2.0
+    #: With d = log π_ref − log π: k1 = −d, k2 = d²/2, k3 = exp(d) − d − 1, k3_unbiased = stop-gradient-free ρ · k3.
+    kl_estimator: KlEstimator = "k3"
+    #: loss: a term per token. reward: the sequence's sum is taken off its reward, before the baseline.
+    kl_in: Literal["loss", "reward"] = "loss"
+    #: What the mismatch between sampler and trainer does to a token: r = π_old/π_sampler. tis: weight min(r, high);
+    #: mis: weight r, but 0 above high or below low; icepop: mis of single tokens, with both bounds.
+    correction: Correction = "tis"
+    #: r of each token, the product over the sequence, or the geometric mean over the sequence.
+    correction_level: Level = "token"
+    correction_low: float = 0.0
+    correction_high: float = 2.0
+    #: Leave out sequences with A < 0 whose mean log(π_sampler/π) exceeds this (DeepSeek-V3.2). 0: off.
+    off_policy_delta: float = 0.0
+    #: w. token: one mean over all tokens; sequence: mean of each sequence's mean; sequence_sum: sum of each sequence
+    #: over max_tokens (Dr. GRPO); group_token: mean of each group's mean over its tokens.
+    aggregation: Aggregation = "token"
+    #: Sequences cut off at max_tokens. mask: no loss, but their reward counts in the baseline; mask_from_baseline: not
+    #: there either; soft_penalty: DAPO's length penalty on the last ``overlong_share`` of max_tokens, for all.
+    overlong: Overlong = "keep"
+    overlong_share: float = 0.2
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.clip_low <= 1.0:
-            raise ValueError(f"clip_low must be in (0, 1], not {self.clip_low}")
-        if self.clip_high < self.clip_low:
-            raise ValueError(f"clip_high ({self.clip_high}) must not be below clip_low ({self.clip_low})")
-        if self.kl_coef < 0.0 or self.sampler_correction_cap < 0.0:
-            raise ValueError("kl_coef and sampler_correction_cap must not be negative")
+        for refuse in _RULES:
+            reason = refuse(self)
+            if reason:
+                raise ValueError(reason)
+
+    @property
+    def has_group_baseline(self) -> bool:
+        """Whether the baseline is the group's own: then equal rewards, or a single one, mean advantage 0."""
+        return self.baseline in ("mean", "leave_one_out", "length_weighted")
+
+    @property
+    def needs_sequences(self) -> bool:
+        """Whether a token's loss depends on the other tokens of its sequence, even at π = π_old."""
+        corrected = self.correction != "none" and self.correction_level != "token"
+        return self.ratio in ("sequence", "geometric") or corrected or self.off_policy_delta > 0
 
     def formula(self) -> str:
         """The effective objective in one line, as `rlreason plan` prints it."""
-        scale = " / (std_group + 1e-6)" if self.advantage_scale == "group_std" else ""
-        mean = {
-            "token": "1/N_tokens Σ_i Σ_t",
-            "sequence": "1/N_sequences Σ_i 1/|o_i| Σ_t",
-            "sequence_sum": "1/(N_sequences · max_tokens) Σ_i Σ_t",
-        }[self.aggregation]
-        weight = f"min(π_old/π_sampler, {self.sampler_correction_cap:g}) · " if self.sampler_correction_cap else ""
-        kl = f" − {self.kl_coef:g} · k3(π, π_ref)" if self.kl_coef else ""
+        gain = f"{_correction_text(self)}{_surrogate_text(self)}{_kl_text(self)}"
         return (
-            f"J = {mean} [{weight}min(ρ·A, clip(ρ, {1 - self.clip_low:g}, {1 + self.clip_high:g})·A){kl}],  "
-            f"ρ = π/π_old,  A = (r − mean_group){scale}"
+            f"J = {_AGGREGATIONS[self.aggregation]} [{gain}],  "
+            f"{_RATIOS[self.ratio]},  A = {_advantage_text(self)}{_OVERLONG[self.overlong]}"
         )
+
+
+def _positive(spec: ObjectiveSpec) -> str:
+    for name in ("clip_low", "clip_high", "sapo_tau_positive", "sapo_tau_negative", "correction_high"):
+        if not getattr(spec, name) > 0.0:
+            return f"{name} must be positive, not {getattr(spec, name)}"
+    for name in ("std_epsilon", "dual_clip", "delta", "kl_coef", "correction_low", "off_policy_delta"):
+        if not getattr(spec, name) >= 0.0:
+            return f"{name} must not be negative, but it is {getattr(spec, name)}"
+    if spec.std_ddof not in (0, 1):
+        return f"std_ddof must be 0 or 1, not {spec.std_ddof}"
+    return "" if 0.0 < spec.overlong_share < 1.0 else f"overlong_share must be in (0, 1), not {spec.overlong_share}"
+
+
+def _advantage(spec: ObjectiveSpec) -> str:
+    if spec.baseline == "leave_one_out" and spec.scale == "group_std":
+        return (
+            'baseline = "leave_one_out" with scale = "group_std" divides by the deviation twice over: on groups of '
+            'nearly equal rewards it explodes. Use baseline = "mean", or scale = "none"'
+        )
+    if spec.scale == "group_mean" and spec.baseline != "mean":
+        return f'scale = "group_mean" (MaxRL) is (r − mean)/mean: it needs baseline = "mean", not "{spec.baseline}"'
+    return ""
+
+
+def _clipping(spec: ObjectiveSpec) -> str:
+    if spec.ratio == "on_policy" and spec.clip in ("ppo", "cispo", "sapo"):
+        return f'ratio = "on_policy" is always 1: clip = "{spec.clip}" can never act. Use clip = "none"'
+    if spec.ratio == "geometric" and spec.clip != "ppo":
+        return f'ratio = "geometric" clips token ratios itself: it needs clip = "ppo", not "{spec.clip}"'
+    if spec.ratio == "sequence" and spec.clip == "dppo_tv":
+        return 'clip = "dppo_tv" bounds the probability of a token: it needs ratio = "token"'
+    if spec.clip in ("ppo", "cispo") and spec.clip_high < spec.clip_low < 1.0:
+        return f"clip_high ({spec.clip_high}) must not be below clip_low ({spec.clip_low})"
+    if spec.dual_clip and (spec.clip != "ppo" or spec.ratio == "geometric"):
+        return 'dual_clip needs clip = "ppo" and a token or sequence ratio'
+    if spec.dual_clip and spec.dual_clip <= 1.0:
+        return f"dual_clip bounds ρ from above where A < 0: it must exceed 1, not {spec.dual_clip}"
+    if spec.delta and (spec.clip != "ppo" or spec.ratio == "geometric"):
+        return 'delta needs clip = "ppo" and a token or sequence ratio'
+    if spec.delta and spec.delta <= 1.0 + spec.clip_high:
+        return f"delta ({spec.delta}) must exceed 1 + clip_high ({1 + spec.clip_high:g}), or it acts where A > 0 too"
+    if spec.delta and spec.dual_clip:
+        return "delta and dual_clip bound the same branch: use one"
+    return ""
+
+
+def _kl(spec: ObjectiveSpec) -> str:
+    if spec.kl_coef and spec.kl_in == "loss" and spec.kl_estimator == "k1":
+        return (
+            'kl_estimator = "k1" in the loss: its gradient is that of log π, 0 on average, so nothing is held back. '
+            'Use k2 or k3_unbiased (whose gradient is that of the KL), k3, or kl_in = "reward"'
+        )
+    if spec.kl_coef and spec.kl_in == "reward" and spec.kl_estimator == "k3_unbiased":
+        return 'kl_in = "reward" has no gradient: kl_estimator = "k3_unbiased" is k3 there; say "k3"'
+    return ""
+
+
+def _corrections(spec: ObjectiveSpec) -> str:
+    if spec.correction == "icepop" and spec.correction_level != "token":
+        return 'correction = "icepop" masks single tokens: it needs correction_level = "token"'
+    if spec.correction == "icepop" and not spec.correction_low:
+        return 'correction = "icepop" needs correction_low > 0 (0.5 in its paper); with no lower bound say "mis"'
+    if spec.correction == "tis" and spec.correction_low:
+        return 'correction = "tis" has no lower bound: correction_low needs "mis" or "icepop"'
+    if spec.correction != "none" and spec.correction_low >= spec.correction_high:
+        return f"correction_low ({spec.correction_low}) must be below correction_high ({spec.correction_high})"
+    if spec.ratio in ("sequence", "geometric") and spec.correction != "none" and spec.correction_level == "token":
+        return (
+            f'ratio = "{spec.ratio}" is one number for a sequence: correction_level = "token" would weigh its tokens '
+            'apart. Use correction_level = "geometric" or "sequence", or correction = "none"'
+        )
+    return ""
+
+
+#: Each says what is wrong with a spec, or "".
+_RULES: tuple[Callable[[ObjectiveSpec], str], ...] = (_positive, _advantage, _clipping, _kl, _corrections)
+
+_AGGREGATIONS = {
+    "token": "1/N_tokens Σ_i Σ_t",
+    "sequence": "1/N_sequences Σ_i 1/|o_i| Σ_t",
+    "sequence_sum": "1/(N_sequences · max_tokens) Σ_i Σ_t",
+    "group_token": "1/N_groups Σ_g 1/|tokens_g| Σ_i Σ_t",
+}
+_RATIOS = {
+    "token": "ρ = π/π_old",
+    "sequence": "ρ = (π(o)/π_old(o))^(1/|o|)",
+    "geometric": "ρ = Π_t clip(π/π_old)^(1/|o|)",
+    "on_policy": "ρ = π/stop_gradient(π)",
+}
+_OVERLONG = {
+    "keep": "",
+    "mask": ",  truncated: no loss",
+    "mask_from_baseline": ",  truncated: neither loss nor baseline",
+    "soft_penalty": ",  r includes the length penalty",
+}
+_BASELINES = {
+    "mean": "r − mean_group",
+    "leave_one_out": "r − mean_others",
+    "length_weighted": "r − Σlr/Σl",
+    "batch": "r − mean_batch",
+    "given": "r − b",
+    "none": "r",
+}
+
+
+def _correction_text(spec: ObjectiveSpec) -> str:
+    if spec.correction == "none":
+        return ""
+    name = {"token": "π_old/π_sampler", "sequence": "Π_t π_old/π_sampler", "geometric": "(Π_t π_old/π_sampler)^(1/|o|)"}
+    inner = name[spec.correction_level]
+    if spec.correction == "tis":
+        return f"min({inner}, {spec.correction_high:g}) · "
+    return f"mask({inner} in [{spec.correction_low:g}, {spec.correction_high:g}]) · "
+
+
+def _surrogate_text(spec: ObjectiveSpec) -> str:
+    bounds = f"{1 - spec.clip_low:g}, {1 + spec.clip_high:g}"
+    if spec.ratio == "geometric":
+        return "ρ·A"
+    if spec.clip == "ppo":
+        first = f"min(ρ, {spec.delta:g})·A" if spec.delta else "ρ·A"
+        text = f"min({first}, clip(ρ, {bounds})·A)"
+        return f"max({text}, {spec.dual_clip:g}·A if A<0)" if spec.dual_clip else text
+    return {
+        "cispo": f"stop_gradient(clip(ρ, {bounds}))·A·log π",
+        "sapo": f"4/τ·σ(τ(ρ − 1))·A, τ = {spec.sapo_tau_positive:g} if A>0 else {spec.sapo_tau_negative:g}",
+        "dppo_tv": f"ρ·A·[π − π_sampler ≤ {spec.clip_high:g} if A>0, ≥ −{spec.clip_low:g} if A<0]",
+        "none": "ρ·A",
+    }[spec.clip]
+
+
+def _kl_text(spec: ObjectiveSpec) -> str:
+    return f" − {spec.kl_coef:g} · {spec.kl_estimator}(π, π_ref)" if spec.kl_coef and spec.kl_in == "loss" else ""
+
+
+def _advantage_text(spec: ObjectiveSpec) -> str:
+    text = _BASELINES[spec.baseline]
+    if spec.kl_coef and spec.kl_in == "reward":
+        text = text.replace("r", f"(r − {spec.kl_coef:g}·Σ_t {spec.kl_estimator})", 1)
+    text = f"({text})" if spec.scale != "none" and spec.baseline != "none" else text
+    epsilon = f" + {spec.std_epsilon:g})" if spec.std_epsilon else ")"
+    return {
+        "group_std": f"{text} / (std_group{epsilon}",
+        "batch_std": f"{text} / (std_batch{epsilon}",
+        "batch_whiten": f"whiten({text}) over the batch's tokens",
+        "group_mean": f"{text} / mean_group",
+        "none": text,
+    }[spec.scale]

@@ -17,7 +17,7 @@ def pack(rows: Sequence[Row], max_tokens: int, pad_id: int, device: torch.device
     """Cut ``rows`` into micro-batches of at most ``max_tokens`` padded tokens (one row at least)."""
     batches: list[Batch] = []
     chunk: list[Row] = []
-    for row in sorted(rows, key=lambda row: len(row.token_ids)):
+    for row in (rows[at] for at in packing_order(rows)):
         if chunk and len(row.token_ids) * (len(chunk) + 1) > max_tokens:
             batches.append(collate(chunk, pad_id, device))
             chunk = []
@@ -25,6 +25,11 @@ def pack(rows: Sequence[Row], max_tokens: int, pad_id: int, device: torch.device
     if chunk:
         batches.append(collate(chunk, pad_id, device))
     return batches
+
+
+def packing_order(rows: Sequence[Row]) -> list[int]:
+    """Place in ``rows`` of each row of ``pack``'s batches, one batch after the other."""
+    return sorted(range(len(rows)), key=lambda at: len(rows[at].token_ids))
 
 
 def collate(rows: Sequence[Row], pad_id: int, device: torch.device) -> Batch:
@@ -43,23 +48,25 @@ def collate(rows: Sequence[Row], pad_id: int, device: torch.device) -> Batch:
         targets_BT=ids[:, 1:].contiguous(),
         loss_mask_BT=padded([row.loss_mask for row in rows], 0.0, torch.float32)[:, 1:],
         sampler_logprobs_BT=padded([row.sampler_logprobs for row in rows], 0.0, torch.float32)[:, 1:],
-        advantages_BT=padded([row.advantages for row in rows], 0.0, torch.float32)[:, 1:],
+        advantages_B1=torch.tensor([[row.advantage] for row in rows], dtype=torch.float32, device=device),
+        weights_B1=torch.tensor([[row.weight] for row in rows], dtype=torch.float32, device=device),
     )
 
 
 def supervised_row(token_ids: Sequence[int], loss_mask: Sequence[int]) -> Row:
     """A demonstration as a training row: no sampler, no advantage."""
     zeros = (0.0,) * len(token_ids)
-    return Row(token_ids=tuple(token_ids), loss_mask=tuple(loss_mask), sampler_logprobs=zeros, advantages=zeros)
+    return Row(token_ids=tuple(token_ids), loss_mask=tuple(loss_mask), sampler_logprobs=zeros)
 
 
-def rollout_row(completion: Completion, advantage: float, group_id: str) -> Row:
-    """A completion as a training row: every one of its tokens carries the completion's advantage."""
+def rollout_row(completion: Completion, advantage: float, weight: float, group_id: str) -> Row:
+    """A completion as a training row: all of its tokens carry its advantage, and ``weight`` in the loss."""
     prompt, length = len(completion.prompt_ids), len(completion.token_ids)
     return Row(
         token_ids=completion.prompt_ids + completion.token_ids,
         loss_mask=(0,) * prompt + (1,) * length,
         sampler_logprobs=(0.0,) * prompt + completion.logprobs_T,
-        advantages=(0.0,) * prompt + (advantage,) * length,
+        advantage=advantage,
+        weight=weight,
         group_id=group_id,
     )

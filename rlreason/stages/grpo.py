@@ -8,20 +8,22 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlreason.config import GrpoStage
-from rlreason.objective.advantage import group_advantages, is_informative
-from rlreason.objective.loss import policy_loss, token_weights
-from rlreason.policy.batch import pack, rollout_row
+from rlreason.objective.kl import kl_estimate
+from rlreason.objective.loss import policy_loss
+from rlreason.policy.batch import pack, packing_order, rollout_row
 from rlreason.policy.logprobs import token_logprobs
 from rlreason.policy.microbatches import backward_all
 from rlreason.policy.optimizer import PolicyOptimizer
 from rlreason.policy.policies import Policy
 from rlreason.stages.context import Context, Recorder, StepMeter, is_due
+from rlreason.stages.credit import Sample, credit_of, rows_of, samples_of, useful_groups
 from rlreason.stages.rollouts import log_groups, summarize
 from rlreason.types import Batch, Group, LossOutput, Row, SamplingParams, StepReport
 
@@ -45,7 +47,7 @@ def grpo_step(step: int, run: GrpoRun, sampler_step: Sampling) -> tuple[dict[str
     clock.append(time.perf_counter())
     groups = run.context.scorer.score(groups)
     clock.append(time.perf_counter())
-    useful = [group for group in groups if is_informative(group.scores_G)] if run.stage.drop_zero_variance else groups
+    useful = useful_groups(groups, run.stage)
     scalars = summarize(groups, useful) | learn(step, useful, run)
     clock.append(time.perf_counter())
     scalars |= {
@@ -59,59 +61,63 @@ def grpo_step(step: int, run: GrpoRun, sampler_step: Sampling) -> tuple[dict[str
 
 def learn(step: int, groups: Sequence[Group], run: GrpoRun) -> dict[str, float]:
     """Advantages, rows, and ``updates_per_step`` optimizer steps; an empty batch leaves the policy as it is."""
-    chunks = [
-        rows_of(groups[part :: run.stage.updates_per_step], run.stage) for part in range(run.stage.updates_per_step)
-    ]
-    packed = [_pack(rows, run) for rows in chunks if rows]
+    updates = run.stage.updates_per_step
+    penalties: list[float] = []
+    packed = [_prepare(samples_of(groups[part::updates]), run, penalties) for part in range(updates)]
+    packed = [batches for batches in packed if batches]
     if not packed:
         return {}
     # Several updates: the old policy must be read before the first of them changes it.
-    old = [[_old_logprobs(batch, run) for batch in batches] for batches in packed] if len(packed) > 1 else None
+    old = (
+        [[_logprobs(run.policy.model, batch, run) for batch in batches] for batches in packed] if updates > 1 else None
+    )
     meter, tokens = StepMeter(), 0.0
     for update, batches in enumerate(packed):
-        denominator = _denominator(batches, run.stage)
-        before = old[update] if old else [None] * len(batches)
 
         def loss_of(
-            index: int, batch: Batch, before: Sequence[Tensor | None] = before, denominator: float = denominator
+            index: int, batch: Batch, before: Sequence[Tensor] | None = old[update] if old else None
         ) -> LossOutput:
-            return micro_batch_loss(batch, before[index], denominator, run)
+            return micro_batch_loss(batch, None if before is None else before[index], run)
 
         for output in backward_all(run.policy.model, batches, loss_of, run.context.threads):
             meter.add(output)
         tokens += sum(float(batch.loss_mask_BT.sum()) for batch in batches)
         grad_norm, rate = run.optimizer.step(step)
-    return meter.read(tokens) | {"grad_norm": float(grad_norm), "lr": rate, "trained_tokens": tokens}
+    scalars = meter.read(tokens) | {"grad_norm": float(grad_norm), "lr": rate, "trained_tokens": tokens}
+    return scalars | ({"kl/penalty": fmean(penalties)} if penalties else {})
 
 
-def rows_of(groups: Sequence[Group], stage: GrpoStage) -> list[Row]:
-    """Training rows of all completions that have an advantage."""
-    return [
-        rollout_row(completion, advantage, group.group_id)
-        for group in groups
-        for completion, advantage in zip(
-            group.completions_G, group_advantages(group.scores_G, stage.objective.advantage_scale), strict=True
-        )
-        if advantage is not None
-    ]
+def _prepare(samples: Sequence[Sample], run: GrpoRun, penalties: list[float]) -> list[Batch]:
+    """Micro-batches of one update's samples. Adds what the KL took off each reward to ``penalties``."""
+    taken = _kl_penalties(samples, run) if run.stage.objective.kl_in == "reward" and run.reference is not None else None
+    penalties += taken or []
+    return _pack(rows_of(samples, credit_of(samples, run.stage, taken)), run)
 
 
-def micro_batch_loss(batch: Batch, old_BT: Tensor | None, denominator: float, run: GrpoRun) -> LossOutput:
+def _kl_penalties(samples: Sequence[Sample], run: GrpoRun) -> list[float]:
+    """kl_coef · Σ_t KL estimate of each sample, between the policy that starts the step and the reference."""
+    rows = [rollout_row(one.completion, 0.0, 0.0, one.group_id) for one in samples]
+    penalties = [0.0] * len(rows)
+    places = iter(packing_order(rows))
+    spec = run.stage.objective
+    assert run.reference is not None
+    for batch in _pack(rows, run):
+        current_BT = _logprobs(run.policy.model, batch, run)
+        kl_BT, _ = kl_estimate(current_BT, _logprobs(run.reference, batch, run), spec.kl_estimator)
+        sums_B = (kl_BT * batch.loss_mask_BT).sum(dim=1, dtype=torch.float64)
+        for total in sums_B.tolist():
+            penalties[next(places)] = spec.kl_coef * total
+    return penalties
+
+
+def micro_batch_loss(batch: Batch, old_BT: Tensor | None, run: GrpoRun) -> LossOutput:
     """Forward pass and loss of one micro-batch; ``old_BT`` None means on-policy: the ratio is 1 with a gradient."""
     stage = run.stage
     current = token_logprobs(run.policy.model, batch, stage.temperature)
     reference_BT = None
-    if run.reference is not None:
-        with torch.no_grad():
-            reference_BT = token_logprobs(run.reference, batch, stage.temperature).logprobs_BT
-    output = policy_loss(
-        current.logprobs_BT,
-        current.logprobs_BT.detach() if old_BT is None else old_BT,
-        batch,
-        stage.objective,
-        token_weights(batch.loss_mask_BT, stage.objective.aggregation, denominator, stage.max_tokens),
-        reference_BT,
-    )
+    if run.reference is not None and stage.objective.kl_in == "loss":
+        reference_BT = _logprobs(run.reference, batch, run)
+    output = policy_loss(current.logprobs_BT, old_BT, batch, stage.objective, reference_BT)
     entropy = (current.entropy_BT * batch.loss_mask_BT).sum()
     return LossOutput(loss=output.loss, sums={**output.sums, "entropy": entropy}, maxima=output.maxima)
 
@@ -121,16 +127,9 @@ def _pack(rows: Sequence[Row], run: GrpoRun) -> list[Batch]:
     return pack(rows, run.stage.micro_batch_tokens, pad_id, run.context.device)
 
 
-def _old_logprobs(batch: Batch, run: GrpoRun) -> Tensor:
+def _logprobs(model: PreTrainedModel, batch: Batch, run: GrpoRun) -> Tensor:
     with torch.no_grad():
-        return token_logprobs(run.policy.model, batch, run.stage.temperature).logprobs_BT
-
-
-def _denominator(batches: Sequence[Batch], stage: GrpoStage) -> float:
-    """Loss tokens of the whole update, or its sequences: one number for all micro-batches."""
-    if stage.objective.aggregation == "token":
-        return sum(float(batch.loss_mask_BT.sum()) for batch in batches)
-    return float(sum(batch.token_ids_BT.shape[0] for batch in batches))
+        return token_logprobs(model, batch, run.stage.temperature).logprobs_BT
 
 
 class Sampling:
@@ -175,7 +174,7 @@ def run_grpo(stage: GrpoStage, context: Context, policy: Policy) -> Recorder:
             scalars["accuracy/heldout"] = context.heldout_accuracy(
                 sampling.engine, stage.name, stage.eval_problems, stage.max_tokens
             )
-        log_groups(context.run, stage.name, step, groups[: stage.logged_groups], stage.objective.advantage_scale)
+        log_groups(context.run, stage.name, step, groups[: stage.logged_groups], stage)
         recorder.step(
             StepReport(stage=stage.name, kind=stage.kind, step=step, policy_version=step + 1, scalars=scalars)
         )

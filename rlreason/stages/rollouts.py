@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean, pstdev
-from typing import Literal
 
-from rlreason.objective.advantage import group_advantages, is_informative
+from rlreason.config import GrpoStage
+from rlreason.objective.advantage import is_informative
 from rlreason.run.directory import RunDirectory
+from rlreason.stages.credit import credit_of, samples_of
 from rlreason.types import Group, Verdict
 
 
@@ -48,12 +49,19 @@ def _part_means(groups: Sequence[Group]) -> dict[str, float]:
     return {f"reward/{name}": fmean(values) for name, values in sorted(parts.items())}
 
 
-def log_groups(
-    run: RunDirectory, stage: str, step: int, groups: Sequence[Group], scale: Literal["group_std", "none"] | None
-) -> None:
-    """Append every completion of ``groups`` to the stage's rollouts.jsonl; ``scale`` None: no advantages."""
+def log_groups(run: RunDirectory, stage: str, step: int, groups: Sequence[Group], learner: GrpoStage | None) -> None:
+    """Append every completion of ``groups`` to the stage's rollouts.jsonl; without a ``learner`` no advantages.
+
+    The advantages are those within ``groups``, before a KL penalty.
+    """
     for group in groups:
-        advantages = group_advantages(group.scores_G, scale) if scale else [None] * len(group.completions_G)
+        advantages: list[float | None] = [None] * len(group.completions_G)
+        if learner is not None:
+            credit = credit_of(samples_of([group]), learner)
+            advantages = [
+                a if kept else None
+                for a, kept in zip(credit.advantages_N.tolist(), credit.kept_N.tolist(), strict=True)
+            ]
         for sample, (completion, reward, advantage) in enumerate(
             zip(group.completions_G, group.rewards_G, advantages, strict=True)
         ):

@@ -6,52 +6,123 @@ import math
 import random
 
 import pytest
+import torch
 
-from rlreason.objective.advantage import group_advantages, is_informative
+from rlreason.objective.advantage import Credit, dense_groups, group_advantage, is_informative, overlong_penalty
+from rlreason.objective.spec import ObjectiveSpec
+
+CENTRED = ObjectiveSpec(scale="none")
+
+
+def one_group(scores: list[float | None], spec: ObjectiveSpec = CENTRED, lengths: list[int] | None = None) -> Credit:
+    rewards_N = torch.tensor([math.nan if score is None else score for score in scores], dtype=torch.float64)
+    lengths_N = torch.tensor(lengths or [4] * len(scores))
+    return group_advantage(rewards_N, torch.zeros(len(scores), dtype=torch.long), lengths_N, spec, max_tokens=10)
+
+
+def values(scores: list[float | None], spec: ObjectiveSpec = CENTRED, lengths: list[int] | None = None) -> list[float]:
+    return one_group(scores, spec, lengths).advantages_N.tolist()
 
 
 def test_centred_values_by_hand() -> None:
-    # mean 0.5
-    assert group_advantages([1.0, 0.0, 0.0, 1.0], "none") == [0.5, -0.5, -0.5, 0.5]
+    assert values([1.0, 0.0, 0.0, 1.0]) == [0.5, -0.5, -0.5, 0.5]
 
 
 def test_scaled_values_by_hand() -> None:
     # mean 0.25; variance (0.75² + 3·0.25²)/3 = 0.25; std 0.5
     expected = [0.75 / (0.5 + 1e-6), *[-0.25 / (0.5 + 1e-6)] * 3]
-    assert group_advantages([1.0, 0.0, 0.0, 0.0]) == pytest.approx(expected, rel=1e-12)
+    assert values([1.0, 0.0, 0.0, 0.0], ObjectiveSpec()) == pytest.approx(expected, rel=1e-12)
+    # MaxRL: over the mean of 0.25
+    assert values([1.0, 0.0, 0.0, 0.0], ObjectiveSpec(scale="group_mean")) == [3.0, -1.0, -1.0, -1.0]
+    assert values([1.0, -1.0], ObjectiveSpec(scale="group_mean")) == [0.0, 0.0]
 
 
-def test_none_is_excluded_from_mean_and_deviation() -> None:
-    with_none = group_advantages([1.0, None, 0.0, 0.0])
-    without = group_advantages([1.0, 0.0, 0.0])
-    assert with_none == [without[0], None, *without[1:]]
+def test_baselines_by_hand() -> None:
+    # The others' means: 0, 0.5, 0.5
+    out = values([1.0, 0.0, 0.0], ObjectiveSpec(baseline="leave_one_out", scale="none"))
+    assert out == pytest.approx([1.0, -0.5, -0.5], abs=1e-15)
+    # OPO: (6·1 + 2·0) / 8 = 0.75
+    assert values([1.0, 0.0], ObjectiveSpec(baseline="length_weighted", scale="none"), [6, 2]) == [0.25, -0.75]
 
 
-@pytest.mark.parametrize("scores", [[1.0], [0.3, 0.3, 0.3], [None, 1.0], [None, None], []])
-def test_no_information_is_exactly_zero(scores: list[float | None]) -> None:
+def test_a_reward_that_is_missing_is_in_no_statistic_and_no_loss() -> None:
+    credit = one_group([1.0, None, 0.0, 0.0], ObjectiveSpec())
+    without = values([1.0, 0.0, 0.0], ObjectiveSpec())
+    assert credit.advantages_N.tolist() == [without[0], 0.0, *without[1:]]
+    assert credit.kept_N.tolist() == [True, False, True, True]
+    assert credit.weights_N.tolist() == [1 / 12, 0.0, 1 / 12, 1 / 12]
+
+
+@pytest.mark.parametrize("scores", [[1.0], [0.3, 0.3, 0.3], [None, 1.0], [None, None]])
+@pytest.mark.parametrize("scale", ["group_std", "none", "group_mean", "batch_std"])
+def test_no_information_is_exactly_zero(scores: list[float | None], scale: str) -> None:
     # verl gives a singleton its raw reward; NeMo RL gives ±1e6 on near-zero deviation.
-    assert all(advantage in (0.0, None) for advantage in group_advantages(scores))
+    credit = one_group(scores, ObjectiveSpec(scale=scale))  # type: ignore[arg-type]
+    assert not credit.advantages_N.any()
+    assert not credit.informative_G.any()
     assert not is_informative(scores)
 
 
-def test_equal_scores_with_rounding_residue_are_zero() -> None:
-    assert group_advantages([0.1 + 0.2, 0.1 + 0.2, 0.1 + 0.2]) == [0.0, 0.0, 0.0]
+@pytest.mark.parametrize("offset", [0.0, 7428.0, -1e6])
+def test_a_common_offset_leaves_no_residue(offset: float) -> None:
+    equal = [offset + 0.1 + 0.2] * 3
+    assert values(equal, ObjectiveSpec()) == [0.0, 0.0, 0.0]
+    assert values([offset + 1, offset, offset], ObjectiveSpec()) == pytest.approx(
+        values([1.0, 0.0, 0.0], ObjectiveSpec()), rel=1e-9
+    )
+
+
+def test_groups_are_known_by_their_number_alone() -> None:
+    # slime #1414: uneven groups cut by position share a baseline. Groups 5: (1, 0), 2: (1, 1, 0), in any order.
+    rewards_N = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0])
+    group_N = torch.tensor([5, 2, 5, 2, 2])
+    out = group_advantage(rewards_N, group_N, torch.ones(5, dtype=torch.long), CENTRED, max_tokens=3)
+    assert out.advantages_N.tolist() == pytest.approx([0.5, 1 / 3, -0.5, 1 / 3, -2 / 3], abs=1e-7)
+    assert out.statistics_G6[:, 4].tolist() == [3.0, 2.0]
+    assert dense_groups(["x", "y", "x"]) == [0, 1, 0]
+
+
+def test_soft_overlong_penalty_by_hand() -> None:
+    # max 10, cache 2: free to 8, −1/2 at 9, −1 at 10 and beyond
+    out = overlong_penalty(torch.tensor([3, 8, 9, 10, 14]), 10, 0.2)
+    assert out.tolist() == pytest.approx([0.0, 0.0, -0.5, -1.0, -1.0], abs=1e-15)
+
+
+def test_truncated_sequences() -> None:
+    def credit(overlong: str) -> Credit:
+        return group_advantage(
+            torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64),
+            torch.zeros(3, dtype=torch.long),
+            torch.tensor([2, 2, 10]),
+            ObjectiveSpec(scale="none", overlong=overlong),  # type: ignore[arg-type]
+            max_tokens=10,
+            truncated_N=torch.tensor([False, False, True]),
+        )
+
+    assert credit("keep").advantages_N.tolist() == pytest.approx([2 / 3, -1 / 3, -1 / 3], abs=1e-15)
+    assert credit("mask").advantages_N.tolist() == pytest.approx([2 / 3, -1 / 3, 0.0], abs=1e-15)
+    assert credit("mask").weights_N.tolist() == [0.25, 0.25, 0.0]
+    assert credit("mask_from_baseline").advantages_N.tolist() == [0.5, -0.5, 0.0]
 
 
 def test_shift_scale_and_permutation() -> None:
     rng = random.Random(0)
-    scores = [rng.random() for _ in range(9)]
-    base = group_advantages(scores)
-    assert group_advantages([score + 3.0 for score in scores]) == pytest.approx(base, rel=1e-9)
+    scores: list[float | None] = [rng.random() for _ in range(9)]
+    base = values(scores, ObjectiveSpec())
+    assert values([s + 3.0 for s in scores if s is not None], ObjectiveSpec()) == pytest.approx(base, rel=1e-9)
     # Not exactly scale free: 1e-6 is added to the deviation.
-    assert group_advantages([score * 10 for score in scores]) == pytest.approx(base, rel=1e-4)
-    order = list(range(9))
-    rng.shuffle(order)
-    assert group_advantages([scores[i] for i in order]) == pytest.approx([base[i] for i in order], rel=1e-12)
+    assert values([s * 10 for s in scores if s is not None], ObjectiveSpec()) == pytest.approx(base, rel=1e-4)
+    order = rng.sample(range(9), 9)
+    assert values([scores[i] for i in order], ObjectiveSpec()) == pytest.approx([base[i] for i in order], rel=1e-12)
 
 
 def test_sum_is_zero_and_the_tolerance_has_a_canary() -> None:
     rng = random.Random(1)
-    advantages = [a for a in group_advantages([rng.random() for _ in range(64)]) if a is not None]
+    advantages = values([rng.random() for _ in range(64)], ObjectiveSpec())
     assert abs(math.fsum(advantages)) < 1e-9
     assert not abs(math.fsum([*advantages[1:], advantages[0] + 1e-8])) < 1e-9
+
+
+def test_a_baseline_that_is_asked_for_and_not_given() -> None:
+    with pytest.raises(ValueError, match="pass baseline_N"):
+        one_group([1.0, 0.0], ObjectiveSpec(baseline="given"))

@@ -1,154 +1,112 @@
-"""Losses against a float64 oracle written from the formula, token by token, without torch."""
+"""The losses by hand, and what contradicts itself. Against formulas in general: test_conformance.py."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from rlreason.objective.loss import distillation_loss, k3, policy_loss, supervised_loss, token_weights
+from rlreason.objective.kl import k3
+from rlreason.objective.loss import Tokens, distillation_loss, evaluate, policy_loss, supervised_loss
+from rlreason.objective.presets import PRESETS, expand
 from rlreason.objective.spec import ObjectiveSpec
 from rlreason.types import Batch
 
-TOLERANCE = 1e-6
-B, T, MAX_TOKENS = 5, 7, 11
+PLAIN = ObjectiveSpec(correction="none", clip_high=0.2)
 
 
-def make(seed: int = 0) -> tuple[Batch, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(batch, current log-probs, old log-probs, reference log-probs)"""
-    generator = torch.Generator().manual_seed(seed)
+def one_token(ratio: float, advantage: float, **changes: Any) -> tuple[float, float]:
+    """(−loss, −slope) of a single token with log π = −1 and weight 1."""
+    now_BT = torch.full((1, 1), -1.0, dtype=torch.float64)
+    tokens = Tokens(
+        mask_BT=torch.ones_like(now_BT),
+        sampler_logprobs_BT=now_BT - math.log(ratio),
+        advantages_B1=torch.full_like(now_BT, advantage),
+        weights_B1=torch.ones_like(now_BT),
+        old_logprobs_BT=now_BT - math.log(ratio),
+    )
+    done = evaluate(now_BT, tokens, ObjectiveSpec(**{"correction": "none", "clip_high": 0.2, **changes}))
+    return -float(done.loss), -float(done.slope_BT)
 
-    def normal(scale: float) -> torch.Tensor:
-        return torch.randn((B, T), generator=generator) * scale
 
-    mask = (torch.rand((B, T), generator=generator) < 0.7).float()
-    mask[:, 0] = 1.0
-    current = -normal(1.0).abs()
-    old = current + normal(0.3)
-    ids = torch.zeros((B, T), dtype=torch.long)
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "changes", "value", "slope"),
+    [
+        (1.1, 2.0, {}, 2.2, 2.2),  # inside: ρA
+        (1.5, 2.0, {}, 2.4, 0.0),  # above, A > 0: 1.2 · 2
+        (1.5, -2.0, {}, -3.0, -3.0),  # above, A < 0: nothing holds it back
+        (0.5, -2.0, {}, -1.6, 0.0),  # below, A < 0: 0.8 · −2
+        (0.5, 2.0, {}, 1.0, 1.0),
+        (5.0, -2.0, {"dual_clip": 3.0}, -6.0, 0.0),  # not below 3 · −2
+        (5.0, 2.0, {"dual_clip": 3.0}, 2.4, 0.0),
+        (5.0, -2.0, {"delta": 4.0}, -8.0, 0.0),  # min(5, 4) · −2
+        (5.0, 2.0, {"clip": "cispo", "clip_low": 1.0, "clip_high": 3.0}, -8.0, 8.0),  # 4 · 2 · log π = −1
+        (1.0, 2.0, {"clip": "sapo"}, 4.0, 2.0),  # 4 · σ(0) · 2; slope 4 · ¼ · 1 · 2
+        (3.0, 2.0, {"clip": "none"}, 6.0, 6.0),
+        # π = e⁻¹ = 0.3679, π_sampler = 0.1226: risen by 0.2453
+        (3.0, 2.0, {"clip": "dppo_tv"}, 0.0, 0.0),
+        (3.0, -2.0, {"clip": "dppo_tv"}, -6.0, -6.0),
+        (3.0, 2.0, {"clip": "dppo_tv", "clip_low": 0.25, "clip_high": 0.25}, 6.0, 6.0),
+    ],
+)
+def test_surrogates_by_hand(
+    ratio: float, advantage: float, changes: dict[str, Any], value: float, slope: float
+) -> None:
+    assert one_token(ratio, advantage, **changes) == pytest.approx((value, slope), abs=1e-12)
+
+
+def make_batch(rows: int = 3, width: int = 4) -> tuple[Batch, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.zeros((rows, width), dtype=torch.long)
+    now_BT = -torch.rand((rows, width), generator=generator)
+    mask = torch.ones((rows, width))
+    mask[0, 2:] = 0.0
     batch = Batch(
         token_ids_BT=ids,
         attention_mask_BT=ids + 1,
         targets_BT=ids,
         loss_mask_BT=mask,
-        sampler_logprobs_BT=old + normal(0.5),
-        advantages_BT=normal(1.0),
+        sampler_logprobs_BT=now_BT.clone(),
+        advantages_B1=torch.randn((rows, 1), generator=generator),
+        weights_B1=torch.full((rows, 1), 0.1),
     )
-    return batch, current, old, current + normal(0.4)
-
-
-def oracle(
-    batch: Batch, current: torch.Tensor, old: torch.Tensor, reference: torch.Tensor, spec: ObjectiveSpec
-) -> float:
-    """−J from the formula, in Python floats."""
-    mask, advantage = batch.loss_mask_BT.tolist(), batch.advantages_BT.tolist()
-    now, before, ref, sampler = (x.double().tolist() for x in (current, old, reference, batch.sampler_logprobs_BT))
-    total_tokens = sum(sum(row) for row in mask)
-    loss = 0.0
-    for b in range(B):
-        weight = {
-            "token": 1 / total_tokens,
-            "sequence": 1 / (sum(mask[b]) * B),
-            "sequence_sum": 1 / (MAX_TOKENS * B),
-        }[spec.aggregation]
-        for t in range(T):
-            if not mask[b][t]:
-                continue
-            ratio = math.exp(now[b][t] - before[b][t])
-            clipped = min(max(ratio, 1 - spec.clip_low), 1 + spec.clip_high)
-            gain = min(ratio * advantage[b][t], clipped * advantage[b][t])
-            if spec.sampler_correction_cap:
-                gain *= min(math.exp(before[b][t] - sampler[b][t]), spec.sampler_correction_cap)
-            d = ref[b][t] - now[b][t]
-            loss += weight * (-gain + spec.kl_coef * (math.exp(d) - d - 1))
-    return loss
-
-
-SPECS = [
-    ObjectiveSpec(),
-    ObjectiveSpec(aggregation="sequence", clip_high=0.2, kl_coef=0.04),
-    ObjectiveSpec(aggregation="sequence_sum", sampler_correction_cap=0.0, kl_coef=0.5),
-]
-
-
-def compute(spec: ObjectiveSpec, batch: Batch, current: torch.Tensor, old: torch.Tensor, reference: torch.Tensor):
-    denominator = float(batch.loss_mask_BT.sum()) if spec.aggregation == "token" else float(B)
-    weights = token_weights(batch.loss_mask_BT, spec.aggregation, denominator, MAX_TOKENS)
-    return policy_loss(current, old, batch, spec, weights, reference)
-
-
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("seed", range(3))
-def test_policy_loss_is_the_formula(spec: ObjectiveSpec, seed: int) -> None:
-    batch, current, old, reference = make(seed)
-    expected = oracle(batch, current, old, reference, spec)
-    assert float(compute(spec, batch, current, old, reference).loss) == pytest.approx(expected, abs=TOLERANCE)
-    # Canary: another clip bound is another loss.
-    other = replace(spec, clip_high=spec.clip_high + 0.02)
-    assert oracle(batch, current, old, reference, other) != pytest.approx(expected, abs=TOLERANCE)
-
-
-@pytest.mark.parametrize("spec", SPECS)
-def test_gradient_is_the_finite_difference(spec: ObjectiveSpec) -> None:
-    batch, current, old, reference = make(7)
-    current = current.double().requires_grad_(requires_grad=True)
-    compute(spec, batch, current, old.double(), reference.double()).loss.backward()
-    assert current.grad is not None
-    step = 1e-6
-    for b, t in [(0, 0), (1, 0), (2, 3), (4, 6)]:
-        up, down = current.detach().clone(), current.detach().clone()
-        up[b, t] += step
-        down[b, t] -= step
-        slope = (oracle(batch, up, old, reference, spec) - oracle(batch, down, old, reference, spec)) / (2 * step)
-        assert float(current.grad[b, t]) == pytest.approx(slope, abs=1e-6)
-
-
-def test_masked_positions_have_exactly_no_effect() -> None:
-    batch, current, old, reference = make(3)
-    hidden = batch.loss_mask_BT == 0
-    assert hidden.any()
-    current.requires_grad_(requires_grad=True)
-    before = compute(SPECS[1], batch, current, old, reference).loss
-    before.backward()
-    assert current.grad is not None
-    assert torch.equal(current.grad[hidden], torch.zeros(int(hidden.sum())))
-    wild = torch.where(hidden, torch.full_like(current, -300.0), current.detach())
-    assert torch.equal(compute(SPECS[1], batch, wild, old, reference).loss, before.detach())
-
-
-@pytest.mark.parametrize("spec", SPECS)
-def test_micro_batch_split_and_row_order_do_not_matter(spec: ObjectiveSpec) -> None:
-    batch, current, old, reference = make(5)
-    whole = float(compute(spec, batch, current, old, reference).loss)
-    denominator = float(batch.loss_mask_BT.sum()) if spec.aggregation == "token" else float(B)
-    total = 0.0
-    for rows in ([3, 0], [4], [2, 1]):
-        part = Batch(**{name: getattr(batch, name)[rows] for name in Batch.__dataclass_fields__})
-        weights = token_weights(part.loss_mask_BT, spec.aggregation, denominator, MAX_TOKENS)
-        total += float(policy_loss(current[rows], old[rows], part, spec, weights, reference[rows]).loss)
-    assert total == pytest.approx(whole, abs=TOLERANCE)
+    return batch, now_BT
 
 
 def test_on_policy_ratio_is_one_and_the_gradient_is_reinforce() -> None:
-    batch, current, _, _ = make(2)
-    current.requires_grad_(requires_grad=True)
-    spec = ObjectiveSpec(sampler_correction_cap=0.0)
-    tokens = float(batch.loss_mask_BT.sum())
-    weights = token_weights(batch.loss_mask_BT, "token", tokens, MAX_TOKENS)
-    output = policy_loss(current, current.detach(), batch, spec, weights)
-    output.loss.backward()
-    assert current.grad is not None
-    assert torch.allclose(current.grad, -batch.advantages_BT * batch.loss_mask_BT / tokens, atol=1e-7)
+    batch, now_BT = make_batch()
+    now_BT.requires_grad_(requires_grad=True)
+    output = policy_loss(now_BT, None, batch, PLAIN)
+    (2.0 * output.loss).backward()
+    assert now_BT.grad is not None
+    assert torch.allclose(now_BT.grad, -2.0 * 0.1 * batch.advantages_B1 * batch.loss_mask_BT, atol=1e-7)
     assert float(output.sums["clip_fraction"]) == 0.0
+    assert float(output.maxima["ratio/max"]) == 1.0
 
 
-def test_a_wild_ratio_stays_finite() -> None:
-    batch, current, _, _ = make(2)
-    weights = token_weights(batch.loss_mask_BT, "token", 10.0, MAX_TOKENS)
-    output = policy_loss(current, current - 500.0, batch, ObjectiveSpec(), weights, current - 500.0)
-    assert math.isfinite(float(output.loss))
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_wild_ratio_stays_finite(name: str) -> None:
+    batch, now_BT = make_batch()
+    now_BT.requires_grad_(requires_grad=True)
+    output = policy_loss(now_BT, now_BT.detach() - 500.0, batch, PRESETS[name], now_BT.detach() - 500.0)
+    output.loss.backward()
+    assert math.isfinite(float(output.loss.detach()))
+    assert now_BT.grad is not None
+    assert bool(now_BT.grad.isfinite().all())
+
+
+def test_an_empty_mask_is_a_zero_with_a_gradient() -> None:
+    batch, now_BT = make_batch()
+    now_BT.requires_grad_(requires_grad=True)
+    batch.loss_mask_BT.zero_()
+    output = policy_loss(now_BT, None, batch, PLAIN)
+    output.loss.backward()
+    assert float(output.loss.detach()) == 0.0
+    assert now_BT.grad is not None
+    assert not now_BT.grad.any()
 
 
 def test_k3_by_hand() -> None:
@@ -173,8 +131,55 @@ def test_distillation_loss_is_kl() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "word"), [({"clip_low": 0.0}, "clip_low"), ({"clip_high": 0.1}, "clip_high"), ({"kl_coef": -1}, "kl")]
+    ("change", "reason"),
+    [
+        ({"clip_low": 0.0}, "clip_low must be positive"),
+        ({"clip_high": 0.1}, "must not be below clip_low"),
+        ({"kl_coef": -1}, "kl_coef must not be negative"),
+        ({"std_ddof": 2}, "std_ddof"),
+        ({"overlong_share": 1.0}, "overlong_share"),
+        ({"baseline": "leave_one_out"}, "explodes"),
+        ({"baseline": "none", "scale": "group_mean"}, "needs baseline"),
+        ({"ratio": "on_policy"}, "can never act"),
+        ({"ratio": "geometric", "clip": "sapo"}, 'needs clip = "ppo"'),
+        ({"ratio": "sequence", "clip": "dppo_tv"}, "needs ratio"),
+        ({"clip": "sapo", "dual_clip": 3.0}, "dual_clip needs"),
+        ({"dual_clip": 1.0}, "must exceed 1"),
+        ({"delta": 1.2}, "must exceed 1 \\+ clip_high"),
+        ({"delta": 4.0, "dual_clip": 3.0}, "use one"),
+        ({"kl_coef": 0.1, "kl_estimator": "k1"}, "0 on average"),
+        ({"kl_coef": 0.1, "kl_estimator": "k3_unbiased", "kl_in": "reward"}, "no gradient"),
+        ({"correction": "icepop", "correction_level": "sequence"}, "single tokens"),
+        ({"correction": "icepop"}, "correction_low > 0"),
+        ({"correction_low": 0.5}, "no lower bound"),
+        ({"correction": "mis", "correction_low": 2.0}, "must be below"),
+        ({"ratio": "sequence"}, "correction_level"),
+    ],
 )
-def test_contradictory_specs_are_refused(change: dict[str, float], word: str) -> None:
-    with pytest.raises(ValueError, match=word):
-        ObjectiveSpec(**change)  # type: ignore[arg-type]
+def test_contradictory_specs_are_refused_with_the_reason(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        ObjectiveSpec(**change)
+
+
+def test_presets_expand_by_name_and_with_changes() -> None:
+    assert expand("dapo") == PRESETS["dapo"]
+    changed = expand({"preset": "dapo", "clip_high": 0.3})
+    assert isinstance(changed, dict)
+    assert ObjectiveSpec(**changed) == ObjectiveSpec(clip_high=0.3, overlong="soft_penalty")
+    with pytest.raises(ValueError, match="did you mean 'gspo'"):
+        expand("gpso")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_says_its_formula(name: str) -> None:
+    module = __import__(f"rlreason.objective.presets.{name}", fromlist=["SPEC"])
+    assert "J = " in str(module.__doc__)
+    assert "arXiv" in str(module.__doc__)
+    assert PRESETS[name].formula().startswith("J = ")
+
+
+def test_the_document_has_the_formula_of_every_preset() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text(encoding="utf-8").replace("\\|", "|")
+    for name, spec in PRESETS.items():
+        assert f"| `{name}` |" in text
+        assert f"`{spec.formula()}`" in text, name

@@ -119,12 +119,15 @@ def completion(prompt: tuple[int, ...], tokens: tuple[int, ...]) -> Completion:
 
 def test_the_shift_by_hand() -> None:
     batch = collate(
-        [rollout_row(completion((5, 6), (7, 8)), 2.0, "g"), rollout_row(completion((5,), (7,)), -1.0, "g")], 0, CPU
+        [rollout_row(completion((5, 6), (7, 8)), 2.0, 0.5, "g"), rollout_row(completion((5,), (7,)), -1.0, 0.25, "g")],
+        0,
+        CPU,
     )
     assert batch.token_ids_BT.tolist() == [[5, 6, 7], [5, 7, 0]]
     assert batch.targets_BT.tolist() == [[6, 7, 8], [7, 0, 0]]
     assert batch.loss_mask_BT.tolist() == [[0, 1, 1], [1, 0, 0]]
-    assert batch.advantages_BT.tolist() == [[0, 2, 2], [-1, 0, 0]]
+    assert batch.advantages_B1.tolist() == [[2], [-1]]
+    assert batch.weights_B1.tolist() == [[0.5], [0.25]]
     assert batch.sampler_logprobs_BT.tolist() == [pytest.approx([0, -0.1, -0.2]), pytest.approx([-0.1, 0, 0])]
 
 

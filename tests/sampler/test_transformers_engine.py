@@ -47,7 +47,7 @@ def test_sampler_and_trainer_agree_on_every_token(kind: str, temperature: float)
     policy = make_policy(kind)
     params = SamplingParams(samples_per_problem=4, max_tokens=24, temperature=temperature, seed=3, stream="s")
     groups = make_sampler(policy).sample(PROBLEMS, params)
-    rows = [rollout_row(c, 0.0, g.group_id) for g in groups for c in g.completions_G]
+    rows = [rollout_row(c, 0.0, 0.0, g.group_id) for g in groups for c in g.completions_G]
     assert len({len(row.token_ids) for row in rows}) > 3  # ragged prompts and completions
     batch = collate(rows, policy.tokenizer.pad_token_id, torch.device("cpu"))
     with torch.no_grad():

@@ -1,0 +1,100 @@
+"""S(ρ, A) of each clip rule, with its slope dS/d log π in closed form: value and gradient in one pass.
+
+Tensors broadcast; ρ > 0. A slope of ρ-based rules is dS/d log ρ, which is dS/d log π at token level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlreason.objective.spec import ObjectiveSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surrogate:
+    """Value and slope of the surrogate, and where a bound took the gradient away or capped it."""
+
+    value: Tensor
+    slope: Tensor
+    clipped: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """Where the policy stands: what a clip rule may look at. All shapes broadcast to [B, T]."""
+
+    #: ρ, at the level that the spec asks for.
+    ratio: Tensor
+    advantages: Tensor
+    #: Current log π, and the sampler's.
+    logprobs: Tensor
+    sampler_logprobs: Tensor
+
+
+def surrogate(moved: Moved, spec: ObjectiveSpec) -> Surrogate:
+    """S of the spec's clip rule."""
+    if spec.clip == "ppo":
+        return ppo(moved, spec)
+    if spec.clip == "cispo":
+        return cispo(moved, spec)
+    if spec.clip == "sapo":
+        return sapo(moved, spec)
+    unclipped = moved.ratio * moved.advantages
+    if spec.clip == "dppo_tv":
+        return _masked(unclipped, dppo_tv_mask(moved, spec))
+    return Surrogate(value=unclipped, slope=unclipped, clipped=torch.zeros_like(unclipped, dtype=torch.bool))
+
+
+def ppo(moved: Moved, spec: ObjectiveSpec) -> Surrogate:
+    """min(ρA, clip(ρ)A), PPO arXiv 1707.06347, with bounds of their own on either side (DAPO arXiv 2503.14476).
+
+    ``dual_clip``: not below c·A where A < 0 (arXiv 1912.09729). ``delta``: min(ρ, δ)A in the first branch
+    (INTELLECT-2, arXiv 2505.07291).
+    """
+    ratio, advantages = moved.ratio, moved.advantages
+    unclipped = ratio * advantages
+    value = torch.minimum(unclipped, ratio.clamp(1.0 - spec.clip_low, 1.0 + spec.clip_high) * advantages)
+    clipped = value < unclipped
+    if spec.delta:
+        beyond = (ratio > spec.delta) & (advantages < 0)
+        value = torch.where(beyond, spec.delta * advantages, value)
+        clipped = clipped | beyond
+    if spec.dual_clip:
+        floor = torch.where(advantages < 0, spec.dual_clip * advantages, -torch.inf)
+        clipped = clipped | (floor > value)
+        value = torch.maximum(value, floor)
+    return Surrogate(value=value, slope=unclipped.masked_fill(clipped, 0.0), clipped=clipped)
+
+
+def cispo(moved: Moved, spec: ObjectiveSpec) -> Surrogate:
+    """stop_gradient(clip(ρ)) · A · log π: a clipped token keeps its gradient (MiniMax-M1, arXiv 2506.13585)."""
+    capped = moved.ratio.clamp(1.0 - spec.clip_low, 1.0 + spec.clip_high)
+    slope = capped * moved.advantages
+    return Surrogate(value=slope * moved.logprobs, slope=slope, clipped=capped != moved.ratio)
+
+
+def sapo(moved: Moved, spec: ObjectiveSpec) -> Surrogate:
+    """4/τ · σ(τ(ρ − 1)) · A (SAPO, arXiv 2511.20347): no bound, a gradient that fades with the distance from 1."""
+    tau = torch.full_like(moved.advantages, spec.sapo_tau_negative)  # torch.where of two numbers would be float32
+    tau = tau.masked_fill_(moved.advantages > 0, spec.sapo_tau_positive)
+    gate = torch.sigmoid(tau * (moved.ratio - 1.0))
+    return Surrogate(
+        value=4.0 / tau * gate * moved.advantages,
+        slope=4.0 * gate * (1.0 - gate) * moved.ratio * moved.advantages,
+        clipped=torch.zeros_like(gate, dtype=torch.bool),
+    )
+
+
+def dppo_tv_mask(moved: Moved, spec: ObjectiveSpec) -> Tensor:
+    """Where DPPO (arXiv 2602.04879, total variation) drops the token: its probability is further from the sampler's
+    than the bound, on the side that the advantage pushes to."""
+    change = moved.logprobs.exp() - moved.sampler_logprobs.exp()
+    return torch.where(moved.advantages > 0, change > spec.clip_high, change < -spec.clip_low)
+
+
+def _masked(unclipped: Tensor, dropped: Tensor) -> Surrogate:
+    value = unclipped.masked_fill(dropped, 0.0)
+    return Surrogate(value=value, slope=value, clipped=dropped.expand_as(value))

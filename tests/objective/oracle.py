@@ -1,0 +1,197 @@
+"""The objectives once more, from their formulas, in Python floats: number after number, no tensor, no shared code.
+
+Slow and plain on purpose. ``tests/objective/test_conformance.py`` holds the fast path against it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rlreason.objective.spec import ObjectiveSpec
+
+Rows = list[list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A step: rewards (None: no verdict) of completions, their groups, and log-probabilities of their loss tokens."""
+
+    rewards: list[float | None]
+    groups: list[int]
+    truncated: list[bool]
+    baselines: list[float]
+    now: Rows
+    old: Rows
+    sampler: Rows
+    reference: Rows
+    max_tokens: int
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(row) for row in self.now]
+
+
+def mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def deviation(values: list[float], ddof: int) -> float:
+    if len(values) < 2 or max(values) == min(values):
+        return 0.0
+    middle = mean(values)
+    return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - ddof))
+
+
+def penalised(problem: Problem, spec: ObjectiveSpec) -> list[float | None]:
+    """Rewards with DAPO's length penalty."""
+    if spec.overlong != "soft_penalty":
+        return list(problem.rewards)
+    cache = spec.overlong_share * problem.max_tokens
+    rewards: list[float | None] = []
+    for reward, length in zip(problem.rewards, problem.lengths, strict=True):
+        if length <= problem.max_tokens - cache:
+            penalty = 0.0
+        elif length <= problem.max_tokens:
+            penalty = ((problem.max_tokens - cache) - length) / cache
+        else:
+            penalty = -1.0
+        rewards.append(None if reward is None else reward + penalty)
+    return rewards
+
+
+def advantages(problem: Problem, spec: ObjectiveSpec) -> tuple[list[float], list[bool]]:
+    """(A, whether it carries loss) of each completion."""
+    rewards, lengths = penalised(problem, spec), problem.lengths
+    if spec.overlong == "mask_from_baseline":
+        rewards = [None if cut else reward for reward, cut in zip(rewards, problem.truncated, strict=True)]
+    kept = [reward is not None and length > 0 for reward, length in zip(rewards, lengths, strict=True)]
+    if spec.overlong == "mask":
+        kept = [one and not cut for one, cut in zip(kept, problem.truncated, strict=True)]
+    everyone = [reward for reward in rewards if reward is not None]
+    centred: list[float] = []
+    for at, reward in enumerate(rewards):
+        mates = [i for i in range(len(rewards)) if problem.groups[i] == problem.groups[at] and rewards[i] is not None]
+        values = [float(rewards[i]) for i in mates]  # type: ignore[arg-type]
+        if reward is None:
+            centred.append(0.0)
+            continue
+        same = len(values) < 2 or max(values) == min(values)
+        if spec.baseline == "none":
+            centred.append(reward)
+        elif spec.baseline == "batch":
+            centred.append(reward - mean(everyone))
+        elif spec.baseline == "given":
+            centred.append(reward - problem.baselines[at])
+        elif same:
+            centred.append(0.0)
+        elif spec.baseline == "mean":
+            centred.append(reward - mean(values))
+        elif spec.baseline == "leave_one_out":
+            centred.append(reward - mean([float(rewards[i]) for i in mates if i != at]))  # type: ignore[arg-type]
+        else:
+            weighted = math.fsum(lengths[i] * float(rewards[i]) for i in mates)  # type: ignore[arg-type]
+            centred.append(reward - weighted / math.fsum(lengths[i] for i in mates))
+    return _scaled(problem, spec, rewards, centred, kept), kept
+
+
+def _scaled(
+    problem: Problem, spec: ObjectiveSpec, rewards: list[float | None], centred: list[float], kept: list[bool]
+) -> list[float]:
+    everyone = [reward for reward in rewards if reward is not None]
+    tokens = [x for x, n, one in zip(centred, problem.lengths, kept, strict=True) if one for _ in range(n)]
+    out = []
+    for at, x in enumerate(centred):
+        mates = [r for r, g in zip(rewards, problem.groups, strict=True) if g == problem.groups[at] and r is not None]
+        if not kept[at]:
+            out.append(0.0)
+        elif spec.scale == "none":
+            out.append(x)
+        elif spec.scale == "group_std":
+            out.append(x / (deviation(mates, spec.std_ddof) + spec.std_epsilon))
+        elif spec.scale == "group_mean":
+            out.append(x / mean(mates) if mean(mates) else 0.0)
+        elif spec.scale == "batch_std":
+            std = deviation(everyone, spec.std_ddof)
+            out.append(x / (std + spec.std_epsilon) if std else 0.0)
+        else:
+            std = deviation(tokens, spec.std_ddof)
+            out.append((x - mean(tokens)) / (std + spec.std_epsilon) if std else 0.0)
+    return out
+
+
+def weight(problem: Problem, spec: ObjectiveSpec, kept: list[bool], at: int) -> float:
+    """Weight of each token of completion ``at``."""
+    lengths = [n if one else 0 for n, one in zip(problem.lengths, kept, strict=True)]
+    if not kept[at]:
+        return 0.0
+    if spec.aggregation == "token":
+        return 1 / sum(lengths)
+    if spec.aggregation == "sequence":
+        return 1 / (sum(kept) * lengths[at])
+    if spec.aggregation == "sequence_sum":
+        return 1 / (sum(kept) * problem.max_tokens)
+    group = problem.groups[at]
+    alive = {g for g, n in zip(problem.groups, lengths, strict=True) if n}
+    return 1 / (len(alive) * sum(n for g, n in zip(problem.groups, lengths, strict=True) if g == group))
+
+
+def correction(spec: ObjectiveSpec, old: list[float], sampler: list[float], t: int) -> float:
+    """c of token t."""
+    logs = [a - b for a, b in zip(old, sampler, strict=True)]
+    if spec.correction == "none":
+        return 1.0
+    log = {"token": logs[t], "sequence": math.fsum(logs), "geometric": mean(logs)}[spec.correction_level]
+    ratio = math.exp(log)
+    if spec.correction == "tis":
+        return min(ratio, spec.correction_high)
+    return ratio if spec.correction_low <= ratio <= spec.correction_high else 0.0
+
+
+def gain(spec: ObjectiveSpec, a: float, now: list[float], old: list[float], sampler: list[float], t: int) -> float:
+    """S of token t."""
+    logs = [x - y for x, y in zip(now, old, strict=True)]
+    if spec.ratio == "geometric":
+        bounded = [min(x, spec.clip_high) if a > 0 else max(x, -spec.clip_low) for x in logs]
+        return math.exp(mean(bounded)) * a
+    ratio = {"token": math.exp(logs[t]), "sequence": math.exp(mean(logs)), "on_policy": 1.0}[spec.ratio]
+    bounded_ratio = min(max(ratio, 1 - spec.clip_low), 1 + spec.clip_high)
+    if spec.clip == "none":
+        return ratio * a
+    if spec.clip == "dppo_tv":
+        change = math.exp(now[t]) - math.exp(sampler[t])
+        dropped = change > spec.clip_high if a > 0 else change < -spec.clip_low
+        return 0.0 if dropped else ratio * a
+    if spec.clip == "cispo":
+        return bounded_ratio * a * now[t]
+    if spec.clip == "sapo":
+        tau = spec.sapo_tau_positive if a > 0 else spec.sapo_tau_negative
+        return 4 / tau / (1 + math.exp(-tau * (ratio - 1))) * a
+    first = min(ratio, spec.delta) if spec.delta else ratio
+    value = min(first * a, bounded_ratio * a)
+    return max(value, spec.dual_clip * a) if spec.dual_clip and a < 0 else value
+
+
+def divergence(spec: ObjectiveSpec, now: float, old: float, reference: float) -> float:
+    """KL estimate of one token."""
+    d = reference - now
+    k3 = math.exp(d) - d - 1
+    return {"k1": -d, "k2": d * d / 2, "k3": k3, "k3_unbiased": math.exp(now - old) * k3}[spec.kl_estimator]
+
+
+def loss(problem: Problem, spec: ObjectiveSpec) -> float:
+    """−J of the whole step."""
+    a, kept = advantages(problem, spec)
+    terms = []
+    for at, length in enumerate(problem.lengths):
+        if not kept[at]:
+            continue
+        now, old, sampler = problem.now[at], problem.old[at], problem.sampler[at]
+        drift = mean([s - p for s, p in zip(sampler, now, strict=True)])
+        left_out = spec.off_policy_delta > 0 and a[at] < 0 and drift > spec.off_policy_delta
+        for t in range(length):
+            term = 0.0 if left_out else -correction(spec, old, sampler, t) * gain(spec, a[at], now, old, sampler, t)
+            if spec.kl_in == "loss":
+                term += spec.kl_coef * divergence(spec, now[t], old[t], problem.reference[at][t])
+            terms.append(weight(problem, spec, kept, at) * term)
+    return math.fsum(terms)

@@ -40,6 +40,9 @@ ROWS = [json.dumps({"id": str(i), "prompt": f"{i}+1=", "answer": str(i + 1), "so
         (["data.train=broken.jsonl", "data.heldout=broken.jsonl"], ["broken.jsonl", "17"]),
         (["data.verifier=mathh"], ["'mathh'", "did you mean 'math'"]),
         (["stage.grpo.samples_per_problem=1"], ["samples_per_problem = 1", "at least 2"]),
+        (["stage.grpo.objective=gpso"], ["stage.grpo.objective", "did you mean 'gspo'", "reinforce_pp"]),
+        (["stage.grpo.objective.clip_hgh=0.3"], ["stage.grpo.objective.clip_hgh", "did you mean 'clip_high'"]),
+        (["stage.grpo.objective.ratio=on_policy"], ["stage.grpo.objective", "can never act"]),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2_before_any_model(

@@ -213,6 +213,8 @@ def _over(values_N: Tensor, std: Tensor, epsilon: float) -> Tensor:
 
 def weighted_std(values_N: Tensor, weights_N: Tensor, ddof: int) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation where entry i occurs ``weights_N[i]`` times; exactly 0 where all are equal."""
+    if not values_N.numel():
+        return values_N.sum(), values_N.sum()
     total = weights_N.sum()
     mean = (values_N * weights_N).sum() / total.clamp(min=1.0)
     variance = ((values_N - mean).square() * weights_N).sum() / (total - ddof).clamp(min=1.0)

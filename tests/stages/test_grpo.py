@@ -162,6 +162,9 @@ def test_a_step_without_a_difference_leaves_the_policy_as_it_is() -> None:
     run, before = run_of(policy), weights_of(policy)
     assert learn(1, useful_groups(same, run.stage), run) == {}
     assert torch.equal(weights_of(policy), before)
+    for preset in PRESETS:
+        reference = policy_of(1).model if PRESETS[preset].kl_coef else None
+        assert learn(1, [], run_of(policy, reference, objective=preset)) == {}, preset
     # Without a group's baseline equal rewards still say something.
     free = run_of(policy, policy_of(1).model, objective="reinforce_pp")
     assert useful_groups(same, free.stage) == same

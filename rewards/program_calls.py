@@ -7,11 +7,9 @@ comes back, and each assert is evaluated here over that data. Anything else in a
 from __future__ import annotations
 
 import ast
-import hashlib
 import inspect
 import json
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType
@@ -19,7 +17,7 @@ from types import CodeType
 from rlreason.rewards import jail_data
 from rlreason.rewards.jail_data import NotPlain, Tree
 from rlreason.rewards.program_compare import same_output, same_value
-from rlreason.rewards.program_tests import BadTests, CallTests, CodeTests, StdinTests, read_tests
+from rlreason.rewards.program_tests import BadTests, CallTests, CodeTests, StdinTests, draws_of, read_tests
 
 #: What an assert may apply to a result: harmless on plain data, and cheap.
 _FUNCTIONS: dict[str, Callable[..., object]] = {
@@ -130,10 +128,9 @@ def _called(calls: list[Call], judge: Callable[[Trees], list[bool]], cases: int)
         raise BadTests(f"tests: an argument is no plain data: {error}") from None
 
     def runs(source: str) -> Iterator[RemoteRun]:
-        order = random.Random(hashlib.sha256(source.encode("utf-8", "surrogatepass")).digest())
         yield RemoteRun(
             code=DRIVER,
-            stdin=json.dumps([source, order.sample(packed, len(packed))]),
+            stdin=json.dumps([source, draws_of(source).sample(packed, len(packed))]),
             first=0,
             cases=cases,
             judge=lambda printed: judge(_results(printed)),

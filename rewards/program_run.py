@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +13,7 @@ from rlreason.rewards.jail import Jail, Limits
 from rlreason.rewards.jail_data import NotPlain, Tree
 from rlreason.rewards.jail_run import Report, Run, pump
 from rlreason.rewards.program_compare import same_output, same_value
-from rlreason.rewards.program_tests import BadTests, CallCase, CallTests, StdinCase, StdinTests
+from rlreason.rewards.program_tests import BadTests, CallCase, CallTests, StdinCase, StdinTests, draws_of
 from rlreason.types import Verdict
 
 #: What a case came to, where it did not pass, and why.
@@ -314,7 +312,7 @@ def _repeats(source: str, cases: int) -> list[int]:
     """
     if cases < 2:
         return []
-    draw = random.Random(hashlib.sha256(source.encode("utf-8", "surrogatepass")).digest())
+    draw = draws_of(source)
     first = draw.randrange(1, cases)
     second = draw.choice([at for at in range(cases) if at != first])
     return [first, second]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -59,6 +61,11 @@ class CodeTests:
     def steps(self) -> int:
         """Steps after the set-up."""
         return len(self.pieces) - 1 if self.kind == "asserts" else 1
+
+
+def draws_of(source: str) -> random.Random:
+    """Draws that a program can't foresee from the tests, and that stay the same for its text: so does its verdict."""
+    return random.Random(hashlib.sha256(source.encode("utf-8", "surrogatepass")).digest())
 
 
 Tests = StdinTests | CallTests | CodeTests

@@ -14,9 +14,6 @@ from torch import Tensor
 
 from rlreason.objective.spec import ObjectiveSpec
 
-#: Columns of ``Credit.statistics_G6``.
-STATISTICS = ("mean", "std", "min", "max", "count", "positive_share")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Step:
@@ -131,7 +128,7 @@ def loss_weights(
     elif spec.aggregation == "sequence_sum":
         weights_N = kept / (max_tokens * kept.sum().clamp(min=1.0))
     else:
-        tokens_G = torch.zeros(groups, dtype=torch.float64, device=kept.device).index_add_(0, group_N, lengths_N * kept)
+        tokens_G = _sum(lengths_N * kept, group_N, groups)
         weights_N = kept / (tokens_G.clamp(min=1.0) * (tokens_G > 0).sum().clamp(min=1))[group_N]
     return weights_N.to(dtype)
 

@@ -35,8 +35,3 @@ def kl_estimate(
             raise ValueError('kl_estimator = "k3_unbiased" needs the ratio to the old policy')
         return ratio * value, ratio * (value + slope)
     return value, slope
-
-
-def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """k3 estimate per token: exp(d) − d − 1, never negative."""
-    return kl_estimate(logprobs, reference_logprobs, "k3")[0]

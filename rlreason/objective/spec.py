@@ -98,12 +98,6 @@ class ObjectiveSpec:
         """Whether the baseline is the group's own: then equal rewards, or a single one, mean advantage 0."""
         return self.baseline in ("mean", "leave_one_out", "length_weighted")
 
-    @property
-    def needs_sequences(self) -> bool:
-        """Whether a token's loss depends on the other tokens of its sequence, even at π = π_old."""
-        corrected = self.correction != "none" and self.correction_level != "token"
-        return self.ratio in ("sequence", "geometric") or corrected or self.off_policy_delta > 0
-
     def formula(self) -> str:
         """The effective objective in one line, as `rlreason plan` prints it."""
         gain = f"{_correction_text(self)}{_surrogate_text(self)}{_kl_text(self)}"

@@ -68,9 +68,8 @@ def learn(step: int, groups: Sequence[Group], run: GrpoRun) -> dict[str, float]:
     if not packed:
         return {}
     # Several updates: the old policy must be read before the first of them changes it.
-    old = (
-        [[_logprobs(run.policy.model, batch, run) for batch in batches] for batches in packed] if updates > 1 else None
-    )
+    several = len(packed) > 1
+    old = [[_logprobs(run.policy.model, batch, run) for batch in batches] for batches in packed] if several else None
     meter, tokens = StepMeter(), 0.0
     for update, batches in enumerate(packed):
 

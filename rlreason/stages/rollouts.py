@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 from statistics import fmean, pstdev
 
 from rlreason.config import GrpoStage
@@ -54,17 +55,14 @@ def log_groups(run: RunDirectory, stage: str, step: int, groups: Sequence[Group]
 
     The advantages are those within ``groups``, before a KL penalty.
     """
+    earned: Iterator[float | None] = repeat(None)
+    if learner is not None:
+        credit = credit_of(samples_of(groups), learner)
+        earned = (
+            a if kept else None for a, kept in zip(credit.advantages_N.tolist(), credit.kept_N.tolist(), strict=True)
+        )
     for group in groups:
-        advantages: list[float | None] = [None] * len(group.completions_G)
-        if learner is not None:
-            credit = credit_of(samples_of([group]), learner)
-            advantages = [
-                a if kept else None
-                for a, kept in zip(credit.advantages_N.tolist(), credit.kept_N.tolist(), strict=True)
-            ]
-        for sample, (completion, reward, advantage) in enumerate(
-            zip(group.completions_G, group.rewards_G, advantages, strict=True)
-        ):
+        for sample, (completion, reward) in enumerate(zip(group.completions_G, group.rewards_G, strict=True)):
             run.append(
                 stage,
                 "rollouts.jsonl",
@@ -81,7 +79,7 @@ def log_groups(run: RunDirectory, stage: str, step: int, groups: Sequence[Group]
                     "extracted": reward.extracted,
                     "parts": dict(reward.parts),
                     "detail": reward.detail,
-                    "advantage": advantage,
+                    "advantage": next(earned),
                     "tokens": len(completion.token_ids),
                     "finish_reason": completion.finish_reason,
                     "policy_version": completion.policy_version_max,

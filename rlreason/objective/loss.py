@@ -38,6 +38,34 @@ class Tokens:
     old_logprobs_BT: Tensor | None = None
     reference_logprobs_BT: Tensor | None = None
 
+    @staticmethod
+    def of(batch: Batch, old_logprobs_BT: Tensor | None, reference_logprobs_BT: Tensor | None) -> Tokens:
+        """What a micro-batch says of its tokens."""
+        return Tokens(
+            mask_BT=batch.loss_mask_BT,
+            sampler_logprobs_BT=batch.sampler_logprobs_BT,
+            advantages_B1=batch.advantages_B1,
+            weights_B1=batch.weights_B1,
+            old_logprobs_BT=old_logprobs_BT,
+            reference_logprobs_BT=reference_logprobs_BT,
+        )
+
+    def columns(self, places_R: Tensor) -> Tokens:
+        """The tokens at b·T + t = ``places_R``, each as a sequence of its own: [R, 1]."""
+
+        def column(values: Tensor) -> Tensor:
+            return values.expand_as(self.mask_BT).reshape(-1)[places_R].unsqueeze(1)
+
+        old, reference = self.old_logprobs_BT, self.reference_logprobs_BT
+        return Tokens(
+            mask_BT=column(self.mask_BT),
+            sampler_logprobs_BT=column(self.sampler_logprobs_BT),
+            advantages_B1=column(self.advantages_B1),
+            weights_B1=column(self.weights_B1),
+            old_logprobs_BT=None if old is None else column(old),
+            reference_logprobs_BT=None if reference is None else column(reference),
+        )
+
     def rows(self, part: slice) -> Tokens:
         """Some of the sequences."""
         old, reference = self.old_logprobs_BT, self.reference_logprobs_BT
@@ -59,6 +87,14 @@ class Evaluated:
     slope_BT: Tensor
     sums: dict[str, Tensor]
     maxima: dict[str, Tensor]
+
+    def plus(self, other: Evaluated) -> Evaluated:
+        """Loss and metrics of both, and the slopes of this one."""
+        for name, value in other.sums.items():
+            _add(self.sums, name, value)
+        for name, value in other.maxima.items():
+            _raise(self.maxima, name, value)
+        return replace(self, loss=self.loss + other.loss)
 
 
 def evaluate(logprobs_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec) -> Evaluated:
@@ -84,14 +120,7 @@ def policy_loss(
 
     ``old_logprobs_BT`` None: the batch is on-policy, ρ = 1 with a gradient. Shapes [B, T], float32 or float64.
     """
-    tokens = Tokens(
-        mask_BT=batch.loss_mask_BT,
-        sampler_logprobs_BT=batch.sampler_logprobs_BT,
-        advantages_B1=batch.advantages_B1,
-        weights_B1=batch.weights_B1,
-        old_logprobs_BT=old_logprobs_BT,
-        reference_logprobs_BT=reference_logprobs_BT,
-    )
+    tokens = Tokens.of(batch, old_logprobs_BT, reference_logprobs_BT)
     evaluated = evaluate(logprobs_BT.detach(), tokens, spec)
     loss = with_gradient(evaluated.loss.to(logprobs_BT.dtype), (logprobs_BT, evaluated.slope_BT))
     return LossOutput(loss=loss, sums=evaluated.sums, maxima=evaluated.maxima)
@@ -114,7 +143,10 @@ class _WithGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.saved_tensors
-        return (None, *(gradient * grad_output for gradient in gradients), *(None for _ in gradients))
+        # A head's gradient is as large as the head: on a CPU, where asking costs nothing, 1 is not multiplied.
+        as_it_is = grad_output.device.type == "cpu" and float(grad_output) == 1.0
+        scaled = gradients if as_it_is else tuple(gradient * grad_output for gradient in gradients)
+        return (None, *scaled, *(None for _ in gradients))
 
 
 def _blocks(rows: int, width: int) -> Iterator[slice]:

@@ -98,6 +98,13 @@ class ObjectiveSpec:
         """Whether the baseline is the group's own: then equal rewards, or a single one, mean advantage 0."""
         return self.baseline in ("mean", "leave_one_out", "length_weighted")
 
+    def is_row_local(self, *, has_old: bool) -> bool:
+        """Whether a token's loss and slope follow from its own log-probability. At π = π_old (not ``has_old``) the
+        ratio is 1 at every level, so only what weighs whole sequences stands against it."""
+        if (self.correction != "none" and self.correction_level != "token") or self.off_policy_delta > 0:
+            return False
+        return self.ratio in ("token", "on_policy") or not has_old
+
     def formula(self) -> str:
         """The effective objective in one line, as `rlreason plan` prints it."""
         gain = f"{_correction_text(self)}{_surrogate_text(self)}{_kl_text(self)}"

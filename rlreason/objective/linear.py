@@ -1,0 +1,260 @@
+"""K3 on the CPU: language-model head and loss together, over loss rows only; the logits never exist as a whole.
+
+B = sequences, T = positions, R = loss rows, C = rows of a tile, H = hidden size, V = vocabulary. A tile of logits is
+one matrix product into memory that is used again for the next; row by row, while it is in the cache, it becomes
+exp(z − max z), its sum, log π of the target and the entropy. Where the objective's slope follows from the row alone
+(``ObjectiveSpec.is_row_local``) the gradient is taken at once: three products per row. Else log π of all rows comes
+first, K2 gives the slopes, and the tiles are computed again: four, or three where one tile holds all rows.
+
+With e = exp(z − max z), s = Σ e and g = dL/d log π, the gradient by the logits is −g/s · e, but g · (1 − π) at the
+target. Each row's −g/s is left to its hidden state and its product, so no pass over the tile is spent on it, and the
+target's entry is −expm1(log π), which keeps its digits where π is near 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlreason.objective.loss import Evaluated, Tokens, evaluate, with_gradient
+from rlreason.objective.spec import ObjectiveSpec
+from rlreason.types import Batch, LossOutput
+
+#: Elements of a tile: 160 MB of float32. Smaller tiles make the weight's gradient pass through memory more often.
+_TILE = 40_000_000
+#: Elements of the part of a tile that is worked on at a time: it and its copy stay in a core's cache.
+_BLOCK = 1 << 17
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadOptions:
+    """How the head is computed. Example: ``HeadOptions(temperature=0.7)``."""
+
+    #: Of the sampler: log π is of softmax(logits / temperature).
+    temperature: float = 1.0
+    #: Rows of a tile, 4·C·V bytes. None: a size that suits the device.
+    tile_rows: int | None = None
+    #: forward: gradient in the forward pass; recompute: tiles twice; auto: the first where the objective allows it.
+    gradient: Literal["auto", "forward", "recompute"] = "auto"
+    #: Places b·T + t of the loss rows, int64 [R]; −1 is padding. None: found from the mask (a GPU waits for that).
+    rows_R: Tensor | None = None
+
+
+DEFAULT_HEAD = HeadOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadLoss(LossOutput):
+    """A loss, and what the head said of each token on the way. [B, T], float32 (float64 of float64), without gradient;
+    0 where masked. ``entropy_BT`` in nats."""
+
+    logprobs_BT: Tensor
+    entropy_BT: Tensor
+
+
+def linear_policy_loss(
+    hidden_BTH: Tensor,
+    weight_VH: Tensor,
+    batch: Batch,
+    spec: ObjectiveSpec,
+    old_logprobs_BT: Tensor | None = None,
+    reference_logprobs_BT: Tensor | None = None,
+    options: HeadOptions = DEFAULT_HEAD,
+) -> HeadLoss:
+    """``policy_loss`` of log softmax(hidden · weightᵀ / temperature), to call ``backward()`` on.
+
+    ``hidden_BTH``, ``weight_VH``: one dtype of bfloat16, float16, float32, float64; products, sums and log π are
+    float32 at least. ``backward`` gives the gradients of both; one that needs none costs no product. Raises ValueError
+    where ``options.gradient`` is "forward" and a token's slope depends on its sequence.
+    """
+    local = spec.is_row_local(has_old=old_logprobs_BT is not None)
+    if options.gradient == "forward" and not local:
+        raise ValueError('gradient = "forward": a token\'s slope depends on its sequence here. Use "auto"')
+    tokens = Tokens.of(batch, old_logprobs_BT, reference_logprobs_BT)
+    head = _Head.of(hidden_BTH, weight_VH, batch, options)
+    if local and options.gradient != "recompute" and head.rows:
+        done = _forward_gradient(head, tokens, spec)
+    else:
+        for part in head.tiles():
+            head.measure(part)
+        done = evaluate(head.in_place(head.logprobs_R), tokens, spec)
+        _backward_gradient(head, done.slope_BT.reshape(-1)[head.places_R])
+    return head.output(done)
+
+
+def linear_supervised_loss(
+    hidden_BTH: Tensor, weight_VH: Tensor, batch: Batch, denominator: float, options: HeadOptions = DEFAULT_HEAD
+) -> HeadLoss:
+    """``supervised_loss`` of the same head: −Σ log π / N over the loss rows, three products per row."""
+    head = _Head.of(hidden_BTH, weight_VH, batch, options)
+    for part in head.tiles():
+        head.measure(part)
+        head.add_gradient(part, head.logprobs_R.new_full((part.stop - part.start,), -1.0 / denominator))
+    negative = -head.logprobs_R.sum(dtype=torch.float64)
+    done = Evaluated(loss=negative / denominator, slope_BT=head.logprobs_R, sums={"loss": negative}, maxima={})
+    return head.output(done)
+
+
+@torch.no_grad()
+def linear_logprobs(
+    hidden_BTH: Tensor, weight_VH: Tensor, batch: Batch, options: HeadOptions = DEFAULT_HEAD
+) -> tuple[Tensor, Tensor]:
+    """(log π of each loss token, entropy), [B, T] each, without gradient; 0 where masked."""
+    head = _Head.of(hidden_BTH, weight_VH, batch, options)
+    for part in head.tiles():
+        head.measure(part)
+    return head.in_place(head.logprobs_R), head.in_place(head.entropies_R)
+
+
+def _forward_gradient(head: _Head, tokens: Tokens, spec: ObjectiveSpec) -> Evaluated:
+    """Loss and gradient of each tile while it is there: each row is a sequence of one token."""
+    columns = tokens.columns(head.places_R)
+    total: Evaluated | None = None
+    for part in head.tiles():
+        head.measure(part)
+        done = evaluate(head.logprobs_R[part].unsqueeze(1), columns.rows(part), spec)
+        head.add_gradient(part, done.slope_BT.squeeze(1))
+        total = done if total is None else total.plus(done)
+    assert total is not None
+    return total
+
+
+def _backward_gradient(head: _Head, slopes_R: Tensor) -> None:
+    """Gradients of slopes that came after all tiles: they are computed again, unless one holds all rows."""
+    if not head.wanted:
+        return
+    for part in head.tiles():
+        if head.rows > head.tile_rows:
+            head.measure(part)
+        head.add_gradient(part, slopes_R[part])
+
+
+@dataclass(slots=True, kw_only=True)
+class _Head:
+    """The buffers of one call."""
+
+    hidden_BTH: Tensor
+    weight_VH: Tensor
+    #: Of the loss rows, in at least float32, divided by the temperature.
+    scaled_RH: Tensor
+    wide_VH: Tensor
+    places_R: Tensor
+    targets_R1: Tensor
+    temperature: float
+    tile_rows: int
+    #: exp(z − max z) of the newest tile; its target entries are changed by ``add_gradient``.
+    memory_CV: Tensor
+    scratch: Tensor
+    sums_R: Tensor
+    logprobs_R: Tensor
+    entropies_R: Tensor
+    gradient_RH: Tensor | None
+    gradient_VH: Tensor | None
+
+    @staticmethod
+    def of(hidden_BTH: Tensor, weight_VH: Tensor, batch: Batch, options: HeadOptions) -> _Head:
+        """Allocate what the call needs."""
+        places_R = options.rows_R
+        places_R = batch.loss_mask_BT.reshape(-1).nonzero()[:, 0] if places_R is None else places_R[places_R >= 0]
+        wide = torch.float64 if weight_VH.dtype == torch.float64 else torch.float32
+        scaled_RH = hidden_BTH.detach().reshape(-1, hidden_BTH.shape[-1]).index_select(0, places_R).to(wide)
+        if options.temperature != 1.0:
+            scaled_RH /= options.temperature
+        rows, vocabulary = len(places_R), len(weight_VH)
+        tile_rows = min(options.tile_rows or max(1, _TILE // vocabulary), max(1, rows))
+        grad = torch.is_grad_enabled()
+
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=wide, device=weight_VH.device)
+
+        return _Head(
+            hidden_BTH=hidden_BTH,
+            weight_VH=weight_VH,
+            scaled_RH=scaled_RH,
+            wide_VH=weight_VH.detach().to(wide),
+            places_R=places_R,
+            targets_R1=batch.targets_BT.reshape(-1)[places_R].unsqueeze(1),
+            temperature=options.temperature,
+            tile_rows=tile_rows,
+            memory_CV=empty(tile_rows, vocabulary),
+            scratch=empty(max(1, min(tile_rows, _BLOCK // vocabulary)), vocabulary),
+            sums_R=empty(rows),
+            logprobs_R=empty(rows),
+            entropies_R=empty(rows),
+            gradient_RH=empty(*scaled_RH.shape) if grad and hidden_BTH.requires_grad else None,
+            gradient_VH=empty(*weight_VH.shape) if grad and weight_VH.requires_grad else None,
+        )
+
+    @property
+    def rows(self) -> int:
+        return len(self.places_R)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything needs a gradient."""
+        return self.gradient_RH is not None or self.gradient_VH is not None
+
+    def tiles(self) -> Iterator[slice]:
+        """The rows of each tile."""
+        for start in range(0, self.rows, self.tile_rows):
+            yield slice(start, min(self.rows, start + self.tile_rows))
+
+    def measure(self, part: slice) -> None:
+        """Logits of a tile -> exp(z − max z) in the tile; sums, log π and entropy of its rows."""
+        tile_CV = self.memory_CV[: part.stop - part.start]
+        torch.mm(self.scaled_RH[part], self.wide_VH.t(), out=tile_CV)
+        for start in range(0, len(tile_CV), len(self.scratch)):
+            block = tile_CV[start : start + len(self.scratch)]
+            at = slice(part.start + start, part.start + start + len(block))
+            z = torch.sub(block, block.amax(dim=1, keepdim=True), out=self.scratch[: len(block)])
+            chosen = z.gather(1, self.targets_R1[at]).squeeze(1)
+            total = torch.sum(torch.exp(z, out=block), dim=1, out=self.sums_R[at])
+            log_total = total.log()
+            torch.sub(chosen, log_total, out=self.logprobs_R[at])
+            torch.sub(log_total, z.mul_(block).sum(dim=1).div_(total), out=self.entropies_R[at])
+
+    def add_gradient(self, part: slice, slopes_C: Tensor) -> None:
+        """Gradients of the newest tile, whose rows have dL/d log π = ``slopes_C``."""
+        if not self.wanted:
+            return
+        tile_CV = self.memory_CV[: part.stop - part.start]
+        sums_C1 = self.sums_R[part].unsqueeze(1)
+        tile_CV.scatter_(1, self.targets_R1[part], sums_C1 * torch.expm1(self.logprobs_R[part].unsqueeze(1)))
+        factor_C1 = -slopes_C.unsqueeze(1) / sums_C1
+        if self.gradient_RH is not None:
+            torch.mm(tile_CV, self.wide_VH, out=self.gradient_RH[part])
+            self.gradient_RH[part] *= factor_C1 / self.temperature
+        if self.gradient_VH is not None:
+            factored_CH = self.scaled_RH[part] * factor_C1
+            if part.start == 0:
+                torch.mm(tile_CV.t(), factored_CH, out=self.gradient_VH)
+            else:
+                self.gradient_VH.addmm_(tile_CV.t(), factored_CH)
+
+    def in_place(self, values_R: Tensor) -> Tensor:
+        """Values of the loss rows where they belong, [B, T]; 0 elsewhere."""
+        shape = self.hidden_BTH.shape[:2]
+        return values_R.new_zeros(shape.numel()).index_copy_(0, self.places_R, values_R).view(shape)
+
+    def output(self, done: Evaluated) -> HeadLoss:
+        """The loss as a function of hidden states and weight."""
+        loss = done.loss.to(self.logprobs_R.dtype)
+        pairs = []
+        if self.gradient_RH is not None:
+            flat = self.hidden_BTH.new_zeros((self.hidden_BTH.shape[:2].numel(), self.hidden_BTH.shape[2]))
+            flat.index_copy_(0, self.places_R, self.gradient_RH.to(flat.dtype))
+            pairs.append((self.hidden_BTH, flat.view_as(self.hidden_BTH)))
+        if self.gradient_VH is not None:
+            gradient_VH = self.gradient_VH if self.rows else self.gradient_VH.zero_()
+            pairs.append((self.weight_VH, gradient_VH.to(self.weight_VH.dtype)))
+        return HeadLoss(
+            loss=with_gradient(loss, *pairs) if pairs else loss,
+            sums=done.sums,
+            maxima=done.maxima,
+            logprobs_BT=self.in_place(self.logprobs_R),
+            entropy_BT=self.in_place(self.entropies_R),
+        )

@@ -16,14 +16,13 @@ from transformers import PreTrainedModel
 
 from rlreason.config import GrpoStage
 from rlreason.objective.kl import kl_estimate
-from rlreason.objective.loss import policy_loss
 from rlreason.policy.batch import pack, packing_order, rollout_row
-from rlreason.policy.logprobs import token_logprobs
 from rlreason.policy.microbatches import backward_all
 from rlreason.policy.optimizer import PolicyOptimizer
 from rlreason.policy.policies import Policy
 from rlreason.stages.context import Context, Recorder, StepMeter, is_due
 from rlreason.stages.credit import Sample, credit_of, rows_of, samples_of, useful_groups
+from rlreason.stages.losses import loss_logprobs, rollout_loss
 from rlreason.stages.rollouts import log_groups, summarize
 from rlreason.types import Batch, Group, LossOutput, Row, SamplingParams, StepReport
 
@@ -69,7 +68,11 @@ def learn(step: int, groups: Sequence[Group], run: GrpoRun) -> dict[str, float]:
         return {}
     # Several updates: the old policy must be read before the first of them changes it.
     several = len(packed) > 1
-    old = [[_logprobs(run.policy.model, batch, run) for batch in batches] for batches in packed] if several else None
+    old = (
+        [[loss_logprobs(run.policy.model, batch, run.stage.temperature) for batch in batches] for batches in packed]
+        if several
+        else None
+    )
     meter, tokens = StepMeter(), 0.0
     for update, batches in enumerate(packed):
 
@@ -101,8 +104,10 @@ def _kl_penalties(samples: Sequence[Sample], run: GrpoRun) -> list[float]:
     spec = run.stage.objective
     assert run.reference is not None
     for batch in _pack(rows, run):
-        current_BT = _logprobs(run.policy.model, batch, run)
-        kl_BT, _ = kl_estimate(current_BT, _logprobs(run.reference, batch, run), spec.kl_estimator)
+        current_BT = loss_logprobs(run.policy.model, batch, run.stage.temperature)
+        kl_BT, _ = kl_estimate(
+            current_BT, loss_logprobs(run.reference, batch, run.stage.temperature), spec.kl_estimator
+        )
         sums_B = (kl_BT * batch.loss_mask_BT).sum(dim=1, dtype=torch.float64)
         for total in sums_B.tolist():
             penalties[next(places)] = spec.kl_coef * total
@@ -112,13 +117,10 @@ def _kl_penalties(samples: Sequence[Sample], run: GrpoRun) -> list[float]:
 def micro_batch_loss(batch: Batch, old_BT: Tensor | None, run: GrpoRun) -> LossOutput:
     """Forward pass and loss of one micro-batch; ``old_BT`` None means on-policy: the ratio is 1 with a gradient."""
     stage = run.stage
-    current = token_logprobs(run.policy.model, batch, stage.temperature)
     reference_BT = None
     if run.reference is not None and stage.objective.kl_in == "loss":
         reference_BT = _logprobs(run.reference, batch, run)
-    output = policy_loss(current.logprobs_BT, old_BT, batch, stage.objective, reference_BT)
-    entropy = (current.entropy_BT * batch.loss_mask_BT).sum()
-    return LossOutput(loss=output.loss, sums={**output.sums, "entropy": entropy}, maxima=output.maxima)
+    return rollout_loss(run.policy.model, batch, stage.objective, stage.temperature, old_BT, reference_BT)
 
 
 def _pack(rows: Sequence[Row], run: GrpoRun) -> list[Batch]:
@@ -127,8 +129,7 @@ def _pack(rows: Sequence[Row], run: GrpoRun) -> list[Batch]:
 
 
 def _logprobs(model: PreTrainedModel, batch: Batch, run: GrpoRun) -> Tensor:
-    with torch.no_grad():
-        return token_logprobs(model, batch, run.stage.temperature).logprobs_BT
+    return loss_logprobs(model, batch, run.stage.temperature)
 
 
 class Sampling:

@@ -18,6 +18,7 @@ from rlreason.policy.microbatches import backward_all
 from rlreason.policy.optimizer import PolicyOptimizer
 from rlreason.policy.policies import Policy
 from rlreason.stages.context import Context, Recorder, StepMeter, is_due
+from rlreason.stages.losses import demonstration_loss
 from rlreason.types import Batch, LossOutput, Problem, Row, StepReport
 
 #: Step number (from 0) -> the rows to train on.
@@ -64,10 +65,10 @@ def supervised_step(step: int, rows: Sequence[Row], run: SupervisedRun) -> dict[
 
 def batch_loss(batch: Batch, tokens: int, run: SupervisedRun) -> LossOutput:
     """(1 − w) cross-entropy + w KL(teacher || student) of one micro-batch, its share of the mean over ``tokens``."""
+    if run.teacher is None:
+        return demonstration_loss(run.policy.model, batch, tokens)
     logits_BTV = target_logits(run.policy.model, batch)
     output = supervised_loss(target_logprobs(logits_BTV, batch), batch.loss_mask_BT, tokens)
-    if run.teacher is None:
-        return output
     with torch.no_grad():
         teacher_BTV = target_logits(run.teacher, batch)
     divergence = distillation_loss(logits_BTV, teacher_BTV, batch.loss_mask_BT, tokens)

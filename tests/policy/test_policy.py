@@ -11,7 +11,6 @@ from rlreason.config import OptimizerConfig, PolicyConfig, load, locate
 from rlreason.data.prompts import TAGS, wrap
 from rlreason.errors import UsageError
 from rlreason.policy.batch import collate, pack, rollout_row, supervised_row
-from rlreason.policy.logprobs import target_logits, target_logprobs, token_logprobs
 from rlreason.policy.model import check_shape, count_parameters, load_tokenizer, meta_model
 from rlreason.policy.optimizer import PolicyOptimizer, learning_rate
 from rlreason.policy.policies import fresh_policy, load_policy
@@ -141,28 +140,6 @@ def test_pack_keeps_every_row_within_the_budget() -> None:
     assert sum(float(batch.loss_mask_BT.sum()) for batch in batches) == sum(
         length - 1 for length in (3, 9, 4, 30, 5, 5)
     )
-
-
-def test_padding_changes_no_log_probability() -> None:
-    policy = fresh_policy(MOE, "0123456789", (), 0, CPU)
-    short, long = supervised_row((8, 9, 10, 11), (0, 1, 1, 1)), supervised_row(range(3, 17), [1] * 14)
-    with torch.no_grad():
-        alone = token_logprobs(policy.model, collate([short], 0, CPU)).logprobs_BT[0]
-        padded = token_logprobs(policy.model, collate([short, long], 0, CPU)).logprobs_BT[0, : len(alone)]
-    assert torch.allclose(alone, padded, atol=1e-6)
-
-
-def test_log_probabilities_are_log_softmax_at_the_temperature() -> None:
-    policy = fresh_policy(DENSE, "0123456789", (), 0, CPU)
-    batch = collate([supervised_row((8, 9, 10, 11), (0, 1, 1, 1))], 0, CPU)
-    with torch.no_grad():
-        logits = target_logits(policy.model, batch)
-        found = token_logprobs(policy.model, batch, temperature=0.5)
-    expected = torch.log_softmax(logits.double() / 0.5, dim=-1)
-    picked = expected.gather(-1, batch.targets_BT.unsqueeze(-1)).squeeze(-1)
-    assert torch.allclose(found.logprobs_BT.double(), picked, atol=1e-6)
-    assert torch.allclose(found.entropy_BT.double(), -(expected.exp() * expected).sum(-1), atol=1e-6)
-    assert not torch.allclose(target_logprobs(logits, batch).double(), picked, atol=1e-6)  # canary: temperature 1
 
 
 @pytest.mark.parametrize(

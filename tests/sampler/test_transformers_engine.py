@@ -12,10 +12,10 @@ from rlreason.config import PolicyConfig
 from rlreason.data.procedural import make_task
 from rlreason.data.prompts import PromptFormat
 from rlreason.policy.batch import collate, rollout_row
-from rlreason.policy.logprobs import token_logprobs
 from rlreason.policy.policies import Policy, fresh_policy
 from rlreason.sampler.draw import uniforms
 from rlreason.sampler.transformers_engine import TransformersSampler, choose
+from rlreason.stages.losses import loss_logprobs
 from rlreason.types import Problem, SamplingParams
 
 TASK = make_task("arithmetic", {"min_terms": 2, "max_terms": 6}, seed=0)
@@ -50,9 +50,8 @@ def test_sampler_and_trainer_agree_on_every_token(kind: str, temperature: float)
     rows = [rollout_row(c, 0.0, 0.0, g.group_id) for g in groups for c in g.completions_G]
     assert len({len(row.token_ids) for row in rows}) > 3  # ragged prompts and completions
     batch = collate(rows, policy.tokenizer.pad_token_id, torch.device("cpu"))
-    with torch.no_grad():
-        ours = token_logprobs(policy.model, batch, temperature).logprobs_BT
-        wrong = token_logprobs(policy.model, batch, temperature * 1.01).logprobs_BT
+    ours = loss_logprobs(policy.model, batch, temperature)
+    wrong = loss_logprobs(policy.model, batch, temperature * 1.01)
     mask = batch.loss_mask_BT.bool()
     difference = (ours - batch.sampler_logprobs_BT)[mask].abs().max()
     assert float(difference) < TOLERANCE

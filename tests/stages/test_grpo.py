@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 from rlreason.config import GrpoStage, OptimizerConfig, PolicyConfig
 from rlreason.objective.presets import PRESETS
 from rlreason.policy.batch import collate, rollout_row
-from rlreason.policy.logprobs import token_logprobs
 from rlreason.policy.optimizer import PolicyOptimizer
 from rlreason.policy.policies import Policy, fresh_policy
 from rlreason.stages.context import Context
 from rlreason.stages.credit import useful_groups
 from rlreason.stages.grpo import GrpoRun, learn
+from rlreason.stages.losses import loss_logprobs
 from rlreason.types import Completion, Group, Problem, RewardResult, Verdict
 
 CPU = torch.device("cpu")
@@ -78,8 +78,7 @@ def groups_of(policy: Policy) -> list[Group]:
 
 def logprobs_of(model: PreTrainedModel, completion: Completion) -> list[float]:
     batch = collate([rollout_row(completion, 0.0, 0.0, "")], 0, CPU)
-    with torch.no_grad():
-        return token_logprobs(model, batch).logprobs_BT[0, -len(completion.token_ids) :].tolist()
+    return loss_logprobs(model, batch)[0, -len(completion.token_ids) :].tolist()
 
 
 def run_of(policy: Policy, reference: PreTrainedModel | None = None, **changes: Any) -> GrpoRun:

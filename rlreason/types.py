@@ -182,22 +182,44 @@ class Row:
     weight: float = 0.0
     group_id: str = ""
 
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the first one with loss; all but the last where none has any."""
+        return self.loss_mask.index(1) if 1 in self.loss_mask else len(self.token_ids) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """Prompts of a micro-batch, each once, right-padded. Example for two of 3 and 5 tokens that three rows continue:
+    ``token_ids_GP.shape == (2, 5)``, ``lengths_G == (3, 5)``, ``of_row_B == (0, 0, 1)``, ``ragged``."""
+
+    token_ids_GP: Tensor
+    lengths_G: Tensor
+    #: Which prompt each row of the batch continues, int64 [B].
+    of_row_B: Tensor
+    #: Whether the lengths differ.
+    ragged: bool
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Right-padded tensors of one micro-batch, already shifted: column t predicts ``targets_BT[:, t]``.
 
-    Example: ``batch.token_ids_BT.shape == (8, 41)``; ``batch.loss_mask_BT`` is float32 0/1 over targets;
+    Example: ``batch.targets_BT.shape == (8, 41)``; ``batch.loss_mask_BT`` is float32 0/1 over targets;
     ``batch.advantages_B1.shape == (8, 1)``: a sequence has one advantage and one token weight.
     """
 
+    #: What the model reads: [B, T]; with ``prompts``, whose last token predicts target 0, [B, T − 1].
     token_ids_BT: Tensor
-    attention_mask_BT: Tensor
     targets_BT: Tensor
     loss_mask_BT: Tensor
     sampler_logprobs_BT: Tensor
     advantages_B1: Tensor
     weights_B1: Tensor
+    #: What the rows continue; None where each row holds its prompt itself.
+    prompts: Prompts | None = None
+    #: Place of each row in what was packed.
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

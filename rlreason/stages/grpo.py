@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from rlreason.config import GrpoStage
 from rlreason.objective.kl import kl_estimate
-from rlreason.policy.batch import pack, packing_order, rollout_row
+from rlreason.policy.batch import pack, rollout_row
+from rlreason.policy.logprobs import shares_prompts
 from rlreason.policy.microbatches import backward_all
 from rlreason.policy.optimizer import PolicyOptimizer
 from rlreason.policy.policies import Policy
@@ -100,7 +101,6 @@ def _kl_penalties(samples: Sequence[Sample], run: GrpoRun) -> list[float]:
     """kl_coef · Σ_t KL estimate of each sample, between the policy that starts the step and the reference."""
     rows = [rollout_row(one.completion, 0.0, 0.0, one.group_id) for one in samples]
     penalties = [0.0] * len(rows)
-    places = iter(packing_order(rows))
     spec = run.stage.objective
     assert run.reference is not None
     for batch in _pack(rows, run):
@@ -109,8 +109,8 @@ def _kl_penalties(samples: Sequence[Sample], run: GrpoRun) -> list[float]:
             current_BT, loss_logprobs(run.reference, batch, run.stage.temperature), spec.kl_estimator
         )
         sums_B = (kl_BT * batch.loss_mask_BT).sum(dim=1, dtype=torch.float64)
-        for total in sums_B.tolist():
-            penalties[next(places)] = spec.kl_coef * total
+        for place, total in zip(batch.places, sums_B.tolist(), strict=True):
+            penalties[place] = spec.kl_coef * total
     return penalties
 
 
@@ -124,8 +124,13 @@ def micro_batch_loss(batch: Batch, old_BT: Tensor | None, run: GrpoRun) -> LossO
 
 
 def _pack(rows: Sequence[Row], run: GrpoRun) -> list[Batch]:
-    pad_id = run.policy.tokenizer.pad_token_id
-    return pack(rows, run.stage.micro_batch_tokens, pad_id, run.context.device)
+    return pack(
+        rows,
+        run.stage.micro_batch_tokens,
+        run.policy.tokenizer.pad_token_id,
+        run.context.device,
+        share_prompts=shares_prompts(run.policy.model),
+    )
 
 
 def _logprobs(model: PreTrainedModel, batch: Batch, run: GrpoRun) -> Tensor:

@@ -33,7 +33,7 @@ def rollout_loss(
         output = policy_loss(now_BT, old_logprobs_BT, batch, spec, reference_logprobs_BT)
         entropy = (target_entropy(logits_BTV) * batch.loss_mask_BT).sum()
     else:
-        hidden_BTH = hidden_states(model, batch.token_ids_BT)
+        hidden_BTH = hidden_states(model, batch)
         options = HeadOptions(temperature=temperature)
         output = headed = linear_policy_loss(
             hidden_BTH, weight_VH, batch, spec, old_logprobs_BT, reference_logprobs_BT, options
@@ -47,7 +47,7 @@ def demonstration_loss(model: PreTrainedModel, batch: Batch, denominator: float)
     weight_VH = plain_head(model)
     if weight_VH is None:
         return supervised_loss(target_logprobs(target_logits(model, batch), batch), batch.loss_mask_BT, denominator)
-    return linear_supervised_loss(hidden_states(model, batch.token_ids_BT), weight_VH, batch, denominator)
+    return linear_supervised_loss(hidden_states(model, batch), weight_VH, batch, denominator)
 
 
 @torch.no_grad()
@@ -57,5 +57,5 @@ def loss_logprobs(model: PreTrainedModel, batch: Batch, temperature: float = 1.0
     if weight_VH is None:
         now_BT = target_logprobs(target_logits(model, batch) / temperature, batch)
         return now_BT.masked_fill(batch.loss_mask_BT == 0, 0.0)
-    hidden_BTH = hidden_states(model, batch.token_ids_BT)
+    hidden_BTH = hidden_states(model, batch)
     return linear_logprobs(hidden_BTH, weight_VH, batch, HeadOptions(temperature=temperature))[0]

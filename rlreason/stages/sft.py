@@ -13,7 +13,7 @@ from rlreason.config import DistillStage, SftStage
 from rlreason.data.streams import permutation
 from rlreason.objective.loss import distillation_loss, supervised_loss
 from rlreason.policy.batch import pack, supervised_row
-from rlreason.policy.logprobs import target_logits, target_logprobs
+from rlreason.policy.logprobs import shares_prompts, target_logits, target_logprobs
 from rlreason.policy.microbatches import backward_all
 from rlreason.policy.optimizer import PolicyOptimizer
 from rlreason.policy.policies import Policy
@@ -55,7 +55,8 @@ def supervised_step(step: int, rows: Sequence[Row], run: SupervisedRun) -> dict[
     tokens = sum(sum(row.loss_mask) for row in rows)
     meter = StepMeter()
     pad_id = run.policy.tokenizer.pad_token_id
-    batches = pack(rows, run.micro_batch_tokens, pad_id, run.device)
+    share = run.teacher is None and shares_prompts(run.policy.model)
+    batches = pack(rows, run.micro_batch_tokens, pad_id, run.device, share_prompts=share)
     for output in backward_all(run.policy.model, batches, lambda _, batch: batch_loss(batch, tokens, run), run.threads):
         meter.add(output)
     grad_norm, rate = run.optimizer.step(step)

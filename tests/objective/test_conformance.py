@@ -190,7 +190,6 @@ def test_gradcheck_of_the_autograd_function(spec: ObjectiveSpec) -> None:
     ids = torch.zeros_like(tokens.mask_BT, dtype=torch.long)
     batch = Batch(
         token_ids_BT=ids,
-        attention_mask_BT=ids,
         targets_BT=ids,
         loss_mask_BT=tokens.mask_BT,
         sampler_logprobs_BT=clean["sampler_logprobs_BT"],

@@ -39,7 +39,6 @@ def make(dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Batch, Tens
     old_BT = now_BT + 0.2 * normal(B, T)
     batch = Batch(
         token_ids_BT=targets,
-        attention_mask_BT=torch.ones_like(targets),
         targets_BT=targets,
         loss_mask_BT=mask,
         sampler_logprobs_BT=(old_BT + 0.1 * normal(B, T)).to(dtype),

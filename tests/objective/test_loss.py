@@ -66,7 +66,6 @@ def make_batch(rows: int = 3, width: int = 4) -> tuple[Batch, torch.Tensor]:
     mask[0, 2:] = 0.0
     batch = Batch(
         token_ids_BT=ids,
-        attention_mask_BT=ids + 1,
         targets_BT=ids,
         loss_mask_BT=mask,
         sampler_logprobs_BT=now_BT.clone(),

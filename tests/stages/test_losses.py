@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rlreason.objective.loss import policy_loss, supervised_loss
 from rlreason.objective.presets import PRESETS
-from rlreason.policy.batch import collate, rollout_row, supervised_row
-from rlreason.policy.logprobs import plain_head, target_entropy, target_logits, target_logprobs
+from rlreason.policy.batch import collate, continue_prompts, pack, rollout_row, supervised_row
+from rlreason.policy.logprobs import plain_head, shares_prompts, target_entropy, target_logits, target_logprobs
 from rlreason.stages.losses import demonstration_loss, loss_logprobs, rollout_loss
-from rlreason.types import Batch, Completion
+from rlreason.types import Batch, Completion, Row
 
 CPU = torch.device("cpu")
 SHAPE: dict[str, Any] = {
@@ -37,6 +37,24 @@ MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "dense, tied": ("qwen3", {"tie_word_embeddings": True}, True),
     "dense, untied": ("llama", {"tie_word_embeddings": False}, True),
     "experts": ("qwen3_moe", MIXTURE, True),
+    "mixture, no query compression": (
+        "deepseek_v3",
+        {
+            **MIXTURE,
+            "n_routed_experts": 4,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "q_lora_rank": None,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 16,
+            "head_dim": 8,
+            "num_key_value_heads": 2,
+        },
+        True,
+    ),
     "soft cap": ("gemma2", {"final_logit_softcapping": 5.0, "query_pre_attn_scalar": 16}, False),
     "scaled": ("granite", {"logits_scaling": 4.0}, False),
     "biased": ("phi", {}, False),
@@ -132,3 +150,93 @@ def test_no_loss_token_is_a_zero_with_a_gradient() -> None:
     output = rollout_loss(model, empty, PRESETS["grpo"], 1.0)
     assert float(output.loss.detach()) == 0.0
     assert not any(grad.any() for grad in gradients(output.loss, model))
+
+
+def rollouts(prompts: list[int], completions: list[int]) -> list[Row]:
+    """Rows of ``prompts`` tokens before ``completions`` tokens; rows of one prompt length have one prompt."""
+    rows = []
+    for i, (prompt, length) in enumerate(zip(prompts, completions, strict=True)):
+        rows.append(
+            rollout_row(
+                Completion(
+                    prompt_ids=tuple(3 + (prompt * t) % 31 for t in range(prompt)),
+                    token_ids=tuple(3 + (5 * i + 7 * t) % 35 for t in range(length)),
+                    logprobs_T=tuple(-3.0 - 0.1 * t for t in range(length)),
+                    text="",
+                    finish_reason="stop",
+                ),
+                advantage=(-1.0) ** i * (1 + i),
+                weight=0.05,
+                group_id=f"g{prompt}",
+            )
+        )
+    return rows
+
+
+RAGGED = rollouts([5, 5, 9, 5, 9, 9], [4, 1, 6, 3, 2, 6])
+EVEN = rollouts([5, 5, 5, 5], [4, 1, 6, 3])
+SHORT = rollouts([5, 5, 9, 9], [1, 1, 1, 1])
+
+
+def of_step(model: PreTrainedModel, batches: list[Batch], preset: str) -> list[Tensor]:
+    """Loss and gradients of a step, π_old a little off."""
+    total = []
+    for batch in batches:
+        output = rollout_loss(model, batch, PRESETS[preset], 0.9, batch.sampler_logprobs_BT + 0.1)
+        total.append([output.loss.detach(), *gradients(output.loss, model)])
+    return [torch.stack(parts).sum(0) for parts in zip(*total, strict=True)]
+
+
+def apart(one: list[Tensor], other: list[Tensor]) -> float:
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1.0)) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("rows", [RAGGED, EVEN, SHORT], ids=["ragged", "even", "one token"])
+@pytest.mark.parametrize("name", ["dense, tied", "experts", "mixture, no query compression"])
+def test_shared_prompts_change_neither_loss_nor_gradient(name: str, rows: list[Row]) -> None:
+    model = make_model(name)
+    assert shares_prompts(model)
+    for preset in ("dapo", "gspo"):
+        whole = of_step(model, pack(rows, 10**6, 0, CPU), preset)
+        for budget in (10**6, 20):
+            batches = pack(rows, budget, 0, CPU, share_prompts=True)
+            assert all(batch.prompts is not None for batch in batches) or budget == 20
+            assert apart(of_step(model, batches, preset), whole) < 1e-5
+    # Canary: rows that continue another row's prompt.
+    batch = continue_prompts(RAGGED, 0, CPU)
+    assert batch.prompts is not None
+    swapped = replace(batch, prompts=replace(batch.prompts, of_row_B=1 - batch.prompts.of_row_B))
+    assert apart(of_step(model, [swapped], "dapo"), of_step(model, [batch], "dapo")) > 1e-3
+
+
+def test_prompts_are_shared_only_where_the_past_is_all_attended_to() -> None:
+    assert not shares_prompts(make_model("soft cap"))  # a head that needs the model's own forward
+    sliding = AutoConfig.for_model("mistral", **SHAPE, sliding_window=4)
+    assert not shares_prompts(AutoModelForCausalLM.from_config(sliding))
+
+
+def test_the_cheapest_layout_is_taken() -> None:
+    (batch,) = pack(RAGGED, 10**6, 0, CPU, share_prompts=True)
+    assert batch.prompts is not None
+    assert batch.prompts.token_ids_GP.shape == (2, 9)  # 2 · 9 + 6 · 5 positions instead of 6 · 14
+    assert batch.token_ids_BT.shape == (6, 5)
+    assert sorted(batch.places) == list(range(6))
+    assert all(one.prompts is None for one in pack(RAGGED, 10**6, 0, CPU))
+    alone = rollouts([5, 9], [4, 6])
+    assert pack(alone, 10**6, 0, CPU, share_prompts=True)[0].prompts is None
+    # One row a micro-batch: nothing to share, and padding to the longest completion would be no gain.
+    for one in pack(RAGGED, 1, 0, CPU, share_prompts=True):
+        assert len(one.places) == 1
+
+
+def test_every_row_is_packed_once_within_the_budget() -> None:
+    rows = rollouts([5] * 8 + [9] * 8 + [3] * 8, [1 + (7 * i) % 11 for i in range(24)])
+    for budget in (12, 40, 100):
+        batches = pack(rows, budget, 0, CPU, share_prompts=True)
+        assert sorted(place for batch in batches for place in batch.places) == list(range(24))
+        for batch in batches:
+            prompts = 0 if batch.prompts is None else batch.prompts.token_ids_GP.numel()
+            assert len(batch.places) == 1 or prompts + batch.token_ids_BT.numel() <= budget
+            for place, targets, mask in zip(batch.places, batch.targets_BT, batch.loss_mask_BT, strict=True):
+                row = rows[place]
+                assert targets[mask > 0].tolist() == list(row.token_ids[row.prompt_length :])

@@ -1,0 +1,113 @@
+"""Seconds per trainer step: ours against TRL's GRPOTrainer on the same replayed rollouts, in one process.
+
+    python -m venv peers && peers/bin/pip install torch==2.13.0 trl==1.16.0 && peers/bin/pip install -e . --no-deps
+    peers/bin/python bench/trainer_step/compare.py
+
+First both must give the same loss (1e-6) and gradients (1e-5) from the same weights; then they take turns. Writes
+bench/trainer_step/results/compare.json and the marked block of docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rollouts import MODELS, SHAPES, make_model, make_rollouts
+from trainers import Ours, Trl
+
+from rlreason.policy.tokenizer import character_tokenizer
+from rlreason.run.manifest import describe_hardware
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "bench"))
+from documents import replace_block  # noqa: E402
+
+RESULTS = Path(__file__).with_name("results") / "compare.json"
+MOST_LOSS, MOST_GRADIENT = 1e-6, 1e-5
+
+
+def gate(ours: Ours, trl: Trl) -> dict[str, float]:
+    """Largest differences of loss and gradients. Exits where they do not agree."""
+    (our_loss, our), (trl_loss, theirs) = ours.gradients(), trl.gradients()
+    loss = abs(our_loss - trl_loss)
+    gradient = max(float((our[name] - theirs[name]).abs().max()) for name in theirs)
+    largest = max(float(value.abs().max()) for value in theirs.values())
+    if not (our.keys() == theirs.keys() and loss <= MOST_LOSS and gradient <= MOST_GRADIENT < largest):
+        raise SystemExit(f"not the same step: loss differs by {loss:.1e}, gradients by {gradient:.1e} of {largest:.1e}")
+    return {"loss_difference": loss, "gradient_difference": gradient, "largest_gradient": largest}
+
+
+def measure(size: str, kind: str, rounds: int, threads: int) -> dict[str, Any]:
+    """Both trainers, by turns; each round's ratio is of neighbours in time."""
+    rollouts, tokenizer = make_rollouts(size, kind), character_tokenizer("0123456789")
+    sides = [side(make_model(size), tokenizer, rollouts, threads) for side in (Ours, Trl)]
+    found: dict[str, Any] = {"model": size, "rollouts": kind, **gate(*sides)}
+    seconds: dict[str, list[float]] = {side.name: [] for side in sides}
+    for number in range(rounds + 1):  # the first warms up
+        for side in sides:
+            started = time.perf_counter()
+            side.step()
+            if number:
+                seconds[side.name].append(time.perf_counter() - started)
+    ratios = [theirs / ours for ours, theirs in zip(seconds["rlreason"], seconds["trl"], strict=True)]
+    prompts = sum(len(prompt) for prompt in rollouts.prompts) * 8
+    return {
+        **found,
+        "rows": len(rollouts.completions),
+        "prompt_tokens": prompts,
+        "completion_tokens": sum(len(row) for row in rollouts.completions),
+        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "ratio": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        "rounds": rounds,
+    }
+
+
+def table(cases: list[dict[str, Any]]) -> str:
+    """The cases as Markdown."""
+    lines = [
+        "| model | rollouts | rlreason, s | TRL, s | TRL / rlreason | gradients differ by |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in cases:
+        low, high = case["ratio_range"]
+        lines.append(
+            f"| {case['model']} (V = {MODELS[case['model']]['vocab_size']:,}) "
+            f"| {case['rollouts']}: {case['rows']} rows, "
+            f"{case['prompt_tokens']} + {case['completion_tokens']} tokens "
+            f"| {case['seconds']['rlreason']:.3f} | {case['seconds']['trl']:.3f} "
+            f"| **{case['ratio']:.2f}** ({low:.2f}–{high:.2f}) | {case['gradient_difference']:.0e} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15, help="of the tiny model; the wide one gets a third")
+    parser.add_argument("--only", choices=list(MODELS), help="one model; then nothing is written")
+    options = parser.parse_args()
+    threads = os.cpu_count() or 1
+    cases = []
+    for size, kind in SHAPES:
+        if options.only in (None, size):
+            rounds = options.rounds if size == "tiny" else max(1, options.rounds // 3)
+            cases.append(measure(size, kind, rounds, threads))
+            print(table(cases[-1:]).splitlines()[-1], flush=True)
+    if options.only is None:
+        versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl")}
+        document = {"hardware": describe_hardware(), "threads": threads, "versions": versions, "cases": cases}
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        replace_block(ROOT / "docs" / "performance.md", "trainer-step", table(cases))
+
+
+if __name__ == "__main__":
+    main()

@@ -7,13 +7,16 @@ spent on padding. Which rows share a micro-batch never changes the loss: every s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rlreason.types import Batch, Completion, Prompts, Row
+
+#: Trials of smaller budgets.
+_HALVINGS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +38,7 @@ def pack(
     layouts = [_whole(rows, max_tokens)]
     prompts = [row.token_ids[: row.prompt_length] for row in rows]
     if share_prompts and len(set(prompts)) < len(rows) and all(prompts):
-        lengths = [len(row.token_ids) - len(prompt) for row, prompt in zip(rows, prompts, strict=True)]
-        longest: dict[tuple[int, ...], int] = {}
-        for prompt, length in zip(prompts, lengths, strict=True):
-            longest[prompt] = max(length, longest.get(prompt, 0))
-        places = range(len(rows))
-        by_length = sorted(places, key=lambda at: lengths[at])
-        by_prompt = sorted(places, key=lambda at: (longest[prompts[at]], prompts[at], lengths[at]))
-        layouts += [_continued(order, prompts, lengths, max_tokens) for order in (by_length, by_prompt)]
+        layouts += _continued(rows, prompts, max_tokens)
     layout = min(layouts, key=lambda one: one.positions)
     make = continue_prompts if layout.shared else collate
     return [make([rows[at] for at in chunk], pad_id, device, chunk) for chunk in layout.chunks]
@@ -50,36 +46,64 @@ def pack(
 
 def _whole(rows: Sequence[Row], max_tokens: int) -> _Layout:
     """Each row with its prompt."""
-    chunks: list[list[int]] = []
-    positions = 0
-    for at in sorted(range(len(rows)), key=lambda at: len(rows[at].token_ids)):
-        if not chunks or len(rows[at].token_ids) * (len(chunks[-1]) + 1) > max_tokens:
-            chunks.append([])
-        chunks[-1].append(at)
-    for chunk in chunks:
-        positions += len(chunk) * (len(rows[chunk[-1]].token_ids) - 1)
-    return _Layout(chunks=chunks, shared=False, positions=positions)
+    order = sorted(range(len(rows)), key=lambda at: len(rows[at].token_ids))
+    widths = [len(row.token_ids) for row in rows]
+    chunks, positions = _balanced(order, [0] * len(rows), [0] * len(rows), widths, max_tokens)
+    return _Layout(chunks=chunks, shared=False, positions=positions - len(rows))
 
 
-def _continued(
-    order: Iterable[int], prompts: Sequence[tuple[int, ...]], lengths: Sequence[int], max_tokens: int
-) -> _Layout:
-    """Prompts once per micro-batch. The last token of a completion is predicted, but predicts nothing."""
+def _continued(rows: Sequence[Row], prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[_Layout]:
+    """Prompts once per micro-batch; rows by the length of their completions, and prompt by prompt."""
+    numbers: dict[tuple[int, ...], int] = {}
+    prompt = [numbers.setdefault(tokens, len(numbers)) for tokens in prompts]
+    before = [len(tokens) for tokens in prompts]
+    # The last token of a completion is predicted, but predicts nothing.
+    behind = [len(row.token_ids) - length - 1 for row, length in zip(rows, before, strict=True)]
+    longest = [0] * len(numbers)
+    for number, length in zip(prompt, behind, strict=True):
+        longest[number] = max(length, longest[number])
+    by_length = sorted(range(len(rows)), key=lambda at: behind[at])
+    by_prompt = sorted(by_length, key=lambda at: (longest[prompt[at]], prompt[at]))
+    cuts = [_balanced(order, prompt, before, behind, max_tokens) for order in (by_length, by_prompt)]
+    return [_Layout(chunks=chunks, shared=True, positions=positions) for chunks, positions in cuts]
+
+
+def _balanced(
+    order: Sequence[int], prompt: Sequence[int], before: Sequence[int], behind: Sequence[int], max_tokens: int
+) -> tuple[list[list[int]], int]:
+    """The cut of fewest micro-batches, with about the smallest budget that needs no more: equal work, less padding."""
+    best, positions = _cut(order, prompt, before, behind, max_tokens)
+    low, high = max_tokens // 2, max_tokens
+    for _ in range(_HALVINGS):
+        middle = (low + high) // 2
+        chunks, total = _cut(order, prompt, before, behind, middle)
+        if len(chunks) > len(best):
+            low = middle
+        else:
+            best, positions, high = chunks, total, middle
+    return best, positions
+
+
+def _cut(
+    order: Sequence[int], prompt: Sequence[int], before: Sequence[int], behind: Sequence[int], budget: int
+) -> tuple[list[list[int]], int]:
+    """(places of each micro-batch, positions of all): greedily, in order. A micro-batch computes each of its prompts
+    at the width of the longest, and every row at that of the longest."""
     chunks: list[list[int]] = []
+    own: set[int] = set()
     total = size = widest = longest = 0
-    own: set[tuple[int, ...]] = set()
     for at in order:
-        wider, longer = max(widest, len(prompts[at])), max(longest, lengths[at])
-        count = len(chunks[-1]) + 1 if chunks else 1
-        grown = len(own | {prompts[at]}) * wider + count * (longer - 1)
-        if not chunks or grown > max_tokens:
+        wider, longer = max(widest, before[at]), max(longest, behind[at])
+        grown = (len(own) + (prompt[at] not in own)) * wider + (len(chunks[-1]) + 1 if chunks else 1) * longer
+        if not chunks or grown > budget:
+            total += size
             chunks.append([])
-            own, wider, longer, total = set(), len(prompts[at]), lengths[at], total + size
-            grown = wider + longer - 1
+            own, wider, longer = set(), before[at], behind[at]
+            grown = wider + longer
         chunks[-1].append(at)
-        own.add(prompts[at])
+        own.add(prompt[at])
         widest, longest, size = wider, longer, grown
-    return _Layout(chunks=chunks, shared=True, positions=total + size)
+    return chunks, total + size
 
 
 def collate(rows: Sequence[Row], pad_id: int, device: torch.device, places: Sequence[int] = ()) -> Batch:

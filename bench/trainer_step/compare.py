@@ -103,7 +103,12 @@ def main() -> None:
             print(table(cases[-1:]).splitlines()[-1], flush=True)
     if options.only is None:
         versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl")}
-        document = {"hardware": describe_hardware(), "threads": threads, "versions": versions, "cases": cases}
+        document = {
+            "hardware": describe_hardware([]).model_dump(),
+            "threads": threads,
+            "versions": versions,
+            "cases": cases,
+        }
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         replace_block(ROOT / "docs" / "performance.md", "trainer-step", table(cases))

@@ -23,13 +23,14 @@ def kl_estimate(
     """
     raw = reference_logprobs - logprobs
     d = raw.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    inside = (d == raw).to(d.dtype)
+    inside = torch.eq(d, raw, out=torch.empty_like(d))
     if estimator == "k1":
         return -d, inside
     if estimator == "k2":
         return 0.5 * d * d, -d * inside
     growth = torch.expm1(d)
-    value, slope = growth - d, -growth * inside
+    value = growth - d
+    slope = growth.mul_(inside.neg_())
     if estimator == "k3_unbiased":
         if ratio is None:
             raise ValueError('kl_estimator = "k3_unbiased" needs the ratio to the old policy')

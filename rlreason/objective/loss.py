@@ -7,6 +7,7 @@ multiplies. Proof: ``tests/objective`` (a float64 oracle that shares no code, gr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,8 +22,8 @@ from rlreason.objective.spec import ObjectiveSpec
 from rlreason.objective.surrogate import Moved, Surrogate, surrogate
 from rlreason.types import Batch, LossOutput
 
-#: Elements of a block: some ten temporaries of a block stay in a core's cache.
-_BLOCK = 1 << 15
+#: Elements of a block: its temporaries stay in the shared cache, and an operation is worth its call.
+_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,12 +101,12 @@ class Evaluated:
 def evaluate(logprobs_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec) -> Evaluated:
     """L = Σ w [−c S(ρ, A) + kl_coef · KL] over all tokens, with its gradient. No autograd.
 
-    Sums over blocks are kept in float64 and added in order. Masked positions may hold anything, nan included.
+    Sums over blocks are added in order, the loss in float64. Masked positions may hold anything, nan included.
     """
     slope_BT = torch.empty_like(logprobs_BT)
     total = Evaluated(loss=logprobs_BT.new_zeros((), dtype=torch.float64), slope_BT=slope_BT, sums={}, maxima={})
     for part in _blocks(*logprobs_BT.shape):
-        _evaluate_block(logprobs_BT[part], tokens.rows(part), spec, slope_BT[part], total)
+        total = total.plus(_evaluate_block(logprobs_BT[part], tokens.rows(part), spec, slope_BT[part]))
     return total
 
 
@@ -155,45 +156,81 @@ def _blocks(rows: int, width: int) -> Iterator[slice]:
         yield slice(start, min(rows, start + step))
 
 
-def _evaluate_block(
-    logprobs_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec, slope_BT: Tensor, total: Evaluated
-) -> None:
-    """Add the block's loss and metrics to ``total`` and write its gradient into ``slope_BT``."""
-    dropped_BT = tokens.mask_BT == 0
+def _evaluate_block(logprobs_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec, slope_BT: Tensor) -> Evaluated:
+    """Loss and metrics of a block; its gradient is written into ``slope_BT``."""
+    sums: dict[str, Tensor] = {}
+    logprobs_BT, tokens = _without_surprises(logprobs_BT, tokens)
+    mask_BT = tokens.mask_BT.to(logprobs_BT.dtype)
     old_BT = logprobs_BT if tokens.old_logprobs_BT is None else tokens.old_logprobs_BT
-    mismatch_BT = (old_BT - tokens.sampler_logprobs_BT).masked_fill_(dropped_BT, 0.0)
-    weights_BT = -tokens.weights_B1 * _token_weights(logprobs_BT, mismatch_BT, tokens, spec)
-    log_ratio_BT = (logprobs_BT - old_BT).masked_fill_(dropped_BT, 0.0)
+    mismatch_BT = torch.sub(old_BT, tokens.sampler_logprobs_BT).mul_(mask_BT)
+    weights_BT = mask_BT * tokens.weights_B1
+    correction = _token_weights(logprobs_BT, mismatch_BT, tokens, spec)
+    gains_BT = weights_BT if correction is None else weights_BT * correction
+    log_ratio_BT = torch.sub(logprobs_BT, old_BT).mul_(mask_BT)
     ratio, part = _surrogate(logprobs_BT, log_ratio_BT, tokens, spec)
-    total.loss += (part.value * weights_BT).masked_fill(dropped_BT, 0.0).sum(dtype=torch.float64)
-    slope_BT.copy_(part.slope * weights_BT)
-    if tokens.reference_logprobs_BT is not None:
-        ratio_BT = log_ratio_BT.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp_()
-        value_BT, kl_slope_BT = kl_estimate(logprobs_BT, tokens.reference_logprobs_BT, spec.kl_estimator, ratio_BT)
-        value_BT = value_BT.masked_fill(dropped_BT, 0.0)
-        if spec.kl_in == "loss":
-            total.loss += spec.kl_coef * (value_BT * tokens.weights_B1).sum(dtype=torch.float64)
-            slope_BT += kl_slope_BT * (spec.kl_coef * tokens.weights_B1)
-        _add(total.sums, "kl/reference", value_BT.sum())
-    slope_BT.masked_fill_(dropped_BT, 0.0)
-    _add(total.sums, "clip_fraction", (part.clipped & ~dropped_BT).sum())
+    torch.mul(part.slope, gains_BT, out=slope_BT).neg_()
+    product_BT = torch.empty_like(logprobs_BT)  # of one sum after the other: new memory costs more than the product
+    loss = -_sum(torch.mul(part.value, gains_BT, out=product_BT))
+    sums["clip_fraction"] = torch.mul(part.clipped, mask_BT, out=product_BT).sum()
     if spec.correction in ("mis", "icepop") or spec.off_policy_delta:
-        _add(total.sums, "correction/masked", ((weights_BT == 0) & (tokens.weights_B1 != 0) & ~dropped_BT).sum())
-    _add(total.sums, "mismatch/mean", mismatch_BT.abs().sum())
-    _add(total.sums, "mismatch/k3", kl_estimate(mismatch_BT, torch.zeros_like(mismatch_BT), "k3")[0].sum())
-    _raise(total.maxima, "mismatch/max", mismatch_BT.abs().max())
-    _raise(total.maxima, "ratio/max", ratio.max())
+        sums["correction/masked"] = ((gains_BT == 0) & (weights_BT != 0)).sum()
+    if tokens.reference_logprobs_BT is not None:
+        ratio_BT = None
+        if spec.kl_estimator == "k3_unbiased":
+            ratio_BT = log_ratio_BT.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp_()
+        value_BT, kl_slope_BT = kl_estimate(logprobs_BT, tokens.reference_logprobs_BT, spec.kl_estimator, ratio_BT)
+        if spec.kl_in == "loss":
+            loss += spec.kl_coef * _sum(torch.mul(value_BT, weights_BT, out=product_BT))
+            slope_BT.addcmul_(kl_slope_BT, weights_BT, value=spec.kl_coef)
+        sums["kl/reference"] = torch.mul(value_BT, mask_BT, out=product_BT).sum()
+    size_BT = torch.abs(mismatch_BT, out=product_BT)
+    maxima = {"mismatch/max": size_BT.max(), "ratio/max": ratio.max()}
+    sums["mismatch/mean"] = sums["mismatch/k3"] = maxima["mismatch/max"]
+    if logprobs_BT.device.type != "cpu" or float(maxima["mismatch/max"]) > 0.0:  # else both are that 0
+        sums["mismatch/mean"] = size_BT.sum()
+        sums["mismatch/k3"] = torch.expm1(mismatch_BT.neg_(), out=product_BT).sub_(mismatch_BT).sum()
+    return Evaluated(loss=loss, slope_BT=slope_BT, sums=sums, maxima=maxima)
 
 
-def _token_weights(logprobs_BT: Tensor, mismatch_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec) -> Tensor | float:
-    """c: what the sampler's mismatch makes of each token, or each sequence."""
-    weights: Tensor | float = 1.0
+def _sum(values_BT: Tensor) -> Tensor:
+    """Sum in float64 of the sequences' own sums."""
+    return values_BT.sum(dim=1).sum(dtype=torch.float64)
+
+
+def _without_surprises(logprobs_BT: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
+    """The same with 0 at masked positions, where anything there is not finite: what the mask is multiplied with may
+    not be nan. On a CPU it is cheaper to ask than to fill."""
+    dropped_BT: Tensor | None = None
+
+    def tame(values_BT: Tensor | None) -> Tensor | None:
+        nonlocal dropped_BT
+        if values_BT is None or (values_BT.device.type == "cpu" and math.isfinite(float(values_BT.sum()))):
+            return values_BT
+        if dropped_BT is None:
+            dropped_BT = tokens.mask_BT == 0
+        return values_BT.masked_fill(dropped_BT, 0.0)
+
+    now_BT, sampler_BT = tame(logprobs_BT), tame(tokens.sampler_logprobs_BT)
+    assert now_BT is not None
+    assert sampler_BT is not None
+    return now_BT, replace(
+        tokens,
+        sampler_logprobs_BT=sampler_BT,
+        old_logprobs_BT=tame(tokens.old_logprobs_BT),
+        reference_logprobs_BT=tame(tokens.reference_logprobs_BT),
+    )
+
+
+def _token_weights(logprobs_BT: Tensor, mismatch_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec) -> Tensor | None:
+    """c: what the sampler's mismatch makes of each token, or each sequence; None: nothing."""
+    weights: Tensor | None = None
     if spec.correction != "none":
         weights = correction_weights(mismatch_BT, tokens.mask_BT, spec)
     if spec.off_policy_delta:
-        weights = weights * off_policy_mask(
+        kept_B1 = off_policy_mask(
             logprobs_BT, tokens.sampler_logprobs_BT, tokens.mask_BT, tokens.advantages_B1, spec.off_policy_delta
         )
+        weights = kept_B1 if weights is None else weights * kept_B1
     return weights
 
 
@@ -211,8 +248,8 @@ def _surrogate(
         beyond = None
     else:
         level = at_level(log_ratio_BT, tokens.mask_BT, "token" if spec.ratio == "token" else "geometric")
-        beyond = level.abs() > LOG_RATIO_LIMIT
-        ratio = level.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp_()
+        beyond = _beyond(level)
+        ratio = level.exp() if beyond is None else level.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp_()
     moved = Moved(
         ratio=ratio,
         advantages=tokens.advantages_B1,
@@ -225,6 +262,15 @@ def _surrogate(
     return ratio, part
 
 
+def _beyond(level: Tensor) -> Tensor | None:
+    """Where a log-ratio is clamped; None where a CPU sees that none is."""
+    if level.device.type == "cpu":
+        low, high = torch.aminmax(level)
+        if float(low) >= -LOG_RATIO_LIMIT and float(high) <= LOG_RATIO_LIMIT:
+            return None
+    return level.abs() > LOG_RATIO_LIMIT
+
+
 def _geometric(log_ratio_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec) -> tuple[Tensor, Surrogate]:
     """Geometric mean of token ratios, each clipped on the side that the advantage pushes to (GMPO, arXiv 2507.20673):
     the bounds are on the log-ratio, −clip_low and clip_high."""
@@ -232,8 +278,8 @@ def _geometric(log_ratio_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec) -> tup
     bounded_BT = torch.where(up_B1, log_ratio_BT.clamp(max=spec.clip_high), log_ratio_BT.clamp(min=-spec.clip_low))
     ratio_B1 = at_level(bounded_BT, tokens.mask_BT, "geometric").exp()
     value_B1 = ratio_B1 * tokens.advantages_B1
-    clipped_BT = bounded_BT != log_ratio_BT
-    slope_BT = value_B1.expand_as(clipped_BT).masked_fill(clipped_BT, 0.0)
+    clipped_BT = (bounded_BT != log_ratio_BT).to(value_B1.dtype)
+    slope_BT = value_B1 * (1.0 - clipped_BT)
     return ratio_B1, Surrogate(value=value_B1.expand_as(clipped_BT), slope=slope_BT, clipped=clipped_BT)
 
 

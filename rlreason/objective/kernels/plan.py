@@ -1,0 +1,27 @@
+"""What a kernel is compiled for: the objective, and which of its inputs exist."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlreason.objective.spec import ObjectiveSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A compile-time constant of the token kernels: each distinct plan is one build."""
+
+    spec: ObjectiveSpec
+    #: Whether π_old is read; else it is the current policy.
+    has_old: bool
+    #: Whether π_ref is read.
+    has_reference: bool
+
+    @property
+    def row_local(self) -> bool:
+        """Whether a token's loss and gradient follow from its own row: what taking the gradient in the forward pass
+        needs. On-policy, ρ is 1 at every level, so only weights of whole sequences stand against it."""
+        spec = self.spec
+        if (spec.correction != "none" and spec.correction_level != "token") or spec.off_policy_delta > 0:
+            return False
+        return spec.ratio in ("token", "on_policy") or not self.has_old

@@ -52,7 +52,7 @@ def evaluate(logprobs_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec) -> Evalua
     partials_KP = torch.empty((len(COLUMNS), programs), dtype=logprobs_BT.dtype, device=logprobs_BT.device)
     if programs and width:
         _token_kernel[(programs,)](
-            pointers(logprobs_BT, tokens), (slope_BT, partials_KP), width, plan, whole, _BLOCK, num_warps=4
+            pointers(logprobs_BT, tokens), (slope_BT, partials_KP), width, plan, whole, _BLOCK, num_warps=8
         )
     return evaluated(partials_KP, slope_BT, plan)
 
@@ -191,8 +191,9 @@ def _token_kernel(
     programs = tl.num_programs(0)
     if WHOLE:
         levels = _sequence_levels(pointers, program, width, PLAN, BLOCK)
-        a, b, c, d, e, f, g, h = _block(pointers, slope_ptr, (program, 0, width), levels, PLAN, BLOCK)
-        for first in range(BLOCK, width, BLOCK):
+        a = tl.full([BLOCK], 0.0, pointers.logprobs.dtype.element_ty)
+        b, c, d, e, f, g, h = a, a, a, a, a, a, a
+        for first in range(0, width, BLOCK):
             i, j, k, m, n, o, p, q = _block(pointers, slope_ptr, (program, first, width), levels, PLAN, BLOCK)
             a, b, c, d, e, f = a + i, b + j, c + k, d + m, e + n, f + o
             g, h = tl.maximum(g, p), tl.maximum(h, q)

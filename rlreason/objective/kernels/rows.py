@@ -1,0 +1,175 @@
+"""K3's row kernel: one program per row of a tile of logits.
+
+One sweep over the row gives its log-sum-exp, the target's log π and the entropy; where the gradient is taken in the
+forward pass, the objective's slope follows at once (``device.token_objective``), and a second sweep overwrites the
+row by dL/dlogits. A bfloat16 gradient is written into the first half of its own float32 row: a matrix of row stride
+2·V, which a matrix product reads as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rlreason.objective.kernels.device import expm1, token_objective
+from rlreason.objective.kernels.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlan:
+    """What the row kernel is compiled for."""
+
+    token: Plan
+    #: Find log-sum-exp, log π and entropy; else they are read from an earlier pass.
+    measure: bool
+    #: Evaluate the objective; else the slope is read, if ``gradient``.
+    objective: bool
+    #: Overwrite the tile by the gradient.
+    gradient: bool
+    #: The gradient is narrower than the tile, and the tile's memory holds both.
+    narrow: bool
+    #: Whether a temperature divides the logits.
+    tempered: bool
+
+
+class RowInputs(NamedTuple):
+    #: Place b·T + t of each row, int64 [R]; negative: padding, which carries nothing.
+    places: Tensor
+    #: [B, T] each, and [B].
+    targets: Tensor
+    old: Tensor | None
+    sampler: Tensor
+    reference: Tensor | None
+    advantages: Tensor
+    weights: Tensor
+
+
+class RowOutputs(NamedTuple):
+    #: [B, T] each.
+    logprobs: Tensor
+    entropies: Tensor
+    slopes: Tensor
+    #: Largest logit, and log Σ exp(logit − largest), of each row: [R, 2].
+    normalisers: Tensor
+    #: [8, R], the columns of ``device.COLUMNS``.
+    partials: Tensor
+
+
+@triton.jit
+def _sweep(row_ptr, vocabulary, temperature, PLAN: tl.constexpr, BLOCK: tl.constexpr):
+    """(largest, log Σ exp(z − largest), entropy) of a row. The sums are kept lane by lane and scaled as a larger logit
+    appears, so each block costs one reduction; one tree over the lanes ends it."""
+    dtype: tl.constexpr = row_ptr.dtype.element_ty
+    lanes = tl.arange(0, BLOCK)
+    largest = tl.full((), -1.0e38, dtype)
+    sums = tl.full([BLOCK], 0.0, dtype)
+    products = sums
+    for first in range(0, vocabulary, BLOCK):
+        z = tl.load(row_ptr + first + lanes, mask=first + lanes < vocabulary, other=-1.0e38)
+        if PLAN.tempered:
+            z = z / temperature
+        new = tl.maximum(largest, tl.max(z))
+        shrink = tl.exp(largest - new)
+        each = tl.exp(z - new)
+        products = shrink * (products + (largest - new) * sums) + tl.where(each > 0.0, each * (z - new), 0.0)
+        sums = shrink * sums + each
+        largest = new
+    total = tl.sum(sums)
+    log_total = tl.log(total)
+    return largest, log_total, log_total - tl.sum(products) / total
+
+
+@triton.jit
+def _overwrite(pointers, vocabulary, target, numbers, temperature, PLAN: tl.constexpr, BLOCK: tl.constexpr):
+    """dL/dlogits = slope/temperature · ([v = target] − π(v)); at the target −expm1(log π), which keeps its digits
+    where π is near 1. ``numbers``: largest, log_total, logprob, slope."""
+    row_ptr, gradient_ptr = pointers
+    largest, log_total, logprob, slope = numbers
+    lanes = tl.arange(0, BLOCK)
+    at_target = -expm1(logprob)
+    if PLAN.tempered:
+        slope = slope / temperature
+    tl.debug_barrier()  # the target's logit has been read by all threads
+    for first in range(0, vocabulary, BLOCK):
+        columns = first + lanes
+        z = tl.load(row_ptr + columns, mask=columns < vocabulary, other=float("-inf"))
+        if PLAN.tempered:
+            z = z / temperature
+        gradient = tl.where(columns == target, at_target, -tl.exp((z - largest) - log_total)) * slope
+        if PLAN.narrow:
+            tl.debug_barrier()  # a narrow store lands on logits of this block or an earlier one: all must be read
+        tl.store(gradient_ptr + columns, gradient.to(gradient_ptr.dtype.element_ty), mask=columns < vocabulary)
+
+
+@triton.jit
+def _objective(inputs, outputs, row, place, sizes, logprob, PLAN: tl.constexpr):
+    """The row's slope; its eight columns are stored. ``sizes``: rows of all tiles, T."""
+    rows, width = sizes
+    kept = place >= 0
+    spot = tl.maximum(place, 0)
+    sequence = spot // width
+    logprob = tl.where(kept, logprob, 0.0)
+    old = logprob
+    if PLAN.token.has_old:
+        old = tl.load(inputs.old + spot, mask=kept, other=0.0)
+    sampler = tl.load(inputs.sampler + spot, mask=kept, other=0.0)
+    reference = logprob
+    if PLAN.token.has_reference:
+        reference = tl.load(inputs.reference + spot, mask=kept, other=0.0)
+    advantage = tl.load(inputs.advantages + sequence, mask=kept, other=0.0)
+    weight = tl.load(inputs.weights + sequence, mask=kept, other=0.0)
+    token = (logprob, old, sampler, reference, advantage, weight)
+    levels = (logprob - old, old - sampler, logprob * 0.0 + 1.0)
+    slope, measured = token_objective(token, levels, kept, PLAN.token)
+    partials = outputs.partials + row
+    tl.store(partials, measured[0])
+    tl.store(partials + rows, measured[1])
+    tl.store(partials + 2 * rows, measured[2])
+    tl.store(partials + 3 * rows, measured[3])
+    tl.store(partials + 4 * rows, measured[4])
+    tl.store(partials + 5 * rows, measured[5])
+    tl.store(partials + 6 * rows, measured[6])
+    tl.store(partials + 7 * rows, measured[7])
+    return slope
+
+
+@triton.jit
+def row_kernel(tile, inputs, outputs, sizes, temperature, PLAN: tl.constexpr, BLOCK: tl.constexpr):
+    """``tile``: logits [C, V] and where the gradient goes, the same memory. ``sizes``: first row, rows of all tiles,
+    T, V, row stride of the gradient."""
+    tile_ptr, gradient_ptr = tile
+    start, rows, width, vocabulary, stride = sizes
+    row = start + tl.program_id(0)
+    line = tl.program_id(0).to(tl.int64)
+    row_ptr = tile_ptr + line * vocabulary
+    place = tl.load(inputs.places + row)
+    kept = place >= 0
+    spot = tl.maximum(place, 0)
+    target = tl.load(inputs.targets + spot)
+    if PLAN.measure:
+        largest, log_total, entropy = _sweep(row_ptr, vocabulary, temperature, PLAN, BLOCK)
+        at_target = tl.load(row_ptr + target)
+        if PLAN.tempered:
+            at_target = at_target / temperature
+        logprob = (at_target - largest) - log_total
+        tl.store(outputs.logprobs + spot, logprob, mask=kept)
+        tl.store(outputs.entropies + spot, entropy, mask=kept)
+        tl.store(outputs.normalisers + 2 * row, largest)
+        tl.store(outputs.normalisers + 2 * row + 1, log_total)
+    else:
+        logprob = tl.load(outputs.logprobs + spot)
+        largest = tl.load(outputs.normalisers + 2 * row)
+        log_total = tl.load(outputs.normalisers + 2 * row + 1)
+    if PLAN.objective:
+        slope = _objective(inputs, outputs, row, place, (rows, width), logprob, PLAN)
+        tl.store(outputs.slopes + spot, slope, mask=kept)
+    elif PLAN.gradient:
+        slope = tl.load(outputs.slopes + spot, mask=kept, other=0.0)
+    if PLAN.gradient:
+        numbers = (largest, log_total, logprob, slope)
+        pointers = (row_ptr, gradient_ptr + line * stride)
+        _overwrite(pointers, vocabulary, target, numbers, temperature, PLAN, BLOCK)

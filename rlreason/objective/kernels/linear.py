@@ -59,7 +59,7 @@ def linear_policy_loss(
     spec: ObjectiveSpec,
     old_logprobs_BT: Tensor | None = None,
     reference_logprobs_BT: Tensor | None = None,
-    options: HeadOptions = HeadOptions(),  # noqa: B008 (frozen)
+    options: HeadOptions = HeadOptions(),
 ) -> HeadLoss:
     """``policy_loss`` of log softmax(hidden · weightᵀ / temperature), to call ``backward()`` on.
 

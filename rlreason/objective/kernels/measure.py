@@ -28,7 +28,7 @@ def completion(inputs, at, live, max_tokens, PLAN: tl.constexpr):
         cache = tl.full((), PLAN.spec.overlong_share, reward.dtype) * max_tokens
         late = (max_tokens - length).to(reward.dtype) / cache - 1.0
         reward += tl.minimum(tl.maximum(late, -1.0), 0.0)
-    usable = live & (reward == reward)
+    usable = live & (reward == reward)  # noqa: PLR0124 (not nan)
     kept = usable & (length > 0)
     if PLAN.has_truncated:
         cut = tl.load(inputs.truncated + at, mask=live, other=0) != 0
@@ -270,4 +270,3 @@ def measure(inputs, outputs, scratch, tile, sizes, PLAN: tl.constexpr):
     at_F = tile.to(tl.int64) * PLAN.flat + tl.arange(0, PLAN.flat)
     reward_F, usable_F, kept_F, length_F = completion(inputs, at_F, at_F < total, max_tokens, PLAN)
     tl.store(integers + KEPT_FLAT * tiles, tl.sum(kept_F.to(tl.int64)))
-

@@ -1,0 +1,90 @@
+"""Which implementation runs: Triton's kernels where the tensors are on a CUDA device, the torch path elsewhere.
+
+The functions have one signature and one result. Triton is imported when a CUDA tensor first asks for it, and only
+then; where it is not installed, the torch path runs there too, with one warning.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from rlreason.objective import advantage, loss
+from rlreason.objective.advantage import Credit
+from rlreason.objective.loss import Evaluated, Tokens
+from rlreason.objective.spec import ObjectiveSpec
+from rlreason.types import Batch, LossOutput
+
+
+def uses_triton(device: torch.device) -> bool:
+    """Whether the kernels run for tensors on ``device``."""
+    return device.type == "cuda" and _triton_installed()
+
+
+@cache
+def _triton_installed() -> bool:
+    """Looked up, and warned about, once per process."""
+    if find_spec("triton") is not None:
+        return True
+    warnings.warn(
+        "Triton is not installed: objectives run as plain torch operations on the GPU, with the same results, slower. "
+        "Install the triton release that belongs to this torch (torch's CUDA wheels bring it).",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return False
+
+
+def group_advantage(
+    rewards_N: Tensor,
+    group_N: Tensor,
+    lengths_N: Tensor,
+    spec: ObjectiveSpec,
+    *,
+    max_tokens: int,
+    truncated_N: Tensor | None = None,
+    baseline_N: Tensor | None = None,
+) -> Credit:
+    """``advantage.group_advantage``; on a GPU a ``kernels.advantage.DeviceCredit``. Plain ids cost one
+    synchronisation there: a caller that knows its groups passes ``kernels.groups.Groups`` to the kernel itself."""
+    if uses_triton(rewards_N.device):
+        from rlreason.objective.kernels.advantage import group_advantage as chosen
+    else:
+        chosen = advantage.group_advantage  # type: ignore[assignment]
+    return chosen(
+        rewards_N,
+        group_N,
+        lengths_N,
+        spec,
+        max_tokens=max_tokens,
+        truncated_N=truncated_N,
+        baseline_N=baseline_N,
+    )
+
+
+def evaluate(logprobs_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec) -> Evaluated:
+    """``loss.evaluate``."""
+    if uses_triton(logprobs_BT.device):
+        from rlreason.objective.kernels import loss as kernels
+
+        return kernels.evaluate(logprobs_BT, tokens, spec)
+    return loss.evaluate(logprobs_BT, tokens, spec)
+
+
+def policy_loss(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor | None,
+    batch: Batch,
+    spec: ObjectiveSpec,
+    reference_logprobs_BT: Tensor | None = None,
+) -> LossOutput:
+    """``loss.policy_loss``."""
+    if uses_triton(logprobs_BT.device):
+        from rlreason.objective.kernels import loss as kernels
+
+        return kernels.policy_loss(logprobs_BT, old_logprobs_BT, batch, spec, reference_logprobs_BT)
+    return loss.policy_loss(logprobs_BT, old_logprobs_BT, batch, spec, reference_logprobs_BT)

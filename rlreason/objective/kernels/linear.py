@@ -182,7 +182,7 @@ class _Head:
         memory = self.outputs.logprobs.new_empty((min(self.options.tile_rows, len(rows_R)), vocabulary))
         for start, tile_CV in self._tiles(memory):
             gradient_CV = tile_CV.view(self.weight_VH.dtype)[:, :vocabulary] if self.narrow else tile_CV
-            sizes = (start, len(rows_R), width, vocabulary, gradient_CV.stride(0))
+            sizes = (start, len(rows_R), width, vocabulary, tile_CV.stride(0), gradient_CV.stride(0))
             row_kernel[(len(tile_CV),)](
                 (tile_CV, gradient_CV),
                 self.inputs,

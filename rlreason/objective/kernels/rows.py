@@ -140,12 +140,12 @@ def _objective(inputs, outputs, row, place, sizes, logprob, PLAN: tl.constexpr):
 @triton.jit
 def row_kernel(tile, inputs, outputs, sizes, temperature, PLAN: tl.constexpr, BLOCK: tl.constexpr):
     """``tile``: logits [C, V] and where the gradient goes, the same memory. ``sizes``: first row, rows of all tiles,
-    T, V, row stride of the gradient."""
+    T, V, and the row strides of the two."""
     tile_ptr, gradient_ptr = tile
-    start, rows, width, vocabulary, stride = sizes
+    start, rows, width, vocabulary, stride, gradient_stride = sizes
     row = start + tl.program_id(0)
     line = tl.program_id(0).to(tl.int64)
-    row_ptr = tile_ptr + line * vocabulary
+    row_ptr = tile_ptr + line * stride
     place = tl.load(inputs.places + row)
     kept = place >= 0
     spot = tl.maximum(place, 0)
@@ -171,5 +171,5 @@ def row_kernel(tile, inputs, outputs, sizes, temperature, PLAN: tl.constexpr, BL
         slope = tl.load(outputs.slopes + spot, mask=kept, other=0.0)
     if PLAN.gradient:
         numbers = (largest, log_total, logprob, slope)
-        pointers = (row_ptr, gradient_ptr + line * stride)
+        pointers = (row_ptr, gradient_ptr + line * gradient_stride)
         _overwrite(pointers, vocabulary, target, numbers, temperature, PLAN, BLOCK)

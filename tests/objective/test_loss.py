@@ -183,3 +183,42 @@ def test_the_document_has_the_formula_of_every_preset() -> None:
     for name, spec in PRESETS.items():
         assert f"| `{name}` |" in text
         assert f"`{spec.formula()}`" in text, name
+
+
+@pytest.mark.parametrize(
+    ("changes", "local", "local_on_policy"),
+    [
+        ({}, True, True),
+        ({"ratio": "on_policy", "clip": "none"}, True, True),
+        ({"correction": "tis", "kl_coef": 0.1}, True, True),
+        ({"correction": "icepop", "correction_low": 0.5}, True, True),
+        ({"correction_level": "sequence"}, True, True),  # of a correction that is off
+        ({"ratio": "sequence"}, False, True),  # the ratio is 1 at every level
+        ({"ratio": "geometric"}, False, True),
+        ({"correction": "tis", "correction_level": "sequence"}, False, False),
+        ({"correction": "mis", "correction_level": "geometric"}, False, False),
+        ({"off_policy_delta": 0.1}, False, False),
+    ],
+)
+def test_whether_other_tokens_of_the_sequence_matter(
+    changes: dict[str, Any], local: bool, local_on_policy: bool
+) -> None:
+    spec = ObjectiveSpec(**{"correction": "none", "clip_high": 0.2, **changes})
+
+    def first_slope(second: float, second_old: float | None) -> float:
+        now_BT = torch.tensor([[-1.0, second]], dtype=torch.float64)
+        old_BT = None if second_old is None else torch.tensor([[-1.05, second_old]], dtype=torch.float64)
+        tokens = Tokens(
+            mask_BT=torch.ones_like(now_BT),
+            sampler_logprobs_BT=torch.tensor([[-1.1, -1.3]], dtype=torch.float64),
+            advantages_B1=torch.tensor([[-1.0]], dtype=torch.float64),
+            weights_B1=torch.tensor([[1.0]], dtype=torch.float64),
+            old_logprobs_BT=old_BT,
+            reference_logprobs_BT=torch.tensor([[-1.2, -1.2]], dtype=torch.float64) if spec.kl_coef else None,
+        )
+        return float(evaluate(now_BT, tokens, spec).slope_BT[0, 0])
+
+    assert spec.is_row_local(has_old=True) is local
+    assert (first_slope(-1.2, -1.21) == first_slope(-2.2, -2.4)) is local
+    assert spec.is_row_local(has_old=False) is local_on_policy
+    assert (first_slope(-1.2, None) == first_slope(-2.2, None)) is local_on_policy

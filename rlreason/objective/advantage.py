@@ -67,6 +67,7 @@ def group_advantage(
     2501.03262. Zero variance is max == min, exactly, not a small deviation. Raises ValueError for a baseline that is
     asked for and not given.
     """
+    dtype = rewards_N.dtype  # the penalty below is float64
     group_N, groups = _dense(group_N)
     if truncated_N is None:
         truncated_N = torch.zeros_like(rewards_N, dtype=torch.bool)
@@ -94,8 +95,8 @@ def group_advantage(
         centred_N = centred_N.masked_fill(~informative_G[group_N], 0.0)
     advantages_N = _scale(centred_N, step, spec)
     return Credit(
-        advantages_N=advantages_N.masked_fill(~kept_N, 0.0),
-        weights_N=loss_weights(lengths_N, kept_N, group_N, groups, spec, max_tokens, rewards_N.dtype),
+        advantages_N=advantages_N.masked_fill(~kept_N, 0.0).to(dtype),
+        weights_N=loss_weights(lengths_N, kept_N, group_N, groups, spec, max_tokens, dtype),
         kept_N=kept_N,
         statistics_G6=statistics_G6,
         informative_G=informative_G,
@@ -172,7 +173,8 @@ def _baseline(step: _Step, spec: ObjectiveSpec, baseline_N: Tensor | None) -> Te
             raise ValueError('baseline = "given", but no baseline came with the rewards: pass baseline_N')
         return baseline_N.double()
     if spec.baseline == "batch":
-        return (rewards_N * step.usable_N).sum() / step.usable_N.sum().clamp(min=1)
+        mean = (rewards_N * step.usable_N).sum() / step.usable_N.sum().clamp(min=1)
+        return mean.expand_as(rewards_N)  # a number would be rounded to float32 before it met float32 rewards
     if spec.baseline == "length_weighted":
         lengths = step.lengths_N.double() * step.usable_N
         total_G = _sum(lengths, group_N, len(mean_G))

@@ -72,6 +72,25 @@ def test_a_common_offset_leaves_no_residue(offset: float) -> None:
     )
 
 
+def test_float32_rewards_are_centred_in_float64_by_the_batch_too() -> None:
+    rewards_N = torch.tensor([7428.0, 7429.0, 7430.0, 7428.0, 7428.0, 7428.0])
+    spec = ObjectiveSpec(baseline="batch", scale="none")
+    out = group_advantage(rewards_N, torch.arange(6), torch.ones(6, dtype=torch.long), spec, max_tokens=3)
+    assert out.advantages_N.tolist() == pytest.approx([-0.5, 0.5, 1.5, -0.5, -0.5, -0.5], abs=1e-7)
+    rewards_N[2] = 7429.0  # the mean, 7428 1/3, is no float32 number
+    out = group_advantage(rewards_N, torch.arange(6), torch.ones(6, dtype=torch.long), spec, max_tokens=3)
+    assert out.advantages_N.tolist() == pytest.approx([-1 / 3, 2 / 3, 2 / 3, -1 / 3, -1 / 3, -1 / 3], abs=1e-7)
+
+
+@pytest.mark.parametrize("overlong", ["keep", "soft_penalty"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_result_has_the_dtype_of_the_rewards(overlong: str, dtype: torch.dtype) -> None:
+    spec = ObjectiveSpec(overlong=overlong)  # type: ignore[arg-type]
+    rewards_N = torch.tensor([1.0, 0.0], dtype=dtype)
+    out = group_advantage(rewards_N, torch.zeros(2, dtype=torch.long), torch.tensor([2, 3]), spec, max_tokens=3)
+    assert (out.advantages_N.dtype, out.weights_N.dtype) == (dtype, dtype)
+
+
 def test_groups_are_known_by_their_number_alone() -> None:
     # slime #1414: uneven groups cut by position share a baseline. Groups 5: (1, 0), 2: (1, 1, 0), in any order.
     rewards_N = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0])

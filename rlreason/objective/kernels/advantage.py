@@ -1,8 +1,9 @@
 """K1 on the GPU: advantages, loss weights, flags and the packing index of a whole step in one launch.
 
-N = completions, G = groups. Same formulas as ``objective.advantage``, in the rewards' dtype (float32 or float64);
-token and completion counts are int64, so exact. A group's mean and deviation are taken from its smallest reward in
-two passes, so that a common offset leaves no residue; groups are merged by Chan's formula, in index order.
+N = completions, G = groups. Same formulas as ``objective.advantage``, in float64 like there: a step has so few
+rewards that the launch costs more. Token and completion counts are int64, so exact. A group's mean and deviation are
+taken from its smallest reward in two passes, so that a common offset leaves no residue; groups are merged by Chan's
+formula, in index order.
 
 Up to ``ONE_LAUNCH`` completions one program measures all groups and then writes all results. Beyond, two launches over
 tiles of the same shape do the same additions in the same order: the results are bitwise the same.
@@ -47,7 +48,7 @@ class DeviceCredit(Credit):
     keep_index_N: Tensor
     #: How many they are, int64 [].
     keep_count: Tensor
-    #: METRICS, in the rewards' dtype.
+    #: METRICS, float64.
     metrics: Tensor
 
 
@@ -122,7 +123,7 @@ def group_advantage(
         rewards=rewards_N,
         lengths=lengths_N.contiguous(),
         truncated=None if truncated_N is None else truncated_N.contiguous(),
-        baseline=baseline_N.to(rewards_N.dtype).contiguous() if baseline_N is not None else None,
+        baseline=baseline_N.contiguous() if baseline_N is not None else None,
         starts=groups.starts_G1,
         order=groups.order_N,
     )
@@ -167,12 +168,12 @@ def _plan(inputs: Inputs, spec: ObjectiveSpec, total: int, count: int) -> tuple[
 def _allocate(rewards_N: Tensor, count: int, tiles: int) -> tuple[Outputs, Scratch]:
     total, device = len(rewards_N), rewards_N.device
 
-    def empty(*shape: int, dtype: torch.dtype = rewards_N.dtype) -> Tensor:
+    def empty(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
     outputs = Outputs(
-        advantages=empty(total),
-        weights=empty(total),
+        advantages=empty(total, dtype=rewards_N.dtype),
+        weights=empty(total, dtype=rewards_N.dtype),
         kept=empty(total, dtype=torch.bool),
         statistics=empty(count, 6),
         informative=empty(count, dtype=torch.bool),

@@ -83,7 +83,7 @@ def _divisor(length_GM, group_tokens_G, batch, max_tokens, PLAN: tl.constexpr):
 def _finish(inputs, outputs, scratch, tile, sizes, batch, PLAN: tl.constexpr):
     """Advantages, weights and kept flags of the tile's groups, and the tile's part of the packing index."""
     total, groups, max_tokens, tiles = sizes
-    dtype: tl.constexpr = inputs.rewards.dtype.element_ty
+    dtype: tl.constexpr = outputs.advantages.dtype.element_ty
     group_G, live_G, bounds, longest = bounds_of(inputs, tile, groups, PLAN)
     statistics = outputs.statistics + group_G * 6
     mean_G = tl.load(statistics, mask=live_G, other=0.0)
@@ -95,15 +95,17 @@ def _finish(inputs, outputs, scratch, tile, sizes, batch, PLAN: tl.constexpr):
     anchor_G = tl.load(scratch.baselines + group_G * 2, mask=live_G, other=0.0)
     offset_G = tl.load(scratch.baselines + group_G * 2 + 1, mask=live_G, other=0.0)
     tokens_G = tl.load(scratch.tokens + group_G, mask=live_G, other=0)
-    baseline_G3 = (anchor_G, offset_G, stretch(count_G, informative_G, dtype, PLAN))
+    baseline_G3 = (anchor_G, offset_G, stretch(count_G, informative_G, PLAN))
     for first in range(0, longest, PLAN.members):
         at_GM, live_GM = members(inputs, bounds, first, PLAN)
         reward_GM, usable_GM, kept_GM, length_GM = completion(inputs, at_GM, live_GM, max_tokens, PLAN)
         centred_GM = centre(reward_GM, baseline_G3, given(inputs, at_GM, live_GM, reward_GM, PLAN), PLAN)
         scaled_GM = _scaled(centred_GM, (mean_G, std_G), batch, PLAN)
         divisor_GM = _divisor(length_GM, tokens_G, batch, max_tokens, PLAN)
-        tl.store(outputs.advantages + at_GM, tl.where(kept_GM, scaled_GM, 0.0), mask=live_GM)
-        tl.store(outputs.weights + at_GM, tl.where(kept_GM, 1.0 / divisor_GM.to(dtype), 0.0), mask=live_GM)
+        tl.store(outputs.advantages + at_GM, tl.where(kept_GM, scaled_GM, 0.0).to(dtype), mask=live_GM)
+        tl.store(
+            outputs.weights + at_GM, tl.where(kept_GM, 1.0 / divisor_GM.to(tl.float64), 0.0).to(dtype), mask=live_GM
+        )
         tl.store(outputs.kept + at_GM, kept_GM, mask=live_GM)
     _pack(inputs, outputs, scratch, tile, sizes, batch, PLAN)
 

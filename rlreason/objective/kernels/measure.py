@@ -1,7 +1,7 @@
 """Device code of K1, first half: tiles of [groups, members] are measured. ``credit`` finishes them.
 
 G = groups of a tile, M = members of a tile. A group longer than M is walked in steps of M. ``sizes`` is (completions,
-groups, max_tokens, tiles); PLAN is an ``advantage.GroupPlan``.
+groups, max_tokens, tiles); PLAN is an ``advantage.GroupPlan``. All of it in float64, like the torch path.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ KEPT, TOKENS, GROUPS_WITH_TOKENS, SCORED, INFORMATIVE, ALL_POSITIVE, NONE_POSITI
 @triton.jit
 def completion(inputs, at, live, max_tokens, PLAN: tl.constexpr):
     """(reward, 0 where unusable; usable; kept; length) of the completions ``at``."""
-    reward = tl.load(inputs.rewards + at, mask=live, other=0.0)
+    reward = tl.load(inputs.rewards + at, mask=live, other=0.0).to(tl.float64)
     length = tl.load(inputs.lengths + at, mask=live, other=0).to(tl.int64)
     if PLAN.spec.overlong == "soft_penalty":
-        cache = tl.full((), PLAN.spec.overlong_share, reward.dtype) * max_tokens
-        late = (max_tokens - length).to(reward.dtype) / cache - 1.0
+        cache = tl.full((), PLAN.spec.overlong_share, tl.float64) * max_tokens
+        late = (max_tokens - cache - length) / cache
         reward += tl.minimum(tl.maximum(late, -1.0), 0.0)
     usable = live & (reward == reward)  # noqa: PLR0124 (not nan)
     kept = usable & (length > 0)
@@ -85,14 +85,14 @@ def centre(reward_GM, baseline_G3, given_GM, PLAN: tl.constexpr):
 def given(inputs, at_GM, live_GM, reward_GM, PLAN: tl.constexpr):
     given_GM = reward_GM
     if PLAN.has_baseline:
-        given_GM = tl.load(inputs.baseline + at_GM, mask=live_GM, other=0.0)
+        given_GM = tl.load(inputs.baseline + at_GM, mask=live_GM, other=0.0).to(tl.float64)
     return given_GM
 
 
 @triton.jit
-def stretch(count_G, informative_G, dtype: tl.constexpr, PLAN: tl.constexpr):
+def stretch(count_G, informative_G, PLAN: tl.constexpr):
     """What a centred reward is multiplied by: 0 without information, n/(n − 1) where the baseline leaves it out."""
-    stretch_G = tl.where(informative_G, 1.0, 0.0).to(dtype)
+    stretch_G = tl.where(informative_G, 1.0, 0.0).to(tl.float64)
     if PLAN.spec.baseline == "leave_one_out":
         stretch_G = stretch_G * (count_G / tl.maximum(count_G - 1.0, 1.0))
     return stretch_G
@@ -102,9 +102,8 @@ def stretch(count_G, informative_G, dtype: tl.constexpr, PLAN: tl.constexpr):
 def _extent(inputs, bounds, longest, max_tokens, PLAN: tl.constexpr):
     """First sweep: (smallest, largest, count, positive, kept, loss tokens, tokens) of each group's usable rewards."""
     start_G, end_G = bounds
-    dtype: tl.constexpr = inputs.rewards.dtype.element_ty
-    low_G = tl.full([PLAN.groups], float("inf"), dtype)
-    high_G = tl.full([PLAN.groups], float("-inf"), dtype)
+    low_G = tl.full([PLAN.groups], float("inf"), tl.float64)
+    high_G = tl.full([PLAN.groups], float("-inf"), tl.float64)
     count_G = tl.full([PLAN.groups], 0, tl.int64)
     positive_G = count_G
     kept_G = count_G
@@ -136,9 +135,8 @@ def _offsets(inputs, bounds, longest, extent, max_tokens, PLAN: tl.constexpr):
         sum_G += tl.sum(above_GM, 1)
         if PLAN.spec.baseline == "length_weighted":
             weighted_G += tl.sum(above_GM * length_GM.to(above_GM.dtype), 1)
-    dtype: tl.constexpr = inputs.rewards.dtype.element_ty
-    mean_G = sum_G / tl.maximum(count_G, 1).to(dtype)
-    return mean_G, weighted_G / tl.maximum(tokens_G, 1).to(dtype)
+    mean_G = sum_G / tl.maximum(count_G, 1).to(tl.float64)
+    return mean_G, weighted_G / tl.maximum(tokens_G, 1).to(tl.float64)
 
 
 @triton.jit
@@ -222,7 +220,6 @@ def total_of(integers_ptr, tiles, ROW: tl.constexpr, PLAN: tl.constexpr):
 def measure(inputs, outputs, scratch, tile, sizes, PLAN: tl.constexpr):
     """Statistics of the tile's groups, their baselines, and the tile's share of the batch's moments and counts."""
     total, groups, max_tokens, tiles = sizes
-    dtype: tl.constexpr = inputs.rewards.dtype.element_ty
     group_G, live_G, bounds, longest = bounds_of(inputs, tile, groups, PLAN)
     start_G, end_G = bounds
     low_G, high_G, count_G, positive_G, kept_G, loss_tokens_G, tokens_G = _extent(
@@ -231,13 +228,13 @@ def measure(inputs, outputs, scratch, tile, sizes, PLAN: tl.constexpr):
     some_G = count_G > 0
     informative_G = (count_G > 1) & (low_G < high_G)
     anchor_G = tl.where(some_G, low_G, 0.0)
-    number_G = count_G.to(dtype)
+    number_G = count_G.to(tl.float64)
     mean_G, weighted_G = _offsets(inputs, bounds, longest, (anchor_G, count_G, tokens_G), max_tokens, PLAN)
     squares_G = _squares(inputs, bounds, longest, (anchor_G, mean_G), max_tokens, PLAN)
     offset_G = mean_G
     if PLAN.spec.baseline == "length_weighted":
         offset_G = weighted_G
-    share_G = positive_G.to(dtype) / tl.maximum(number_G, 1.0)
+    share_G = positive_G.to(tl.float64) / tl.maximum(number_G, 1.0)
     statistics = outputs.statistics + group_G * 6
     tl.store(statistics, anchor_G + mean_G, mask=live_G)
     tl.store(statistics + 1, std(squares_G, number_G, low_G, high_G, PLAN), mask=live_G)
@@ -256,7 +253,7 @@ def measure(inputs, outputs, scratch, tile, sizes, PLAN: tl.constexpr):
     tl.store(scratch.tokens + group_G, loss_tokens_G, mask=live_G)
     _store_moments(scratch.floats, tile, tiles, (number_G, anchor_G + mean_G, squares_G, low_G, high_G), 0)
     if PLAN.spec.scale == "batch_whiten":
-        baseline_G3 = (anchor_G, offset_G, stretch(number_G, informative_G, dtype, PLAN))
+        baseline_G3 = (anchor_G, offset_G, stretch(number_G, informative_G, PLAN))
         moments = _token_moments(inputs, bounds, longest, baseline_G3, max_tokens, PLAN)
         _store_moments(scratch.floats, tile, tiles, moments, 5)
     integers = scratch.integers + tile

@@ -13,8 +13,9 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from rlreason.objective import advantage, loss
+from rlreason.objective import advantage, linear, loss
 from rlreason.objective.advantage import Credit
+from rlreason.objective.linear import DEFAULT_HEAD, HeadLoss, HeadOptions
 from rlreason.objective.loss import Evaluated, Tokens
 from rlreason.objective.spec import ObjectiveSpec
 from rlreason.types import Batch, LossOutput
@@ -88,3 +89,42 @@ def policy_loss(
 
         return kernels.policy_loss(logprobs_BT, old_logprobs_BT, batch, spec, reference_logprobs_BT)
     return loss.policy_loss(logprobs_BT, old_logprobs_BT, batch, spec, reference_logprobs_BT)
+
+
+def linear_policy_loss(
+    hidden_BTH: Tensor,
+    weight_VH: Tensor,
+    batch: Batch,
+    spec: ObjectiveSpec,
+    old_logprobs_BT: Tensor | None = None,
+    reference_logprobs_BT: Tensor | None = None,
+    options: HeadOptions = DEFAULT_HEAD,
+) -> HeadLoss:
+    """``linear.linear_policy_loss``."""
+    if uses_triton(hidden_BTH.device):
+        from rlreason.objective.kernels.linear import linear_policy_loss as chosen
+    else:
+        chosen = linear.linear_policy_loss
+    return chosen(hidden_BTH, weight_VH, batch, spec, old_logprobs_BT, reference_logprobs_BT, options)
+
+
+def linear_supervised_loss(
+    hidden_BTH: Tensor, weight_VH: Tensor, batch: Batch, denominator: float, options: HeadOptions = DEFAULT_HEAD
+) -> HeadLoss:
+    """``linear.linear_supervised_loss``."""
+    if uses_triton(hidden_BTH.device):
+        from rlreason.objective.kernels.linear import linear_supervised_loss as chosen
+    else:
+        chosen = linear.linear_supervised_loss
+    return chosen(hidden_BTH, weight_VH, batch, denominator, options)
+
+
+def linear_logprobs(
+    hidden_BTH: Tensor, weight_VH: Tensor, batch: Batch, options: HeadOptions = DEFAULT_HEAD
+) -> tuple[Tensor, Tensor]:
+    """``linear.linear_logprobs``."""
+    if uses_triton(hidden_BTH.device):
+        from rlreason.objective.kernels.linear import linear_logprobs as chosen
+    else:
+        chosen = linear.linear_logprobs
+    return chosen(hidden_BTH, weight_VH, batch, options)

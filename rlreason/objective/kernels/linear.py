@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,34 +21,17 @@ from rlreason.objective.kernels.device import COLUMNS
 from rlreason.objective.kernels.loss import evaluate, evaluated
 from rlreason.objective.kernels.plan import Plan
 from rlreason.objective.kernels.rows import RowInputs, RowOutputs, RowPlan, row_kernel
+from rlreason.objective.linear import DEFAULT_HEAD, HeadLoss, HeadOptions
 from rlreason.objective.loss import Evaluated, Tokens, with_gradient
 from rlreason.objective.spec import ObjectiveSpec
-from rlreason.types import Batch, LossOutput
+from rlreason.types import Batch
 
+#: Columns that a program of the row kernel works on at a time.
 _BLOCK = 4096
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadOptions:
-    """How the head is computed. Example: ``HeadOptions(temperature=0.7, rows_R=index)``."""
-
-    #: Of the sampler: log π is of softmax(logits / temperature).
-    temperature: float = 1.0
-    #: Rows of a tile: 4·C·V bytes, 1.2 GB at V = 151,936.
-    tile_rows: int = 2048
-    #: forward: gradient in the forward pass; recompute: tiles twice; auto: the first where the objective allows it.
-    gradient: Literal["auto", "forward", "recompute"] = "auto"
-    #: Places b·T + t of the loss rows, int64 [R] on the device; −1 is padding. None: found from the mask, which waits
-    #: for the device once.
-    rows_R: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadLoss(LossOutput):
-    """A loss, and what the head said of each token on the way. [B, T], float32; 0 where masked."""
-
-    logprobs_BT: Tensor
-    entropy_BT: Tensor
+#: Rows of a tile: 1.2 GB of float32 at V = 151,936.
+_TILE_ROWS = 2048
+#: For passes without an objective.
+_PLAIN = Plan(ObjectiveSpec(), False, False)
 
 
 def linear_policy_loss(
@@ -59,44 +41,49 @@ def linear_policy_loss(
     spec: ObjectiveSpec,
     old_logprobs_BT: Tensor | None = None,
     reference_logprobs_BT: Tensor | None = None,
-    options: HeadOptions = HeadOptions(),
+    options: HeadOptions = DEFAULT_HEAD,
 ) -> HeadLoss:
-    """``policy_loss`` of log softmax(hidden · weightᵀ / temperature), to call ``backward()`` on.
+    """As ``objective.linear.linear_policy_loss``, on the device of ``hidden_BTH``.
 
-    ``hidden_BTH``, ``weight_VH``: bfloat16, float16, float32 (float64 in tests), on one device. ``backward`` gives
-    the gradients of both; a head that needs none costs no product for it. Raises ValueError where
-    ``options.gradient`` is "forward" and a token's slope depends on its sequence.
+    A head in half precision multiplies as it is, into float32. Padding in ``options.rows_R`` keeps its rows, so that
+    nothing waits for the device to count them.
     """
     plan = Plan(spec, old_logprobs_BT is not None, reference_logprobs_BT is not None)
     if options.gradient == "forward" and not plan.row_local:
         raise ValueError('gradient = "forward": a token\'s slope depends on its sequence here. Use "auto"')
-    tokens = Tokens(
-        mask_BT=batch.loss_mask_BT,
-        sampler_logprobs_BT=batch.sampler_logprobs_BT,
-        advantages_B1=batch.advantages_B1,
-        weights_B1=batch.weights_B1,
-        old_logprobs_BT=old_logprobs_BT,
-        reference_logprobs_BT=reference_logprobs_BT,
-    )
-    head = _Head.of(hidden_BTH, weight_VH, batch, tokens, options)
+    tokens = Tokens.of(batch, old_logprobs_BT, reference_logprobs_BT)
+    head = _Head.of(hidden_BTH, weight_VH, batch.targets_BT, tokens, options)
     if plan.row_local and options.gradient != "recompute":
-        done = head.run(RowPlan(plan, True, True, head.wanted, head.narrow, options.temperature != 1.0))
-        assert done is not None
-    else:
-        head.run(RowPlan(plan, True, False, False, head.narrow, options.temperature != 1.0))
-        done = evaluate(head.outputs.logprobs, tokens, spec)
+        head.run(head.plan(plan, measure=True, objective=True, gradient=head.wanted))
+        return head.output(evaluated(head.outputs.partials, head.outputs.slopes, plan))
+    head.run(head.plan(plan, measure=True, objective=False, gradient=False))
+    done = evaluate(head.outputs.logprobs, tokens, spec)
+    if head.wanted:
         head.outputs = head.outputs._replace(slopes=done.slope_BT)
-        if head.wanted:
-            head.run(RowPlan(plan, False, False, True, head.narrow, options.temperature != 1.0))
-    pairs = [(tensor, gradient) for tensor, gradient in head.gradients() if gradient is not None]
-    loss = with_gradient(done.loss.to(head.outputs.logprobs.dtype), *pairs)
-    return HeadLoss(
-        loss=loss,
-        sums=done.sums,
-        maxima=done.maxima,
-        logprobs_BT=head.outputs.logprobs,
-        entropy_BT=head.outputs.entropies,
-    )
+        head.run(head.plan(plan, measure=False, objective=False, gradient=True))
+    return head.output(done)
+
+
+def linear_supervised_loss(
+    hidden_BTH: Tensor, weight_VH: Tensor, batch: Batch, denominator: float, options: HeadOptions = DEFAULT_HEAD
+) -> HeadLoss:
+    """As ``objective.linear.linear_supervised_loss``."""
+    head = _Head.of(hidden_BTH, weight_VH, batch.targets_BT, Tokens.of(batch, None, None), options)
+    head.outputs.slopes.fill_(-1.0 / denominator)
+    head.run(head.plan(_PLAIN, measure=True, objective=False, gradient=head.wanted))
+    negative = -head.outputs.logprobs.sum(dtype=torch.float64)
+    loss = negative / denominator
+    return head.output(Evaluated(loss=loss, slope_BT=head.outputs.slopes, sums={"loss": negative}, maxima={}))
+
+
+@torch.no_grad()
+def linear_logprobs(
+    hidden_BTH: Tensor, weight_VH: Tensor, batch: Batch, options: HeadOptions = DEFAULT_HEAD
+) -> tuple[Tensor, Tensor]:
+    """As ``objective.linear.linear_logprobs``: (log π of each loss token, entropy), [B, T] each."""
+    head = _Head.of(hidden_BTH, weight_VH, batch.targets_BT, Tokens.of(batch, None, None), options)
+    head.run(head.plan(_PLAIN, measure=True, objective=False, gradient=False))
+    return head.outputs.logprobs, head.outputs.entropies
 
 
 @dataclass(slots=True, kw_only=True)
@@ -116,15 +103,15 @@ class _Head:
     gradient_VH: Tensor | None
 
     @staticmethod
-    def of(hidden: Tensor, weight: Tensor, batch: Batch, tokens: Tokens, options: HeadOptions) -> _Head:
+    def of(hidden: Tensor, weight: Tensor, targets_BT: Tensor, tokens: Tokens, options: HeadOptions) -> _Head:
         """Allocate what the call needs."""
         rows_R = options.rows_R
         if rows_R is None:
-            rows_R = batch.loss_mask_BT.reshape(-1).nonzero()[:, 0]
+            rows_R = tokens.mask_BT.reshape(-1).nonzero()[:, 0]
         hidden_NH = hidden.detach().reshape(-1, hidden.shape[-1])
         weight_VH = weight.detach()
         float_type = _accumulator(weight)
-        shape, count = batch.loss_mask_BT.shape, len(rows_R)
+        shape, count = tokens.mask_BT.shape, len(rows_R)
 
         def zeros(*size: int) -> Tensor:
             return torch.zeros(size, dtype=float_type, device=hidden.device)
@@ -144,7 +131,7 @@ class _Head:
             weight_VH=weight_VH,
             inputs=RowInputs(
                 places=rows_R.contiguous(),
-                targets=batch.targets_BT.contiguous(),
+                targets=targets_BT.contiguous(),
                 old=column(tokens.old_logprobs_BT),
                 sampler=sampler,
                 reference=column(tokens.reference_logprobs_BT),
@@ -175,11 +162,16 @@ class _Head:
         """Whether gradients are of half the width of the logits."""
         return self.weight_VH.element_size() == 2
 
-    def run(self, plan: RowPlan) -> Evaluated | None:
-        """All tiles. The evaluated loss, where the plan has the objective."""
+    def plan(self, token: Plan, *, measure: bool, objective: bool, gradient: bool) -> RowPlan:
+        """What one pass over the tiles does."""
+        return RowPlan(token, measure, objective, gradient, self.narrow, self.options.temperature != 1.0)
+
+    def run(self, plan: RowPlan) -> None:
+        """One pass over all tiles."""
         rows_R = self.inputs.places
         vocabulary, width = len(self.weight_VH), self.outputs.logprobs.shape[1]
-        memory = self.outputs.logprobs.new_empty((min(self.options.tile_rows, len(rows_R)), vocabulary))
+        tile_rows = min(self.options.tile_rows or _TILE_ROWS, len(rows_R))
+        memory = self.outputs.logprobs.new_empty((tile_rows, vocabulary))
         for start, tile_CV in self._tiles(memory):
             gradient_CV = tile_CV.view(self.weight_VH.dtype)[:, :vocabulary] if self.narrow else tile_CV
             sizes = (start, len(rows_R), width, vocabulary, tile_CV.stride(0), gradient_CV.stride(0))
@@ -195,7 +187,6 @@ class _Head:
             )
             if plan.gradient:
                 self._add_gradients(start, gradient_CV)
-        return evaluated(self.outputs.partials, self.outputs.slopes, plan.token) if plan.objective else None
 
     def _tiles(self, memory: Tensor) -> Iterator[tuple[int, Tensor]]:
         """First row and logits of each tile, all in the same memory."""
@@ -207,7 +198,10 @@ class _Head:
             yield start, tile_CV
 
     def _hidden(self, start: int, count: int) -> Tensor:
-        return self.hidden_NH.index_select(0, self.inputs.places[start : start + count].clamp(min=0))
+        """Hidden states of a tile's rows; 0 for padding, whatever lies at the place that it is read from."""
+        places_C = self.inputs.places[start : start + count]
+        hidden_CH = self.hidden_NH.index_select(0, places_C.clamp(min=0))
+        return hidden_CH.masked_fill_((places_C < 0).unsqueeze(1), 0.0)
 
     def _add_gradients(self, start: int, gradient_CV: Tensor) -> None:
         places_C = self.inputs.places[start : start + len(gradient_CV)]
@@ -217,12 +211,20 @@ class _Head:
         if self.gradient_VH is not None:
             _accumulate(self.gradient_VH, gradient_CV.t(), self._hidden(start, len(gradient_CV)))
 
-    def gradients(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
-        """(hidden, its gradient), (weight, its gradient), in their shapes and dtypes."""
-        hidden, weight = self.gradient_NH, self.gradient_VH
-        return (
-            (self.hidden, None if hidden is None else hidden[:-1].view(self.hidden.shape)),
-            (self.weight, None if weight is None else weight.to(self.weight.dtype)),
+    def output(self, done: Evaluated) -> HeadLoss:
+        """The loss as a function of hidden states and weight."""
+        pairs = []
+        if self.gradient_NH is not None:
+            pairs.append((self.hidden, self.gradient_NH[:-1].view(self.hidden.shape)))
+        if self.gradient_VH is not None:
+            pairs.append((self.weight, self.gradient_VH.to(self.weight.dtype)))
+        loss = done.loss.to(self.outputs.logprobs.dtype)
+        return HeadLoss(
+            loss=with_gradient(loss, *pairs) if pairs else loss,
+            sums=done.sums,
+            maxima=done.maxima,
+            logprobs_BT=self.outputs.logprobs,
+            entropy_BT=self.outputs.entropies,
         )
 
 

@@ -5,7 +5,8 @@ order. Bytes per token: what is read (4 each of log π, mask, and log π_old, lo
 and 4 written; a masked token costs its mask. No host synchronisation, no atomics.
 
 Where a sequence has a number of its own (its ratio, its correction), one program takes a sequence and reads it twice,
-the second time from the L2 cache; else programs take blocks of 1,024 tokens. Same formulas as ``objective.loss``.
+the second time from the L2 cache; else (``Plan.row_local``) programs take blocks of 1,024 tokens. Same formulas as
+``objective.loss``.
 """
 
 from __future__ import annotations
@@ -46,13 +47,12 @@ def evaluate(logprobs_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec) -> Evalua
     """
     plan = Plan(spec, tokens.old_logprobs_BT is not None, tokens.reference_logprobs_BT is not None)
     rows, width = logprobs_BT.shape
-    whole = spec.needs_sequences
-    programs = rows if whole else rows * triton.cdiv(width, _BLOCK)
+    programs = rows * triton.cdiv(width, _BLOCK) if plan.row_local else rows
     slope_BT = torch.empty_like(logprobs_BT, memory_format=torch.contiguous_format)
     partials_KP = torch.empty((len(COLUMNS), programs), dtype=logprobs_BT.dtype, device=logprobs_BT.device)
     if programs and width:
         _token_kernel[(programs,)](
-            pointers(logprobs_BT, tokens), (slope_BT, partials_KP), width, plan, whole, _BLOCK, num_warps=8
+            pointers(logprobs_BT, tokens), (slope_BT, partials_KP), width, plan, _BLOCK, num_warps=8
         )
     return evaluated(partials_KP, slope_BT, plan)
 
@@ -65,15 +65,7 @@ def policy_loss(
     reference_logprobs_BT: Tensor | None = None,
 ) -> LossOutput:
     """As ``objective.loss.policy_loss``: shapes [B, T], to call ``backward()`` on."""
-    tokens = Tokens(
-        mask_BT=batch.loss_mask_BT,
-        sampler_logprobs_BT=batch.sampler_logprobs_BT,
-        advantages_B1=batch.advantages_B1,
-        weights_B1=batch.weights_B1,
-        old_logprobs_BT=old_logprobs_BT,
-        reference_logprobs_BT=reference_logprobs_BT,
-    )
-    done = evaluate(logprobs_BT.detach(), tokens, spec)
+    done = evaluate(logprobs_BT.detach(), Tokens.of(batch, old_logprobs_BT, reference_logprobs_BT), spec)
     loss = with_gradient(done.loss.to(logprobs_BT.dtype), (logprobs_BT, done.slope_BT))
     return LossOutput(loss=loss, sums=done.sums, maxima=done.maxima)
 
@@ -172,9 +164,9 @@ def _block(pointers, slope_ptr, place, levels, PLAN: tl.constexpr, BLOCK: tl.con
     level, mismatch, factor = levels
     level = tl.where(inside, level, 0.0)
     mismatch = tl.where(inside, mismatch, 0.0)
-    if PLAN.spec.ratio == "token" or PLAN.spec.ratio == "on_policy":
+    if PLAN.row_local or PLAN.spec.ratio == "token" or PLAN.spec.ratio == "on_policy":
         level = logprob - old
-    if PLAN.spec.correction_level == "token":
+    if PLAN.row_local or PLAN.spec.correction_level == "token":
         mismatch = old - sampler
     slope, measured = token_objective(token, (level, mismatch, factor), kept, PLAN)
     tl.store(slope_ptr + at, slope, mask=inside)
@@ -183,13 +175,11 @@ def _block(pointers, slope_ptr, place, levels, PLAN: tl.constexpr, BLOCK: tl.con
 
 
 @triton.jit
-def _token_kernel(
-    pointers, outputs, width, PLAN: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+def _token_kernel(pointers, outputs, width, PLAN: tl.constexpr, BLOCK: tl.constexpr):
     slope_ptr, partials_ptr = outputs
     program = tl.program_id(0)
     programs = tl.num_programs(0)
-    if WHOLE:
+    if not PLAN.row_local:
         levels = _sequence_levels(pointers, program, width, PLAN, BLOCK)
         a = tl.full([BLOCK], 0.0, pointers.logprobs.dtype.element_ty)
         b, c, d, e, f, g, h = a, a, a, a, a, a, a

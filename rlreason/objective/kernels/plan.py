@@ -19,9 +19,5 @@ class Plan:
 
     @property
     def row_local(self) -> bool:
-        """Whether a token's loss and gradient follow from its own row: what taking the gradient in the forward pass
-        needs. On-policy, ρ is 1 at every level, so only weights of whole sequences stand against it."""
-        spec = self.spec
-        if (spec.correction != "none" and spec.correction_level != "token") or spec.off_policy_delta > 0:
-            return False
-        return spec.ratio in ("token", "on_policy") or not self.has_old
+        """Whether a token's loss and gradient follow from its own row."""
+        return self.spec.is_row_local(has_old=self.has_old)

@@ -98,6 +98,7 @@ def geometric_bound(log_ratio, advantage, PLAN: tl.constexpr):
 def ratio_and_surrogate(token, log_ratio, level, PLAN: tl.constexpr):
     """ρ, S, slope, clipped. ``level``: the sequence's mean log-ratio where ρ is the sequence's, else ``log_ratio``."""
     logprob, old, sampler, reference, advantage, weight = token
+    logprob = logprob.to(weight.dtype)
     if PLAN.spec.ratio == "geometric":
         ratio = tl.exp(level)
         value = ratio * advantage
@@ -126,9 +127,8 @@ def correction_weight(mismatch, PLAN: tl.constexpr):
 
 
 @triton.jit
-def kl_term(logprob, reference, log_ratio, PLAN: tl.constexpr):
-    """Estimate of KL(π || π_ref) and its slope."""
-    raw = reference - logprob
+def kl_term(raw, log_ratio, PLAN: tl.constexpr):
+    """Estimate of KL(π || π_ref) and its slope. ``raw``: log π_ref − log π."""
     d = tl.minimum(tl.maximum(raw, -LIMIT), LIMIT)
     inside = tl.where(d == raw, 1.0, 0.0).to(d.dtype)
     if PLAN.spec.kl_estimator == "k1":
@@ -150,21 +150,23 @@ def token_objective(token, levels, kept, PLAN: tl.constexpr):
     """Slope, and the eight columns, of tokens; all 0 where not ``kept`` (but ρ is 1 there, as π = π_old).
 
     ``token``: log π, log π_old, log π_sampler, log π_ref, A, w; 0 where not kept. ``levels``: what the sequence adds
-    (its mean log-ratio, its log mismatch, its off-policy factor), or the token's own.
+    (its mean log-ratio, its log mismatch, its off-policy factor), or the token's own. Log-probabilities may be wider
+    than A and w: their differences are small, so what follows is of the dtype of w.
     """
     logprob, old, sampler, reference, advantage, weight = token
     level, mismatch_level, factor = levels
-    log_ratio = logprob - old
-    mismatch = old - sampler
+    level = level.to(weight.dtype)
+    log_ratio = (logprob - old).to(weight.dtype)
+    mismatch = (old - sampler).to(weight.dtype)
     signed = -weight * factor
     if PLAN.spec.correction != "none":
-        signed = signed * correction_weight(mismatch_level, PLAN)
+        signed = signed * correction_weight(mismatch_level.to(weight.dtype), PLAN)
     ratio, value, slope, clipped = ratio_and_surrogate(token, log_ratio, level, PLAN)
     loss = tl.where(kept, value * signed, 0.0)
     slope = slope * signed
     kl = loss * 0.0
     if PLAN.has_reference:
-        kl, kl_slope = kl_term(logprob, reference, log_ratio, PLAN)
+        kl, kl_slope = kl_term((reference - logprob).to(weight.dtype), log_ratio, PLAN)
         kl = tl.where(kept, kl, 0.0)
         if PLAN.spec.kl_in == "loss":
             loss += PLAN.spec.kl_coef * (kl * weight)

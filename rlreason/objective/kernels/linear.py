@@ -83,7 +83,7 @@ def linear_logprobs(
     """As ``objective.linear.linear_logprobs``: (log π of each loss token, entropy), [B, T] each."""
     head = _Head.of(hidden_BTH, weight_VH, batch.targets_BT, Tokens.of(batch, None, None), options)
     head.run(head.plan(_PLAIN, measure=True, objective=False, gradient=False))
-    return head.outputs.logprobs, head.outputs.entropies
+    return head.outputs.logprobs.to(head.outputs.entropies.dtype), head.outputs.entropies
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,8 +113,8 @@ class _Head:
         float_type = _accumulator(weight)
         shape, count = tokens.mask_BT.shape, len(rows_R)
 
-        def zeros(*size: int) -> Tensor:
-            return torch.zeros(size, dtype=float_type, device=hidden.device)
+        def zeros(*size: int, dtype: torch.dtype = float_type) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device=hidden.device)
 
         def column(values: Tensor | None) -> Tensor | None:
             return None if values is None else values.detach().to(float_type).contiguous()
@@ -139,7 +139,7 @@ class _Head:
                 weights=weights,
             ),
             outputs=RowOutputs(
-                logprobs=zeros(*shape),
+                logprobs=zeros(*shape, dtype=torch.float64),
                 entropies=zeros(*shape),
                 slopes=zeros(*shape),
                 normalisers=torch.empty((count, 2), dtype=float_type, device=hidden.device),
@@ -171,7 +171,7 @@ class _Head:
         rows_R = self.inputs.places
         vocabulary, width = len(self.weight_VH), self.outputs.logprobs.shape[1]
         tile_rows = min(self.options.tile_rows or _TILE_ROWS, len(rows_R))
-        memory = self.outputs.logprobs.new_empty((tile_rows, vocabulary))
+        memory = self.outputs.entropies.new_empty((tile_rows, vocabulary))
         for start, tile_CV in self._tiles(memory):
             gradient_CV = tile_CV.view(self.weight_VH.dtype)[:, :vocabulary] if self.narrow else tile_CV
             sizes = (start, len(rows_R), width, vocabulary, tile_CV.stride(0), gradient_CV.stride(0))
@@ -218,12 +218,12 @@ class _Head:
             pairs.append((self.hidden, self.gradient_NH[:-1].view(self.hidden.shape)))
         if self.gradient_VH is not None:
             pairs.append((self.weight, self.gradient_VH.to(self.weight.dtype)))
-        loss = done.loss.to(self.outputs.logprobs.dtype)
+        loss = done.loss.to(_accumulator(self.weight))
         return HeadLoss(
             loss=with_gradient(loss, *pairs) if pairs else loss,
             sums=done.sums,
             maxima=done.maxima,
-            logprobs_BT=self.outputs.logprobs,
+            logprobs_BT=self.outputs.logprobs.to(loss.dtype),
             entropy_BT=self.outputs.entropies,
         )
 

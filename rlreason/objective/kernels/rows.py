@@ -2,8 +2,11 @@
 
 One sweep over the row gives its log-sum-exp, the target's log π and the entropy; where the gradient is taken in the
 forward pass, the objective's slope follows at once (``device.token_objective``), and a second sweep overwrites the
-row by dL/dlogits. A bfloat16 gradient is written into the first half of its own float32 row: a matrix of row stride
-2·V, which a matrix product reads as it is.
+row by dL/dlogits. A row's one log π is float64: rounded to float32, some 10⁻⁶ at −15, it would be the largest error
+of the loss, as log π − log π_old is far smaller.
+
+A bfloat16 gradient is written into the first half of its own float32 row: a matrix of row stride 2·V, which a matrix
+product reads as it is.
 """
 
 from __future__ import annotations
@@ -49,20 +52,20 @@ class RowInputs(NamedTuple):
 
 
 class RowOutputs(NamedTuple):
-    #: [B, T] each.
+    #: [B, T] each; log π in float64.
     logprobs: Tensor
     entropies: Tensor
     slopes: Tensor
-    #: Largest logit, and log Σ exp(logit − largest), of each row: [R, 2].
+    #: Largest logit, and log Σ exp((logit − largest) / temperature), of each row: [R, 2].
     normalisers: Tensor
     #: [8, R], the columns of ``device.COLUMNS``.
     partials: Tensor
 
 
 @triton.jit
-def _sweep(row_ptr, vocabulary, temperature, PLAN: tl.constexpr, BLOCK: tl.constexpr):
-    """(largest, log Σ exp(z − largest), entropy) of a row. The sums are kept lane by lane and scaled as a larger logit
-    appears, so each block costs one reduction; one tree over the lanes ends it."""
+def _sweep(row_ptr, vocabulary, scale, PLAN: tl.constexpr, BLOCK: tl.constexpr):
+    """(largest z, log Σ exp(scale (z − largest)), entropy) of a row, the last two in float64. The sums are kept lane by
+    lane and scaled as a larger logit appears, so each block costs one reduction; one tree over the lanes ends it."""
     dtype: tl.constexpr = row_ptr.dtype.element_ty
     lanes = tl.arange(0, BLOCK)
     largest = tl.full((), -1.0e38, dtype)
@@ -70,36 +73,40 @@ def _sweep(row_ptr, vocabulary, temperature, PLAN: tl.constexpr, BLOCK: tl.const
     products = sums
     for first in range(0, vocabulary, BLOCK):
         z = tl.load(row_ptr + first + lanes, mask=first + lanes < vocabulary, other=-1.0e38)
-        if PLAN.tempered:
-            z = z / temperature
         new = tl.maximum(largest, tl.max(z))
-        shrink = tl.exp(largest - new)
-        each = tl.exp(z - new)
-        products = shrink * (products + (largest - new) * sums) + tl.where(each > 0.0, each * (z - new), 0.0)
+        step = largest - new
+        below = z - new
+        if PLAN.tempered:
+            step = tl.maximum(step * scale, -1.0e38)  # finite: it meets sums of 0
+            below = below * scale
+        shrink = tl.exp(step)
+        each = tl.exp(below)
+        products = shrink * (products + step * sums) + tl.where(each > 0.0, each * below, 0.0)
         sums = shrink * sums + each
         largest = new
-    total = tl.sum(sums)
+    total = tl.sum(sums.to(tl.float64))
     log_total = tl.log(total)
-    return largest, log_total, log_total - tl.sum(products) / total
+    return largest, log_total, log_total - tl.sum(products.to(tl.float64)) / total
 
 
 @triton.jit
-def _overwrite(pointers, vocabulary, target, numbers, temperature, PLAN: tl.constexpr, BLOCK: tl.constexpr):
+def _overwrite(pointers, vocabulary, target, numbers, scale, PLAN: tl.constexpr, BLOCK: tl.constexpr):
     """dL/dlogits = slope/temperature · ([v = target] − π(v)); at the target −expm1(log π), which keeps its digits
     where π is near 1. ``numbers``: largest, log_total, logprob, slope."""
     row_ptr, gradient_ptr = pointers
+    dtype: tl.constexpr = row_ptr.dtype.element_ty
     largest, log_total, logprob, slope = numbers
     lanes = tl.arange(0, BLOCK)
-    at_target = -expm1(logprob)
-    if PLAN.tempered:
-        slope = slope / temperature
+    at_target = -expm1(logprob.to(dtype))
+    log_total = log_total.to(dtype)
+    slope = slope.to(dtype) * scale
     tl.debug_barrier()  # the target's logit has been read by all threads
     for first in range(0, vocabulary, BLOCK):
         columns = first + lanes
-        z = tl.load(row_ptr + columns, mask=columns < vocabulary, other=float("-inf"))
+        below = tl.load(row_ptr + columns, mask=columns < vocabulary, other=float("-inf")) - largest
         if PLAN.tempered:
-            z = z / temperature
-        gradient = tl.where(columns == target, at_target, -tl.exp((z - largest) - log_total)) * slope
+            below = below * scale
+        gradient = tl.where(columns == target, at_target, -tl.exp(below - log_total)) * slope
         if PLAN.narrow:
             tl.debug_barrier()  # a narrow store lands on logits of this block or an earlier one: all must be read
         tl.store(gradient_ptr + columns, gradient.to(gradient_ptr.dtype.element_ty), mask=columns < vocabulary)
@@ -123,7 +130,7 @@ def _objective(inputs, outputs, row, place, sizes, logprob, PLAN: tl.constexpr):
     advantage = tl.load(inputs.advantages + sequence, mask=kept, other=0.0)
     weight = tl.load(inputs.weights + sequence, mask=kept, other=0.0)
     token = (logprob, old, sampler, reference, advantage, weight)
-    levels = (logprob - old, old - sampler, logprob * 0.0 + 1.0)
+    levels = (logprob - old, old - sampler, weight * 0.0 + 1.0)
     slope, measured = token_objective(token, levels, kept, PLAN.token)
     partials = outputs.partials + row
     tl.store(partials, measured[0])
@@ -150,12 +157,13 @@ def row_kernel(tile, inputs, outputs, sizes, temperature, PLAN: tl.constexpr, BL
     kept = place >= 0
     spot = tl.maximum(place, 0)
     target = tl.load(inputs.targets + spot)
+    scale = 1.0 / (temperature + tl.full((), 0.0, tile_ptr.dtype.element_ty))
     if PLAN.measure:
-        largest, log_total, entropy = _sweep(row_ptr, vocabulary, temperature, PLAN, BLOCK)
-        at_target = tl.load(row_ptr + target)
+        largest, log_total, entropy = _sweep(row_ptr, vocabulary, scale, PLAN, BLOCK)
+        below = tl.load(row_ptr + target).to(tl.float64) - largest
         if PLAN.tempered:
-            at_target = at_target / temperature
-        logprob = (at_target - largest) - log_total
+            below = below * scale
+        logprob = below - log_total
         tl.store(outputs.logprobs + spot, logprob, mask=kept)
         tl.store(outputs.entropies + spot, entropy, mask=kept)
         tl.store(outputs.normalisers + 2 * row, largest)
@@ -172,4 +180,4 @@ def row_kernel(tile, inputs, outputs, sizes, temperature, PLAN: tl.constexpr, BL
     if PLAN.gradient:
         numbers = (largest, log_total, logprob, slope)
         pointers = (row_ptr, gradient_ptr + line * gradient_stride)
-        _overwrite(pointers, vocabulary, target, numbers, temperature, PLAN, BLOCK)
+        _overwrite(pointers, vocabulary, target, numbers, scale, PLAN, BLOCK)

@@ -27,7 +27,7 @@ from rlreason.objective.spec import ObjectiveSpec
 #: Completions that one program handles.
 ONE_LAUNCH = 16_384
 #: Completions of a tile: groups × members.
-_TILE = 2048
+_TILE = 1024
 _MOST_MEMBERS = 1024
 
 #: Entries of ``DeviceCredit.metrics``.

@@ -198,15 +198,23 @@ def same_bits(one: DeviceCredit, two: DeviceCredit) -> bool:
     return all(torch.equal(getattr(one, name), getattr(two, name)) for name in names)
 
 
-@pytest.mark.parametrize("name", ["dapo", "reinforce_pp_baseline"])
-def test_two_launches_are_one_launch_bit_for_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Step(torch.float32, completions=kernels.ONE_LAUNCH + 300, groups=2100, seed=1)
-    beyond = step.kernels(GROUP_SPECS[name])
-    assert max(differences(beyond, step.torch_path(GROUP_SPECS[name])).values()) < TOLERANCE[torch.float32]
+def test_two_launches_are_one_launch_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = PRESETS["reinforce_pp_baseline"]
+    step = Step(torch.float32, completions=kernels.ONE_LAUNCH + 300, groups=600, seed=1)
+    beyond = step.kernels(spec)
+    assert max(differences(beyond, step.torch_path(spec)).values()) < TOLERANCE[torch.float32]
     monkeypatch.setattr(kernels, "ONE_LAUNCH", 1 << 20)
-    assert same_bits(beyond, step.kernels(GROUP_SPECS[name]))
+    assert same_bits(beyond, step.kernels(spec))
+
+
+@pytest.mark.parametrize("name", ["dapo", "lite_ppo", "rloo", "aggregation group_token"])
+def test_two_launches_of_a_smaller_step_are_one_launch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Step(torch.float32, completions=2500, groups=90, seed=1)  # two tiles
+    once = step.kernels(GROUP_SPECS[name])
+    monkeypatch.setattr(kernels, "ONE_LAUNCH", 0)
+    assert same_bits(once, step.kernels(GROUP_SPECS[name]))
     step.rewards_N[0] += 0.25
-    assert not same_bits(beyond, step.kernels(GROUP_SPECS[name]))
+    assert not same_bits(once, step.kernels(GROUP_SPECS[name]))
 
 
 @pytest.mark.parametrize("name", ["dapo", "reinforce_pp"])

@@ -27,19 +27,19 @@ from rlreason.types import Batch
 #: last rounding alone makes up to 2.2e-3 of bfloat16's, that of the logits' gradient as much again; the interpreter
 #: cuts bfloat16 off where a GPU rounds to the nearest.
 HALF = {torch.bfloat16: 6e-3 if INTERPRETED else 4e-3, torch.float16: 1e-3}
-WARM = HeadOptions(temperature=0.75, tile_rows=5)  # 0.75: a float32 number too
+WARM = HeadOptions(temperature=0.75, tile_rows=3)  # 0.75: a float32 number too
 
 
 class Case:
     """A head and a batch. The third sequence has no loss token; masked places hold nan."""
 
-    def __init__(self, dtype: torch.dtype, vocabulary: int = 150, width: int = 8, seed: int = 0) -> None:
+    def __init__(self, dtype: torch.dtype, vocabulary: int = 100, width: int = 8, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*size: int) -> Tensor:
             return torch.randn(size, generator=generator, dtype=torch.float64)
 
-        shape = (3, 4)
+        shape = (3, 3)
         mask_BT = (torch.rand(shape, generator=generator) < 0.7).float()
         mask_BT[2] = mask_BT[0, 0] = 0.0
         hidden = normal(*shape, width).to(dtype)
@@ -223,7 +223,7 @@ def test_as_whole_logits(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("name", ["dapo", "gspo", "cispo", "gspo with a mask"])
 def test_as_whole_logits_on_policy_and_without_temperature(name: str) -> None:
-    case, options = Case(torch.float64, seed=1), HeadOptions(tile_rows=3)
+    case, options = Case(torch.float64, seed=1), HeadOptions(tile_rows=2)
     apart = differences(
         case.kernels(TOKEN_SPECS[name], options, old=False)[1], case.dense(TOKEN_SPECS[name], options, old=False)
     )
@@ -295,7 +295,7 @@ def test_padding_carries_nothing(name: str) -> None:
     assert bool(case.hidden.reshape(-1, case.hidden.shape[-1])[0].isnan().any())  # where padding reads
     places = case.batch.loss_mask_BT.reshape(-1).nonzero()[:, 0]
     gaps = torch.full((2,), -1, device=DEVICE)
-    padded = torch.cat([gaps, places[:2], gaps, places[2:], gaps])
+    padded = torch.cat([gaps, places[:2], gaps[:1], places[2:]])
     plain = case.kernels(PRESETS[name])[1]
     apart = differences(case.kernels(PRESETS[name], replace(WARM, rows_R=padded))[1], plain)
     assert max(apart.values()) < 1e-13

@@ -1,0 +1,131 @@
+"""Compiles every kernel for sm_90 (H100, H200) as its driver calls it, without a GPU: through PTX to a binary by the
+ptxas of Triton's wheel. Prints one JSON line a build. Run by ``tests/objective/test_kernels.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # kernel_cases
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from rlreason.objective.kernels import advantage, linear, loss
+from rlreason.objective.kernels.groups import Groups
+from rlreason.objective.linear import HeadOptions
+from rlreason.objective.loss import Tokens
+from rlreason.objective.presets import PRESETS
+from rlreason.objective.spec import ObjectiveSpec
+from rlreason.types import Batch
+
+
+class Hopper:
+    """What the compiler asks the active driver."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+_run = JITFunction.run
+
+
+def compile_only(self: JITFunction[Any], *arguments: Any, grid: Any, warmup: bool, **more: Any) -> Any:
+    """In place of a launch."""
+    built = _run(self, *arguments, grid=grid, warmup=True, **more)
+    ptx = built.asm["ptx"]
+    print(
+        json.dumps(
+            {
+                "kernel": self.__name__,
+                "target": next(line for line in ptx.splitlines() if line.startswith(".target")),
+                "ptx_lines": ptx.count("\n"),
+                "binary_bytes": len(built.asm["cubin"]),
+                "atomics": "atom." in ptx or "red.global" in ptx,
+                "float64": ".f64" in ptx,
+                "warps": built.metadata.num_warps,
+            }
+        ),
+        flush=True,
+    )
+    return built
+
+
+def group_kernels(name: str) -> None:
+    """K1, in one launch and in two."""
+    for completions in (1000, advantage.ONE_LAUNCH + 1000):
+        rewards_N = torch.zeros(completions)
+        advantage.group_advantage(
+            rewards_N,
+            Groups.even(completions // 8, 8, rewards_N.device),
+            torch.ones(completions, dtype=torch.int64),
+            PRESETS[name],
+            max_tokens=50,
+            truncated_N=torch.zeros(completions, dtype=torch.bool),
+        )
+
+
+def token_kernels(spec: ObjectiveSpec) -> None:
+    """K2."""
+    some_BT = torch.zeros(32, 1024)
+    loss.evaluate(
+        some_BT,
+        Tokens(
+            mask_BT=some_BT,
+            sampler_logprobs_BT=some_BT,
+            advantages_B1=some_BT[:, :1],
+            weights_B1=some_BT[:, :1],
+            old_logprobs_BT=some_BT,
+            reference_logprobs_BT=some_BT,
+        ),
+        spec,
+    )
+
+
+def head_kernels(dtype: torch.dtype, temperature: float, gradient: str) -> None:
+    """K3: the gradient with the loss (one build of the row kernel), or after it (two)."""
+    some_BT, ids_BT = torch.zeros(2, 4), torch.zeros(2, 4, dtype=torch.int64)
+    batch = Batch(
+        token_ids_BT=ids_BT,
+        attention_mask_BT=ids_BT,
+        targets_BT=ids_BT,
+        loss_mask_BT=some_BT + 1.0,
+        sampler_logprobs_BT=some_BT,
+        advantages_B1=some_BT[:, :1],
+        weights_B1=some_BT[:, :1],
+    )
+    hidden, weight = torch.zeros(2, 4, 16, dtype=dtype), torch.zeros(300, 16, dtype=dtype)
+    options = HeadOptions(temperature=temperature, gradient=gradient)  # type: ignore[arg-type]
+    linear.linear_policy_loss(
+        hidden.requires_grad_(), weight.requires_grad_(), batch, PRESETS["grpo"], some_BT, some_BT, options
+    )
+
+
+def main() -> None:
+    driver.set_active(Hopper())
+    JITFunction.run = compile_only  # type: ignore[method-assign]
+    group_kernels("dapo")
+    group_kernels("reinforce_pp_baseline")
+    for name in ("grpo", "gspo", "cispo"):
+        token_kernels(PRESETS[name])
+    head_kernels(torch.bfloat16, 1.0, "auto")
+    head_kernels(torch.bfloat16, 0.7, "recompute")
+    head_kernels(torch.float32, 0.7, "auto")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,11 +5,7 @@ ptxas of Triton's wheel. Prints one JSON line a build. Run by ``tests/objective/
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # kernel_cases
 
 import torch
 from triton.backends.compiler import GPUTarget

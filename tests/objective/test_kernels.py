@@ -80,5 +80,7 @@ def test_every_kernel_compiles_for_hopper(logs: Path) -> None:
         assert build["target"].startswith(".target sm_90"), build
         assert build["binary_bytes"] > 0
         assert not build["atomics"], build
+        assert build["stack"] == 0, build
+        assert build["registers"] * build["warps"] * 32 <= 65_536, build
     wide = [build["float64"] for build in builds if build["kernel"] == "_token_kernel"]
     assert wide == [False, False, False, True]  # a float64 number leaks into float32 code in none; the last is float64

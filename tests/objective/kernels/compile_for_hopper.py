@@ -5,9 +5,14 @@ ptxas of Triton's wheel. Prints one JSON line a build. Run by ``tests/objective/
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -38,6 +43,19 @@ class Hopper:
 
 
 _run = JITFunction.run
+_CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+def resources(binary: bytes) -> dict[str, int]:
+    """Registers and bytes of stack of a thread: a stack holds what did not fit the registers."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        command = [str(_CUOBJDUMP), "-res-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
+    assert found is not None, said
+    return {"registers": int(found[1]), "stack": int(found[2])}
 
 
 def compile_only(self: JITFunction[Any], *arguments: Any, grid: Any, warmup: bool, **more: Any) -> Any:
@@ -54,6 +72,7 @@ def compile_only(self: JITFunction[Any], *arguments: Any, grid: Any, warmup: boo
                 "atomics": "atom." in ptx or "red.global" in ptx,
                 "float64": ".f64" in ptx,
                 "warps": built.metadata.num_warps,
+                **resources(built.asm["cubin"]),
             }
         ),
         flush=True,

@@ -239,7 +239,6 @@ class HeadInputs:
         before_BT = before + 0.1 * normal(*shape)
         batch = Batch(
             token_ids_BT=targets_BT,
-            attention_mask_BT=torch.ones_like(targets_BT),
             targets_BT=targets_BT,
             loss_mask_BT=torch.ones(shape, device=device),
             sampler_logprobs_BT=before_BT,

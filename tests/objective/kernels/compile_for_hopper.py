@@ -116,7 +116,6 @@ def head_kernels(dtype: torch.dtype, temperature: float, gradient: str) -> None:
     some_BT, ids_BT = torch.zeros(2, 4), torch.zeros(2, 4, dtype=torch.int64)
     batch = Batch(
         token_ids_BT=ids_BT,
-        attention_mask_BT=ids_BT,
         targets_BT=ids_BT,
         loss_mask_BT=some_BT + 1.0,
         sampler_logprobs_BT=some_BT,

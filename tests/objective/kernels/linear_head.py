@@ -53,7 +53,6 @@ class Case:
         self.reference = (before_BT + 0.3 * normal(*shape)).to(DEVICE, wide)
         self.batch = Batch(
             token_ids_BT=targets_BT.to(DEVICE),
-            attention_mask_BT=torch.ones_like(targets_BT).to(DEVICE),
             targets_BT=targets_BT.to(DEVICE),
             loss_mask_BT=mask_BT.to(DEVICE),
             sampler_logprobs_BT=(before_BT + 0.3 * normal(*shape)).to(DEVICE, wide),
@@ -107,7 +106,6 @@ def seen(output: HeadLoss, gradients: tuple[Tensor, ...]) -> dict[str, Tensor]:
 def wide_batch(batch: Batch) -> Batch:
     return Batch(
         token_ids_BT=batch.token_ids_BT.cpu(),
-        attention_mask_BT=batch.attention_mask_BT.cpu(),
         targets_BT=batch.targets_BT.cpu(),
         loss_mask_BT=batch.loss_mask_BT.cpu(),
         sampler_logprobs_BT=batch.sampler_logprobs_BT.cpu().double(),

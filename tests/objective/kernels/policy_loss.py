@@ -135,7 +135,6 @@ def test_backward_multiplies_the_gradient() -> None:
     ids = torch.zeros(now_BT.shape, dtype=torch.int64, device=DEVICE)
     batch = Batch(
         token_ids_BT=ids,
-        attention_mask_BT=ids,
         targets_BT=ids,
         loss_mask_BT=tokens.mask_BT,
         sampler_logprobs_BT=tokens.sampler_logprobs_BT,

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlreason.objective.linear import HeadOptions, linear_logprobs, linear_policy_loss, linear_supervised_loss
-from rlreason.objective.loss import policy_loss, supervised_loss
+from rlreason.objective.dispatch import linear_logprobs, linear_policy_loss, linear_supervised_loss, policy_loss
+from rlreason.objective.linear import HeadOptions
+from rlreason.objective.loss import supervised_loss
 from rlreason.objective.spec import ObjectiveSpec
 from rlreason.policy.logprobs import hidden_states, plain_head, target_entropy, target_logits, target_logprobs
 from rlreason.types import Batch, LossOutput

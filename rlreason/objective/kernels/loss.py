@@ -166,7 +166,7 @@ def _block(pointers, slope_ptr, place, levels, PLAN: tl.constexpr, BLOCK: tl.con
     mismatch = tl.where(inside, mismatch, 0.0)
     if PLAN.row_local or PLAN.spec.ratio == "token" or PLAN.spec.ratio == "on_policy":
         level = logprob - old
-    if PLAN.row_local or PLAN.spec.correction_level == "token":
+    if PLAN.spec.correction_level == "token":
         mismatch = old - sampler
     slope, measured = token_objective(token, (level, mismatch, factor), kept, PLAN)
     tl.store(slope_ptr + at, slope, mask=inside)

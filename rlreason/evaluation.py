@@ -34,14 +34,13 @@ class EvalRequest:
 def evaluate_model(request: EvalRequest) -> list[str]:
     """Measure and return one line a suite. Raises UsageError for unknown suites, data or models."""
     opened = [(suite, _open(suite, request.data)) for suite in _suites(request.suites)]
-    import torch
-
     from rlreason.policy.model import count_parameters, default_device, quiet_loading
     from rlreason.policy.policies import load_policy
+    from rlreason.policy.process import prepare_process
     from rlreason.sampler.transformers_engine import TransformersSampler
 
     quiet_loading()
-    torch.set_num_threads(1)
+    prepare_process()
     policy = load_policy(request.model, "auto", default_device())
     params = SamplingParams(
         samples_per_problem=request.samples,

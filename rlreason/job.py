@@ -36,13 +36,12 @@ def run_job(recipe: Recipe, path: Path, folder: Path, *, resume: bool, command: 
     """
     checked = check(recipe, path.parent)
     _require_training_packages()
-    import torch
-
     from rlreason.policy.model import quiet_loading
+    from rlreason.policy.process import prepare_process
     from rlreason.stages.pipeline import Pipeline, device_names
 
     quiet_loading()
-    torch.set_num_threads(1)  # parallel over micro-batches instead: rlreason/policy/microbatches.py
+    prepare_process()
     if resume:
         run = RunDirectory.resume(folder, recipe_toml(recipe))
     else:

@@ -1,4 +1,4 @@
-"""Seconds per trainer step: ours against TRL's GRPOTrainer on the same replayed rollouts, in one process.
+"""Seconds per trainer step: ours against TRL's GRPOTrainer on the same replayed rollouts, by turns.
 
     python -m venv peers && peers/bin/pip install torch==2.13.0 trl==1.16.0 && peers/bin/pip install -e . --no-deps
     peers/bin/python bench/trainer_step/compare.py
@@ -15,12 +15,15 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from rollouts import MODELS, SHAPES, make_model, make_rollouts
-from trainers import Ours, Trl
+import torch
+from rollouts import GROUP, MODELS, SHAPES, make_model, make_rollouts
 
 from rlreason.policy.tokenizer import character_tokenizer
 from rlreason.run.manifest import describe_hardware
@@ -33,35 +36,72 @@ RESULTS = Path(__file__).with_name("results") / "compare.json"
 MOST_LOSS, MOST_GRADIENT = 1e-6, 1e-5
 
 
-def gate(ours: Ours, trl: Trl) -> dict[str, float]:
+def work(name: str, size: str, kind: str, threads: int, pipe: Connection) -> None:
+    """A trainer in a process of its own, set up as its users have it; answers one line after the other."""
+    from trainers import Ours, Trl
+
+    from rlreason.policy.process import prepare_process
+
+    if name == "rlreason":
+        prepare_process()  # as ``rlreason run`` does
+    else:
+        torch.set_num_threads(threads)
+    side = {"rlreason": Ours, "trl": Trl}[name](
+        make_model(size), character_tokenizer("0123456789"), make_rollouts(size, kind), threads
+    )
+    while (order := pipe.recv()) != "end":
+        if order == "step":
+            started = time.perf_counter()
+            side.step()
+            pipe.send(time.perf_counter() - started)
+        else:
+            loss, gradients = side.gradients()
+            torch.save(gradients, order)
+            pipe.send(loss)
+
+
+def ask(pipe: Connection, order: str) -> Any:
+    """An order's answer."""
+    pipe.send(order)
+    return pipe.recv()
+
+
+def gate(pipes: dict[str, Connection]) -> dict[str, float]:
     """Largest differences of loss and gradients. Exits where they do not agree."""
-    (our_loss, our), (trl_loss, theirs) = ours.gradients(), trl.gradients()
-    loss = abs(our_loss - trl_loss)
-    gradient = max(float((our[name] - theirs[name]).abs().max()) for name in theirs)
+    with tempfile.TemporaryDirectory() as folder:
+        losses = {name: ask(pipe, f"{folder}/{name}") for name, pipe in pipes.items()}
+        ours, theirs = (torch.load(f"{folder}/{name}") for name in pipes)
+    loss = abs(losses["rlreason"] - losses["trl"])
+    gradient = max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
     largest = max(float(value.abs().max()) for value in theirs.values())
-    if not (our.keys() == theirs.keys() and loss <= MOST_LOSS and gradient <= MOST_GRADIENT < largest):
+    if not (ours.keys() == theirs.keys() and loss <= MOST_LOSS and gradient <= MOST_GRADIENT < largest):
         raise SystemExit(f"not the same step: loss differs by {loss:.1e}, gradients by {gradient:.1e} of {largest:.1e}")
     return {"loss_difference": loss, "gradient_difference": gradient, "largest_gradient": largest}
 
 
 def measure(size: str, kind: str, rounds: int, threads: int) -> dict[str, Any]:
     """Both trainers, by turns; each round's ratio is of neighbours in time."""
-    rollouts, tokenizer = make_rollouts(size, kind), character_tokenizer("0123456789")
-    sides = [side(make_model(size), tokenizer, rollouts, threads) for side in (Ours, Trl)]
-    found: dict[str, Any] = {"model": size, "rollouts": kind, **gate(*sides)}
-    seconds: dict[str, list[float]] = {side.name: [] for side in sides}
-    for number in range(rounds + 1):  # the first warms up
-        for side in sides:
-            started = time.perf_counter()
-            side.step()
-            if number:
-                seconds[side.name].append(time.perf_counter() - started)
+    context, pipes, processes = get_context("spawn"), {}, []
+    for name in ("rlreason", "trl"):
+        pipes[name], theirs = context.Pipe()
+        processes.append(context.Process(target=work, args=(name, size, kind, threads, theirs), daemon=True))
+        processes[-1].start()
+    found: dict[str, Any] = {"model": size, "rollouts": kind, **gate(pipes)}
+    seconds: dict[str, list[float]] = {name: [] for name in pipes}
+    for number in range(rounds + 2):  # the first two warm up
+        for name, pipe in pipes.items():
+            spent = ask(pipe, "step")
+            if number > 1:
+                seconds[name].append(spent)
+    for pipe, process in zip(pipes.values(), processes, strict=True):
+        pipe.send("end")
+        process.join()
     ratios = [theirs / ours for ours, theirs in zip(seconds["rlreason"], seconds["trl"], strict=True)]
-    prompts = sum(len(prompt) for prompt in rollouts.prompts) * 8
+    rollouts = make_rollouts(size, kind)
     return {
         **found,
         "rows": len(rollouts.completions),
-        "prompt_tokens": prompts,
+        "prompt_tokens": GROUP * sum(len(prompt) for prompt in rollouts.prompts),
         "completion_tokens": sum(len(row) for row in rollouts.completions),
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
         "ratio": statistics.median(ratios),

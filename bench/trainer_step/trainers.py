@@ -63,7 +63,6 @@ class Ours:
 
     def step(self) -> None:
         """One update."""
-        torch.set_num_threads(1)  # as ``rlreason run`` does: micro-batches share the cores
         learn(0, self.groups, self.run)
 
     def gradients(self) -> tuple[float, dict[str, Tensor]]:
@@ -76,7 +75,6 @@ class Ours:
                 self.model.zero_grad()
                 return torch.zeros(()), 0.0
 
-        torch.set_num_threads(1)
         run = GrpoRun(
             stage=self.run.stage,
             context=self.run.context,
@@ -96,7 +94,6 @@ class Trl:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rollouts: Rollouts, threads: int
     ) -> None:
         logging.getLogger("trl").setLevel(logging.ERROR)
-        self.threads = threads
         texts = [f"{index}" for index in range(len(rollouts.prompts))]
         count = len(rollouts.completions)
         trainer: Any = GRPOTrainer(
@@ -117,7 +114,6 @@ class Trl:
         self.trainer = trainer
 
     def _backward(self) -> Tensor:
-        torch.set_num_threads(self.threads)
         with self.trainer.compute_loss_context_manager():
             loss = self.trainer.compute_loss(self.model, self.inputs)
         self.trainer.accelerator.backward(loss)

@@ -189,36 +189,43 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prompts:
-    """Prompts of a micro-batch, each once, right-padded. Example for two of 3 and 5 tokens that three rows continue:
-    ``token_ids_GP.shape == (2, 5)``, ``lengths_G == (3, 5)``, ``of_row_B == (0, 0, 1)``, ``ragged``."""
+class Packing:
+    """Where the tokens of a packed micro-batch are: all prompts, each once, then what each row computes behind its own.
 
-    token_ids_GP: Tensor
-    lengths_G: Tensor
-    #: Which prompt each row of the batch continues, int64 [B].
-    of_row_B: Tensor
-    #: Whether the lengths differ.
-    ragged: bool
+    Example for prompts (5, 6) and (7,), continued by two rows of 3 tokens and one of 1, none of which computes its
+    last: tokens 5 6 7 a b c d, ``positions_L == (0, 1, 0, 2, 3, 2, 3)``, ``prompt_at_GP == ((0, 1), (2, 0))``,
+    ``prompt_lengths_G == (2, 1)``, ``prompt_of_B == (0, 0, 1)``, ``row_at_BS == ((3, 4), (5, 6), (0, 0))``,
+    ``source_BT == ((1, 3, 4), (1, 5, 6), (2, 0, 0))``. Places behind the end of a prompt or row are 0.
+    """
+
+    positions_L: Tensor
+    prompt_at_GP: Tensor
+    prompt_lengths_G: Tensor
+    prompt_of_B: Tensor
+    row_at_BS: Tensor
+    #: Place of each token in the table of prompts, flattened, followed by that of rows.
+    back_L: Tensor
+    #: Place of the state that predicts each target.
+    source_BT: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Right-padded tensors of one micro-batch, already shifted: column t predicts ``targets_BT[:, t]``.
+    """Tensors of one micro-batch, already shifted: row b predicts ``targets_BT[b, t]`` in column t, right-padded.
 
     Example: ``batch.targets_BT.shape == (8, 41)``; ``batch.loss_mask_BT`` is float32 0/1 over targets;
     ``batch.advantages_B1.shape == (8, 1)``: a sequence has one advantage and one token weight.
     """
 
-    #: What the model reads: [B, T]; with ``prompts``, whose last token predicts target 0, [B, T − 1].
+    #: What the model reads: whole rows, [B, T]; or packed tokens, [1, L], and then the rows are completions only.
     token_ids_BT: Tensor
     targets_BT: Tensor
     loss_mask_BT: Tensor
     sampler_logprobs_BT: Tensor
     advantages_B1: Tensor
     weights_B1: Tensor
-    #: What the rows continue; None where each row holds its prompt itself.
-    prompts: Prompts | None = None
-    #: Place of each row in what was packed.
+    packing: Packing | None = None
+    #: Place of each row in what was cut into micro-batches.
     places: tuple[int, ...] = ()
 
 

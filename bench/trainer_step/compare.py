@@ -40,14 +40,16 @@ def work(name: str, size: str, kind: str, threads: int, pipe: Connection) -> Non
     """A trainer in a process of its own, set up as its users have it; answers one line after the other."""
     from trainers import Ours, Trl
 
+    from rlreason.policy.attention import ATTENTION
     from rlreason.policy.process import prepare_process
 
     if name == "rlreason":
         prepare_process()  # as ``rlreason run`` does
     else:
         torch.set_num_threads(threads)
+    attention = ATTENTION if name == "rlreason" else "sdpa"
     side = {"rlreason": Ours, "trl": Trl}[name](
-        make_model(size), character_tokenizer("0123456789"), make_rollouts(size, kind), threads
+        make_model(size, attention), character_tokenizer("0123456789"), make_rollouts(size, kind), threads
     )
     while (order := pipe.recv()) != "end":
         if order == "step":

@@ -71,11 +71,11 @@ class Rollouts:
     rewards: list[float]
 
 
-def make_model(size: str) -> PreTrainedModel:
+def make_model(size: str, attention: str) -> PreTrainedModel:
     """Qwen3 in float32 with the shape of ``size`` and random weights, always the same."""
     torch.manual_seed(0)
     config = AutoConfig.for_model("qwen3", **MODELS[size], tie_word_embeddings=True, pad_token_id=0, eos_token_id=1)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
     model.config.use_cache = False
     return model
 

@@ -1,109 +1,80 @@
-"""Rows -> padded micro-batches. Owns the one-token shift: column t of a batch predicts its target t.
+"""Rows -> micro-batches. Owns the one-token shift: column t of a batch predicts its target t.
 
-A micro-batch is a table of whole rows, or one of completions that continue prompts computed once for all their rows
-(``pack`` takes what computes fewer positions). Rows are sorted by length and cut by a token budget, so that little is
-spent on padding. Which rows share a micro-batch never changes the loss: every sum is divided by one global count.
+A micro-batch is packed: every prompt once, every completion behind it, without padding (``attention.py``). Models that
+cannot do that take a padded table of whole rows. Rows are sorted and cut by a token budget, into parts of about the
+same size. Which rows share a micro-batch never changes the loss: every sum is divided by one global count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from rlreason.types import Batch, Completion, Prompts, Row
+from rlreason.types import Batch, Completion, Packing, Row
 
 #: Trials of smaller budgets.
 _HALVINGS = 5
+Cut = Callable[[int], list[list[int]]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Layout:
-    """Micro-batches as places of rows, and how many positions they compute, padding included."""
-
-    chunks: list[list[int]]
-    shared: bool
-    positions: int
-
-
-def pack(
-    rows: Sequence[Row], max_tokens: int, pad_id: int, device: torch.device, *, share_prompts: bool = False
+def make_batches(
+    rows: Sequence[Row], max_tokens: int, pad_id: int, device: torch.device, *, packed: bool = False
 ) -> list[Batch]:
     """Cut ``rows`` into micro-batches of at most ``max_tokens`` computed positions (one row at least).
 
-    ``share_prompts``: rows of one prompt may share its computation, for models that ``shares_prompts`` approves of.
+    ``packed``: for models that ``logprobs.takes_packed`` approves of; rows need a token before their first loss.
     """
-    layouts = [_whole(rows, max_tokens)]
-    prompts = [row.token_ids[: row.prompt_length] for row in rows]
-    if share_prompts and len(set(prompts)) < len(rows) and all(prompts):
-        layouts += _continued(rows, prompts, max_tokens)
-    layout = min(layouts, key=lambda one: one.positions)
-    make = continue_prompts if layout.shared else collate
-    return [make([rows[at] for at in chunk], pad_id, device, chunk) for chunk in layout.chunks]
+    packed = packed and all(row.prompt_length for row in rows)
+    chunks = _balanced(lambda budget: (_cut_packed if packed else _cut_whole)(rows, budget), max_tokens)
+    make = pack if packed else collate
+    return [make([rows[at] for at in chunk], pad_id, device, chunk) for chunk in chunks]
 
 
-def _whole(rows: Sequence[Row], max_tokens: int) -> _Layout:
-    """Each row with its prompt."""
-    order = sorted(range(len(rows)), key=lambda at: len(rows[at].token_ids))
-    widths = [len(row.token_ids) for row in rows]
-    chunks, positions = _balanced(order, [0] * len(rows), [0] * len(rows), widths, max_tokens)
-    return _Layout(chunks=chunks, shared=False, positions=positions - len(rows))
-
-
-def _continued(rows: Sequence[Row], prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[_Layout]:
-    """Prompts once per micro-batch; rows by the length of their completions, and prompt by prompt."""
-    numbers: dict[tuple[int, ...], int] = {}
-    prompt = [numbers.setdefault(tokens, len(numbers)) for tokens in prompts]
-    before = [len(tokens) for tokens in prompts]
-    # The last token of a completion is predicted, but predicts nothing.
-    behind = [len(row.token_ids) - length - 1 for row, length in zip(rows, before, strict=True)]
-    longest = [0] * len(numbers)
-    for number, length in zip(prompt, behind, strict=True):
-        longest[number] = max(length, longest[number])
-    by_length = sorted(range(len(rows)), key=lambda at: behind[at])
-    by_prompt = sorted(by_length, key=lambda at: (longest[prompt[at]], prompt[at]))
-    cuts = [_balanced(order, prompt, before, behind, max_tokens) for order in (by_length, by_prompt)]
-    return [_Layout(chunks=chunks, shared=True, positions=positions) for chunks, positions in cuts]
-
-
-def _balanced(
-    order: Sequence[int], prompt: Sequence[int], before: Sequence[int], behind: Sequence[int], max_tokens: int
-) -> tuple[list[list[int]], int]:
-    """The cut of fewest micro-batches, with about the smallest budget that needs no more: equal work, less padding."""
-    best, positions = _cut(order, prompt, before, behind, max_tokens)
+def _balanced(cut: Cut, max_tokens: int) -> list[list[int]]:
+    """The cut of fewest micro-batches, with about the smallest budget that needs no more."""
+    best = cut(max_tokens)
     low, high = max_tokens // 2, max_tokens
-    for _ in range(_HALVINGS):
+    for _ in range(_HALVINGS if len(best) > 1 else 0):
         middle = (low + high) // 2
-        chunks, total = _cut(order, prompt, before, behind, middle)
+        chunks = cut(middle)
         if len(chunks) > len(best):
             low = middle
         else:
-            best, positions, high = chunks, total, middle
-    return best, positions
+            best, high = chunks, middle
+    return best
 
 
-def _cut(
-    order: Sequence[int], prompt: Sequence[int], before: Sequence[int], behind: Sequence[int], budget: int
-) -> tuple[list[list[int]], int]:
-    """(places of each micro-batch, positions of all): greedily, in order. A micro-batch computes each of its prompts
-    at the width of the longest, and every row at that of the longest."""
+def _cut_whole(rows: Sequence[Row], budget: int) -> list[list[int]]:
+    """Rows by length; a micro-batch computes all of its rows at the width of the longest."""
     chunks: list[list[int]] = []
-    own: set[int] = set()
-    total = size = widest = longest = 0
-    for at in order:
-        wider, longer = max(widest, before[at]), max(longest, behind[at])
-        grown = (len(own) + (prompt[at] not in own)) * wider + (len(chunks[-1]) + 1 if chunks else 1) * longer
-        if not chunks or grown > budget:
-            total += size
+    for at in sorted(range(len(rows)), key=lambda at: len(rows[at].token_ids)):
+        if not chunks or len(rows[at].token_ids) * (len(chunks[-1]) + 1) > budget:
             chunks.append([])
-            own, wider, longer = set(), before[at], behind[at]
-            grown = wider + longer
         chunks[-1].append(at)
-        own.add(prompt[at])
-        widest, longest, size = wider, longer, grown
-    return chunks, total + size
+    return chunks
+
+
+def _cut_packed(rows: Sequence[Row], budget: int) -> list[list[int]]:
+    """Rows prompt by prompt, those with short completions first, which keeps the tables of attention narrow."""
+    prompts = [row.token_ids[: row.prompt_length] for row in rows]
+    # The last token of a completion is predicted, but predicts nothing.
+    behind = [len(row.token_ids) - len(prompt) - 1 for row, prompt in zip(rows, prompts, strict=True)]
+    longest: dict[tuple[int, ...], int] = {}
+    for prompt, length in zip(prompts, behind, strict=True):
+        longest[prompt] = max(length, longest.get(prompt, 0))
+    chunks: list[list[int]] = []
+    size, own = 0, set[tuple[int, ...]]()
+    for at in sorted(range(len(rows)), key=lambda at: (longest[prompts[at]], prompts[at], behind[at])):
+        size += behind[at] + (0 if prompts[at] in own else len(prompts[at]))
+        if not chunks or size > budget:
+            chunks.append([])
+            size, own = behind[at] + len(prompts[at]), set()
+        chunks[-1].append(at)
+        own.add(prompts[at])
+    return chunks
 
 
 def collate(rows: Sequence[Row], pad_id: int, device: torch.device, places: Sequence[int] = ()) -> Batch:
@@ -120,27 +91,42 @@ def collate(rows: Sequence[Row], pad_id: int, device: torch.device, places: Sequ
     )
 
 
-def continue_prompts(rows: Sequence[Row], pad_id: int, device: torch.device, places: Sequence[int] = ()) -> Batch:
-    """Completions of ``rows`` as a table, each behind its prompt, which is there once."""
+def pack(rows: Sequence[Row], pad_id: int, device: torch.device, places: Sequence[int] = ()) -> Batch:
+    """Prompts of ``rows``, each once, and their completions behind them; the rows of the batch are completions."""
     starts = [row.prompt_length for row in rows]
     numbers: dict[tuple[int, ...], int] = {}
-    group = [numbers.setdefault(row.token_ids[:start], len(numbers)) for row, start in zip(rows, starts, strict=True)]
-    behind = list(zip(rows, starts, strict=True))
-    ids = _padded([row.token_ids[start:] for row, start in behind], pad_id, torch.long, device)
-    lengths = [len(prompt) for prompt in numbers]
-    prompts = Prompts(
-        token_ids_GP=_padded(list(numbers), pad_id, torch.long, device),
-        lengths_G=torch.tensor(lengths, device=device),
-        of_row_B=torch.tensor(group, device=device),
-        ragged=min(lengths) != max(lengths),
+    prompt_of_B = [numbers.setdefault(row.token_ids[:n], len(numbers)) for row, n in zip(rows, starts, strict=True)]
+    pieces = [*numbers, *(row.token_ids[n:-1] for row, n in zip(rows, starts, strict=True))]
+    lengths = [len(piece) for piece in pieces]
+    first = [0, *accumulate(lengths)]
+    count = len(numbers)
+    places_of = [tuple(range(start, start + length)) for start, length in zip(first[:-1], lengths, strict=True)]
+    ends = [first[number] + lengths[number] - 1 for number in prompt_of_B]
+    sources = [(end, *own) for end, own in zip(ends, places_of[count:], strict=True)]
+    width, steps = max(lengths[:count]), max(lengths[count:])
+    table = [number * width for number in range(count)] + [count * width + b * steps for b in range(len(rows))]
+    offsets = [0] * count + starts
+
+    def integers(values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=device)
+
+    packing = Packing(
+        positions_L=integers([at + i for at, n in zip(offsets, lengths, strict=True) for i in range(n)]),
+        prompt_at_GP=_padded(places_of[:count], 0, torch.long, device),
+        prompt_lengths_G=integers(lengths[:count]),
+        prompt_of_B=integers(prompt_of_B),
+        row_at_BS=_padded(places_of[count:], 0, torch.long, device),
+        back_L=integers([at + i for at, n in zip(table, lengths, strict=True) for i in range(n)]),
+        source_BT=_padded(sources, 0, torch.long, device),
     )
+    behind = list(zip(rows, starts, strict=True))
     return _batch(
         rows,
-        ids[:, :-1].contiguous(),
-        ids,
-        _padded([row.loss_mask[start:] for row, start in behind], 0.0, torch.float32, device),
-        _padded([row.sampler_logprobs[start:] for row, start in behind], 0.0, torch.float32, device),
-        prompts,
+        integers([token for piece in pieces for token in piece]).unsqueeze(0),
+        _padded([row.token_ids[n:] for row, n in behind], pad_id, torch.long, device),
+        _padded([row.loss_mask[n:] for row, n in behind], 0.0, torch.float32, device),
+        _padded([row.sampler_logprobs[n:] for row, n in behind], 0.0, torch.float32, device),
+        packing,
         places,
     )
 
@@ -151,7 +137,7 @@ def _batch(
     targets_BT: Tensor,
     loss_mask_BT: Tensor,
     sampler_logprobs_BT: Tensor,
-    prompts: Prompts | None,
+    packing: Packing | None,
     places: Sequence[int],
 ) -> Batch:
     device = targets_BT.device
@@ -162,7 +148,7 @@ def _batch(
         sampler_logprobs_BT=sampler_logprobs_BT,
         advantages_B1=torch.tensor([[row.advantage] for row in rows], dtype=torch.float32, device=device),
         weights_B1=torch.tensor([[row.weight] for row in rows], dtype=torch.float32, device=device),
-        prompts=prompts,
+        packing=packing,
         places=tuple(places),
     )
 

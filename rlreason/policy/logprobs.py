@@ -11,12 +11,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from rlreason.types import Batch, Prompts
+from rlreason.policy.attention import ATTENTION, packed_states
+from rlreason.policy.batch import collate, pack
+from rlreason.types import Batch, Row
 
 _PLAIN_HEADS: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
-_SHARING: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+_PACKED: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 _LOCK = Lock()
 #: Makes a fresh model's logits larger than any cap.
 _LARGE = 1e4
@@ -60,83 +62,55 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """What the head reads to predict each target, [B, T, H], in the model's dtype."""
-    hidden: Tensor
-    if batch.prompts is None:
-        hidden = model.base_model(input_ids=batch.token_ids_BT, use_cache=False).last_hidden_state
-        return hidden
-    return _continued_states(model, batch.token_ids_BT, batch.prompts)
+    if batch.packing is None:
+        hidden_BTH: Tensor = model.base_model(input_ids=batch.token_ids_BT, use_cache=False).last_hidden_state
+        return hidden_BTH
+    source_BT = batch.packing.source_BT
+    hidden_LH = packed_states(model.base_model, batch.token_ids_BT, batch.packing)
+    return hidden_LH.index_select(0, source_BT.flatten()).view(*source_BT.shape, -1)
 
 
-def _continued_states(model: PreTrainedModel, token_ids_BT: Tensor, prompts: Prompts) -> Tensor:
-    """Prompts once, then every row against the keys and values of its own, as a sampler does; gradients add up.
-
-    PrefixGrouper (arXiv 2506.05433) shares prompts by a mask over one long sequence; here attention costs no more than
-    separate rows do.
-    """
-    cache = DynamicCache(config=model.config)
-    of_row_B, device = prompts.of_row_B, token_ids_BT.device
-    width = prompts.token_ids_GP.shape[1]
-    hidden_GPH = model.base_model(
-        input_ids=prompts.token_ids_GP, past_key_values=cache, use_cache=True
-    ).last_hidden_state
-    last_G = prompts.lengths_G - 1
-    first_B1H: Tensor = hidden_GPH[torch.arange(len(last_G), device=device), last_G][of_row_B].unsqueeze(1)
-    if not token_ids_BT.shape[1]:
-        return first_B1H
-    cache.batch_select_indices(of_row_B)
-    starts_B1 = prompts.lengths_G[of_row_B].unsqueeze(1)
-    mask = None
-    if prompts.ragged:  # what was padded behind a prompt stays unseen
-        seen_BP = torch.arange(width, device=device) < starts_B1
-        mask = torch.cat([seen_BP.long(), torch.ones_like(token_ids_BT)], dim=1)
-    rest_BTH = model.base_model(
-        input_ids=token_ids_BT,
-        attention_mask=mask,
-        position_ids=starts_B1 + torch.arange(token_ids_BT.shape[1], device=device),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    return torch.cat([first_B1H, rest_BTH], dim=1)
-
-
-def shares_prompts(model: PreTrainedModel) -> bool:
-    """Whether rows of one prompt may continue it (``pack(share_prompts=True)``): attention alone carries the past, at
-    any distance, and a trial gives the states of separate rows."""
-    weight_VH = plain_head(model)
-    if weight_VH is None:
+def takes_packed(model: PreTrainedModel) -> bool:
+    """Whether the model may be given packed micro-batches: its attention is ours, nothing else carries the past, at
+    any distance, and a trial gives the states of whole rows."""
+    if model.config._attn_implementation != ATTENTION or plain_head(model) is None:
         return False
     config = model.config.to_dict()
-    layers = set(config.get("layer_types") or ()) - {"full_attention"}
-    if layers or config.get("sliding_window"):
+    if set(config.get("layer_types") or ()) - {"full_attention"} or config.get("sliding_window"):
         return False
     with _LOCK:
-        if model not in _SHARING:
-            _SHARING[model] = _continues_alike(model, len(weight_VH) - 1)
-    return _SHARING[model]
+        if model not in _PACKED:
+            _PACKED[model] = _packs_alike(model)
+    return _PACKED[model]
 
 
 @torch.no_grad()
-def _continues_alike(model: PreTrainedModel, last_id: int) -> bool:
-    """Rows of 3 + 2 and of 2 + 2 tokens, whole and behind their prompts."""
-    training, device = model.training, model.device
+def _packs_alike(model: PreTrainedModel) -> bool:
+    """Three rows of two prompts, whole and packed."""
+    training = model.training
     model.eval()
-    whole = [torch.tensor([ids], device=device).clamp(max=last_id) for ids in ((2, 3, 4, 5, 6), (4, 3, 6, 7))]
-    prompts = Prompts(
-        token_ids_GP=torch.tensor([[2, 3, 4], [4, 3, 0]], device=device).clamp(max=last_id),
-        lengths_G=torch.tensor([3, 2], device=device),
-        of_row_B=torch.tensor([1, 0], device=device),
-        ragged=True,
-    )
-    states = [model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0] for ids in whole]
-    behind = _continued_states(model, torch.tensor([[6], [5]], device=device).clamp(max=last_id), prompts)
+    last_id = len(model.get_output_embeddings().weight) - 1
+    rows = [
+        Row(
+            token_ids=tuple(min(token, last_id) for token in (*prompt, *behind)),
+            loss_mask=(0,) * len(prompt) + (1,) * len(behind),
+            sampler_logprobs=(0.0,) * (len(prompt) + len(behind)),
+        )
+        for prompt, behind in (((2, 3, 4), (5, 6, 7)), ((4, 3), (6,)), ((2, 3, 4), (7, 5)))
+    ]
+    packed = hidden_states(model, pack(rows, 0, model.device)).double()
+    alike = True
+    for row, states in zip(rows, packed, strict=True):
+        whole = hidden_states(model, collate([row], 0, model.device))[0, row.prompt_length - 1 :].double()
+        apart = (states[: len(whole)] - whole).abs().max()
+        alike &= bool(apart <= _tolerance(model.dtype) * whole.abs().max())
     model.train(training)
-    apart = (behind.double() - torch.stack([states[1][1:3], states[0][2:4]]).double()).abs().max()
-    return bool(apart <= _tolerance(states[0].dtype) * states[0].double().abs().max())
+    return alike
 
 
 def target_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Float32 logits [B, T, V] that predict ``batch.targets_BT``, whole. The rows hold their prompts themselves."""
-    assert batch.prompts is None
+    assert batch.packing is None
     output = model(input_ids=batch.token_ids_BT, use_cache=False)
     logits: Tensor = output.logits
     return logits.float()

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from rlreason.errors import UsageError
+from rlreason.policy.attention import ATTENTION
 
 if TYPE_CHECKING:
     from rlreason.config import PolicyConfig
@@ -52,7 +53,7 @@ def build_model(
     config.use_cache = False
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
     return model.to(device=device, dtype=resolve_dtype(policy.dtype, device))
 
 
@@ -60,7 +61,7 @@ def load_model(path: str | Path, dtype: str, device: torch.device) -> PreTrained
     """Load a Hugging Face folder or hub id. Raises UsageError naming the path when it can't be read."""
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=resolve_dtype(dtype, device), attn_implementation="sdpa"
+            str(path), dtype=resolve_dtype(dtype, device), attn_implementation=ATTENTION
         )
     except (OSError, ValueError) as error:
         raise UsageError(f"can't load a model from {path}: {str(error).splitlines()[0]}") from error

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from rlreason.config import GrpoStage
 from rlreason.objective.kl import kl_estimate
-from rlreason.policy.batch import pack, rollout_row
-from rlreason.policy.logprobs import shares_prompts
+from rlreason.policy.batch import make_batches, rollout_row
+from rlreason.policy.logprobs import takes_packed
 from rlreason.policy.microbatches import backward_all
 from rlreason.policy.optimizer import PolicyOptimizer
 from rlreason.policy.policies import Policy
@@ -124,12 +124,12 @@ def micro_batch_loss(batch: Batch, old_BT: Tensor | None, run: GrpoRun) -> LossO
 
 
 def _pack(rows: Sequence[Row], run: GrpoRun) -> list[Batch]:
-    return pack(
+    return make_batches(
         rows,
         run.stage.micro_batch_tokens,
         run.policy.tokenizer.pad_token_id,
         run.context.device,
-        share_prompts=shares_prompts(run.policy.model),
+        packed=takes_packed(run.policy.model),
     )
 
 

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from rlreason.config import DistillStage, SftStage
 from rlreason.data.streams import permutation
 from rlreason.objective.loss import distillation_loss, supervised_loss
-from rlreason.policy.batch import pack, supervised_row
-from rlreason.policy.logprobs import shares_prompts, target_logits, target_logprobs
+from rlreason.policy.batch import make_batches, supervised_row
+from rlreason.policy.logprobs import takes_packed, target_logits, target_logprobs
 from rlreason.policy.microbatches import backward_all
 from rlreason.policy.optimizer import PolicyOptimizer
 from rlreason.policy.policies import Policy
@@ -55,8 +55,8 @@ def supervised_step(step: int, rows: Sequence[Row], run: SupervisedRun) -> dict[
     tokens = sum(sum(row.loss_mask) for row in rows)
     meter = StepMeter()
     pad_id = run.policy.tokenizer.pad_token_id
-    share = run.teacher is None and shares_prompts(run.policy.model)
-    batches = pack(rows, run.micro_batch_tokens, pad_id, run.device, share_prompts=share)
+    packed = run.teacher is None and takes_packed(run.policy.model)
+    batches = make_batches(rows, run.micro_batch_tokens, pad_id, run.device, packed=packed)
     for output in backward_all(run.policy.model, batches, lambda _, batch: batch_loss(batch, tokens, run), run.threads):
         meter.add(output)
     grad_norm, rate = run.optimizer.step(step)

@@ -6,7 +6,7 @@ import torch
 
 from rlreason.config import PolicyConfig
 from rlreason.objective.loss import supervised_loss
-from rlreason.policy.batch import pack, supervised_row
+from rlreason.policy.batch import make_batches, supervised_row
 from rlreason.policy.logprobs import target_logits, target_logprobs
 from rlreason.policy.microbatches import backward_all
 from rlreason.policy.policies import fresh_policy
@@ -36,7 +36,7 @@ def gradients(max_tokens: int, threads: int) -> tuple[list[torch.Tensor], float]
         logprobs = target_logprobs(target_logits(policy.model, batch), batch)
         return supervised_loss(logprobs, batch.loss_mask_BT, TOKENS)
 
-    outputs = backward_all(policy.model, pack(ROWS, max_tokens, 0, CPU), loss_of, threads)
+    outputs = backward_all(policy.model, make_batches(ROWS, max_tokens, 0, CPU), loss_of, threads)
     assert not any(output.loss.requires_grad for output in outputs)
     grads = [parameter.grad for parameter in policy.model.parameters() if parameter.grad is not None]
     return grads, float(sum(output.loss for output in outputs))

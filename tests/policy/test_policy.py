@@ -10,7 +10,7 @@ import torch
 from rlreason.config import OptimizerConfig, PolicyConfig, load, locate
 from rlreason.data.prompts import TAGS, wrap
 from rlreason.errors import UsageError
-from rlreason.policy.batch import collate, pack, rollout_row, supervised_row
+from rlreason.policy.batch import collate, make_batches, rollout_row, supervised_row
 from rlreason.policy.model import check_shape, count_parameters, load_tokenizer, meta_model
 from rlreason.policy.optimizer import PolicyOptimizer, learning_rate
 from rlreason.policy.policies import fresh_policy, load_policy
@@ -132,7 +132,7 @@ def test_the_shift_by_hand() -> None:
 
 def test_pack_keeps_every_row_within_the_budget() -> None:
     rows = [supervised_row(range(length), [1] * length) for length in (3, 9, 4, 30, 5, 5)]
-    batches = pack(rows, 20, 0, CPU)
+    batches = make_batches(rows, 20, 0, CPU)
     assert sum(batch.token_ids_BT.shape[0] for batch in batches) == 6
     for batch in batches:
         count, width = batch.token_ids_BT.shape

@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rlreason.objective.loss import policy_loss, supervised_loss
 from rlreason.objective.presets import PRESETS
-from rlreason.policy.batch import collate, continue_prompts, pack, rollout_row, supervised_row
-from rlreason.policy.logprobs import plain_head, shares_prompts, target_entropy, target_logits, target_logprobs
+from rlreason.policy.attention import ATTENTION
+from rlreason.policy.batch import collate, make_batches, pack, rollout_row, supervised_row
+from rlreason.policy.logprobs import plain_head, takes_packed, target_entropy, target_logits, target_logprobs
 from rlreason.stages.losses import demonstration_loss, loss_logprobs, rollout_loss
 from rlreason.types import Batch, Completion, Row
 
@@ -65,7 +66,9 @@ def make_model(name: str) -> PreTrainedModel:
     kind, extra, _ = MODELS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SHAPE, **extra}))
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(kind, **{**SHAPE, **extra}), attn_implementation=ATTENTION
+        )
 
 
 def make_batch() -> Batch:
@@ -193,50 +196,83 @@ def apart(one: list[Tensor], other: list[Tensor]) -> float:
 
 @pytest.mark.parametrize("rows", [RAGGED, EVEN, SHORT], ids=["ragged", "even", "one token"])
 @pytest.mark.parametrize("name", ["dense, tied", "experts", "mixture, no query compression"])
-def test_shared_prompts_change_neither_loss_nor_gradient(name: str, rows: list[Row]) -> None:
+def test_packed_rows_have_the_loss_and_gradient_of_whole_ones(name: str, rows: list[Row]) -> None:
     model = make_model(name)
-    assert shares_prompts(model)
+    assert takes_packed(model)
     for preset in ("dapo", "gspo"):
-        whole = of_step(model, pack(rows, 10**6, 0, CPU), preset)
+        whole = of_step(model, make_batches(rows, 10**6, 0, CPU), preset)
         for budget in (10**6, 20):
-            batches = pack(rows, budget, 0, CPU, share_prompts=True)
-            assert all(batch.prompts is not None for batch in batches) or budget == 20
+            batches = make_batches(rows, budget, 0, CPU, packed=True)
+            assert all(batch.packing is not None for batch in batches)
             assert apart(of_step(model, batches, preset), whole) < 1e-5
-    # Canary: rows that continue another row's prompt.
-    batch = continue_prompts(RAGGED, 0, CPU)
-    assert batch.prompts is not None
-    swapped = replace(batch, prompts=replace(batch.prompts, of_row_B=1 - batch.prompts.of_row_B))
-    assert apart(of_step(model, [swapped], "dapo"), of_step(model, [batch], "dapo")) > 1e-3
+    # Canaries: rows that continue another row's prompt; a key too many; a state one token off.
+    batch = pack(RAGGED, 0, CPU)
+    assert batch.packing is not None
+    right = of_step(model, [batch], "dapo")
+    for change in (
+        {"prompt_of_B": 1 - batch.packing.prompt_of_B},
+        {"prompt_lengths_G": batch.packing.prompt_lengths_G + 1 - batch.packing.prompt_lengths_G // 9},
+        {"source_BT": batch.packing.source_BT.roll(1, dims=1)},
+        {"positions_L": batch.packing.positions_L + (batch.packing.positions_L > 6)},
+    ):
+        wrong = replace(batch, packing=replace(batch.packing, **change))
+        assert apart(of_step(model, [wrong], "dapo"), right) > 1e-3, change
 
 
-def test_prompts_are_shared_only_where_the_past_is_all_attended_to() -> None:
-    assert not shares_prompts(make_model("soft cap"))  # a head that needs the model's own forward
-    sliding = AutoConfig.for_model("mistral", **SHAPE, sliding_window=4)
-    assert not shares_prompts(AutoModelForCausalLM.from_config(sliding))
+def test_our_attention_is_sdpa_where_nothing_is_packed() -> None:
+    for kind in ("dense, tied", "soft cap"):
+        ours, batch = make_model(kind), make_batch()
+        theirs = make_model(kind)
+        theirs.set_attn_implementation("sdpa")
+        padded = (batch.token_ids_BT != 0).long()
+        for mask in (None, padded, padded.flip(1)):
+            found = [model(input_ids=batch.token_ids_BT, attention_mask=mask).logits for model in (ours, theirs)]
+            assert torch.equal(*found)
 
 
-def test_the_cheapest_layout_is_taken() -> None:
-    (batch,) = pack(RAGGED, 10**6, 0, CPU, share_prompts=True)
-    assert batch.prompts is not None
-    assert batch.prompts.token_ids_GP.shape == (2, 9)  # 2 · 9 + 6 · 5 positions instead of 6 · 14
-    assert batch.token_ids_BT.shape == (6, 5)
-    assert sorted(batch.places) == list(range(6))
-    assert all(one.prompts is None for one in pack(RAGGED, 10**6, 0, CPU))
-    alone = rollouts([5, 9], [4, 6])
-    assert pack(alone, 10**6, 0, CPU, share_prompts=True)[0].prompts is None
-    # One row a micro-batch: nothing to share, and padding to the longest completion would be no gain.
-    for one in pack(RAGGED, 1, 0, CPU, share_prompts=True):
-        assert len(one.places) == 1
+def test_only_models_that_attend_to_all_of_the_past_are_packed() -> None:
+    assert not takes_packed(make_model("soft cap"))  # a head that needs the model's own forward
+    for kind, extra in (("mistral", {"sliding_window": 4}), ("gpt2", {"n_embd": 32, "n_head": 2, "n_layer": 2})):
+        config = AutoConfig.for_model(kind, **SHAPE, **extra)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
+        assert takes_packed(model) == (kind == "gpt2")
+    assert not takes_packed(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa"))
 
 
-def test_every_row_is_packed_once_within_the_budget() -> None:
+def test_the_packing_by_hand() -> None:
+    rows = [
+        Row(token_ids=ids, loss_mask=(0,) * prompt + (1,) * (len(ids) - prompt), sampler_logprobs=(0.0,) * len(ids))
+        for prompt, ids in ((2, (5, 6, 10, 11, 12)), (2, (5, 6, 13, 14, 15)), (1, (7, 16)))
+    ]
+    batch = pack(rows, 0, CPU)
+    packing = batch.packing
+    assert packing is not None
+    assert batch.token_ids_BT.tolist() == [[5, 6, 7, 10, 11, 13, 14]]
+    assert batch.targets_BT.tolist() == [[10, 11, 12], [13, 14, 15], [16, 0, 0]]
+    assert packing.positions_L.tolist() == [0, 1, 0, 2, 3, 2, 3]
+    assert packing.prompt_at_GP.tolist() == [[0, 1], [2, 0]]
+    assert packing.prompt_of_B.tolist() == [0, 0, 1]
+    assert packing.row_at_BS.tolist() == [[3, 4], [5, 6], [0, 0]]
+    assert packing.source_BT.tolist() == [[1, 3, 4], [1, 5, 6], [2, 0, 0]]
+    assert packing.back_L.tolist() == [0, 1, 2, 4, 5, 6, 7]  # behind 2 · 2 places of prompts, rows of 2
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_every_row_is_in_one_batch_within_the_budget(packed: bool) -> None:
     rows = rollouts([5] * 8 + [9] * 8 + [3] * 8, [1 + (7 * i) % 11 for i in range(24)])
-    for budget in (12, 40, 100):
-        batches = pack(rows, budget, 0, CPU, share_prompts=True)
+    for budget in (12, 40, 100, 10**6):
+        batches = make_batches(rows, budget, 0, CPU, packed=packed)
         assert sorted(place for batch in batches for place in batch.places) == list(range(24))
         for batch in batches:
-            prompts = 0 if batch.prompts is None else batch.prompts.token_ids_GP.numel()
-            assert len(batch.places) == 1 or prompts + batch.token_ids_BT.numel() <= budget
+            assert len(batch.places) == 1 or batch.token_ids_BT.numel() <= budget
             for place, targets, mask in zip(batch.places, batch.targets_BT, batch.loss_mask_BT, strict=True):
                 row = rows[place]
                 assert targets[mask > 0].tolist() == list(row.token_ids[row.prompt_length :])
+    sizes = [batch.token_ids_BT.numel() for batch in make_batches(rows, 100, 0, CPU, packed=packed)]
+    assert len(sizes) > 1
+    assert min(sizes) > max(sizes) / 2  # about the same work
+
+
+def test_rows_without_a_prompt_are_not_packed() -> None:
+    rows = [supervised_row((5, 6, 7), (1, 1, 1)), supervised_row((5, 6, 7), (0, 1, 1))]
+    assert all(batch.packing is None for batch in make_batches(rows, 100, 0, CPU, packed=True))

@@ -103,7 +103,8 @@ class TrainingStage(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$")
     steps: int = Field(ge=1)
     optimizer: OptimizerConfig = OptimizerConfig()
-    #: Padded tokens of one micro-batch; changes memory and speed, never the loss.
+    #: Tokens that one micro-batch computes at most, a shared prompt counted once; changes memory and speed, never the
+    #: loss.
     micro_batch_tokens: int = Field(16384, ge=1)
     #: Steps between held-out evaluations; 0 never, the last step always counts when it is not 0.
     eval_every: int = Field(0, ge=0)

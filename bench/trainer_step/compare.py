@@ -100,11 +100,14 @@ def measure(size: str, kind: str, rounds: int, threads: int) -> dict[str, Any]:
         process.join()
     ratios = [theirs / ours for ours, theirs in zip(seconds["rlreason"], seconds["trl"], strict=True)]
     rollouts = make_rollouts(size, kind)
+    rows = sum(len(row) for row in rollouts.completions)
+    computed = sum(map(len, rollouts.prompts)) + rows - len(rollouts.completions)
     return {
         **found,
+        "products": products(size, computed, rows, threads),
         "rows": len(rollouts.completions),
         "prompt_tokens": GROUP * sum(len(prompt) for prompt in rollouts.prompts),
-        "completion_tokens": sum(len(row) for row in rollouts.completions),
+        "completion_tokens": rows,
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
         "ratio": statistics.median(ratios),
         "ratio_range": [min(ratios), max(ratios)],
@@ -112,11 +115,35 @@ def measure(size: str, kind: str, rounds: int, threads: int) -> dict[str, Any]:
     }
 
 
+def products(size: str, tokens: int, rows: int, threads: int) -> float:
+    """Seconds of the matrix products alone that a step can't do without: forward, and both gradients, of every linear
+    layer over ``tokens`` and of the head over ``rows``; the best of three."""
+    torch.set_num_threads(threads)
+    shape = MODELS[size]
+    wide, inner = shape["hidden_size"], shape["intermediate_size"]
+    heads, pairs = (shape[name] * shape["head_dim"] for name in ("num_attention_heads", "num_key_value_heads"))
+    layer = [(wide, heads), (wide, pairs), (wide, pairs), (heads, wide), (wide, inner), (wide, inner), (inner, wide)]
+    work = [(tokens, *one) for one in layer] * shape["num_hidden_layers"] + [(rows, wide, shape["vocab_size"])]
+    best = float("inf")
+    for _ in range(3):
+        total = 0.0
+        for count, entering, leaving in work:
+            x, w, y = torch.ones(count, entering), torch.ones(leaving, entering), torch.ones(count, leaving)
+            into, back = torch.empty_like(w), torch.empty_like(x)
+            started = time.perf_counter()
+            torch.mm(x, w.t(), out=y)
+            torch.mm(y, w, out=back)
+            torch.mm(y.t(), x, out=into)
+            total += time.perf_counter() - started
+        best = min(best, total)
+    return best
+
+
 def table(cases: list[dict[str, Any]]) -> str:
     """The cases as Markdown."""
     lines = [
-        "| model | rollouts | rlreason, s | TRL, s | TRL / rlreason | gradients differ by |",
-        "|---|---|---|---|---|---|",
+        "| model | rollouts | matrix products alone, s | rlreason, s | TRL, s | TRL / rlreason | gradients differ by |",
+        "|---|---|---|---|---|---|---|",
     ]
     for case in cases:
         low, high = case["ratio_range"]
@@ -124,7 +151,7 @@ def table(cases: list[dict[str, Any]]) -> str:
             f"| {case['model']} (V = {MODELS[case['model']]['vocab_size']:,}) "
             f"| {case['rollouts']}: {case['rows']} rows, "
             f"{case['prompt_tokens']} + {case['completion_tokens']} tokens "
-            f"| {case['seconds']['rlreason']:.3f} | {case['seconds']['trl']:.3f} "
+            f"| {case['products']:.3f} | {case['seconds']['rlreason']:.3f} | {case['seconds']['trl']:.3f} "
             f"| **{case['ratio']:.2f}** ({low:.2f}–{high:.2f}) | {case['gradient_difference']:.0e} |"
         )
     return "\n".join(lines)

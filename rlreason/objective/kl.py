@@ -21,18 +21,30 @@ def kl_estimate(
 
     k1 = −d and k3 = e^d − d − 1 are unbiased as values; the gradients of k2 = d²/2 and of ρ·k3 are those of the KL.
     """
-    raw = reference_logprobs - logprobs
-    d = raw.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    inside = torch.eq(d, raw, out=torch.empty_like(d))
+    d = reference_logprobs - logprobs
+    outside = beyond_limit(d)
+    if outside is not None:
+        d = d.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     if estimator == "k1":
-        return -d, inside
-    if estimator == "k2":
-        return 0.5 * d * d, -d * inside
-    growth = torch.expm1(d)
-    value = growth - d
-    slope = growth.mul_(inside.neg_())
+        value, slope = -d, torch.ones_like(d)
+    elif estimator == "k2":
+        value, slope = 0.5 * d * d, -d
+    else:
+        growth = torch.expm1(d)
+        value, slope = growth - d, growth.neg_()
+    if outside is not None:
+        slope = slope.masked_fill(outside, 0.0)
     if estimator == "k3_unbiased":
         if ratio is None:
             raise ValueError('kl_estimator = "k3_unbiased" needs the ratio to the old policy')
         return ratio * value, ratio * (value + slope)
     return value, slope
+
+
+def beyond_limit(log_ratio: Tensor) -> Tensor | None:
+    """Where a log-ratio is clamped, which stops its gradient; None where a CPU sees that none is."""
+    if log_ratio.device.type == "cpu" and log_ratio.numel():
+        low, high = torch.aminmax(log_ratio)
+        if float(low) >= -LOG_RATIO_LIMIT and float(high) <= LOG_RATIO_LIMIT:
+            return None
+    return log_ratio.abs() > LOG_RATIO_LIMIT

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rlreason.objective.correction import at_level, correction_weights, off_policy_mask
-from rlreason.objective.kl import LOG_RATIO_LIMIT, kl_estimate
+from rlreason.objective.kl import LOG_RATIO_LIMIT, beyond_limit, kl_estimate
 from rlreason.objective.spec import ObjectiveSpec
 from rlreason.objective.surrogate import Moved, Surrogate, surrogate
 from rlreason.types import Batch, LossOutput
@@ -248,7 +248,7 @@ def _surrogate(
         beyond = None
     else:
         level = at_level(log_ratio_BT, tokens.mask_BT, "token" if spec.ratio == "token" else "geometric")
-        beyond = _beyond(level)
+        beyond = beyond_limit(level)
         ratio = level.exp() if beyond is None else level.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp_()
     moved = Moved(
         ratio=ratio,
@@ -260,15 +260,6 @@ def _surrogate(
     if beyond is not None and spec.clip != "cispo":  # the clamped ratio does not move; CISPO's slope is not through it
         part = replace(part, slope=part.slope.masked_fill(beyond, 0.0))
     return ratio, part
-
-
-def _beyond(level: Tensor) -> Tensor | None:
-    """Where a log-ratio is clamped; None where a CPU sees that none is."""
-    if level.device.type == "cpu":
-        low, high = torch.aminmax(level)
-        if float(low) >= -LOG_RATIO_LIMIT and float(high) <= LOG_RATIO_LIMIT:
-            return None
-    return level.abs() > LOG_RATIO_LIMIT
 
 
 def _geometric(log_ratio_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec) -> tuple[Tensor, Surrogate]:

@@ -4,7 +4,7 @@ whole logits. No peer is needed; with TRL installed, its chunked head takes its 
     python bench/objective/head.py
 
 Each way runs in a process of its own, by turns; the gradients must agree first. Peak memory is the largest resident
-set over that with the inputs in place. Writes bench/objective/results/head.json and the marked block of
+set (Linux) over that with the inputs in place. Writes bench/objective/results/head.json and the marked block of
 docs/performance.md.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -115,7 +114,10 @@ def work(name: str, shape: tuple[int, int, int], threads: int, pipe: Connection)
     """One way in a process of its own: its results into a file, then seconds and peak memory of each run."""
     torch.set_num_threads(threads)
     states, weight, batch = inputs(*shape)
-    before = _peak_mib()
+    Path("/proc/self/clear_refs").write_text(
+        "5", encoding="ascii"
+    )  # the peak begins anew, without what made the inputs
+    before = _status_mib("VmRSS")
     while (order := pipe.recv()) != "end":
         started = time.perf_counter()
         found = WAYS[name](states, weight, batch)
@@ -123,11 +125,12 @@ def work(name: str, shape: tuple[int, int, int], threads: int, pipe: Connection)
         if order != "run":
             torch.save(found, order)
         del found
-        pipe.send((seconds, _peak_mib() - before))
+        pipe.send((seconds, _status_mib("VmHWM") - before))
 
 
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _status_mib(name: str) -> float:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 
 def measure(shape: tuple[int, int, int], rounds: int, threads: int) -> dict[str, dict[str, float]]:

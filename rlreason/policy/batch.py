@@ -28,7 +28,7 @@ def make_batches(
     ``packed``: for models that ``logprobs.takes_packed`` approves of; rows need a token before their first loss.
     """
     packed = packed and all(row.prompt_length for row in rows)
-    chunks = _balanced(lambda budget: (_cut_packed if packed else _cut_whole)(rows, budget), max_tokens)
+    chunks = _balanced(_packed_cut(rows) if packed else _whole_cut(rows), max_tokens)
     make = pack if packed else collate
     return [make([rows[at] for at in chunk], pad_id, device, chunk) for chunk in chunks]
 
@@ -47,34 +47,47 @@ def _balanced(cut: Cut, max_tokens: int) -> list[list[int]]:
     return best
 
 
-def _cut_whole(rows: Sequence[Row], budget: int) -> list[list[int]]:
+def _whole_cut(rows: Sequence[Row]) -> Cut:
     """Rows by length; a micro-batch computes all of its rows at the width of the longest."""
-    chunks: list[list[int]] = []
-    for at in sorted(range(len(rows)), key=lambda at: len(rows[at].token_ids)):
-        if not chunks or len(rows[at].token_ids) * (len(chunks[-1]) + 1) > budget:
-            chunks.append([])
-        chunks[-1].append(at)
-    return chunks
+    widths = [len(row.token_ids) for row in rows]
+    order = sorted(range(len(rows)), key=lambda at: widths[at])
+
+    def cut(budget: int) -> list[list[int]]:
+        chunks: list[list[int]] = []
+        for at in order:
+            if not chunks or widths[at] * (len(chunks[-1]) + 1) > budget:
+                chunks.append([])
+            chunks[-1].append(at)
+        return chunks
+
+    return cut
 
 
-def _cut_packed(rows: Sequence[Row], budget: int) -> list[list[int]]:
+def _packed_cut(rows: Sequence[Row]) -> Cut:
     """Rows prompt by prompt, those with short completions first, which keeps the tables of attention narrow."""
-    prompts = [row.token_ids[: row.prompt_length] for row in rows]
+    numbers: dict[tuple[int, ...], int] = {}
+    before = [row.prompt_length for row in rows]
+    prompt = [numbers.setdefault(row.token_ids[:n], len(numbers)) for row, n in zip(rows, before, strict=True)]
     # The last token of a completion is predicted, but predicts nothing.
-    behind = [len(row.token_ids) - len(prompt) - 1 for row, prompt in zip(rows, prompts, strict=True)]
-    longest: dict[tuple[int, ...], int] = {}
-    for prompt, length in zip(prompts, behind, strict=True):
-        longest[prompt] = max(length, longest.get(prompt, 0))
-    chunks: list[list[int]] = []
-    size, own = 0, set[tuple[int, ...]]()
-    for at in sorted(range(len(rows)), key=lambda at: (longest[prompts[at]], prompts[at], behind[at])):
-        size += behind[at] + (0 if prompts[at] in own else len(prompts[at]))
-        if not chunks or size > budget:
-            chunks.append([])
-            size, own = behind[at] + len(prompts[at]), set()
-        chunks[-1].append(at)
-        own.add(prompts[at])
-    return chunks
+    behind = [len(row.token_ids) - n - 1 for row, n in zip(rows, before, strict=True)]
+    longest = [0] * len(numbers)
+    for number, length in zip(prompt, behind, strict=True):
+        longest[number] = max(length, longest[number])
+    order = sorted(range(len(rows)), key=lambda at: (longest[prompt[at]], prompt[at], behind[at]))
+
+    def cut(budget: int) -> list[list[int]]:
+        chunks: list[list[int]] = []
+        size, last = 0, -1
+        for at in order:
+            size += behind[at] + (before[at] if prompt[at] != last else 0)
+            if not chunks or size > budget:
+                chunks.append([])
+                size = behind[at] + before[at]
+            chunks[-1].append(at)
+            last = prompt[at]
+        return chunks
+
+    return cut
 
 
 def collate(rows: Sequence[Row], pad_id: int, device: torch.device, places: Sequence[int] = ()) -> Batch:

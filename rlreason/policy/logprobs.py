@@ -75,13 +75,15 @@ def takes_packed(model: PreTrainedModel) -> bool:
     any distance, and a trial gives the states of whole rows."""
     if model.config._attn_implementation != ATTENTION or plain_head(model) is None:
         return False
-    config = model.config.to_dict()
-    if set(config.get("layer_types") or ()) - {"full_attention"} or config.get("sliding_window"):
-        return False
     with _LOCK:
         if model not in _PACKED:
-            _PACKED[model] = _packs_alike(model)
+            _PACKED[model] = _sees_all_of_the_past(model) and _packs_alike(model)
     return _PACKED[model]
+
+
+def _sees_all_of_the_past(model: PreTrainedModel) -> bool:
+    config = model.config.to_dict()
+    return not (set(config.get("layer_types") or ()) - {"full_attention"} or config.get("sliding_window"))
 
 
 @torch.no_grad()

@@ -42,6 +42,7 @@ def run(
     overrides: OverridesArgument = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default runs/<recipe>-<time>.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue the run in --out; finished stages are not redone.")] = False,
+    replay: Annotated[Path | None, typer.Option(help="Follow the recorded schedule of this asynchronous run.")] = None,
 ) -> None:
     """Run every stage of a recipe and write a report."""
     from rlreason.config import load, locate
@@ -51,11 +52,11 @@ def run(
     path = locate(recipe)
     loaded = load(path, tuple(overrides or ()))
     folder = out or Path("runs") / f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    from rlreason.job import run_job
+    from rlreason.job import JobOptions, run_job
 
-    report = run_job(
-        loaded, path, folder, resume=resume, command=shlex.join(["rlreason", *sys.argv[1:]]), console=console
-    )
+    command = shlex.join(["rlreason", *sys.argv[1:]])
+    options = JobOptions(folder=folder, command=command, resume=resume, replay=replay)
+    report = run_job(loaded, path, options, console)
     console.print(f"report: {report}", soft_wrap=True)
 
 

@@ -9,8 +9,9 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
+from rlreason.config_engine import ClusterConfig, SamplerConfig, Section
 from rlreason.config_errors import explain
 from rlreason.data.rows import Columns
 from rlreason.errors import UsageError, nearest
@@ -18,12 +19,6 @@ from rlreason.objective.presets import expand
 from rlreason.objective.spec import ObjectiveSpec
 
 Scalar = str | int | float | bool
-
-
-class Section(BaseModel):
-    """A recipe table: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class TokenizerConfig(Section):
@@ -63,26 +58,6 @@ class DataConfig(Section):
     verifier: str = "math"
     system: str | None = None
     answer_style: Literal["tags", "boxed"] = "tags"
-
-
-class SamplerConfig(Section):
-    """The engine that draws completions."""
-
-    engine: Literal["transformers"] = "transformers"
-    #: Completions decoded together; changes memory and speed only.
-    max_rows: int = Field(512, ge=1)
-
-
-class ClusterConfig(Section):
-    """Where the work runs."""
-
-    kind: Literal["inline"] = "inline"
-    #: CPU threads that train and sample, each on a micro-batch of its own; 0 takes every core. Never changes a result.
-    threads: int = Field(0, ge=0)
-    #: Processes that run rewards.
-    reward_workers: int = Field(1, ge=1)
-    #: Seconds one reward may run, queueing not counted.
-    reward_timeout: float = Field(10.0, gt=0)
 
 
 class OptimizerConfig(Section):
@@ -146,6 +121,13 @@ class GrpoStage(TrainingStage):
     objective: Annotated[ObjectiveSpec, BeforeValidator(expand)] = ObjectiveSpec()
     #: Groups of each step kept in rollouts.jsonl.
     logged_groups: int = Field(4, ge=0)
+    #: Versions that the weights may be ahead of those that began a group. 0: sampling and training take turns, exactly
+    #: on-policy. 1: the next step's groups are drawn while this one is learnt from.
+    staleness: int = Field(0, ge=0)
+    #: With staleness: groups under way take new weights between two tokens, instead of ending with the old ones.
+    in_flight_updates: bool = True
+    #: Steps between splits of the sampler-trainer difference by cause (mismatch.jsonl); 0 never.
+    diagnose_every: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _possible(self) -> GrpoStage:
@@ -163,6 +145,11 @@ class GrpoStage(TrainingStage):
             raise ValueError(
                 'objective ratio = "on_policy" takes one update per step: from the second on the batch is off-policy, '
                 'and nothing would correct for it. Use ratio = "token" or updates_per_step = 1'
+            )
+        if self.staleness and self.objective.correction == "none" and self.objective.clip != "dppo_tv":
+            raise ValueError(
+                f"staleness = {self.staleness} trains on completions of older weights, and objective.correction = "
+                '"none" would not weigh them: use correction = "tis" (the default), "mis" or "icepop", or staleness = 0'
             )
         if self.objective.baseline == "given":
             raise ValueError('objective baseline = "given" needs baselines from a critic, which no stage trains yet')
@@ -239,6 +226,14 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Recipe:
+        if self.cluster.kind != "ray" and self.cluster.address is not None:
+            raise ValueError(
+                f'cluster.address = {self.cluster.address!r} is of a Ray cluster: say cluster.kind = "ray"'
+            )
+        if self.cluster.colocate and any(isinstance(one, GrpoStage) and one.staleness for one in self.stage):
+            raise ValueError(
+                "cluster.colocate takes turns on one GPU, and staleness > 0 samples while the policy learns: use one"
+            )
         names = [stage.name for stage in self.stage]
         for name in names:
             if name in {"policy", "student"}:

@@ -37,7 +37,7 @@ def evaluate_model(request: EvalRequest) -> list[str]:
     from rlreason.policy.model import count_parameters, default_device, quiet_loading
     from rlreason.policy.policies import load_policy
     from rlreason.policy.process import prepare_process
-    from rlreason.sampler.transformers_engine import TransformersSampler
+    from rlreason.sampler.open import inline_sampler
 
     quiet_loading()
     prepare_process()
@@ -51,7 +51,7 @@ def evaluate_model(request: EvalRequest) -> list[str]:
     lines = []
     with PoolScorer(RewardMix.from_table({"accuracy": 1.0}), workers=1) as scorer:
         for suite, source in opened:
-            engine = TransformersSampler(
+            engine = inline_sampler(
                 policy.model,
                 policy.tokenizer,
                 PromptFormat(style=suite.answer_style),

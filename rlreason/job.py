@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ from rlreason.scorer import PoolScorer
 
 if TYPE_CHECKING:
     from rlreason.stages.context import Context
+    from rlreason.stages.samplers import Samplers
 
 
 def recipe_toml(recipe: Recipe) -> str:
@@ -29,12 +32,25 @@ def recipe_toml(recipe: Recipe) -> str:
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
 
 
-def run_job(recipe: Recipe, path: Path, folder: Path, *, resume: bool, command: str, console: Console) -> Path:
-    """Run a recipe in ``folder`` and return the path of its report.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOptions:
+    """How a recipe is run: its run directory, whether that run is continued, the command for the manifest, and the run
+    whose recorded schedules are followed."""
+
+    folder: Path
+    command: str
+    resume: bool = False
+    replay: Path | None = None
+
+
+def run_job(recipe: Recipe, path: Path, options: JobOptions, console: Console) -> Path:
+    """Run a recipe and return the path of its report.
 
     Raises UsageError before any model is built where recipe, rewards or data are wrong.
     """
+    folder = options.folder
     checked = check(recipe, path.parent)
+    _check_replay(recipe, options)
     _require_training_packages()
     from rlreason.policy.model import quiet_loading
     from rlreason.policy.process import prepare_process
@@ -42,15 +58,15 @@ def run_job(recipe: Recipe, path: Path, folder: Path, *, resume: bool, command: 
 
     quiet_loading()
     prepare_process()
-    if resume:
+    if options.resume:
         run = RunDirectory.resume(folder, recipe_toml(recipe))
     else:
-        run = RunDirectory.create(folder, recipe_toml(recipe), _manifest(checked, command, device_names()))
+        run = RunDirectory.create(folder, recipe_toml(recipe), _manifest(checked, options.command, device_names()))
     display = RichDisplay(console)
     console.print(f"{recipe.name}: {len(recipe.stage)} stages, seed {recipe.seed} -> {folder}", soft_wrap=True)
     try:
-        with _scorer(checked) as scorer:
-            Pipeline(_context(checked, run, scorer, display)).run()
+        with _scorer(checked) as scorer, _samplers(checked) as samplers:
+            Pipeline(_context(checked, run, scorer, samplers, display, options.replay)).run()
     except BaseException:
         display.stop()
         # The report of a failed run shows what was written until then; its own trouble must not hide the failure.
@@ -82,7 +98,26 @@ def _scorer(checked: CheckedRecipe) -> PoolScorer:
     return PoolScorer(checked.mix, workers=cluster.reward_workers, timeout=cluster.reward_timeout)
 
 
-def _context(checked: CheckedRecipe, run: RunDirectory, scorer: PoolScorer, display: RichDisplay) -> Context:
+@contextmanager
+def _samplers(checked: CheckedRecipe) -> Iterator[Samplers]:
+    from rlreason.stages.samplers import Samplers
+
+    threads = checked.recipe.cluster.threads or os.cpu_count() or 1
+    samplers = Samplers(checked.recipe, checked.prompt_format, threads)
+    try:
+        yield samplers
+    finally:
+        samplers.close()
+
+
+def _context(
+    checked: CheckedRecipe,
+    run: RunDirectory,
+    scorer: PoolScorer,
+    samplers: Samplers,
+    display: RichDisplay,
+    replay: Path | None,
+) -> Context:
     from rlreason.eval.summary import summarize
     from rlreason.policy.model import default_device
     from rlreason.stages.context import Context
@@ -96,5 +131,20 @@ def _context(checked: CheckedRecipe, run: RunDirectory, scorer: PoolScorer, disp
         evaluate=summarize,
         display=display,
         device=default_device(),
-        threads=checked.recipe.cluster.threads or os.cpu_count() or 1,
+        threads=samplers.threads,
+        samplers=samplers,
+        replay=replay,
     )
+
+
+def _check_replay(recipe: Recipe, options: JobOptions) -> None:
+    """A replay needs the recipe of the run that it follows. Raises UsageError with the first difference."""
+    if options.replay is None:
+        return
+    path = options.replay / "recipe.toml"
+    if not path.is_file():
+        raise UsageError(f"--replay {options.replay}: no run directory, it has no recipe.toml")
+    if path.read_text(encoding="utf-8") != recipe_toml(recipe):
+        raise UsageError(f"--replay {options.replay}: that run had another recipe; run {path}")
+    if recipe.sampler.delivery == "delta":
+        raise UsageError('--replay needs sampler.delivery = "full": a worker may take versions in another order')

@@ -20,7 +20,7 @@ def describe(recipe: Recipe, path: Path) -> str:
     ]
     if recipe.student is not None:
         lines.append(f"  student  {_model(recipe, student=True)}")
-    lines.append(f"  sampler  {recipe.sampler.engine}, at most {recipe.sampler.max_rows} rows at once")
+    lines.append(f"  sampler  {_sampler(recipe)}")
     if source.overlap:
         lines.append(f"  WARNING  {source.overlap} held-out prompts are also training prompts")
     for number, stage in enumerate(recipe.stage, start=1):
@@ -48,6 +48,28 @@ def _model(recipe: Recipe, *, student: bool) -> str:
     return f"{config.model_type} from random weights ({shape}), {config.dtype}, {config.tokenizer.kind} tokenizer"
 
 
+def _sampler(recipe: Recipe) -> str:
+    sampler, cluster = recipe.sampler, recipe.cluster
+    engine = {"auto": "vLLM where it and Ray are installed and run the model, else transformers"}
+    where = {"auto": "over Ray with vLLM, else in this process", "inline": "in this process", "ray": "over Ray"}
+    workers = f", {cluster.rollout_workers} workers" if cluster.rollout_workers else ""
+    proof = "every delivery proved" if sampler.canary else "deliveries NOT proved (sampler.canary = false)"
+    return (
+        f"{engine.get(sampler.engine, sampler.engine)}; {where[cluster.kind]}{workers}; at most {sampler.max_rows} rows "
+        f"at once; {proof}"
+    )
+
+
+def _staleness(stage: GrpoStage) -> str:
+    if not stage.staleness:
+        return "staleness 0: sampling and training take turns"
+    how = "take new weights between two tokens" if stage.in_flight_updates else "end with the weights they began with"
+    return (
+        f"staleness {stage.staleness}: groups begin with weights at most {stage.staleness} version(s) old and {how}; "
+        f'corrected by "{stage.objective.correction}"'
+    )
+
+
 def _stage(stage: Stage) -> list[str]:
     if isinstance(stage, GrpoStage):
         rollouts = stage.problems_per_step * stage.samples_per_problem
@@ -58,7 +80,8 @@ def _stage(stage: Stage) -> list[str]:
             f"{stage.temperature:g}",
             f"{stage.updates_per_step} update(s) per batch of rollouts: "
             + ("on-policy, the ratio is 1" if stage.updates_per_step == 1 else "off-policy from the second update on")
-            + f"; staleness 0; zero-variance groups {'dropped' if stage.drop_zero_variance else 'kept'}",
+            + f"; zero-variance groups {'dropped' if stage.drop_zero_variance else 'kept'}",
+            _staleness(stage),
             f"lr {stage.optimizer.lr:g} {stage.optimizer.schedule}",
         ]
     if isinstance(stage, (SftStage, DistillStage)):

@@ -121,6 +121,8 @@ class Completion:
     prefill: str = ""
     policy_version_min: int = 0
     policy_version_max: int = 0
+    #: Version of the weights that each token was drawn with; empty where all are ``policy_version_min``.
+    policy_version_T: tuple[int, ...] = ()
     #: Experts chosen per token and layer, where the engine reports them.
     routing_TLK: tuple[tuple[tuple[int, ...], ...], ...] | None = None
 

@@ -58,6 +58,8 @@ class StageEntry(Entry):
     sha256: str | None = None
     sampled_tokens: int = 0
     trained_tokens: int = 0
+    #: Engine and cluster that drew its completions.
+    sampler: str | None = None
     error: str | None = None
 
 

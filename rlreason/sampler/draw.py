@@ -16,3 +16,9 @@ def uniforms(seed: int, stream: str, problem_id: str, sample: int, count: int) -
     digest = hashlib.blake2b(f"{seed}\x1f{stream}\x1f{problem_id}\x1f{sample}".encode(), digest_size=16).digest()
     key = np.frombuffer(digest, dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).random(count)
+
+
+def request_seed(seed: int, stream: str, problem_id: str) -> int:
+    """A seed for engines that draw by themselves; sample i of the group takes this plus i. 62 bits."""
+    digest = hashlib.blake2b(f"{seed}\x1f{stream}\x1f{problem_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2

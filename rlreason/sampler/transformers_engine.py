@@ -6,22 +6,25 @@ computed once per problem and its cache shared by all samples; rows that ended l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from rlreason.data.prompts import PromptFormat, RenderedPrompt, stop_token_ids
+from rlreason.sampler.delivery import DeliveryError
 from rlreason.sampler.draw import uniforms
-from rlreason.types import Completion, Group, Problem, SamplingParams
+from rlreason.sampler.jobs import Drawn, EngineSpec, Job, Opinion, Progress, Sample
+from rlreason.types import SamplingParams
 
 #: Rows that ended are dropped from the batch once they are this share of it.
 COMPACT_SHARE = 0.25
+#: Parts of a decoder that ``module_outputs`` reports.
+TRACED = ("self_attn", "mlp", "embed_tokens")
 
 
 @dataclass(slots=True)
@@ -35,67 +38,87 @@ class _Decoding:
     logits_RV: Tensor
 
 
-class TransformersSampler:
-    """Samples with its own copy of the model, so that ``publish`` is a real delivery like any other engine's."""
+class TransformersEngine:
+    """``rlreason.sampler.jobs.Engine`` with a model of its own. An engine step draws one batch of groups to the end,
+    so weights never change within a group."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        prompt_format: PromptFormat,
-        max_rows: int = 512,
-        threads: int = 1,
-    ) -> None:
-        self._model = model.eval()
-        self._tokenizer = tokenizer
-        self._format = prompt_format
-        self._max_rows = max_rows
-        self._threads = threads if model.device.type == "cpu" else 1
-        self._stop_ids = torch.tensor(sorted(stop_token_ids(tokenizer)), device=model.device)
+    def __init__(self, spec: EngineSpec, model: PreTrainedModel | None = None) -> None:
+        """``model``: taken over as it is; by default built from the spec, with random weights until ``load``."""
+        self._model = build(spec) if model is None else model.eval()
+        self._pad_id = spec.pad_id
+        self._max_rows = spec.max_rows
+        self._threads = spec.threads if self._model.device.type == "cpu" else 1
+        self._stop_ids = torch.tensor(sorted(spec.stop_ids), device=self._model.device)
         self._version = 0
+        self._waiting: list[Job] = []
 
-    @property
-    def version(self) -> int:
-        """Version of the weights that the next token will be drawn with."""
-        return self._version
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """See ``Engine.submit``."""
+        self._waiting += jobs
 
-    def publish(self, weights: Mapping[str, Tensor], version: int) -> None:
-        """Copy ``weights`` (a state dict of the policy) into the sampling model. Raises where names differ."""
-        self._model.load_state_dict(dict(weights), strict=True)
-        self._version = version
-
-    def sample(self, problems: Sequence[Problem], params: SamplingParams) -> list[Group]:
-        """One group per problem, in order; see ``rlreason.types.Sampler``."""
-        per_batch = max(1, self._max_rows // params.samples_per_problem)
-        prompts = [self._format.render(problem, self._tokenizer) for problem in problems]
+    def advance(self, seconds: float, steps: int | None = None) -> Progress:
+        """See ``Engine.advance``: here all that waits is drawn in one step."""
+        del seconds, steps
+        jobs, self._waiting = self._waiting, []
         # Prompts of similar length share a batch: less padding. The draws do not depend on it.
-        order = sorted(range(len(problems)), key=lambda index: len(prompts[index].ids))
-        chunks = [order[start : start + per_batch] for start in range(0, len(order), per_batch)]
+        order = sorted(range(len(jobs)), key=lambda at: (_how(jobs[at].params), len(jobs[at].prompt_ids)))
+        chunks: list[list[int]] = []
+        for at in order:
+            last = jobs[chunks[-1][-1]] if chunks else None
+            full = last is None or (len(chunks[-1]) + 1) * last.params.samples_per_problem > self._max_rows
+            if last is None or full or _how(last.params) != _how(jobs[at].params):
+                chunks.append([])
+            chunks[-1].append(at)
 
-        def draw(chunk: list[int]) -> list[tuple[Completion, ...]]:
-            return self._sample_batch([problems[i] for i in chunk], [prompts[i] for i in chunk], params)
+        def draw(chunk: list[int]) -> list[tuple[Sample, ...]]:
+            return self._sample_batch([jobs[at] for at in chunk])
 
-        completions: dict[int, tuple[Completion, ...]] = {}
+        drawn: dict[int, tuple[Sample, ...]] = {}
         with ThreadPoolExecutor(self._threads) as pool:
-            for chunk, drawn in zip(chunks, pool.map(draw, chunks), strict=True):
-                completions.update(zip(chunk, drawn, strict=True))
-        return [
-            Group(
-                group_id=f"{params.stream}/{problem.id}",
-                problem=problem,
-                completions_G=completions[index],
-            )
-            for index, problem in enumerate(problems)
-        ]
+            for chunk, samples in zip(chunks, pool.map(draw, chunks), strict=True):
+                drawn.update(zip(chunk, samples, strict=True))
+        return Progress(
+            drawn=tuple(Drawn(key=job.key, samples_G=drawn[at]) for at, job in enumerate(jobs)), steps=int(bool(jobs))
+        )
+
+    def load(self, weights: Mapping[str, Tensor], version: int) -> tuple[str, ...]:
+        """See ``Engine.load``."""
+        result = self._model.load_state_dict(dict(weights), strict=False)
+        tied = {name for name, tensor in self._model.state_dict().items() if _is_tied(name, tensor, self._model)}
+        if result.unexpected_keys:
+            raise DeliveryError(f"version {version}: the model has no {', '.join(result.unexpected_keys)}")
+        self._version = version
+        return tuple(sorted(set(result.missing_keys) - tied))
 
     @torch.inference_mode()
-    def _sample_batch(
-        self, problems: list[Problem], prompts: list[RenderedPrompt], params: SamplingParams
-    ) -> list[tuple[Completion, ...]]:
+    def probe(self, prompts: Sequence[tuple[int, ...]], count: int) -> tuple[Opinion, ...]:
+        """See ``Engine.probe``."""
+        return tuple(_opinion(next_logprobs(self._model, prompt), count) for prompt in prompts)
+
+    def module_outputs(self, prompt_ids: tuple[int, ...]) -> Mapping[str, Tensor]:
+        """See ``Engine.module_outputs``."""
+        return module_outputs(self._model, prompt_ids)
+
+    def sleep(self) -> None:
+        """Nothing to give back: between two steps only the weights are held."""
+
+    def wake(self) -> None:
+        """Nothing to take."""
+
+    def abort(self) -> None:
+        """See ``Engine.abort``."""
+        self._waiting.clear()
+
+    def close(self) -> None:
+        """Nothing beside the model, which goes with the engine."""
+
+    @torch.inference_mode()
+    def _sample_batch(self, jobs: list[Job]) -> list[tuple[Sample, ...]]:
+        params = jobs[0].params
         samples = params.samples_per_problem
-        state = self._prefill(prompts, samples)
-        rows = len(problems) * samples
-        uniform_RT = self._uniforms(problems, params)
+        state = self._prefill([job.prompt_ids for job in jobs], samples)
+        rows = len(jobs) * samples
+        uniform_RT = self._uniforms(jobs)
         token_ids: Tensor = torch.zeros((rows, params.max_tokens), dtype=torch.long, device=self._model.device)
         logprobs = torch.zeros((rows, params.max_tokens), dtype=torch.float32, device=self._model.device)
         lengths = np.full(rows, params.max_tokens)
@@ -113,25 +136,25 @@ class TransformersSampler:
                 chosen_R = chosen_R[live_R]
                 state = _compact(state, live_R)
             state = self._decode(state, chosen_R)
-        return self._collect(prompts, samples, token_ids, logprobs, lengths)
+        return self._collect(samples, token_ids, logprobs, lengths)
 
-    def _uniforms(self, problems: list[Problem], params: SamplingParams) -> Tensor:
+    def _uniforms(self, jobs: list[Job]) -> Tensor:
+        params = jobs[0].params
         if params.temperature == 0.0:
-            return torch.zeros((1, 1)).expand(len(problems) * params.samples_per_problem, params.max_tokens)
+            return torch.zeros((1, 1)).expand(len(jobs) * params.samples_per_problem, params.max_tokens)
         table = [
-            uniforms(params.seed, params.stream, problem.id, sample, params.max_tokens)
-            for problem in problems
+            uniforms(job.params.seed, job.params.stream, job.problem_id, sample, params.max_tokens)
+            for job in jobs
             for sample in range(params.samples_per_problem)
         ]
         return torch.from_numpy(np.stack(table)).to(self._model.device)
 
-    def _prefill(self, prompts: list[RenderedPrompt], samples: int) -> _Decoding:
+    def _prefill(self, prompts: list[tuple[int, ...]], samples: int) -> _Decoding:
         """Left-padded prompts through the model once, then every row repeated ``samples`` times."""
         device = self._model.device
-        width = max(len(prompt.ids) for prompt in prompts)
-        pad = self._tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(p.ids)) + list(p.ids) for p in prompts], device=device)
-        present = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in prompts], device=device)
+        width = max(len(prompt) for prompt in prompts)
+        ids = torch.tensor([[self._pad_id] * (width - len(p)) + list(p) for p in prompts], device=device)
+        present = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         positions = (present.cumsum(dim=1) - 1).clamp(min=0)
         cache = DynamicCache(config=self._model.config)
         output = self._model(
@@ -169,29 +192,71 @@ class TransformersSampler:
         )
 
     def _collect(
-        self, prompts: list[RenderedPrompt], samples: int, token_ids: Tensor, logprobs: Tensor, lengths: np.ndarray
-    ) -> list[tuple[Completion, ...]]:
+        self, samples: int, token_ids: Tensor, logprobs: Tensor, lengths: np.ndarray
+    ) -> list[tuple[Sample, ...]]:
         ids_rows, logprob_rows = token_ids.tolist(), logprobs.tolist()
         stops = set(self._stop_ids.tolist())
-        completions = []
-        for row, length in enumerate(lengths.tolist()):
-            ids = tuple(ids_rows[row][:length])
-            stopped = ids[-1] in stops
-            reason: Literal["stop", "length"] = "stop" if stopped else "length"
-            prompt = prompts[row // samples]
-            completions.append(
-                Completion(
-                    prompt_ids=prompt.ids,
-                    token_ids=ids,
-                    logprobs_T=tuple(logprob_rows[row][:length]),
-                    text=self._tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=False),
-                    finish_reason=reason,
-                    prefill=prompt.prefill,
-                    policy_version_min=self._version,
-                    policy_version_max=self._version,
-                )
+        drawn = [
+            Sample(
+                token_ids=tuple(ids_rows[row][:length]),
+                logprobs_T=tuple(logprob_rows[row][:length]),
+                stopped=ids_rows[row][length - 1] in stops,
+                versions_T=(self._version,) * length,
             )
-        return [tuple(completions[i : i + samples]) for i in range(0, len(completions), samples)]
+            for row, length in enumerate(lengths.tolist())
+        ]
+        return [tuple(drawn[i : i + samples]) for i in range(0, len(drawn), samples)]
+
+
+def _how(params: SamplingParams) -> tuple[float, ...]:
+    """What groups of one batch must share."""
+    return (params.temperature, params.top_p, params.top_k, params.max_tokens, params.samples_per_problem)
+
+
+def build(spec: EngineSpec) -> PreTrainedModel:
+    """The model of ``spec.model`` on this process's accelerator, else the CPU, with whatever weights."""
+    config = AutoConfig.for_model(**dict(spec.model))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec.dtype))
+    model.requires_grad_(requires_grad=False)
+    return cast(PreTrainedModel, model.to(device).eval())
+
+
+def _is_tied(name: str, tensor: Tensor, model: PreTrainedModel) -> bool:
+    """Whether another name of the state dict holds the same memory."""
+    return any(other != name and tensor.data_ptr() == its.data_ptr() for other, its in model.state_dict().items())
+
+
+@torch.inference_mode()
+def next_logprobs(model: PreTrainedModel, prompt_ids: tuple[int, ...]) -> Tensor:
+    """log π of the token after the prompt, [V], float32, at temperature 1."""
+    ids = torch.tensor([prompt_ids], device=model.device)
+    return torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, -1].float(), dim=-1)
+
+
+def _opinion(logprobs_V: Tensor, count: int) -> Opinion:
+    values, places = logprobs_V.topk(count)
+    return Opinion(token_ids=tuple(places.tolist()), logprobs=tuple(values.tolist()))
+
+
+@torch.inference_mode()
+def module_outputs(model: PreTrainedModel, prompt_ids: tuple[int, ...]) -> dict[str, Tensor]:
+    """See ``Engine.module_outputs``, for any transformers model."""
+    found: dict[str, Tensor] = {}
+
+    def keeper(name: str) -> Callable[..., None]:
+        def keep(_module: nn.Module, _inputs: object, output: Any) -> None:
+            tensor = output[0] if isinstance(output, tuple) else output
+            found.setdefault(name, tensor.detach().reshape(-1, tensor.shape[-1]).float().cpu().clone())
+
+        return keep
+
+    parts = [(name, module) for name, module in model.named_modules() if name.rpartition(".")[2] in TRACED]
+    hooks = [module.register_forward_hook(keeper(name)) for name, module in parts]
+    model(input_ids=torch.tensor([prompt_ids], device=model.device), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def choose(logits_RV: Tensor, uniform_R: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:

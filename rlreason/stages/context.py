@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -15,9 +16,12 @@ from rlreason.data.prompts import PromptFormat
 from rlreason.data.source import ProblemSource
 from rlreason.policy.policies import Policy
 from rlreason.run.directory import RunDirectory
-from rlreason.sampler.transformers_engine import TransformersSampler
-from rlreason.types import EvalReport, Group, LossOutput, SamplingParams, Scorer, StepReport
+from rlreason.sampler.pool_sampler import PoolSampler
+from rlreason.stages.samplers import Samplers
+from rlreason.types import EvalReport, Group, LossOutput, Problem, SamplingParams, Scorer, StepReport
 
+#: (problems, how) -> their groups, scored.
+Draw = Callable[[Sequence[Problem], SamplingParams], list[Group]]
 #: (scored groups, model name, suite name) -> report. Passed in by the cli, so that stages never import eval.
 Evaluate = Callable[[Sequence[Group], str, str], EvalReport]
 
@@ -52,22 +56,22 @@ class Context:
     device: torch.device
     #: CPU threads, each working on a micro-batch or a batch of completions.
     threads: int = 1
+    samplers: Samplers
+    #: Run directory whose recorded schedules are followed.
+    replay: Path | None = None
 
-    def sampler(self, policy: Policy) -> TransformersSampler:
-        """An engine with its own copy of the policy's weights, as version 0."""
-        return TransformersSampler(
-            policy.copy_model(),
-            policy.tokenizer,
-            self.prompt_format,
-            max_rows=self.recipe.sampler.max_rows,
-            threads=self.threads,
-        )
+    def sampler(self, policy: Policy) -> PoolSampler:
+        """A sampler that holds the policy's weights as version 0; the one opened before is no longer valid."""
+        return self.samplers.open(policy)
 
-    def heldout_accuracy(self, sampler: TransformersSampler, stage: str, problems: int, max_tokens: int) -> float:
-        """Greedy accuracy of the sampler's weights on the first ``problems`` held-out problems."""
+    def draw_with(self, sampler: PoolSampler) -> Draw:
+        """Draws with ``sampler`` and scores."""
+        return lambda problems, params: self.scorer.score(sampler.sample(problems, params))
+
+    def heldout_accuracy(self, draw: Draw, stage: str, problems: int, max_tokens: int) -> float:
+        """Greedy accuracy of what ``draw`` draws with, on the first ``problems`` held-out problems."""
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens, stream=f"{stage}/heldout")
-        groups = self.scorer.score(sampler.sample(self.source.heldout(problems), params))
-        return self.evaluate(groups, stage, "heldout").accuracy.value
+        return self.evaluate(draw(self.source.heldout(problems), params), stage, "heldout").accuracy.value
 
 
 @dataclass(slots=True)

@@ -1,6 +1,8 @@
 """Group-relative policy optimisation (GRPO, arXiv 2402.03300) with verified rewards.
 
 problems -> sample groups -> score -> drop uninformative -> advantages -> pack -> loss, backward -> step -> publish
+
+With ``staleness`` above 0 the first two run ahead (``stream.py``); nothing else here changes.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from rlreason.policy.policies import Policy
 from rlreason.stages.context import Context, Recorder, StepMeter, is_due
 from rlreason.stages.credit import Sample, credit_of, rows_of, samples_of, useful_groups
 from rlreason.stages.losses import loss_logprobs, rollout_loss
-from rlreason.stages.rollouts import log_groups, summarize
-from rlreason.types import Batch, Group, LossOutput, Row, SamplingParams, StepReport
+from rlreason.stages.rollouts import log_groups, staleness, summarize
+from rlreason.stages.stream import Ask, RolloutStream, scheduled
+from rlreason.types import Batch, Group, LossOutput, Problem, Row, SamplingParams, StepReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,21 +43,19 @@ class GrpoRun:
     reference: PreTrainedModel | None
 
 
-def grpo_step(step: int, run: GrpoRun, sampler_step: Sampling) -> tuple[dict[str, float], list[Group]]:
-    """One step: ask, sample, verify, credit, learn. Publishing the new weights is the caller's next line."""
-    clock = [time.perf_counter()]
-    groups = sampler_step(step)
-    clock.append(time.perf_counter())
-    groups = run.context.scorer.score(groups)
-    clock.append(time.perf_counter())
+def grpo_step(step: int, run: GrpoRun, stream: RolloutStream) -> tuple[dict[str, float], list[Group]]:
+    """One step: sampled and verified groups, credit, learn. Publishing the new weights is the caller's next line."""
+    began = time.perf_counter()
+    groups = stream.take(step)
+    taken = time.perf_counter()
     useful = useful_groups(groups, run.stage)
-    scalars = summarize(groups, useful) | learn(step, useful, run)
-    clock.append(time.perf_counter())
+    scalars = summarize(groups, useful) | staleness(groups, step) | learn(step, useful, run)
+    done = time.perf_counter()
     scalars |= {
-        "seconds/sample": clock[1] - clock[0],
-        "seconds/score": clock[2] - clock[1],
-        "seconds/train": clock[3] - clock[2],
-        "tokens_per_second": scalars["tokens"] / (clock[3] - clock[0]),
+        "seconds/sample": stream.seconds[0],
+        "seconds/score": stream.seconds[1],
+        "seconds/train": done - taken,
+        "tokens_per_second": scalars["tokens"] / (done - began),
     }
     return scalars, groups
 
@@ -137,18 +138,11 @@ def _logprobs(model: PreTrainedModel, batch: Batch, run: GrpoRun) -> Tensor:
     return loss_logprobs(model, batch, run.stage.temperature)
 
 
-class Sampling:
-    """Draws the groups of each step with the newest published weights."""
+def ask(stage: GrpoStage, context: Context) -> Ask:
+    """The problems of each step and how they are drawn: pure functions of (seed, step)."""
 
-    def __init__(self, run: GrpoRun) -> None:
-        self._run = run
-        self.engine = run.context.sampler(run.policy)
-
-    def __call__(self, step: int) -> list[Group]:
-        """``problems_per_step`` groups of step ``step``; problems and draws are pure functions of (seed, step)."""
-        stage, context = self._run.stage, self._run.context
+    def at(step: int) -> tuple[list[Problem], SamplingParams]:
         first = stage.first_problem + step * stage.problems_per_step
-        problems = context.source.train(first, stage.problems_per_step)
         params = SamplingParams(
             samples_per_problem=stage.samples_per_problem,
             temperature=stage.temperature,
@@ -156,7 +150,9 @@ class Sampling:
             seed=context.recipe.seed,
             stream=f"{stage.name}/{step}",
         )
-        return self.engine.sample(problems, params)
+        return context.source.train(first, stage.problems_per_step), params
+
+    return at
 
 
 def run_grpo(stage: GrpoStage, context: Context, policy: Policy) -> Recorder:
@@ -168,19 +164,21 @@ def run_grpo(stage: GrpoStage, context: Context, policy: Policy) -> Recorder:
         optimizer=PolicyOptimizer(policy.model, stage.optimizer, stage.steps),
         reference=policy.copy_model() if stage.objective.kl_coef > 0 else None,
     )
-    sampling = Sampling(run)
+    sampler = scheduled(context.sampler(policy), stage, context)
     recorder = Recorder(context, stage.name, stage.kind)
-    for step in range(stage.steps):
-        scalars, groups = grpo_step(step, run, sampling)
-        sampling.engine.publish(policy.model.state_dict(), version=step + 1)
-        recorder.sampled_tokens += int(scalars["tokens"])
-        recorder.trained_tokens += int(scalars.get("trained_tokens", 0.0))
-        if is_due(step, stage.eval_every, stage.steps):
-            scalars["accuracy/heldout"] = context.heldout_accuracy(
-                sampling.engine, stage.name, stage.eval_problems, stage.max_tokens
+    with RolloutStream(sampler, context.scorer, ask(stage, context), range(stage.steps), stage.staleness) as stream:
+        for step in range(stage.steps):
+            scalars, groups = grpo_step(step, run, stream)
+            stream.publish(policy.model.state_dict(), version=step + 1)
+            recorder.sampled_tokens += int(scalars["tokens"])
+            recorder.trained_tokens += int(scalars.get("trained_tokens", 0.0))
+            if is_due(step, stage.eval_every, stage.steps):
+                scalars["accuracy/heldout"] = context.heldout_accuracy(
+                    stream.draw, stage.name, stage.eval_problems, stage.max_tokens
+                )
+            scalars |= sampler.pool.stats.read()
+            log_groups(context.run, stage.name, step, groups[: stage.logged_groups], stage)
+            recorder.step(
+                StepReport(stage=stage.name, kind=stage.kind, step=step, policy_version=step + 1, scalars=scalars)
             )
-        log_groups(context.run, stage.name, step, groups[: stage.logged_groups], stage)
-        recorder.step(
-            StepReport(stage=stage.name, kind=stage.kind, step=step, policy_version=step + 1, scalars=scalars)
-        )
     return recorder

@@ -66,6 +66,7 @@ class Pipeline:
             raise
         entry.sampled_tokens = outcome.recorder.sampled_tokens
         entry.trained_tokens = outcome.recorder.trained_tokens
+        entry.sampler = self._context.samplers.describe() or None
         entry.seconds = round(time.perf_counter() - started, 3)
         entry.status, entry.finished = "done", now()
         run.save()

@@ -41,6 +41,16 @@ def summarize(groups: Sequence[Group], useful: Sequence[Group]) -> dict[str, flo
     }
 
 
+def staleness(groups: Sequence[Group], version: int) -> dict[str, float]:
+    """How many versions older than ``version`` the weights were that drew each token."""
+    lags: list[int] = []
+    for group in groups:
+        for completion in group.completions_G:
+            versions = completion.policy_version_T or (completion.policy_version_min,) * len(completion.token_ids)
+            lags += [version - drawn for drawn in versions]
+    return {"staleness/mean": fmean(lags), "staleness/max": float(max(lags))}
+
+
 def _part_means(groups: Sequence[Group]) -> dict[str, float]:
     parts: dict[str, list[float]] = {}
     for group in groups:
@@ -83,5 +93,6 @@ def log_groups(run: RunDirectory, stage: str, step: int, groups: Sequence[Group]
                     "tokens": len(completion.token_ids),
                     "finish_reason": completion.finish_reason,
                     "policy_version": completion.policy_version_max,
+                    "policy_version_min": completion.policy_version_min,
                 },
             )

@@ -106,7 +106,7 @@ def train_supervised(stage: SftStage | DistillStage, context: Context, run: Supe
         if sampler is not None and is_due(step, stage.eval_every, stage.steps):
             sampler.publish(run.policy.model.state_dict(), step + 1)
             scalars["accuracy/heldout"] = context.heldout_accuracy(
-                sampler, stage.name, stage.eval_problems, stage.eval_max_tokens
+                context.draw_with(sampler), stage.name, stage.eval_problems, stage.eval_max_tokens
             )
         recorder.step(
             StepReport(stage=stage.name, kind=stage.kind, step=step, policy_version=step + 1, scalars=scalars)

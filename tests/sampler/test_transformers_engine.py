@@ -13,8 +13,11 @@ from rlreason.data.procedural import make_task
 from rlreason.data.prompts import PromptFormat
 from rlreason.policy.batch import collate, rollout_row
 from rlreason.policy.policies import Policy, fresh_policy
+from rlreason.sampler.delivery import DeliveryError
 from rlreason.sampler.draw import uniforms
-from rlreason.sampler.transformers_engine import TransformersSampler, choose
+from rlreason.sampler.open import inline_sampler
+from rlreason.sampler.pool_sampler import PoolSampler
+from rlreason.sampler.transformers_engine import choose
 from rlreason.stages.losses import loss_logprobs
 from rlreason.types import Problem, SamplingParams
 
@@ -37,8 +40,8 @@ def make_policy(kind: str, seed: int = 0) -> Policy:
     return fresh_policy(config, TASK.alphabet, (), seed, torch.device("cpu"))
 
 
-def make_sampler(policy: Policy, max_rows: int = 512) -> TransformersSampler:
-    return TransformersSampler(policy.copy_model(), policy.tokenizer, PromptFormat(), max_rows=max_rows)
+def make_sampler(policy: Policy, max_rows: int = 512) -> PoolSampler:
+    return inline_sampler(policy.copy_model(), policy.tokenizer, PromptFormat(), max_rows=max_rows)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe"])
@@ -74,7 +77,7 @@ def test_threads_change_no_completion() -> None:
     policy = make_policy("qwen3_moe")
     params = SamplingParams(samples_per_problem=4, max_tokens=16, seed=1, stream="s")
     engines = [
-        TransformersSampler(policy.copy_model(), policy.tokenizer, PromptFormat(), max_rows=8, threads=threads)
+        inline_sampler(policy.copy_model(), policy.tokenizer, PromptFormat(), max_rows=8, threads=threads)
         for threads in (1, 3)
     ]
     assert engines[0].sample(PROBLEMS, params) == engines[1].sample(PROBLEMS, params)
@@ -125,8 +128,17 @@ def test_publish_is_a_delivery_of_its_own() -> None:
 
 
 def test_publish_refuses_other_weights() -> None:
-    with pytest.raises(RuntimeError, match="Missing key"):
-        make_sampler(make_policy("qwen3")).publish({}, version=1)
+    policy = make_policy("qwen3")
+    weights = policy.model.state_dict()
+    kept = {name: tensor for name, tensor in weights.items() if "layers.1.mlp.up_proj" not in name}
+    sampler = make_sampler(policy)
+    sampler.publish(kept, version=1)
+    with pytest.raises(DeliveryError, match=r"version 1 .*layers\.1\.mlp\.up_proj\.weight, and the engine kept"):
+        sampler.sample(PROBLEMS[:1], SamplingParams(max_tokens=2))
+    sampler = make_sampler(policy)
+    sampler.publish({**weights, "lm_heed.weight": torch.zeros(2)}, version=1)
+    with pytest.raises(DeliveryError, match=r"the model has no lm_heed\.weight"):
+        sampler.sample(PROBLEMS[:1], SamplingParams(max_tokens=2))
 
 
 def test_stop_and_length() -> None:

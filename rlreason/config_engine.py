@@ -1,0 +1,63 @@
+"""The recipe's tables for what draws completions and where: ``[sampler]`` and ``[cluster]``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A recipe table: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SamplerConfig(Section):
+    """The engine that draws completions, and how it gets the weights."""
+
+    #: auto: vLLM where it, Ray and the model's shape allow it, otherwise transformers in this process.
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    #: Completions decoded together by one worker; changes memory and speed only.
+    max_rows: int = Field(512, ge=1)
+    #: Longest prompt and completion together; default: the model's own limit.
+    max_length: int | None = Field(None, ge=2)
+    #: vLLM's memory for keys and values, in GiB; default: what is free on a GPU, 0.25 on a CPU.
+    kv_cache_gib: float | None = Field(None, gt=0)
+    #: Share of a GPU's memory that vLLM takes.
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    #: GPUs that one vLLM engine is spread over.
+    tensor_parallel: int = Field(1, ge=1)
+    enforce_eager: bool = False
+    #: What is sent to the workers: all weights, or the elements that changed.
+    delivery: Literal["full", "delta"] = "full"
+    #: Prove every delivery: checksums, and log-probabilities of probe prompts against the trainer's.
+    canary: bool = True
+    #: Largest difference of a probe's log-probability that passes; default 5e-5 in float32, a mean of 0.15 in bfloat16.
+    canary_tolerance: float | None = Field(None, gt=0)
+
+
+class ClusterConfig(Section):
+    """Where the work runs."""
+
+    #: inline: in this process. ray: rollout workers are Ray actors. auto: ray for vLLM, otherwise inline.
+    kind: Literal["auto", "inline", "ray"] = "auto"
+    #: CPU threads that train and sample, each on a micro-batch of its own; 0 takes every core. Never changes a result.
+    threads: int = Field(0, ge=0)
+    #: Processes that run rewards.
+    reward_workers: int = Field(1, ge=1)
+    #: Seconds one reward may run, queueing not counted.
+    reward_timeout: float = Field(10.0, gt=0)
+    #: A running Ray cluster, such as "auto" or "ray://head:10001"; default: the one on this host, else one is started.
+    address: str | None = None
+    #: Ray actors that draw; 0: one per GPU besides the trainer's, or one per core.
+    rollout_workers: int = Field(0, ge=0)
+    #: CPUs and GPUs of one rollout worker; a fraction of a GPU shares it. Default on GPUs: sampler.tensor_parallel.
+    cpus_per_worker: float = Field(1.0, gt=0)
+    gpus_per_worker: float | None = Field(None, ge=0)
+    #: Put workers on different hosts where there are several.
+    spread: bool = False
+    #: The workers share the trainer's GPU: vLLM gives its memory back while the policy learns.
+    colocate: bool = False
+    #: Seconds without an answer after which a rollout worker counts as hung and is replaced.
+    worker_timeout: float = Field(120.0, gt=0)

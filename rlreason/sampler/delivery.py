@@ -1,0 +1,228 @@
+"""Weights on their way to the rollout workers: named, versioned, in buckets, each tensor with a checksum.
+
+A bucket is one flat array of bytes, so that Ray's object store (shared memory on one host) takes it with one copy and
+a worker reads it with none. A delta carries only the elements that changed since a version that the worker holds.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Bytes = npt.NDArray[np.uint8]
+BUCKET_BYTES = 64 << 20
+#: Tensors begin at multiples of this in a bucket, which suits every dtype.
+ALIGNMENT = 64
+#: Element size -> unsigned integers of that size: changes are compared bit by bit.
+_KINDS: Mapping[int, type[np.unsignedinteger[Any]]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """Where one tensor lies. ``checksum``: CRC-32 of the whole tensor's bytes, once it is put together.
+
+    Example: ``Entry(name="lm_head.weight", shape=(64, 128), dtype="float32", bucket=0, offset=0, size=32768,
+    changed=None, checksum=0x5bd1e995)``. ``changed`` counts the elements of a delta: their places (int64), then values.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    bucket: int
+    offset: int
+    size: int
+    changed: int | None
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a delivery holds. ``base`` None: everything; otherwise changes since version ``base``."""
+
+    version: int
+    base: int | None
+    entries: tuple[Entry, ...]
+
+    @property
+    def checksums(self) -> dict[str, int]:
+        """Name -> CRC-32 of the tensor after this delivery."""
+        return {entry.name: entry.checksum for entry in self.entries}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parcel:
+    """A delivery ready to be sent: the manifest and its buckets."""
+
+    manifest: Manifest
+    buckets: tuple[Bytes, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all buckets."""
+        return sum(bucket.nbytes for bucket in self.buckets)
+
+
+def as_bytes(tensor: Tensor) -> Bytes:
+    """The tensor's bytes as a flat array, without a copy where it is contiguous and on the host."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy()
+
+
+def unique_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``weights`` with tied tensors once, under the first of their names."""
+    seen: set[tuple[int, torch.Size]] = set()
+    unique = {}
+    for name, tensor in weights.items():
+        place = (tensor.data_ptr(), tensor.shape)
+        if place not in seen:
+            seen.add(place)
+            unique[name] = tensor
+    return unique
+
+
+class Packer:
+    """Packs state dicts. With ``delta`` it keeps the last one and packs what changed."""
+
+    def __init__(self, *, delta: bool = False, bucket_bytes: int = BUCKET_BYTES) -> None:
+        self.delta = delta
+        self._bucket_bytes = bucket_bytes
+        self._last: dict[str, Tensor] = {}
+        self._last_version: int | None = None
+
+    def pack(self, weights: Mapping[str, Tensor], version: int) -> Parcel:
+        """Everything, or with ``delta`` the changes since the last call."""
+        unique = unique_tensors(weights)
+        base = self._last_version if self.delta else None
+        parcel = self._parcel(unique, version, base)
+        if self.delta:
+            self._last = {name: tensor.detach().cpu().clone() for name, tensor in unique.items()}
+            self._last_version = version
+        return parcel
+
+    def whole(self) -> Parcel:
+        """Everything of the last version, for a worker that can't take its changes. Only with ``delta``."""
+        assert self._last_version is not None, "nothing was packed, or not as changes"
+        return self._parcel(self._last, self._last_version, None)
+
+    def _parcel(self, unique: Mapping[str, Tensor], version: int, base: int | None) -> Parcel:
+        payloads: list[list[Bytes]] = []
+        changes: list[int | None] = []
+        arrays = {name: as_bytes(tensor) for name, tensor in unique.items()}
+        for name, data in arrays.items():
+            if base is None:
+                parts, changed = [data], None
+            else:
+                parts, changed = _changes(as_bytes(self._last[name]), data, unique[name].element_size())
+            payloads.append(parts)
+            changes.append(changed)
+        buckets, places = _fill(payloads, self._bucket_bytes)
+        entries = tuple(
+            Entry(
+                name=name,
+                shape=tuple(tensor.shape),
+                dtype=str(tensor.dtype).removeprefix("torch."),
+                bucket=bucket,
+                offset=offset,
+                size=size,
+                changed=changed,
+                checksum=_crc(arrays[name]),
+            )
+            for (name, tensor), changed, (bucket, offset, size) in zip(unique.items(), changes, places, strict=True)
+        )
+        return Parcel(manifest=Manifest(version=version, base=base, entries=entries), buckets=buckets)
+
+
+def _changes(before: Bytes, now: Bytes, width: int) -> tuple[list[Bytes], int]:
+    """(places and values of the elements that differ, their count)."""
+    kind = _KINDS[width]
+    new = now.view(kind)
+    places = np.flatnonzero(before.view(kind) != new)
+    return [places.astype(np.int64).view(np.uint8), new[places].view(np.uint8)], len(places)
+
+
+def _fill(payloads: Sequence[Sequence[Bytes]], limit: int) -> tuple[tuple[Bytes, ...], list[tuple[int, int, int]]]:
+    """Buckets of about ``limit`` bytes, and (bucket, offset, size) of each payload; a larger one fills its own."""
+    places, ends = [], [0]
+    for parts in payloads:
+        size = sum(part.nbytes for part in parts)
+        if ends[-1] and ends[-1] + size > limit:
+            ends.append(0)
+        places.append((len(ends) - 1, ends[-1], size))
+        ends[-1] += -(-size // ALIGNMENT) * ALIGNMENT
+    buckets = tuple(np.zeros(end, dtype=np.uint8) for end in ends)
+    for parts, (bucket, begin, size) in zip(payloads, places, strict=True):
+        np.concatenate(parts, out=buckets[bucket][begin : begin + size])
+    return buckets, places
+
+
+class DeliveryError(RuntimeError):
+    """Weights did not arrive as they were sent, or are not used as they arrived. The run must stop."""
+
+
+class Receiver:
+    """Puts deliveries together on the worker's side. With deltas it keeps the bytes of the last version."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Bytes] = {}
+        self._version: int | None = None
+
+    def open(self, manifest: Manifest, buckets: Sequence[Bytes], *, keep: bool) -> dict[str, Tensor]:
+        """The delivered state dict; without deltas its tensors lie in ``buckets``. ``keep``: deltas may follow.
+
+        Raises DeliveryError for a delta on another version than the one held.
+        """
+        if manifest.base is not None and manifest.base != self._version:
+            raise DeliveryError(
+                f"version {manifest.version} was sent as changes since version {manifest.base}, but the worker holds "
+                f"{'nothing' if self._version is None else f'version {self._version}'}"
+            )
+        weights = {}
+        for entry in manifest.entries:
+            data = buckets[entry.bucket][entry.offset : entry.offset + entry.size]
+            if entry.changed is not None:
+                data = self._changed(entry, data)
+            elif keep:
+                data = self._held[entry.name] = data.copy()
+            dtype: torch.dtype = getattr(torch, entry.dtype)
+            weights[entry.name] = _tensor(data).view(dtype).reshape(entry.shape)
+        self._version = manifest.version
+        return weights
+
+    def _changed(self, entry: Entry, data: Bytes) -> Bytes:
+        assert entry.changed is not None
+        held = self._held[entry.name]
+        if entry.changed:
+            places = data[: 8 * entry.changed].view(np.int64)
+            values = data[8 * entry.changed :]
+            width = values.nbytes // entry.changed
+            held.view(_KINDS[width])[places] = values.view(_KINDS[width])
+        return held
+
+
+def _tensor(data: Bytes) -> Tensor:
+    """A tensor on the same memory; Ray's arrays are read-only, which torch would warn of: nobody writes here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(data)
+
+
+def _crc(data: Bytes) -> int:
+    return zlib.crc32(data.data)
+
+
+def checksums(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Name -> CRC-32 of the tensor's bytes."""
+    return {name: _crc(as_bytes(tensor)) for name, tensor in weights.items()}
+
+
+def few(names: Sequence[str]) -> str:
+    """Up to eight names for a message, and how many more there are."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,276 @@
+"""How the pool reaches a rollout worker: in this process, or as a Ray actor."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from rlreason.errors import UsageError
+from rlreason.sampler.delivery import Parcel
+from rlreason.sampler.vllm_engine import CPU_ENVIRONMENT, ENVIRONMENT
+from rlreason.sampler.worker import RolloutWorker
+
+#: Shared memory of a Ray that is started here: room for two deliveries of a large small model.
+OBJECT_STORE_BYTES = 512 << 20
+
+
+class WorkerDied(RuntimeError):
+    """The worker's process is gone."""
+
+
+class Call(Protocol):
+    """A method call under way on a worker."""
+
+    def result(self) -> Any:
+        """Its value. Raises WorkerDied, or what the method raised."""
+        ...
+
+
+class Handle(Protocol):
+    """One worker."""
+
+    def call(self, method: str, *arguments: object) -> Call:
+        """Start a method; a worker runs its calls one after the other."""
+        ...
+
+    def kill(self) -> None:
+        """End the worker at once, whatever it does; never raises."""
+        ...
+
+
+class Cluster(Protocol):
+    """Where workers come from."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the workers hold accelerators."""
+        ...
+
+    def start(self, worker: int) -> Handle:
+        """A new worker for place ``worker``; a call to it waits until it is up."""
+        ...
+
+    def store(self, parcel: Parcel) -> Sequence[object]:
+        """The buckets as what ``Handle.call`` may be given, one copy for all workers."""
+        ...
+
+    def wait(self, calls: Sequence[Call], seconds: float) -> list[Call]:
+        """Those of ``calls`` that are done, waiting for the first up to ``seconds``."""
+        ...
+
+    def close(self) -> None:
+        """End everything that this cluster started."""
+        ...
+
+
+@dataclass(slots=True)
+class _Finished:
+    value: Any = None
+    error: BaseException | None = None
+
+    def result(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+@dataclass(slots=True)
+class InlineHandle:
+    """A worker in this process: a call is done when it returns."""
+
+    worker: RolloutWorker
+
+    def call(self, method: str, *arguments: object) -> Call:
+        """See ``Handle.call``."""
+        try:
+            return _Finished(value=getattr(self.worker, method)(*arguments))
+        except Exception as error:
+            return _Finished(error=error)
+
+    def kill(self) -> None:
+        """Nothing runs between calls."""
+
+
+@dataclass(slots=True)
+class InlineCluster:
+    """Workers in this process; ``make`` builds one."""
+
+    make: Callable[[], RolloutWorker]
+
+    @property
+    def on_gpu(self) -> bool:
+        """One process: nothing to start anew."""
+        return False
+
+    def start(self, worker: int) -> Handle:
+        """See ``Cluster.start``."""
+        return InlineHandle(self.make())
+
+    def store(self, parcel: Parcel) -> Sequence[object]:
+        """See ``Cluster.store``."""
+        return parcel.buckets
+
+    def wait(self, calls: Sequence[Call], seconds: float) -> list[Call]:
+        """See ``Cluster.wait``."""
+        return list(calls)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayOptions:
+    """Which Ray, and what each worker may use of it. ``gpus`` may be a fraction: two actors then share a GPU."""
+
+    address: str | None = None
+    workers: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    spread: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _RayCall:
+    reference: Any
+    ray: Any
+
+    def result(self) -> Any:
+        try:
+            return self.ray.get(self.reference)
+        except (self.ray.exceptions.RayActorError, self.ray.exceptions.ObjectLostError) as error:
+            raise WorkerDied(" ".join(str(error).split())[:300]) from error
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.as_instanceof_cause() from None
+
+
+@dataclass(slots=True)
+class RayHandle:
+    """A worker in a Ray actor. ``process``: (host, process id) once it is up."""
+
+    actor: Any
+    ray: Any
+    process: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.process = self.actor.process_id.remote()
+
+    def call(self, method: str, *arguments: object) -> Call:
+        """See ``Handle.call``."""
+        return _RayCall(getattr(self.actor, method).remote(*arguments), self.ray)
+
+    def kill(self) -> None:
+        """See ``Handle.kill``. A stopped process (SIGSTOP) is ended as well, where it runs on this host."""
+        with contextlib.suppress(Exception):
+            self.ray.kill(self.actor, no_restart=True)
+        with contextlib.suppress(Exception):
+            host, process_id = self.ray.get(self.process, timeout=0)
+            if host == socket.gethostname():
+                os.kill(process_id, signal.SIGKILL)
+
+
+class RayCluster:
+    """Rollout workers as Ray actors in one placement group: of a running cluster, else of a Ray started here."""
+
+    def __init__(self, options: RayOptions) -> None:
+        """Raises UsageError where Ray is absent, unreachable, or has too little for the workers."""
+        self._ray = _import_ray()
+        self._options = options
+        self._started = start_ray(self._ray, options.address)
+        self._group = self._place()
+
+    @property
+    def on_gpu(self) -> bool:
+        """See ``Cluster.on_gpu``."""
+        return self._options.gpus > 0
+
+    def start(self, worker: int) -> Handle:
+        """See ``Cluster.start``."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        strategy = PlacementGroupSchedulingStrategy(placement_group=self._group, placement_group_bundle_index=worker)
+        environment = dict(ENVIRONMENT)
+        if not self._options.gpus:
+            environment |= CPU_ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": ""}
+        actor = self._ray.remote(RolloutWorker).options(
+            num_cpus=self._options.cpus,
+            num_gpus=self._options.gpus,
+            max_restarts=0,  # the pool restarts it, and delivers the weights
+            scheduling_strategy=strategy,
+            runtime_env={"env_vars": environment},
+        )
+        return RayHandle(actor.remote(), self._ray)
+
+    def store(self, parcel: Parcel) -> Sequence[object]:
+        """See ``Cluster.store``: Ray's object store, which on one host is shared memory."""
+        return [self._ray.put(bucket) for bucket in parcel.buckets]
+
+    def wait(self, calls: Sequence[Call], seconds: float) -> list[Call]:
+        """See ``Cluster.wait``."""
+        by_reference: dict[Any, Call] = {call.reference: call for call in calls}  # type: ignore[attr-defined]
+        done, _ = self._ray.wait(list(by_reference), num_returns=1, timeout=seconds)
+        ready, _ = self._ray.wait(list(by_reference), num_returns=len(by_reference), timeout=0)
+        return [by_reference[reference] for reference in {*done, *ready}]
+
+    def close(self) -> None:
+        """Give the placement group back, and end Ray where it was started here."""
+        with contextlib.suppress(Exception):
+            self._ray.util.remove_placement_group(self._group)
+        if self._started:
+            self._ray.shutdown()
+
+    def _place(self) -> Any:
+        options = self._options
+        bundle: Mapping[str, float] = {"CPU": options.cpus} | ({"GPU": options.gpus} if options.gpus else {})
+        group = self._ray.util.placement_group(
+            [dict(bundle)] * options.workers, strategy="SPREAD" if options.spread else "PACK"
+        )
+        total = self._ray.cluster_resources()
+        short = {
+            key: need * options.workers for key, need in bundle.items() if total.get(key, 0) < need * options.workers
+        }
+        if short or not group.wait(timeout_seconds=60):
+            self.close()
+            needs = ", ".join(f"{need * options.workers:g} {key}" for key, need in bundle.items())
+            has = ", ".join(f"{total.get(key, 0):g} {key}" for key in bundle)
+            raise UsageError(
+                f"cluster.rollout_workers = {options.workers} needs {needs}, and Ray has {has}"
+                f"{'' if short else ' with too little of it free'}: use fewer workers or a larger cluster"
+            )
+        return group
+
+
+def start_ray(ray: Any, address: str | None) -> bool:
+    """Connect to ``address``, or to the Ray that runs here already, or start one. Returns whether it was started."""
+    if ray.is_initialized():
+        return False
+    if address is not None:
+        try:
+            ray.init(address=address, log_to_driver=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UsageError(f"cluster.address = {address!r}: {' '.join(str(error).split())[:200]}") from error
+        return True
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # actors without GPUs keep the variables as set
+    ray.init(
+        num_cpus=max(os.cpu_count() or 1, 1),
+        object_store_memory=None if torch.cuda.is_available() else OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _metrics_export_port=None,
+    )
+    return True
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError("cluster.kind = \"ray\" needs Ray: pip install 'rlreason[ray]'") from error
+    return ray

@@ -1,0 +1,142 @@
+"""What the trainer's process and a rollout worker say to each other: plain data, no tensor but the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from rlreason.types import SamplingParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EngineKind = Literal["transformers", "vllm"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmOptions:
+    """What vLLM is built with, beside the model. ``kv_cache_bytes`` None: as vLLM chooses on a GPU, 256 MiB on a CPU.
+
+    Example: ``VllmOptions(tensor_parallel=2, gpu_memory_utilization=0.9)``.
+    """
+
+    kv_cache_bytes: int | None = None
+    gpu_memory_utilization: float = 0.9
+    tensor_parallel: int = 1
+    enforce_eager: bool = False
+    sleep_mode: bool = False
+    #: Class that receives the weights inside of vLLM's worker process.
+    extension: str = "rlreason.sampler.vllm_extension.WeightReceiver"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """An engine to build: the model's config as a dict (its weights are delivered later), and how it samples.
+
+    Example: ``EngineSpec(kind="vllm", model=model.config.to_dict(), dtype="float32", stop_ids=(1,), pad_id=0)``.
+    """
+
+    kind: EngineKind
+    model: Mapping[str, object]
+    dtype: str
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    #: Completions decoded together.
+    max_rows: int = 512
+    #: Longest prompt and completion together; None: the model's own limit.
+    max_length: int | None = None
+    #: CPU threads of a transformers engine, each on a batch of completions.
+    threads: int = 1
+    vllm: VllmOptions = VllmOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One group to draw. Example: ``Job(key="grpo/3/p17", problem_id="p17", prompt_ids=(1, 9, 4), params=...)``.
+
+    ``min_version``: the oldest weights that its first token may be drawn with.
+    """
+
+    key: str
+    problem_id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    min_version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One completion. ``versions_T`` holds the version of the weights that each token was drawn with.
+
+    Example: ``Sample(token_ids=(11, 2), logprobs_T=(-0.1, -0.7), stopped=True, versions_T=(3, 4))``.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs_T: tuple[float, ...]
+    stopped: bool
+    versions_T: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """A finished group. Example: ``Drawn(key="grpo/3/p17", samples_G=(Sample(...), Sample(...)))``."""
+
+    key: str
+    samples_G: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What one ``advance`` brought: groups that are done, and the engine steps it took."""
+
+    drawn: tuple[Drawn, ...]
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opinion:
+    """The most likely next tokens after a probe's prompt. Example: ``Opinion(token_ids=(4,), logprobs=(-0.2,))``."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+class Engine(Protocol):
+    """One copy of the policy that draws groups. Engines hold no tokenizer: ids in, ids out."""
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Take on groups; nothing is drawn yet."""
+        ...
+
+    def advance(self, seconds: float, steps: int | None = None) -> Progress:
+        """Draw until all is done or ``seconds`` have passed; with ``steps``, for exactly so many engine steps."""
+        ...
+
+    def load(self, weights: Mapping[str, Tensor], version: int) -> tuple[str, ...]:
+        """Take over weights between two tokens; running groups go on with them. Returns names that got no weights."""
+        ...
+
+    def probe(self, prompts: Sequence[tuple[int, ...]], count: int) -> tuple[Opinion, ...]:
+        """What the weights in use say after each prompt, through the same caches as any other group."""
+        ...
+
+    def module_outputs(self, prompt_ids: tuple[int, ...]) -> Mapping[str, Tensor]:
+        """Output of each attention, MLP and norm while it reads the prompt, [T, H] float32, in the order of use."""
+        ...
+
+    def sleep(self) -> None:
+        """Give the accelerator's memory back until ``wake``; weights must be delivered again."""
+        ...
+
+    def wake(self) -> None:
+        """The opposite of ``sleep``."""
+        ...
+
+    def abort(self) -> None:
+        """Forget all groups."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds; it is not used again."""
+        ...

@@ -1,0 +1,230 @@
+"""vLLM as a rollout engine, in the process that calls it: continuous batching, one engine step at a time.
+
+Weights change between two steps, so a group that is under way goes on with the new ones and every token knows its
+version. Built with vLLM 0.32 (CPU and CUDA builds); the model's weights come by delivery alone, never from disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlreason.sampler.draw import request_seed
+from rlreason.sampler.jobs import Drawn, EngineSpec, Job, Opinion, Progress, Sample
+
+#: vLLM in this very process, without its usage report; without an accelerator also without torch.compile, which
+#: would cost more seconds than it saves, and without pinning every engine to the first core.
+ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+CPU_ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+CPU_KV_CACHE_BYTES = 256 << 20
+
+
+@dataclass(slots=True)
+class _Live:
+    """A group under way. ``switches``: for each sample where newer weights took over, (tokens before, version)."""
+
+    job: Job
+    #: vLLM's own name for it.
+    request_id: str
+    version: int
+    switches: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+
+    def versions(self, sample: int, length: int) -> tuple[int, ...]:
+        """Version of the weights that each of ``length`` tokens was drawn with."""
+        versions = [self.version] * length
+        for before, version in self.switches.get(sample, []):
+            versions[before:] = [version] * (length - before)
+        return tuple(versions[:length])
+
+
+class VllmEngine:
+    """``rlreason.sampler.jobs.Engine`` on vLLM. Keep it in a process of its own: vLLM sets threads and binds memory."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        os.environ.update(ENVIRONMENT)
+        if not torch.cuda.is_available():
+            os.environ.update(CPU_ENVIRONMENT)
+        self._spec = spec
+        self._llm = _build(spec)
+        self._engine = self._llm.llm_engine
+        self._live: dict[str, _Live] = {}
+        self._done: list[Drawn] = []
+        self._version = 0
+        self._probes = 0
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """See ``Engine.submit``. The samples of a group share their prompt's blocks of the KV cache."""
+        for job in jobs:
+            request_id = self._engine.add_request(job.key, self._prompt(job.prompt_ids), self._params(job))
+            self._live[job.key] = _Live(job, request_id, self._version)
+
+    def advance(self, seconds: float, steps: int | None = None) -> Progress:
+        """See ``Engine.advance``. Returns early with what is done after a third of the time."""
+        began, taken = time.monotonic(), 0
+        while self._live if steps is None else taken < steps:
+            self._step()
+            taken += 1
+            passed = time.monotonic() - began
+            if steps is None and (passed >= seconds or (self._done and passed >= seconds / 3)):
+                break
+        drawn, self._done = tuple(self._done), []
+        return Progress(drawn=drawn, steps=taken)
+
+    def load(self, weights: Mapping[str, Tensor], version: int) -> tuple[str, ...]:
+        """See ``Engine.load``. Cached keys and values of the old weights are dropped, and keyed by version besides."""
+        for key, sample, produced in self._produced():
+            self._live[key].switches.setdefault(sample, []).append((produced, version))
+        missing: set[str] = set()
+        for names in self._llm.collective_rpc("receive_weights", args=(dict(weights),)):
+            missing.update(names)
+        self._forget_caches()
+        self._version = version
+        return tuple(sorted(missing))
+
+    def probe(self, prompts: Sequence[tuple[int, ...]], count: int) -> tuple[Opinion, ...]:
+        """See ``Engine.probe``. Groups under way advance meanwhile."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=count, detokenize=False, ignore_eos=True)
+        ids = [
+            self._engine.add_request(f"probe-{self._probes}-{place}", self._prompt(prompt), params)
+            for place, prompt in enumerate(prompts)
+        ]
+        self._probes += 1
+        found: dict[str, Opinion] = {}
+        while len(found) < len(ids):
+            for output in self._step():
+                entries = sorted(output.outputs[0].logprobs[0].items(), key=lambda item: item[1].rank)
+                found[output.request_id] = Opinion(
+                    token_ids=tuple(token for token, _ in entries[:count]),
+                    logprobs=tuple(entry.logprob for _, entry in entries[:count]),
+                )
+        return tuple(found[f"probe-{self._probes - 1}-{place}"] for place in range(len(ids)))
+
+    def module_outputs(self, prompt_ids: tuple[int, ...]) -> Mapping[str, Tensor]:
+        """See ``Engine.module_outputs``. Call it with no group under way."""
+        self._forget_caches()
+        self._llm.collective_rpc("trace_begin")
+        self.probe([prompt_ids], 1)
+        outputs: dict[str, Tensor] = self._llm.collective_rpc("trace_end")[0]
+        return outputs
+
+    def sleep(self) -> None:
+        """See ``Engine.sleep``."""
+        self._llm.sleep(level=2)
+
+    def wake(self) -> None:
+        """See ``Engine.wake``."""
+        self._llm.wake_up()
+
+    def abort(self) -> None:
+        """See ``Engine.abort``."""
+        self._engine.abort_request([live.request_id for live in self._live.values()], internal=True)
+        self._live.clear()
+        self._done.clear()
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        self.abort()
+        self._engine.engine_core.shutdown()
+        del self._engine, self._llm
+
+    def _step(self) -> list[Any]:
+        """One engine step. Finished groups go to ``_done``; the outputs of probes are returned."""
+        others = []
+        for output in self._engine.step():
+            live = self._live.pop(output.request_id, None)
+            if live is None:
+                others.append(output)
+            else:
+                self._done.append(
+                    Drawn(key=live.job.key, samples_G=tuple(_sample(one, live) for one in output.outputs))
+                )
+        return others
+
+    def _produced(self) -> list[tuple[str, int, int]]:
+        """(group, sample, tokens drawn so far) of every sample under way."""
+        found = []
+        for request in self._engine.engine_core.engine_core.scheduler.requests.values():
+            name = request.request_id.rpartition("-")[0]  # vLLM adds 8 characters of its own
+            sample = 0
+            if name not in self._live:
+                number, _, name = name.partition("_")  # and the sample's number in front, where there are several
+                sample = int(number)
+            found.append((name, sample, request.num_output_tokens))
+        return found
+
+    def _forget_caches(self) -> None:
+        self._engine.reset_prefix_cache(reset_running_requests=True)
+
+    def _prompt(self, prompt_ids: tuple[int, ...]) -> dict[str, object]:
+        return {"prompt_token_ids": list(prompt_ids), "cache_salt": str(self._version)}
+
+    def _params(self, job: Job) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = job.params
+        return SamplingParams(
+            n=params.samples_per_problem,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k,
+            max_tokens=params.max_tokens,
+            seed=request_seed(params.seed, params.stream, job.problem_id),
+            stop_token_ids=list(self._spec.stop_ids),
+            ignore_eos=True,  # the stop tokens are given
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+
+def _sample(output: Any, live: _Live) -> Sample:
+    ids = tuple(output.token_ids)
+    return Sample(
+        token_ids=ids,
+        logprobs_T=tuple(entry[token].logprob for token, entry in zip(ids, output.logprobs, strict=True)),
+        stopped=output.finish_reason == "stop",
+        versions_T=live.versions(output.index, len(ids)),
+    )
+
+
+def _build(spec: EngineSpec) -> Any:
+    """A ``vllm.LLM`` with random weights. Raises what vLLM raises for a model that it can't run."""
+    from vllm import LLM
+
+    on_cpu = not torch.cuda.is_available()
+    options = spec.vllm
+    settings: dict[str, Any] = {"kv_cache_memory_bytes": options.kv_cache_bytes or CPU_KV_CACHE_BYTES} if on_cpu else {}
+    if not on_cpu:
+        settings |= {"gpu_memory_utilization": options.gpu_memory_utilization}
+        settings |= {"kv_cache_memory_bytes": options.kv_cache_bytes} if options.kv_cache_bytes else {}
+        settings |= {"tensor_parallel_size": options.tensor_parallel, "enable_sleep_mode": options.sleep_mode}
+    with tempfile.TemporaryDirectory() as folder:
+        # vLLM takes a folder; without weights in it, as they are delivered.
+        Path(folder, "config.json").write_text(json.dumps(dict(spec.model)), encoding="utf-8")
+        return LLM(
+            folder,
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            dtype=spec.dtype,
+            enforce_eager=options.enforce_eager or on_cpu,
+            max_model_len=spec.max_length,
+            max_num_seqs=spec.max_rows,
+            logprobs_mode="processed_logprobs",  # of the distribution that was drawn from
+            async_scheduling=False,  # a step is whole when weights change
+            disable_log_stats=True,
+            worker_extension_cls=options.extension,
+            seed=0,  # every request brings its own
+            **settings,
+        )

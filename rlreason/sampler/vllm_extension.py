@@ -1,0 +1,104 @@
+"""Runs inside vLLM's worker process, next to the model: takes weights over and says what it did not take.
+
+vLLM finds it by name (``worker_extension_cls``) and mixes it into its own worker class; ``collective_rpc`` calls its
+methods. It reaches into vLLM 0.32's model runner, as every weight update there does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+#: Parts of a decoder whose outputs mean the same in vLLM and in transformers.
+TRACED = ("self_attn", "mlp", "embed_tokens")
+
+
+class WeightReceiver:
+    """Mixed into vLLM's worker: ``model_runner`` and ``vllm_config`` are the worker's own."""
+
+    model_runner: Any
+    vllm_config: Any
+
+    def receive_weights(self, weights: Mapping[str, Tensor]) -> list[str]:
+        """Load a state dict in place; returns the parameters of vLLM's model that none of its tensors went into."""
+        from vllm.config import set_current_vllm_config
+
+        model = self.model_runner.get_model()
+        wanted = {name for name, _ in model.named_parameters()}
+        loaded: set[str] = set()
+        with set_current_vllm_config(self.vllm_config), _Recording(model, loaded):
+            self._unpack_experts(model)
+            self.model_runner.reload_weights(weights_iterator=self._tensors(weights))
+            self._repack_head(model)
+        return sorted(wanted - loaded)
+
+    def _tensors(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        return iter(weights.items())
+
+    def _unpack_experts(self, model: nn.Module) -> None:
+        """Have the experts' kernel built anew from the new weights.
+
+        vLLM 0.32 packs the experts for its CPU kernel only where no kernel exists yet; on a reload it would run the
+        kernel for packed weights on weights that are not packed, without a word.
+        """
+        for module in model.modules():
+            method = getattr(module, "quant_method", None)
+            if getattr(method, "moe_kernel", None) is not None:
+                method.moe_kernel = None  # type: ignore[union-attr]
+
+    def _repack_head(self, model: nn.Module) -> None:
+        """Pack a head anew that is tied to the embedding.
+
+        Its weight is the embedding's, so no tensor is loaded into it, and vLLM 0.32 would keep the copy that it packed
+        for its CPU kernel when the model was built.
+        """
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+        for module in model.modules():
+            if isinstance(module, ParallelLMHead):
+                module.quant_method.process_weights_after_loading(module)
+
+    def trace_begin(self) -> None:
+        """Record what every attention and MLP puts out, from the next step on."""
+        self._traced: dict[str, Tensor] = {}
+        self._hooks = [
+            module.register_forward_hook(_keeper(self._traced, name))
+            for name, module in self.model_runner.get_model().named_modules()
+            if name.rpartition(".")[2] in TRACED
+        ]
+
+    def trace_end(self) -> dict[str, Tensor]:
+        """Outputs of the first forward pass since ``trace_begin``, [T, H] float32 on the CPU, in the order of use."""
+        for hook in self._hooks:
+            hook.remove()
+        return self._traced
+
+
+def _keeper(traced: dict[str, Tensor], name: str) -> Callable[..., None]:
+    def keep(_module: nn.Module, _inputs: object, output: Any) -> None:
+        tensor = output[0] if isinstance(output, tuple) else output
+        traced.setdefault(name, tensor.detach().float().cpu().clone())
+
+    return keep
+
+
+class _Recording:
+    """While open, ``model.load_weights`` notes the parameters that it filled."""
+
+    def __init__(self, model: nn.Module, loaded: set[str]) -> None:
+        self._model, self._loaded = model, loaded
+
+    def __enter__(self) -> None:
+        original = self._model.load_weights
+
+        def load_weights(weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+            names: set[str] = original(weights)  # type: ignore[operator]
+            self._loaded.update(names)
+            return names
+
+        self._model.load_weights = load_weights  # type: ignore[assignment]
+
+    def __exit__(self, *_: object) -> None:
+        del self._model.load_weights

@@ -1,0 +1,95 @@
+"""A rollout worker: an engine, the weights it was given, and what it can say of them. The same class runs inline and as
+a Ray actor."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rlreason.sampler.delivery import Bytes, Manifest, Receiver, checksums
+from rlreason.sampler.jobs import Engine, EngineSpec, Job, Opinion, Progress
+from rlreason.sampler.transformers_engine import TransformersEngine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What a worker says after a delivery. ``unloaded``: parameters of its model that no delivered tensor went into."""
+
+    version: int
+    checksums: Mapping[str, int]
+    unloaded: tuple[str, ...]
+    opinions: tuple[Opinion, ...]
+
+
+def build_engine(spec: EngineSpec) -> Engine:
+    """The engine of ``spec``, with random weights."""
+    if spec.kind == "vllm":
+        from rlreason.sampler.vllm_engine import VllmEngine
+
+        return VllmEngine(spec)
+    return TransformersEngine(spec)
+
+
+class RolloutWorker:
+    """Draws groups with the newest weights that were delivered to it."""
+
+    def __init__(self, make_engine: Callable[[EngineSpec], Engine] = build_engine) -> None:
+        self._make_engine = make_engine
+        self._engine: Engine | None = None
+        self._receiver = Receiver()
+
+    def build(self, spec: EngineSpec) -> None:
+        """Build the engine; one built before is given up first."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+            gc.collect()
+        self._engine = self._make_engine(spec)
+        self._receiver = Receiver()
+
+    def process_id(self) -> tuple[str, int]:
+        """(host, process id) of where it runs; also shows that it is up."""
+        return socket.gethostname(), os.getpid()
+
+    def deliver(
+        self,
+        manifest: Manifest,
+        probes: Sequence[tuple[int, ...]],
+        count: int,
+        keep: bool,
+        *buckets: Bytes,
+    ) -> Receipt:
+        """Take over weights and answer the probes with them. ``keep``: deltas may follow."""
+        weights = self._receiver.open(manifest, buckets, keep=keep)
+        received = checksums(weights)
+        unloaded = self._built.load(weights, manifest.version)
+        opinions = self._built.probe(probes, count) if probes else ()
+        return Receipt(version=manifest.version, checksums=received, unloaded=unloaded, opinions=opinions)
+
+    def advance(self, jobs: Sequence[Job], seconds: float, steps: int | None = None) -> Progress:
+        """Take on ``jobs`` and draw for about ``seconds``, or for exactly ``steps`` engine steps."""
+        self._built.submit(jobs)
+        return self._built.advance(seconds, steps)
+
+    def module_outputs(self, prompt_ids: tuple[int, ...]) -> Mapping[str, Tensor]:
+        """For the report of a failed delivery; drops the groups under way."""
+        self._built.abort()
+        return self._built.module_outputs(prompt_ids)
+
+    def sleep(self) -> None:
+        """Give the accelerator's memory to the trainer."""
+        self._built.sleep()
+
+    def wake(self) -> None:
+        """Take it back; weights must be delivered before the next group."""
+        self._built.wake()
+
+    @property
+    def _built(self) -> Engine:
+        assert self._engine is not None, "build comes first"
+        return self._engine

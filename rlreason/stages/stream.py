@@ -1,0 +1,176 @@
+"""Groups for the trainer, step by step: asked for, drawn and scored, in turn with training or ahead of it.
+
+Step s learns from the groups of the problems s·P … (s+1)·P − 1, whenever they come: what a step learns from is a pure
+function of the recipe, and only the weights that drew it depend on the schedule, which is recorded. With staleness K
+groups of step s begin under version s − K or newer; a thread keeps the workers busy while the policy learns, so the
+buffer holds K steps at most.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Self
+
+from torch import Tensor
+
+from rlreason.config import GrpoStage
+from rlreason.errors import UsageError
+from rlreason.sampler.pool_sampler import PoolSampler
+from rlreason.sampler.schedule import LiveSchedule, ReplayedSchedule
+from rlreason.stages.context import Context
+from rlreason.types import Group, Problem, SamplingParams, Scorer
+
+#: What the workers did, one op a line; a run with staleness is replayed from it.
+SCHEDULE = "schedule.jsonl"
+#: (problems of a step, how they are drawn).
+Ask = Callable[[int], tuple[list[Problem], SamplingParams]]
+
+
+class RolloutStream:
+    """``take(step)`` gives the scored groups of a step, in order; ``publish`` the weights that come after it."""
+
+    def __init__(self, sampler: PoolSampler, scorer: Scorer, ask: Ask, steps: Iterable[int], staleness: int) -> None:
+        """``steps``: those to come, in order. The sampler holds the version that equals the first of them."""
+        self.sampler = sampler
+        self._scorer = scorer
+        self._ask = ask
+        self._ahead = iter(steps)
+        self._staleness = staleness
+        self._orders: dict[str, _Order] = {}
+        self._order_of: dict[str, _Order] = {}
+        self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
+        self._changed = threading.Condition()
+        self._failure: BaseException | None = None
+        self._closing = False
+        self._pump: threading.Thread | None = None
+        #: Seconds of the last ``take``: until the groups were drawn, and from then on until they were scored.
+        self.seconds = (0.0, 0.0)
+
+    def __enter__(self) -> Self:
+        self._more(self._staleness + 1)
+        if self._staleness:
+            self._pump = threading.Thread(target=self._run, name="rollouts", daemon=True)
+            self._pump.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._pump is not None:
+            self._pump.join()
+        self._scoring.shutdown(cancel_futures=True)
+
+    def take(self, step: int) -> list[Group]:
+        """The groups of ``step``, scored, in the order of its problems. Raises what drawing or scoring raised."""
+        return self._collect(f"step {step}")
+
+    def draw(self, problems: Sequence[Problem], params: SamplingParams) -> list[Group]:
+        """Scored groups of other problems, drawn with the newest weights."""
+        self._place("other", problems, params, self.sampler.version)
+        return self._collect("other")
+
+    def publish(self, weights: Mapping[str, Tensor], version: int) -> None:
+        """Offer the weights that follow the step just taken, and ask for one more step."""
+        self.sampler.publish(weights, version)
+        self._more(1)
+
+    def _more(self, count: int) -> None:
+        """Ask for the next ``count`` steps."""
+        for step in islice(self._ahead, count):
+            problems, params = self._ask(step)
+            self._place(f"step {step}", problems, params, max(0, step - self._staleness))
+
+    def _place(self, name: str, problems: Sequence[Problem], params: SamplingParams, min_version: int) -> None:
+        jobs = self.sampler.jobs(problems, params, min_version)
+        order = _Order(keys=[job.key for job in jobs])
+        with self._changed:
+            self._orders[name] = order
+            self._order_of.update((key, order) for key in order.keys)
+            self.sampler.pool.ask(jobs)
+            self._changed.notify_all()
+
+    def _collect(self, name: str) -> list[Group]:
+        began = time.perf_counter()
+        order = self._orders.pop(name)
+        while self._pump is None and not order.drawn:
+            self._turn(1.0)
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure is not None or order.drawn)
+        if self._failure is not None:
+            raise self._failure
+        drawn = time.perf_counter()
+        groups = [order.scored[key].result() for key in order.keys]
+        self.seconds = (drawn - began, time.perf_counter() - drawn)
+        return groups
+
+    def _turn(self, seconds: float) -> None:
+        for drawn in self.sampler.pool.turn(seconds):
+            group = self.sampler.group(drawn)
+            future = self._scoring.submit(self._score, group)
+            with self._changed:
+                self._order_of.pop(group.group_id).scored[group.group_id] = future
+                self._changed.notify_all()
+
+    def _score(self, group: Group) -> Group:
+        return self._scorer.score([group])[0]
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing or self.sampler.pool.unfinished)
+                    if self._closing:
+                        return
+                self._turn(0.1)
+        except BaseException as error:
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+
+
+@dataclass(slots=True)
+class _Order:
+    """Groups that are waited for together."""
+
+    keys: list[str]
+    scored: dict[str, Future[Group]] = field(default_factory=dict)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether all are drawn and their scores on the way."""
+        return len(self.scored) == len(self.keys)
+
+
+def scheduled(sampler: PoolSampler, stage: GrpoStage, context: Context) -> PoolSampler:
+    """``sampler`` with its workers under the stage's schedule: recorded where it is asynchronous, or replayed.
+
+    Raises UsageError where the run to replay has no schedule of this stage.
+    """
+    pool = sampler.pool
+    if not stage.staleness:
+        pool.reschedule()
+        return sampler
+
+    def record(line: Mapping[str, object]) -> None:
+        context.run.append(stage.name, SCHEDULE, line)
+
+    if context.replay is None:
+        pool.reschedule(LiveSchedule(pool.workers, in_flight=stage.in_flight_updates), record)
+        return sampler
+    found = sorted((context.replay / "stages").glob(f"*-{stage.name}/{SCHEDULE}"))
+    if not found:
+        raise UsageError(f"{context.replay} has no recorded schedule of stage {stage.name!r} (stages/*/{SCHEDULE})")
+    lines = [json.loads(line) for line in found[0].read_text(encoding="utf-8").splitlines()]
+    try:
+        pool.reschedule(ReplayedSchedule(lines, pool.workers), record)
+    except ValueError as error:
+        raise UsageError(f"{found[0]}: {error}") from error
+    pool.keep_versions(stage.staleness + 2)
+    return sampler

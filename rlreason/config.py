@@ -35,7 +35,7 @@ class PolicyConfig(Section):
     path: str | None = None
     model_type: str = "qwen3_moe"
     #: Passed to the transformers config class of ``model_type``; with ``path``, what the loaded model must have.
-    model: dict[str, Scalar | list[Scalar]] = {}
+    model: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict)
     tokenizer: TokenizerConfig = TokenizerConfig()
     #: auto: float32 on a CPU, bfloat16 on an accelerator (logits and log-probabilities are float32 everywhere).
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -49,7 +49,7 @@ class DataConfig(Section):
     #: Likewise; a procedural task has its own held-out problems.
     heldout: str | tuple[str, ...] | None = None
     #: Options of a procedural task.
-    options: dict[str, Scalar] = {}
+    options: dict[str, Scalar] = Field(default_factory=dict)
     #: Which column of a data file holds what; of several names the first that the file has.
     columns: Columns = Columns()
     #: The gold answer is what follows this marker in the answer column.
@@ -219,7 +219,7 @@ class Recipe(Section):
     student: PolicyConfig | None = None
     data: DataConfig
     #: Reward name or plug-in -> weight, or {weight, options...}.
-    reward: dict[str, RewardTerm] = {"accuracy": 1.0}
+    reward: dict[str, RewardTerm] = Field(default_factory=lambda: {"accuracy": 1.0})
     sampler: SamplerConfig = SamplerConfig()
     cluster: ClusterConfig = ClusterConfig()
     stage: tuple[Stage, ...] = Field(min_length=1)

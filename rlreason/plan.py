@@ -54,10 +54,8 @@ def _sampler(recipe: Recipe) -> str:
     where = {"auto": "over Ray with vLLM, else in this process", "inline": "in this process", "ray": "over Ray"}
     workers = f", {cluster.rollout_workers} workers" if cluster.rollout_workers else ""
     proof = "every delivery proved" if sampler.canary else "deliveries NOT proved (sampler.canary = false)"
-    return (
-        f"{engine.get(sampler.engine, sampler.engine)}; {where[cluster.kind]}{workers}; at most {sampler.max_rows} rows "
-        f"at once; {proof}"
-    )
+    rows = f"at most {sampler.max_rows} rows at once"
+    return f"{engine.get(sampler.engine, sampler.engine)}; {where[cluster.kind]}{workers}; {rows}; {proof}"
 
 
 def _staleness(stage: GrpoStage) -> str:

@@ -178,10 +178,11 @@ class RayHandle:
 class RayCluster:
     """Rollout workers as Ray actors in one placement group: of a running cluster, else of a Ray started here."""
 
-    def __init__(self, options: RayOptions) -> None:
+    def __init__(self, options: RayOptions, worker: type[RolloutWorker] = RolloutWorker) -> None:
         """Raises UsageError where Ray is absent, unreachable, or has too little for the workers."""
         self._ray = _import_ray()
         self._options = options
+        self._class = worker
         self._started = start_ray(self._ray, options.address)
         self._group = self._place()
 
@@ -198,7 +199,7 @@ class RayCluster:
         environment = dict(ENVIRONMENT)
         if not self._options.gpus:
             environment |= CPU_ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": ""}
-        actor = self._ray.remote(RolloutWorker).options(
+        actor = self._ray.remote(self._class).options(
             num_cpus=self._options.cpus,
             num_gpus=self._options.gpus,
             max_restarts=0,  # the pool restarts it, and delivers the weights

@@ -1,0 +1,93 @@
+"""Weights arrive bit for bit, whole or as changes, and a receiver never guesses."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from rlreason.sampler.delivery import DeliveryError, Packer, Receiver, checksums, few
+
+
+def weights_of(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    tied = torch.randn(5, 7, generator=generator)
+    return {
+        "embed": tied,
+        "bf16": torch.randn(3, 9, generator=generator).to(torch.bfloat16),
+        "strided": torch.randn(6, 4, generator=generator).t(),
+        "scalar": torch.tensor(float(seed)),
+        "ids": torch.arange(seed, seed + 3),
+        "head": tied,
+    }
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) and one[name].dtype == other[name].dtype for name in other)
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 100, 1 << 20])
+def test_everything_arrives_bit_for_bit(bucket_bytes: int) -> None:
+    weights = weights_of(0)
+    parcel = Packer(bucket_bytes=bucket_bytes).pack(weights, version=3)
+    opened = Receiver().open(parcel.manifest, parcel.buckets, keep=False)
+    assert list(opened) == ["embed", "bf16", "strided", "scalar", "ids"]  # tied tensors travel once
+    assert equal(weights, opened)
+    assert len(parcel.buckets) == (5 if bucket_bytes == 1 else 1 if bucket_bytes > 100 else len(parcel.buckets))
+    assert parcel.manifest.checksums == checksums(opened)
+    assert parcel.manifest.checksums["scalar"] == zlib.crc32(np.float32(0.0).tobytes())
+
+
+def test_one_flipped_bit_changes_the_checksum() -> None:
+    parcel = Packer().pack(weights_of(0), version=0)
+    parcel.buckets[0][parcel.manifest.entries[1].offset] ^= 1
+    received = checksums(Receiver().open(parcel.manifest, parcel.buckets, keep=False))
+    wrong = [name for name, checksum in received.items() if checksum != parcel.manifest.checksums[name]]
+    assert wrong == ["bf16"]
+
+
+def test_changes_only() -> None:
+    packer, receiver = Packer(delta=True), Receiver()
+    first = packer.pack(weights_of(0), version=0)
+    receiver.open(first.manifest, first.buckets, keep=True)
+    assert first.manifest.base is None
+    weights = weights_of(0)
+    weights["embed"][2, 3] += 1.0
+    weights["bf16"][0, 0] = -weights["bf16"][0, 0]
+    second = packer.pack(weights, version=1)
+    assert second.manifest.base == 0
+    assert [entry.changed for entry in second.manifest.entries] == [1, 1, 0, 0, 0]
+    assert sum(entry.size for entry in second.manifest.entries) == (8 + 4) + (8 + 2)
+    opened = receiver.open(second.manifest, second.buckets, keep=True)
+    assert equal(weights, opened)
+    assert checksums(opened) == second.manifest.checksums
+    # A worker that missed a version, or is new, is told so, and takes the whole.
+    with pytest.raises(DeliveryError, match="changes since version 0, but the worker holds nothing"):
+        Receiver().open(second.manifest, second.buckets, keep=True)
+    third = packer.pack(weights_of(2), version=2)
+    late = Receiver()
+    late.open(first.manifest, first.buckets, keep=True)
+    with pytest.raises(DeliveryError, match="changes since version 1, but the worker holds version 0"):
+        late.open(third.manifest, third.buckets, keep=True)
+    whole = packer.whole()
+    assert whole.manifest.base is None
+    assert whole.manifest.version == 2
+    assert equal(weights_of(2), late.open(whole.manifest, whole.buckets, keep=True))
+
+
+def test_changes_are_compared_bit_by_bit() -> None:
+    packer, receiver = Packer(delta=True), Receiver()
+    before = {"w": torch.tensor([0.0, float("nan"), 1.0])}
+    parcel = packer.pack(before, version=0)
+    receiver.open(parcel.manifest, parcel.buckets, keep=True)
+    parcel = packer.pack({"w": torch.tensor([-0.0, float("nan"), 1.0])}, version=1)
+    assert parcel.manifest.entries[0].changed == 1  # minus zero is a change, an equal nan is none
+    opened = receiver.open(parcel.manifest, parcel.buckets, keep=True)
+    assert torch.signbit(opened["w"]).tolist()[0]
+
+
+def test_few() -> None:
+    assert few(["a", "b"]) == "a, b"
+    assert few([str(i) for i in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7 and 2 more"

@@ -1,0 +1,192 @@
+"""Real vLLM in real Ray actors: what it samples is what the trainer computes, and a wrong delivery stops the run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from policies import PROBLEMS, make_policy, nudge
+
+from rlreason.data.prompts import PromptFormat
+from rlreason.policy.batch import collate, rollout_row
+from rlreason.policy.policies import Policy
+from rlreason.sampler.canary import Canary
+from rlreason.sampler.delivery import DeliveryError, Packer
+from rlreason.sampler.handles import RayCluster, RayOptions
+from rlreason.sampler.jobs import EngineSpec, VllmOptions
+from rlreason.sampler.open import engine_spec, inline_sampler
+from rlreason.sampler.pool import RolloutPool
+from rlreason.sampler.pool_sampler import PoolSampler
+from rlreason.sampler.schedule import LiveSchedule
+from rlreason.sampler.worker import RolloutWorker
+from rlreason.stages.losses import loss_logprobs
+from rlreason.types import Group, SamplingParams
+
+ray: Any = pytest.importorskip("ray", reason="Ray is not installed")
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+TOLERANCE = 5e-5
+UPDATES = 20
+FORMAT = PromptFormat()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    """One Ray for the module; its workers find faults.py."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
+    ray.init(num_cpus=4, object_store_memory=128 << 20, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+    os.environ.pop("PYTHONPATH")
+    if before is not None:
+        os.environ["PYTHONPATH"] = before
+
+
+def spec_of(policy: Policy, extension: str | None = None) -> EngineSpec:
+    vllm = VllmOptions(kv_cache_bytes=64 << 20)
+    if extension is not None:
+        vllm = replace(vllm, extension=f"faults.{extension}")
+    return engine_spec("vllm", policy.model, policy.tokenizer, max_rows=64, max_length=None, vllm=vllm)
+
+
+def open_sampler(policy: Policy, workers: int, spec: EngineSpec | None = None, worker: type[RolloutWorker] = RolloutWorker) -> PoolSampler:  # fmt: skip
+    cluster = RayCluster(RayOptions(workers=workers), worker)
+    pool = RolloutPool(cluster, spec or spec_of(policy), workers, canary=Canary(policy.model, 256))
+    sampler = PoolSampler(pool, policy.tokenizer, FORMAT)
+    sampler.publish(policy.model.state_dict(), 0)
+    return sampler
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 worker", "2 workers"])
+def follow(request: pytest.FixtureRequest) -> Iterator[Callable[[Policy], PoolSampler]]:
+    """Workers that follow one policy after the other, as they do through the stages of a run."""
+    pool = open_sampler(make_policy("qwen3"), request.param).pool
+
+    def with_policy(policy: Policy) -> PoolSampler:
+        pool.follow(spec_of(policy), Canary(policy.model, 256), Packer())
+        sampler = PoolSampler(pool, policy.tokenizer, FORMAT)
+        sampler.publish(policy.model.state_dict(), 0)
+        return sampler
+
+    yield with_policy
+    pool.close()
+
+
+def differences(policy: Policy, groups: list[Group], temperature: float) -> torch.Tensor:
+    """|sampler − trainer| of every sampled token's log-probability."""
+    rows = [rollout_row(c, 0.0, 0.0, g.group_id) for g in groups for c in g.completions_G]
+    batch = collate(rows, policy.tokenizer.pad_token_id, torch.device("cpu"))
+    ours = loss_logprobs(policy.model, batch, temperature)
+    return (ours - batch.sampler_logprobs_BT)[batch.loss_mask_BT.bool()].abs()
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe"])
+def test_logprobs_are_the_trainers_through_twenty_updates(follow: Callable[[Policy], PoolSampler], kind: str) -> None:
+    policy = make_policy(kind)
+    sampler = follow(policy)
+    params = SamplingParams(samples_per_problem=4, max_tokens=24, seed=3, stream="before")
+    groups = sampler.sample(PROBLEMS, params)
+    assert [group.problem for group in groups] == PROBLEMS
+    assert len({len(c.token_ids) for g in groups for c in g.completions_G}) > 3
+    assert float(differences(policy, groups, 1.0).max()) < TOLERANCE
+    assert float(differences(policy, groups, 1.001).max()) > TOLERANCE  # canary of the tolerance
+    for version in range(1, UPDATES + 1):
+        nudge(policy, 0.01, version)
+        sampler.publish(policy.model.state_dict(), version)
+        if version % 5 == 0:  # else the newest alone is taken
+            sampler.pool.settle_deliveries()
+    after = sampler.sample(PROBLEMS, replace(params, stream="after", temperature=0.7))
+    assert float(differences(policy, after, 0.7).max()) < TOLERANCE
+    assert {c.policy_version_T for g in after for c in g.completions_G if len(c.token_ids) == 1} <= {(UPDATES,)}
+    assert {c.policy_version_min for g in after for c in g.completions_G} == {UPDATES}
+    assert float(differences(make_policy(kind), after, 0.7).max()) > 0.1  # the old weights say something else
+    assert sampler.pool.stats.read()["delivery/canary"] < TOLERANCE
+
+
+def test_same_seed_same_tokens_and_greedy_is_the_other_engines(follow: Callable[[Policy], PoolSampler]) -> None:
+    policy = make_policy("qwen3_moe", seed=1)
+    params = SamplingParams(samples_per_problem=3, max_tokens=16, seed=5, stream="s")
+    first = follow(policy).sample(PROBLEMS, params)
+    sampler = follow(policy)
+    assert sampler.sample(PROBLEMS, params) == first
+    other = sampler.sample(PROBLEMS, replace(params, seed=6))
+    assert [g.completions_G[0].token_ids for g in other] != [g.completions_G[0].token_ids for g in first]
+    assert len({c.token_ids for c in first[0].completions_G}) > 1  # samples of a group differ
+    greedy = SamplingParams(temperature=0.0, max_tokens=16, stream="greedy")
+    reference = inline_sampler(policy.copy_model(), policy.tokenizer, FORMAT).sample(PROBLEMS, greedy)
+    for ours, theirs in zip(sampler.sample(PROBLEMS, greedy), reference, strict=True):
+        assert ours.completions_G[0].token_ids == theirs.completions_G[0].token_ids
+        assert ours.completions_G[0].text == theirs.completions_G[0].text
+        assert ours.completions_G[0].finish_reason == theirs.completions_G[0].finish_reason
+    nothing = replace(params, temperature=1.0, top_k=1, stream="top1")
+    assert {c.logprobs_T for g in sampler.sample(PROBLEMS[:2], nothing) for c in g.completions_G} == {
+        (0.0,) * len(c.token_ids) for g in sampler.sample(PROBLEMS[:2], nothing) for c in g.completions_G
+    }  # log-probabilities are those of the distribution that was drawn from
+
+
+def test_weights_change_between_two_tokens_of_a_group() -> None:
+    policy = make_policy("qwen3_moe", seed=2)
+    sampler = open_sampler(policy, 1)
+    pool = sampler.pool
+    pool.settle_deliveries()
+    pool.reschedule(LiveSchedule(1, in_flight=True))
+    old = policy.copy_model()
+    params = SamplingParams(samples_per_problem=2, max_tokens=200, seed=1, stream="long")
+    pool.ask(sampler.jobs(PROBLEMS, params))
+    drawn = pool.turn(5.0)
+    nudge(policy, 0.02, 1)
+    sampler.publish(policy.model.state_dict(), 1)
+    while pool.unfinished:
+        drawn += pool.turn(5.0)
+    groups = [sampler.group(one) for one in drawn]
+    pool.close()
+    both = [c for g in groups for c in g.completions_G if c.policy_version_min == 0 and c.policy_version_max == 1]
+    assert len(both) > 3
+    for completion in both:
+        assert completion.policy_version_T == tuple(sorted(completion.policy_version_T))
+        rows = [rollout_row(completion, 0.0, 0.0, "g")]
+        batch = collate(rows, policy.tokenizer.pad_token_id, torch.device("cpu"))
+        said = batch.sampler_logprobs_BT[batch.loss_mask_BT.bool()]
+        versions = torch.tensor(completion.policy_version_T)
+        for version, model in ((0, old), (1, policy.model)):
+            computed = loss_logprobs(model, batch, 1.0)[batch.loss_mask_BT.bool()]
+            assert float((computed - said)[versions == version].abs().max()) < TOLERANCE
+            assert float((computed - said)[versions != version].abs().max()) > TOLERANCE
+
+
+#: Fault, kind of model, what the error says.
+CAUGHT = [
+    ("PackedExperts", "qwen3_moe", r"log-probabilities are .* off .*first module .* model\.layers\.0\.mlp .*experts"),
+    ("PackedHead", "qwen3", r"log-probabilities are .* off .*what differs is the final norm, the head"),
+    ("StaleTensor", "qwen3_moe", r"off the trainer's .*model\.layers\.1\.self_attn .*o_proj\.weight"),
+    ("DroppedTensor", "qwen3_moe", r"no tensor was delivered for model\.norm\.weight, and the engine kept"),
+    ("ForgetfulWorker", "qwen3_moe", r"keys and values that were cached under older weights"),
+    ("BackdatedWorker", "qwen3_moe", r"it says that it holds version 0"),
+    ("BitFlippingWorker", "qwen3_moe", r"1 of \d+ tensors are not what was sent: model\.layers\.0\.mlp\.gate\.weight"),
+]
+
+
+@pytest.mark.parametrize(("fault", "kind", "message"), CAUGHT, ids=[row[0] for row in CAUGHT])
+def test_the_canary_catches(fault: str, kind: str, message: str) -> None:
+    import faults
+
+    policy = make_policy(kind)
+    as_worker = issubclass(getattr(faults, fault), RolloutWorker)
+    sampler = open_sampler(
+        policy,
+        1,
+        spec_of(policy, None if as_worker else fault),
+        getattr(faults, fault) if as_worker else RolloutWorker,
+    )
+    with pytest.raises(DeliveryError, match=message):
+        for version in range(1, 4):
+            sampler.pool.settle_deliveries()
+            nudge(policy, 0.02, version)
+            sampler.publish(policy.model.state_dict(), version)
+    sampler.pool.close()

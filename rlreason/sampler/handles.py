@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from rlreason.errors import UsageError
-from rlreason.sampler.delivery import Parcel
+from rlreason.sampler.delivery import DeliveryError, Parcel
 from rlreason.sampler.vllm_engine import CPU_ENVIRONMENT, ENVIRONMENT
 from rlreason.sampler.worker import RolloutWorker
 
@@ -25,11 +25,15 @@ class WorkerDied(RuntimeError):
     """The worker's process is gone."""
 
 
+class WorkerFailed(RuntimeError):
+    """A method raised on the worker: a bug, too little memory, or weights that don't fit. Trying again won't help."""
+
+
 class Call(Protocol):
     """A method call under way on a worker."""
 
     def result(self) -> Any:
-        """Its value. Raises WorkerDied, or what the method raised."""
+        """Its value. Raises WorkerDied, WorkerFailed, or DeliveryError as the worker raised it."""
         ...
 
 
@@ -147,7 +151,9 @@ class _RayCall:
         except (self.ray.exceptions.RayActorError, self.ray.exceptions.ObjectLostError) as error:
             raise WorkerDied(" ".join(str(error).split())[:300]) from error
         except self.ray.exceptions.RayTaskError as error:
-            raise error.as_instanceof_cause() from None
+            if isinstance(error.cause, DeliveryError):
+                raise error.cause from None
+            raise WorkerFailed(f"{type(error.cause).__name__}: {error.cause}") from error
 
 
 @dataclass(slots=True)

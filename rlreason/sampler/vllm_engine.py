@@ -26,6 +26,7 @@ from rlreason.sampler.jobs import Drawn, EngineSpec, Job, Opinion, Progress, Sam
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 CPU_ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 CPU_KV_CACHE_BYTES = 256 << 20
+CPU_BATCH_TOKENS = 8192
 
 
 @dataclass(slots=True)
@@ -206,7 +207,11 @@ def _build(spec: EngineSpec) -> Any:
     on_cpu = not torch.cuda.is_available()
     options = spec.vllm
     settings: dict[str, Any] = {"kv_cache_memory_bytes": options.kv_cache_bytes or CPU_KV_CACHE_BYTES} if on_cpu else {}
-    if not on_cpu:
+    if on_cpu:
+        # A sequence that is computed anew after an update must fit one step: a CPU's random generator can't take back
+        # the draw that vLLM discards at the end of a part.
+        settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(CPU_BATCH_TOKENS, _longest(spec))}
+    else:
         settings |= {"gpu_memory_utilization": options.gpu_memory_utilization}
         settings |= {"kv_cache_memory_bytes": options.kv_cache_bytes} if options.kv_cache_bytes else {}
         settings |= {"tensor_parallel_size": options.tensor_parallel, "enable_sleep_mode": options.sleep_mode}
@@ -228,3 +233,7 @@ def _build(spec: EngineSpec) -> Any:
             seed=0,  # every request brings its own
             **settings,
         )
+
+
+def _longest(spec: EngineSpec) -> int:
+    return spec.max_length or int(str(spec.model["max_position_embeddings"]))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
 
-from rlreason.sampler.jobs import EngineSpec
+from rlreason.sampler.jobs import EngineSpec, Job, Progress
 from rlreason.sampler.vllm_engine import VllmEngine
 from rlreason.sampler.vllm_extension import WeightReceiver
 from rlreason.sampler.worker import Receipt, RolloutWorker
@@ -82,3 +83,10 @@ class BitFlippingWorker(RolloutWorker):
         entry = next(entry for entry in manifest.entries if entry.name == "model.layers.0.mlp.gate.weight")
         buckets[entry.bucket][entry.offset + 1] ^= 1
         return super().deliver(manifest, probes, count, keep, *buckets)
+
+
+class DyingWorker(RolloutWorker):
+    """Its process ends as soon as it is to draw."""
+
+    def advance(self, jobs: Sequence[Job], seconds: float, steps: int | None = None) -> Progress:
+        os._exit(1)

@@ -55,7 +55,9 @@ def spec_of(policy: Policy, extension: str | None = None) -> EngineSpec:
     return engine_spec("vllm", policy.model, policy.tokenizer, max_rows=64, max_length=None, vllm=vllm)
 
 
-def open_sampler(policy: Policy, workers: int, spec: EngineSpec | None = None, worker: type[RolloutWorker] = RolloutWorker) -> PoolSampler:  # fmt: skip
+def open_sampler(
+    policy: Policy, workers: int, spec: EngineSpec | None = None, worker: type[RolloutWorker] = RolloutWorker
+) -> PoolSampler:
     cluster = RayCluster(RayOptions(workers=workers), worker)
     pool = RolloutPool(cluster, spec or spec_of(policy), workers, canary=Canary(policy.model, 256))
     sampler = PoolSampler(pool, policy.tokenizer, FORMAT)
@@ -184,9 +186,15 @@ def test_the_canary_catches(fault: str, kind: str, message: str) -> None:
         spec_of(policy, None if as_worker else fault),
         getattr(faults, fault) if as_worker else RolloutWorker,
     )
-    with pytest.raises(DeliveryError, match=message):
+
+    def deliver_three() -> None:
         for version in range(1, 4):
             sampler.pool.settle_deliveries()
             nudge(policy, 0.02, version)
             sampler.publish(policy.model.state_dict(), version)
-    sampler.pool.close()
+
+    try:
+        with pytest.raises(DeliveryError, match=message):
+            deliver_three()
+    finally:
+        sampler.pool.close()

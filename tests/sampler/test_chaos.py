@@ -1,0 +1,179 @@
+"""Rollout and reward workers are killed and stopped mid-work: no group is lost, none counts twice, nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from faults import DyingWorker
+from policies import PROBLEMS, make_policy, nudge
+
+from rlreason.data.prompts import PromptFormat
+from rlreason.policy.policies import Policy
+from rlreason.rewards.mix import RewardMix
+from rlreason.sampler.canary import Canary
+from rlreason.sampler.handles import RayCluster, RayHandle, RayOptions
+from rlreason.sampler.jobs import EngineKind, VllmOptions
+from rlreason.sampler.open import engine_spec
+from rlreason.sampler.pool import Patience, RolloutPool
+from rlreason.sampler.pool_sampler import PoolSampler
+from rlreason.sampler.schedule import LiveSchedule
+from rlreason.sampler.worker import RolloutWorker
+from rlreason.scorer import PoolScorer
+from rlreason.stages.stream import RolloutStream
+from rlreason.types import Group, Problem, SamplingParams
+
+ray: Any = pytest.importorskip("ray", reason="Ray is not installed")
+
+STEPS = 4
+PER_STEP = 12
+
+
+def pool_of(
+    policy: Policy, kind: EngineKind, patience: Patience, worker: type[RolloutWorker] = RolloutWorker
+) -> RolloutPool:
+    spec = engine_spec(
+        kind, policy.model, policy.tokenizer, max_rows=16, max_length=None, vllm=VllmOptions(kv_cache_bytes=64 << 20)
+    )
+    cluster = RayCluster(RayOptions(workers=2), worker)
+    return RolloutPool(cluster, spec, 2, canary=Canary(policy.model, 256), patience=patience)
+
+
+def ask(step: int) -> tuple[list[Problem], SamplingParams]:
+    problems = [PROBLEMS[(step * PER_STEP + at) % len(PROBLEMS)] for at in range(PER_STEP)]
+    return problems, SamplingParams(samples_per_problem=4, max_tokens=200, seed=1, stream=f"grpo/{step}")
+
+
+def descendants() -> dict[int, str]:
+    """Processes below this one, and those of Ray, which leave it."""
+    found = {}
+    for process in psutil.process_iter(["pid", "name", "cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if "ray" in line and ("raylet" in line or "gcs_server" in line or "ray::" in line or "/ray/" in line):
+            found[process.info["pid"]] = line[:80]
+    for process in psutil.Process().children(recursive=True):
+        found[process.pid] = process.name()
+    return found
+
+
+@pytest.fixture
+def leftovers() -> Iterator[None]:
+    """After the test: the same processes and shared-memory segments as before."""
+    before, segments = set(descendants()), set(os.listdir("/dev/shm"))
+    yield
+    deadline = time.monotonic() + 20
+    while set(descendants()) - before and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert {pid: name for pid, name in descendants().items() if pid not in before} == {}
+    assert set(os.listdir("/dev/shm")) - segments == set()
+
+
+def process_of(pool: RolloutPool, place: int) -> int:
+    handle = pool._workers[place].handle
+    assert isinstance(handle, RayHandle)
+    return int(ray.get(handle.process)[1])
+
+
+def after(seconds: float, act: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=lambda: (time.sleep(seconds), act()), daemon=True)
+    thread.start()
+    return thread
+
+
+def run(
+    policy: Policy, pool: RolloutPool, staleness: int, disturb: Callable[[int, PoolScorer], None]
+) -> list[list[Group]]:
+    """All steps of a stream; ``disturb(step, scorer)`` runs while step's groups are drawn."""
+    sampler = PoolSampler(pool, policy.tokenizer, PromptFormat())
+    sampler.publish(policy.model.state_dict(), 0)
+    pool.settle_deliveries()
+    pool.reschedule(LiveSchedule(2, in_flight=staleness > 0))
+    steps = []
+    with (
+        PoolScorer(RewardMix.from_table({"accuracy": 1.0}), workers=1) as scorer,
+        RolloutStream(sampler, scorer, ask, range(STEPS), staleness) as stream,
+    ):
+        for step in range(STEPS):
+            disturb(step, scorer)
+            steps.append(stream.take(step))
+            nudge(policy, 0.001, step)
+            stream.publish(policy.model.state_dict(), step + 1)
+    return steps
+
+
+def check(steps: list[list[Group]]) -> None:
+    for step, groups in enumerate(steps):
+        problems, params = ask(step)
+        assert [group.problem for group in groups] == problems
+        assert len({group.group_id for group in groups}) == PER_STEP
+        assert {len(group.completions_G) for group in groups} == {params.samples_per_problem}
+        assert {len(group.rewards_G) for group in groups} == {params.samples_per_problem}
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_workers_are_killed_and_stopped(staleness: int, leftovers: None) -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    policy = make_policy("qwen3_moe")
+    pool = pool_of(policy, "vllm", Patience(working=12.0))
+    hit: list[int] = []
+
+    def disturb(step: int, scorer: PoolScorer) -> None:
+        if step == 1:
+            hit.append(process_of(pool, 0))
+            after(0.5, lambda: os.kill(hit[0], signal.SIGKILL))
+        if step == 2:
+            hit.append(process_of(pool, 1))
+            after(0.3, lambda: os.kill(hit[1], signal.SIGSTOP))
+            worker = scorer._pool._workers[0].process.pid
+            after(0.3, lambda: os.kill(worker, signal.SIGKILL))
+
+    try:
+        steps = run(policy, pool, staleness, disturb)
+        check(steps)
+        stats = pool.stats.read()
+        assert stats["workers/replaced"] >= 2
+        assert not any(psutil.pid_exists(pid) for pid in hit)
+        versions = {c.policy_version_min for group in steps[-1] for c in group.completions_G}
+        assert versions <= {STEPS - 1, STEPS - 1 - staleness}
+    finally:
+        pool.close()
+
+
+def test_workers_that_keep_dying_end_the_run(leftovers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    policy = make_policy("qwen3")
+    pool = pool_of(policy, "transformers", Patience(working=30.0), DyingWorker)
+    try:
+        with pytest.raises(RuntimeError, match=r"4 rollout workers died and none finished a group; the last, \d"):
+            run(policy, pool, 0, lambda step, scorer: None)
+    finally:
+        pool.close()
+
+
+def test_a_script_that_is_interrupted_leaves_nothing(tmp_path: Path, leftovers: None) -> None:
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_chaos import *
+policy = make_policy("qwen3")
+pool = pool_of(policy, "transformers", Patience())
+try:
+    run(policy, pool, 1, lambda step, scorer: print("step", step, flush=True))
+    time.sleep(60)
+finally:
+    pool.close()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "step 0\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) != 0

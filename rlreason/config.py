@@ -207,6 +207,8 @@ class EvalStage(Section):
 
 Stage = Annotated[SftStage | GrpoStage | RejectStage | DistillStage | EvalStage, Field(discriminator="kind")]
 RewardTerm = float | dict[str, Scalar]
+#: The reward of a recipe that names none.
+ACCURACY: dict[str, RewardTerm] = {"accuracy": 1.0}
 
 
 class Recipe(Section):
@@ -219,7 +221,7 @@ class Recipe(Section):
     student: PolicyConfig | None = None
     data: DataConfig
     #: Reward name or plug-in -> weight, or {weight, options...}.
-    reward: dict[str, RewardTerm] = Field(default_factory=lambda: {"accuracy": 1.0})
+    reward: dict[str, RewardTerm] = Field(default_factory=lambda: dict(ACCURACY))
     sampler: SamplerConfig = SamplerConfig()
     cluster: ClusterConfig = ClusterConfig()
     stage: tuple[Stage, ...] = Field(min_length=1)

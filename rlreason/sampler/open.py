@@ -15,6 +15,8 @@ from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.sampler.transformers_engine import TransformersEngine
 from rlreason.sampler.worker import RolloutWorker
 
+#: Keys of a config that say where a model comes from, and nothing of its shape.
+ORIGIN = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 #: What vLLM's CPU attention is compiled for.
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
@@ -51,7 +53,8 @@ def engine_spec(
     vllm: VllmOptions | None = None,
 ) -> EngineSpec:
     """The engine that draws with ``model``'s architecture."""
-    config = model.config.to_dict() | {"architectures": [type(model).__name__], "model_type": model.config.model_type}
+    config = {key: value for key, value in model.config.to_dict().items() if key not in ORIGIN}
+    config |= {"architectures": [type(model).__name__], "model_type": model.config.model_type}
     return EngineSpec(
         kind=kind,
         model=config,

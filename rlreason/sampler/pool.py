@@ -165,6 +165,10 @@ class RolloutPool:
             for place, worker in enumerate(self._workers):
                 if worker.call is None:
                     self._start(place, worker)
+        return self._collect(seconds)
+
+    def _collect(self, seconds: float) -> list[Drawn]:
+        """Wait for one of the calls under way, and settle those that are done."""
         busy = [worker.call for worker in self._workers if worker.call is not None]
         if not busy:
             if seconds:
@@ -226,6 +230,8 @@ class RolloutPool:
             return
         worker.op, worker.since = op, time.monotonic()
         if isinstance(op, Draw):
+            if worker.version is None:
+                raise RuntimeError(f"the schedule has rollout worker {place} draw before it was given any weights")
             worker.outstanding.update((job.key, job) for job in op.jobs)
             worker.call = worker.handle.call("advance", op.jobs, op.seconds, op.steps)
             return
@@ -334,8 +340,9 @@ class RolloutPool:
         return self._patience.working if worker.up else self._patience.starting
 
     def _finish_calls(self) -> None:
+        """Settle what is under way, and begin nothing."""
         while any(worker.call is not None for worker in self._workers):
-            self.turn()
+            self._collect(1.0)
 
     def _note(self, line: Mapping[str, object]) -> None:
         if self._record is not None:

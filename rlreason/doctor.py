@@ -16,6 +16,11 @@ NEEDED = {
     "datasets": "hub data sets: pip install 'rlreason[train]'",
     "pyarrow": "Parquet files: pip install 'rlreason[train]'",
 }
+#: Likewise, but every recipe runs without.
+USEFUL = {
+    "ray": "rollout workers in processes and on hosts of their own: pip install 'rlreason[ray]'",
+    "vllm": "the vLLM engine: docs/cluster.md says how to install it",
+}
 
 
 def findings() -> list[str]:
@@ -34,4 +39,5 @@ def findings() -> list[str]:
         "packages: " + ", ".join(f"{name} {version}" for name, version in installed_packages().items()),
     ]
     missing = [f"missing: {name} ({cure})" for name, cure in NEEDED.items() if find_spec(name) is None]
-    return lines + (missing or ["ready: all that `rlreason run` needs is installed"])
+    absent = [f"absent: {name} ({cure})" for name, cure in USEFUL.items() if find_spec(name) is None]
+    return lines + (missing or ["ready: all that `rlreason run` needs is installed"]) + absent

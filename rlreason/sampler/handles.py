@@ -257,6 +257,8 @@ def start_ray(ray: Any, address: str | None) -> bool:
     """Connect to ``address``, or to the Ray that runs here already, or start one. Returns whether it was started."""
     if ray.is_initialized():
         return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone unless it is asked for
+    address = address or os.environ.get("RAY_ADDRESS") or None
     if address is not None:
         try:
             ray.init(address=address, log_to_driver=False)

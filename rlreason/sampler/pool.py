@@ -198,6 +198,22 @@ class RolloutPool:
         while any(worker.version != self.newest or worker.call is not None for worker in self._workers):
             self.turn()
 
+    def sleep(self) -> None:
+        """Have the workers give their accelerators' memory back. No group may be under way."""
+        assert not self._wanted, "groups are under way"
+        self._everywhere("sleep")
+
+    def wake(self) -> None:
+        """Have them take it again; the next thing each is given is weights."""
+        self._everywhere("wake")
+        for worker in self._workers:
+            worker.version = None
+
+    def _everywhere(self, method: str) -> None:
+        self._finish_calls()
+        for call in [worker.handle.call(method) for worker in self._workers]:
+            call.result()
+
     def close(self) -> None:
         """End the workers and what the cluster started."""
         for worker in self._workers:

@@ -35,8 +35,20 @@ Ask = Callable[[int], tuple[list[Problem], SamplingParams]]
 class RolloutStream:
     """``take(step)`` gives the scored groups of a step, in order; ``publish`` the weights that come after it."""
 
-    def __init__(self, sampler: PoolSampler, scorer: Scorer, ask: Ask, steps: Iterable[int], staleness: int) -> None:
-        """``steps``: those to come, in order. The sampler holds the version that equals the first of them."""
+    def __init__(
+        self,
+        sampler: PoolSampler,
+        scorer: Scorer,
+        ask: Ask,
+        steps: Iterable[int],
+        staleness: int,
+        *,
+        colocated: bool = False,
+    ) -> None:
+        """``steps``: those to come, in order. The sampler holds the version that equals the first of them.
+        ``colocated``: the workers sleep from ``take`` to ``publish``; needs staleness 0."""
+        assert not (colocated and staleness)
+        self._colocated = colocated
         self.sampler = sampler
         self._scorer = scorer
         self._ask = ask
@@ -69,7 +81,10 @@ class RolloutStream:
 
     def take(self, step: int) -> list[Group]:
         """The groups of ``step``, scored, in the order of its problems. Raises what drawing or scoring raised."""
-        return self._collect(f"step {step}")
+        groups = self._collect(f"step {step}")
+        if self._colocated:
+            self.sampler.pool.sleep()
+        return groups
 
     def draw(self, problems: Sequence[Problem], params: SamplingParams) -> list[Group]:
         """Scored groups of other problems, drawn with the newest weights."""
@@ -78,6 +93,8 @@ class RolloutStream:
 
     def publish(self, weights: Mapping[str, Tensor], version: int) -> None:
         """Offer the weights that follow the step just taken, and ask for one more step."""
+        if self._colocated:
+            self.sampler.pool.wake()
         self.sampler.publish(weights, version)
         self._more(1)
 

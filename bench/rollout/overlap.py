@@ -1,0 +1,80 @@
+"""Seconds of a GRPO step at staleness 1 beside drawing and learning alone, with one worker and one training thread.
+
+    python bench/rollout/overlap.py
+
+Runs the quickstart's GRPO stage with vLLM over Ray: at staleness 0, where the two take turns and each is timed by
+itself, and at staleness 1. Overlap is perfect where a step takes as long as the slower of the two. Writes
+bench/rollout/results/overlap.json and the marked block of docs/rollouts.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rlreason.run.manifest import describe_hardware, installed_packages
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "bench"))
+from documents import replace_block  # noqa: E402
+
+RESULTS = Path(__file__).with_name("results") / "overlap.json"
+#: A short chain around the stage that is measured.
+SHORT = [
+    "sampler.engine=vllm", "cluster.rollout_workers=1", "cluster.threads=1",
+    "stage.cold_start.steps=60", "stage.cold_start.eval_every=0", "stage.grpo.eval_every=0",
+    "stage.traces.problems=20", "stage.distilled.steps=1", "stage.distilled.eval_every=0",
+    "stage.student_alone.steps=1", "stage.student_alone.eval_every=0", "stage.final.problems=10",
+]  # fmt: skip
+#: Steps at both ends that are not counted: the first fills the buffer, the last has nothing to draw.
+WARM = 4
+
+
+def steps_of(folder: Path, *more: str) -> list[dict[str, float]]:
+    """Metrics of the GRPO stage of one run, the counted steps only."""
+    command = [sys.executable, "-m", "rlreason", "run", "quickstart", "--out", str(folder), *SHORT, *more]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    lines = (folder / "stages" / "02-grpo" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines][WARM : len(lines) - 2]
+
+
+def main() -> None:
+    """Run and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=24)
+    options = parser.parse_args()
+    steps = f"stage.grpo.steps={options.steps}"
+    with tempfile.TemporaryDirectory() as folder:
+        turns = steps_of(Path(folder, "turns"), steps)
+        ahead = steps_of(Path(folder, "ahead"), steps, "stage.grpo.staleness=1", "stage.grpo.in_flight_updates=false")
+    roll = statistics.median(row["seconds/sample"] for row in turns)
+    train = statistics.median(row["seconds/train"] for row in turns)
+    # Steps come in pairs of long and short; the mean over all of them is what a run takes.
+    step = statistics.fmean(row["seconds"] for row in ahead)
+    results = {
+        "hardware": describe_hardware([]).model_dump(),
+        "packages": installed_packages(),
+        "rollout_seconds": roll,
+        "train_seconds": train,
+        "turns_seconds": statistics.fmean(row["seconds"] for row in turns),
+        "ahead_seconds": step,
+        "ratio": step / max(roll, train),
+        "tokens": [statistics.fmean(row["tokens"] for row in rows) for rows in (turns, ahead)],
+        "staleness": max(row["staleness/max"] for row in ahead),
+    }
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    text = (
+        "| drawing alone | learning alone | a step in turns | a step at staleness 1 | over the slower |\n|---|---|---|---|---|\n"
+        f"| {roll:.2f} s | {train:.2f} s | {results['turns_seconds']:.2f} s | {step:.2f} s | {results['ratio']:.2f} |"
+    )
+    replace_block(ROOT / "docs" / "rollouts.md", "overlap", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

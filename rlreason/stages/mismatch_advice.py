@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from rlreason.objective.spec import ObjectiveSpec
 
 #: No token's probability differs by more than about 1 %: too little for any correction to act on.
 NEGLIGIBLE = 0.01
+#: log of IcePop's lower bound, and of the cap of truncated importance sampling: nearer tokens are never masked or cut.
+WILD = math.log(2.0)
 #: KL of one token, in nats, from which staleness should be lowered: where PPO implementations stop their epochs.
 FAR = 0.02
 
@@ -68,7 +71,9 @@ def advise(findings: Findings, spec: ObjectiveSpec) -> Advice:
     if cause == "staleness":
         return _stale(findings, spec)
     if cause == "router":
-        return _masked(spec, "router", "low precision flips experts, and a token sent elsewhere is another model's")
+        return _flipped(
+            findings, spec, "the sampler sends tokens to other experts, as low precision flips close choices"
+        )
     if cause == "precision":
         return Advice(
             cause="precision",
@@ -99,21 +104,29 @@ def _stale(findings: Findings, spec: ObjectiveSpec) -> Advice:
     )
 
 
-def _masked(spec: ObjectiveSpec, cause: str, reason: str) -> Advice:
+def _flipped(findings: Findings, spec: ObjectiveSpec, reason: str) -> Advice:
     """Leave out what differs wildly: single tokens, or sequences where the ratio is a sequence's."""
+    cause = max(findings.causes, key=lambda one: findings.causes[one])
+    if findings.largest <= WILD:
+        return Advice(
+            cause=cause,
+            cure="truncated importance sampling weighs each token by how much; none differs so much that it should go",
+            setting=_setting(spec),
+            applied=spec.correction != "none",
+            reason=reason,
+        )
+    replay = "or replay the sampler's experts in the trainer (R3, arXiv 2510.11370)"
     if spec.ratio in ("sequence", "geometric"):
         return Advice(
             cause=cause,
-            cure="leave out sequences that differ much on average (masked importance sampling), or replay the "
-            "sampler's experts in the trainer (R3, arXiv 2510.11370)",
+            cure=f"leave out sequences that differ much on average (masked importance sampling), {replay}",
             setting='correction = "mis", correction_level = "geometric", correction_low = 0.9, correction_high = 1.1',
             applied=spec.correction == "mis",
             reason=reason,
         )
     return Advice(
         cause=cause,
-        cure="leave out the tokens that differ wildly (IcePop, Ling team 2025), or replay the sampler's experts in the "
-        "trainer (R3, arXiv 2510.11370)",
+        cure=f"leave out the tokens that differ wildly (IcePop, Ling team 2025), {replay}",
         setting='correction = "icepop", correction_low = 0.5, correction_high = 5.0',
         applied=spec.correction in ("icepop", "mis"),
         reason=reason,
@@ -131,9 +144,9 @@ def _unexplained(findings: Findings, spec: ObjectiveSpec) -> Advice:
             reason="the sampler's log-probabilities fit the weights of one version before those it was said to hold",
         )
     if findings.experts_unseen and findings.low_precision:
-        return _masked(
+        return _flipped(
+            findings,
             spec,
-            "residual",
             "nothing in the trainer explains it: in low precision the engine's kernels differ, and may flip experts "
             "that it does not report",
         )

@@ -310,7 +310,10 @@ def test_what_nothing_explains_is_left_over() -> None:
     ]
     unseen = examine(moe, noisy, micro_batch_tokens=1)
     assert (unseen.advice.cause, unseen.experts) == ("residual", "own")
-    assert "icepop" in unseen.advice.setting
+    assert "flip experts" in unseen.advice.reason
+    assert "tis" in unseen.advice.setting, "nothing that a mask would leave out"
+    wild = [replace(noisy[0], logprobs_T=tuple(one - 1.0 for one in noisy[0].logprobs_T)), *noisy[1:]]
+    assert "icepop" in examine(moe, wild, micro_batch_tokens=1).advice.setting
 
 
 def test_a_delivery_that_went_missing_is_told_from_other_remainders() -> None:

@@ -108,6 +108,13 @@ def sampled(sampler: PreTrainedModel, temperature: float = 1.0, version: int = 0
     ]
 
 
+def plus(completions: Sequence[Completion], noise: Sequence[Sequence[float]]) -> list[Completion]:
+    return [
+        replace(one, logprobs_T=tuple(a + b for a, b in zip(one.logprobs_T, added, strict=True)))
+        for one, added in zip(completions, noise, strict=True)
+    ]
+
+
 def groups_of(completions: Sequence[Completion]) -> list[Group]:
     problem = Problem(id="p", prompt="", verifier="math", reference="1")
     return [Group(group_id="g", problem=problem, completions_G=tuple(completions))]
@@ -289,11 +296,7 @@ def test_a_sampler_that_forgot_the_temperature_is_a_bug() -> None:
 def test_what_nothing_explains_is_left_over() -> None:
     rng = random.Random(3)
     noise = [[rng.choice((-0.1, 0.1)) for _ in one.token_ids] for one in blanks()]
-    noisy = [
-        replace(one, logprobs_T=tuple(a + b for a, b in zip(one.logprobs_T, added, strict=True)))
-        for one, added in zip(sampled(model_of("qwen3")), noise, strict=True)
-    ]
-    report = examine(model_of("qwen3", packs=True), noisy)
+    report = examine(model_of("qwen3", packs=True), plus(sampled(model_of("qwen3")), noise))
     only(report, "residual", least=0.099)
     # By hand: |Δ| is 0.1 everywhere, and k3 of ±0.1 is e^±0.1 ∓ 0.1 − 1.
     up = sum(value > 0 for added in noise for value in added) / report.tokens
@@ -304,10 +307,7 @@ def test_what_nothing_explains_is_left_over() -> None:
     assert "kernels" in report.advice.cure
     # In low precision with experts, the same difference may be theirs.
     moe = model_of("qwen3_moe", BFLOAT16)
-    noisy = [
-        replace(one, logprobs_T=tuple(a + b for a, b in zip(one.logprobs_T, added, strict=True)))
-        for one, added in zip(sampled(moe), noise, strict=True)
-    ]
+    noisy = plus(sampled(moe), noise)
     unseen = examine(moe, noisy, micro_batch_tokens=1)
     assert (unseen.advice.cause, unseen.experts) == ("residual", "own")
     assert "flip experts" in unseen.advice.reason
@@ -333,10 +333,8 @@ def all_at_once() -> tuple[Rescorer, list[Completion]]:
     history = WeightHistory(1)
     history.add(0, model.state_dict())
     rng = random.Random(5)
-    completions = [
-        replace(one, logprobs_T=tuple(value + rng.gauss(0, 0.05) for value in one.logprobs_T))
-        for one in sampled(model_of("qwen3_moe", BFLOAT16), 1.0, version=0)
-    ]
+    noise = [[rng.gauss(0, 0.05) for _ in one.token_ids] for one in blanks()]
+    completions = plus(sampled(model_of("qwen3_moe", BFLOAT16), 1.0, version=0), noise)
     nudge(model, 0.01)
     return Rescorer(model, 1, history, completions, loss_logprobs, 4096), completions
 

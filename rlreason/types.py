@@ -123,7 +123,7 @@ class Completion:
     policy_version_max: int = 0
     #: Version of the weights that each token was drawn with; empty where all are ``policy_version_min``.
     policy_version_T: tuple[int, ...] = ()
-    #: Experts chosen per token and layer, where the engine reports them.
+    #: Experts that each layer with experts sent the position to which predicted each token, where the engine says so.
     routing_TLK: tuple[tuple[tuple[int, ...], ...], ...] | None = None
 
     @property

@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined, Undefined
 from markupsafe import Markup
 
 from rlreason.report import curve, findings, words
+from rlreason.report.mismatch import read_doctor
 from rlreason.report.read import Json, Run, Stage, as_dict, as_list, heldout_points, number, whole
 from rlreason.report.rollouts import StageRollouts, read_rollouts, verdict_order
 
@@ -169,6 +170,7 @@ def context(run: Run) -> Json:
     """Everything the template reads."""
     suites = findings.suites(run)
     rollouts = read_rollouts(run)
+    doctors = [read_doctor(run, stage) for stage in run.stages]
     chain = curve.panels(run, suites[0] if suites else None)
     top = curve.scale_top(chain)
     stages = [stage_data(stage) for stage in run.stages]
@@ -181,13 +183,14 @@ def context(run: Run) -> Json:
         **provenance(run.manifest),
         "headline": findings.headline(run, suites),
         "state_note": state_note(run),
-        "notes": [*run.notes, *rollout_notes(rollouts)],
+        "notes": [*run.notes, *rollout_notes(rollouts), *(note for one in doctors if one for note in one.notes)],
         "suites": suites,
         "accuracy": accuracy,
         # An arrow is drawn only where a stage was made from the one before it: a control student was not.
         "follows": {b.name for a, b in pairwise(run.stages) if a in findings.parents(run, b)},
         "origins": [findings.origin(stage) for stage in run.stages],
         "facts": [facts(stage) for stage in run.stages],
+        "doctors": doctors,
         "strides": [stage["stride"] for stage in stages],
         "rollouts": rollouts,
         "verdicts": sorted({verdict for one in rollouts for verdict in one.verdicts}, key=verdict_order),

@@ -26,6 +26,7 @@ from rlreason.policy.policies import Policy
 from rlreason.stages.context import Context, Recorder, StepMeter, is_due
 from rlreason.stages.credit import Sample, credit_of, rows_of, samples_of, useful_groups
 from rlreason.stages.losses import loss_logprobs, rollout_loss
+from rlreason.stages.mismatch import MismatchDoctor
 from rlreason.stages.rollouts import log_groups, staleness, summarize
 from rlreason.stages.stream import Ask, RolloutStream, scheduled
 from rlreason.types import Batch, Group, LossOutput, Problem, Row, SamplingParams, StepReport
@@ -41,12 +42,16 @@ class GrpoRun:
     optimizer: PolicyOptimizer
     #: The policy at the start of the stage, kept only where the objective has a KL term.
     reference: PreTrainedModel | None
+    #: Kept only where the stage asks for diagnoses.
+    doctor: MismatchDoctor | None = None
 
 
 def grpo_step(step: int, run: GrpoRun, stream: RolloutStream) -> tuple[dict[str, float], list[Group]]:
     """One step: sampled and verified groups, credit, learn. Publishing the new weights is the caller's next line."""
     began = time.perf_counter()
     groups = stream.take(step)
+    if run.doctor is not None:
+        run.doctor.look(step, groups)
     taken = time.perf_counter()
     useful = useful_groups(groups, run.stage)
     scalars = summarize(groups, useful) | staleness(groups, step) | learn(step, useful, run)
@@ -163,6 +168,7 @@ def run_grpo(stage: GrpoStage, context: Context, policy: Policy) -> Recorder:
         policy=policy,
         optimizer=PolicyOptimizer(policy.model, stage.optimizer, stage.steps),
         reference=policy.copy_model() if stage.objective.kl_coef > 0 else None,
+        doctor=MismatchDoctor(stage, context, policy) if stage.diagnose_every else None,
     )
     sampler = scheduled(context.sampler(policy), stage, context)
     recorder = Recorder(context, stage.name, stage.kind)

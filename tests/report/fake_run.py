@@ -162,6 +162,39 @@ def reinforced(plan: Plan, rng: random.Random) -> Iterator[Json]:
         yield row
 
 
+def diagnosed(steps: range) -> Iterator[Json]:
+    """Lines of mismatch.jsonl: a bfloat16 MoE sampler, one step behind; flipped experts come to weigh the most."""
+    for step in steps:
+        grown = (step + 1) / steps.stop
+        means = {"staleness": 0.01, "precision": 0.006, "router": 0.03 * grown, "transform": 0.0, "residual": 0.004}
+        parts = {
+            cause: {"mean": mean, "max": 40 * mean, "k3": mean**2, "share": mean / sum(means.values())}
+            for cause, mean in means.items()
+        }
+        yield {
+            "step": step,
+            "tokens": 4096,
+            "completions": 51,
+            "left_out": 3,
+            "versions": [step - 1, step],
+            "trainer_dtype": "float32",
+            "sampler_dtype": "bfloat16",
+            "temperature": 0.9,
+            "sampler_temperature": 0.9,
+            "experts": "own",
+            "rerouted": 0.0213,
+            "total": {"mean": 0.031, "max": 1.83, "k3": 0.0027, "share": 0.0},
+            "parts": parts,
+            "advice": {
+                "cause": "router",
+                "cure": "leave out the tokens that differ wildly (IcePop, Ling team 2025)",
+                "setting": 'correction = "icepop", correction_low = 0.5, correction_high = 5.0',
+                "applied": False,
+                "reason": "the sampler sends tokens to other experts",
+            },
+        }
+
+
 def rejected(plan: Plan, rng: random.Random) -> Iterator[Json]:
     """Scalars of a rejection-sampling stage, one dict a batch of problems: totals so far, but for the tokens."""
     problems = kept = solved = 0
@@ -278,6 +311,9 @@ def write_stage(run_dir: Path, number: int, plan: Plan, torn: bool, count: int) 
         head = {"stage": plan.name, "kind": plan.kind, "step": step, "policy_version": step + 1, "time": now}
         rows.append(head | {"seconds": seconds} | scalars)
     write_lines(folder / "metrics.jsonl", rows[: len(rows) * 6 // 10] if torn else rows, torn)
+    if plan.kind == "grpo":
+        due = range(4, plan.steps * 6 // 10 if torn else plan.steps, 5)
+        write_lines(folder / "mismatch.jsonl", list(diagnosed(due)), torn)
     if plan.kind in ("grpo", "reject"):
         last = plan.steps * 6 // 10 if torn else plan.steps - 1
         kept = [row for row in rollouts(plan, count, rng) if row["step"] <= last]

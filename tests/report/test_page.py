@@ -112,6 +112,40 @@ def test_the_island_is_strict_json_with_every_series(run_dir: Path) -> None:
     assert {one["stage"] for one in island["rollouts"]} == {"grpo", "traces"}
 
 
+def test_the_doctors_newest_finding_and_the_shares_over_steps_are_shown(run_dir: Path) -> None:
+    document = build(run_dir)
+    for expected in (
+        "Router: the sampler sends tokens to other experts. Leave out the tokens that differ wildly (IcePop, Ling team "
+        '2025). correction = "icepop", correction_low = 0.5, correction_high = 5.0',
+        "drawn by version68 to 69",
+        "dtype of trainer, samplerfloat32, bfloat16",
+        "token-layers sent elsewhere2.1 %",
+        "completions of weights that are gone3",
+        "routerthe trainer's experts with the sampler's60 %0.031.20.0009",
+        "transformthe recipe's temperature with the sampler's0 %000",
+        "all of itthe trainer with the sampler0.0311.80.0027",
+        "7 of 14 diagnoses; all are in mismatch.jsonl",
+    ):
+        assert expected in document.flat, expected
+    assert document.flat.count("Sampler vs trainer: why") == 1
+    colours = [value for tag, name, value in document.attributes if tag == "i" and name == "style" and "share" in value]
+    assert len(colours) == 7 * 4, "a cause without a share has no bar"
+
+
+def test_a_doctors_file_that_is_torn_or_strange_is_shown_as_far_as_it_goes(run_dir: Path, fake: ModuleType) -> None:
+    path = run_dir / "stages" / "02-grpo" / "mismatch.jsonl"
+    bad = "".join(fake.HOSTILE)
+    odd = {"step": 3, "versions": "x", "parts": {"router": {"mean": "a", "share": 1e9}}, "advice": {"cause": bad}}
+    path.write_text(json.dumps(odd | {"trainer_dtype": bad, "experts": [bad], "rerouted": True}) + '\n{"step": 4, "pa')
+    document = build(run_dir)
+    assert "02-grpo/mismatch.jsonl: 1 unreadable line left out." in document.flat
+    assert "drawn by version–" in document.flat
+    assert document.tags.count("script") == 2
+    assert "img" not in document.tags
+    path.write_text("{}\n")
+    assert "Sampler vs trainer: why" not in build(run_dir).flat
+
+
 def test_nothing_is_loaded_from_anywhere(run_dir: Path) -> None:
     document = build(run_dir)
     loads = [value for _, name, value in document.attributes if name in LOADING]

@@ -61,6 +61,7 @@ problems_per_step = 8
 samples_per_problem = 4
 max_tokens = 32
 updates_per_step = 2
+diagnose_every = 2
 eval_every = 2
 eval_problems = 20
 objective = {{ kl_coef = 0.01 }}
@@ -129,6 +130,10 @@ def test_every_stage_leaves_what_the_contract_says(uninterrupted: Path) -> None:
     for line in trained:
         assert line["mismatch/max"] < 1e-4  # the sampler drew with the trainer's weights
         assert line["kl/reference"] >= -1e-6
+    doctor = [json.loads(line) for line in (uninterrupted / "stages/02-grpo/mismatch.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["completions"], line["advice"]["cause"]) for line in doctor] == [
+        (1, 32, "none"), (3, 32, "none"),
+    ]  # fmt: skip
     report = json.loads((uninterrupted / "eval/final-distilled.json").read_text())
     assert report["accuracy"]["count"] == 40
     assert report["accuracy"]["low"] <= report["accuracy"]["value"] <= report["accuracy"]["high"]

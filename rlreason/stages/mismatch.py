@@ -1,0 +1,180 @@
+"""The mismatch doctor: why the sampler's log-probabilities differ from the trainer's, and what to do about it.
+
+``mismatch_chain.py`` splits the difference by cause, ``mismatch_advice.py`` has the rules; ``docs/mismatch.md`` says
+how to read the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlreason.config import GrpoStage
+from rlreason.objective.kl import kl_estimate
+from rlreason.policy.policies import Policy
+from rlreason.policy.rescoring import Rescorer, WeightHistory
+from rlreason.stages.context import Context, is_due
+from rlreason.stages.losses import loss_logprobs
+from rlreason.stages.mismatch_advice import Advice, Findings, advise
+from rlreason.stages.mismatch_chain import CAUSES, Experts, Split, split, versions_of
+from rlreason.types import Completion, Group
+
+#: One line for each diagnosis.
+FILE = "mismatch.jsonl"
+MAX_COMPLETIONS, MAX_TOKENS = 64, 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One link of the chain over all tokens, in nats. ``share``: of the sum of all links' ``mean``."""
+
+    mean: float
+    max: float
+    #: k3 estimate of the KL divergence, as in the metrics.
+    k3: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MismatchReport:
+    """One diagnosis: a line of mismatch.jsonl."""
+
+    #: Also the version of the trainer's weights.
+    step: int
+    tokens: int
+    completions: int
+    #: Completions that could not be examined, as weights that drew them are gone.
+    left_out: int
+    #: Oldest and newest version that drew these tokens.
+    versions: tuple[int, int]
+    trainer_dtype: str
+    sampler_dtype: str
+    #: The recipe's, and the one that the sampler's log-probabilities fit.
+    temperature: float
+    sampler_temperature: float
+    experts: Experts
+    rerouted: float | None
+    total: Part
+    #: By cause, in the order of ``CAUSES``.
+    parts: dict[str, Part]
+    advice: Advice
+
+
+class MismatchDoctor:
+    """Keeps the weights that a diagnosis will need, and makes one where it is due."""
+
+    def __init__(self, stage: GrpoStage, context: Context, policy: Policy) -> None:
+        self._stage, self._context, self._policy = stage, context, policy
+        # Version s − staleness may have drawn what step s learns from; one more shows a delivery that went missing.
+        self._history = WeightHistory(stage.staleness + 1)
+
+    def look(self, step: int, groups: Sequence[Group]) -> None:
+        """To be called with the groups of ``step`` before the policy, which has that version, learns from them."""
+        if self._is_due(step):
+            report = diagnose(groups, step, self._policy.model, self._history, self._stage)
+            if report is not None:
+                self._context.run.append(self._stage.name, FILE, asdict(report))
+        if any(self._is_due(later) for later in range(step + 1, step + self._stage.staleness + 2)):
+            self._history.add(step, self._policy.model.state_dict())
+
+    def _is_due(self, step: int) -> bool:
+        return step < self._stage.steps and is_due(step, self._stage.diagnose_every, self._stage.steps)
+
+
+def diagnose(
+    groups: Sequence[Group],
+    step: int,
+    model: PreTrainedModel,
+    history: WeightHistory,
+    stage: GrpoStage,
+    sampler_dtype: torch.dtype | None = None,
+) -> MismatchReport | None:
+    """Explain the difference on up to 64 completions and 4,096 tokens of ``groups``; None where there are none.
+
+    ``model`` holds version ``step``. ``sampler_dtype`` None: the model's, as engines are built.
+    """
+    dtype = sampler_dtype or model.dtype
+    drawn = [completion for group in groups for completion in group.completions_G if completion.token_ids]
+    at_hand = [one for one in drawn if all(v == step or v in history for v in set(versions_of(one)))]
+    taken = _taken(at_hand)
+    if not taken:
+        return None
+    rescorer = Rescorer(model, step, history, taken, loss_logprobs, stage.micro_batch_tokens)
+    found = split(rescorer, taken, step, stage.temperature, (model.dtype, dtype))
+    total, parts = _measure(found)
+    versions = [version for completion in taken for version in versions_of(completion)]
+    findings = Findings(
+        largest=total.max,
+        causes={cause: part.mean for cause, part in parts.items()},
+        staleness_k3=parts["staleness"].k3,
+        staleness=stage.staleness,
+        temperatures=(stage.temperature, found.sampler_temperature),
+        low_precision=dtype != torch.float32,
+        experts_unseen=found.experts in ("own", "unknown"),
+        looks_undelivered=found.looks_undelivered,
+    )
+    return MismatchReport(
+        step=step,
+        tokens=rescorer.count,
+        completions=len(taken),
+        left_out=len(drawn) - len(at_hand),
+        versions=(min(versions), max(versions)),
+        trainer_dtype=str(model.dtype).removeprefix("torch."),
+        sampler_dtype=str(dtype).removeprefix("torch."),
+        temperature=stage.temperature,
+        sampler_temperature=found.sampler_temperature,
+        experts=found.experts,
+        rerouted=found.rerouted,
+        total=total,
+        parts=parts,
+        advice=advise(findings, stage.objective),
+    )
+
+
+def _taken(completions: Sequence[Completion]) -> list[Completion]:
+    """Completions from all over ``completions`` within the limits, the last cut where it would go beyond."""
+    count = min(len(completions), MAX_COMPLETIONS)
+    taken, left = [], MAX_TOKENS
+    for place in range(count):
+        one = completions[place * len(completions) // count]
+        if left:
+            taken.append(_cut(one, left))
+        left -= len(taken[-1].token_ids) if left else 0
+    return taken
+
+
+def _cut(completion: Completion, length: int) -> Completion:
+    if len(completion.token_ids) <= length:
+        return completion
+    routing = completion.routing_TLK
+    return replace(
+        completion,
+        token_ids=completion.token_ids[:length],
+        logprobs_T=completion.logprobs_T[:length],
+        policy_version_T=completion.policy_version_T[:length],
+        routing_TLK=None if routing is None else routing[:length],
+    )
+
+
+def _measure(found: Split) -> tuple[Part, dict[str, Part]]:
+    """The whole difference, and each cause's part of it."""
+    links = dict(zip(CAUSES, pairwise(found.points), strict=True))
+    whole = sum(float((before_N - after_N).abs().mean()) for before_N, after_N in links.values())
+    parts = {cause: _part(*link, whole) for cause, link in links.items()}
+    return _part(found.points[0], found.points[-1], 0.0), parts
+
+
+def _part(before_N: Tensor, after_N: Tensor, whole: float) -> Part:
+    size_N = (before_N - after_N).abs()
+    mean = float(size_N.mean())
+    return Part(
+        mean=mean,
+        max=float(size_N.max()),
+        k3=float(kl_estimate(before_N, after_N, "k3")[0].mean()),
+        share=mean / whole if whole else 0.0,
+    )

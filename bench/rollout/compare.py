@@ -38,6 +38,7 @@ from rlreason.sampler.handles import RayCluster, RayOptions
 from rlreason.sampler.open import engine_spec, inline_sampler
 from rlreason.sampler.pool import RolloutPool
 from rlreason.sampler.pool_sampler import PoolSampler
+from rlreason.sampler.vllm_engine import CPU_ENVIRONMENT, ENVIRONMENT
 from rlreason.stages.losses import loss_logprobs
 from rlreason.types import Group, SamplingParams
 
@@ -59,9 +60,6 @@ def params(round_: int, *, greedy: bool = False) -> SamplingParams:
 
 def raw_vllm(name: str, pipe: Connection) -> None:
     """``LLM.generate`` in a process of its own, as its users call it, with the settings that our worker uses."""
-    from rlreason.sampler.vllm_engine import CPU_ENVIRONMENT, ENVIRONMENT
-
-    os.environ.update(ENVIRONMENT | CPU_ENVIRONMENT)
     import tempfile
 
     from vllm import LLM
@@ -136,6 +134,8 @@ def gate(sides: dict[str, Side], policy: Policy) -> float:
 def throughput(name: str, rounds: int) -> dict[str, Any]:
     """Tokens a second of each engine, and ours over raw vLLM's, round by round."""
     policy = make_policy(name)
+    # Read when torch is imported: the same one thread for raw vLLM as for the worker.
+    os.environ.update(ENVIRONMENT | CPU_ENVIRONMENT)
     ours, theirs = get_context("spawn").Pipe()
     process = get_context("spawn").Process(target=raw_vllm, args=(name, theirs))
     process.start()

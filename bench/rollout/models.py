@@ -16,13 +16,13 @@ QUICKSTART = {
     "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
     "intermediate_size": 256, "tie_word_embeddings": True, "max_position_embeddings": 256, "initializer_range": 0.06,
 }  # fmt: skip
-LARGER = {**QUICKSTART, "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 4,
-          "head_dim": 64, "intermediate_size": 1024, "initializer_range": 0.04}  # fmt: skip
+LARGER = {**QUICKSTART, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+          "head_dim": 64, "intermediate_size": 512, "initializer_range": 0.05}  # fmt: skip
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}
 MODELS = {
-    "quickstart's MoE (1.5 M)": ("qwen3_moe", {**QUICKSTART, **EXPERTS, "moe_intermediate_size": 128}),
+    "quickstart's MoE (1.3 M)": ("qwen3_moe", {**QUICKSTART, **EXPERTS, "moe_intermediate_size": 128}),
     "quickstart's student": ("qwen3", QUICKSTART),
-    "MoE of 25 M": ("qwen3_moe", {**LARGER, **EXPERTS, "moe_intermediate_size": 256}),
+    "MoE of 7 M": ("qwen3_moe", {**LARGER, **EXPERTS, "moe_intermediate_size": 256}),
 }
 
 

@@ -69,7 +69,8 @@ def main() -> None:
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     text = (
-        "| drawing alone | learning alone | a step in turns | a step at staleness 1 | over the slower |\n|---|---|---|---|---|\n"
+        "| drawing alone | learning alone | a step in turns | a step at staleness 1 | over the slower |\n"
+        "|---|---|---|---|---|\n"
         f"| {roll:.2f} s | {train:.2f} s | {results['turns_seconds']:.2f} s | {step:.2f} s | {results['ratio']:.2f} |"
     )
     replace_block(ROOT / "docs" / "rollouts.md", "overlap", text)

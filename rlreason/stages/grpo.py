@@ -172,7 +172,11 @@ def run_grpo(stage: GrpoStage, context: Context, policy: Policy) -> Recorder:
     )
     sampler = scheduled(context.sampler(policy), stage, context)
     recorder = Recorder(context, stage.name, stage.kind)
-    with RolloutStream(sampler, context.scorer, ask(stage, context), range(stage.steps), stage.staleness) as stream:
+    colocated = context.recipe.cluster.colocate
+    steps = range(stage.steps)
+    with RolloutStream(
+        sampler, context.scorer, ask(stage, context), steps, stage.staleness, colocated=colocated
+    ) as stream:
         for step in range(stage.steps):
             scalars, groups = grpo_step(step, run, stream)
             stream.publish(policy.model.state_dict(), version=step + 1)

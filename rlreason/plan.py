@@ -50,7 +50,7 @@ def _model(recipe: Recipe, *, student: bool) -> str:
 
 def _sampler(recipe: Recipe) -> str:
     sampler, cluster = recipe.sampler, recipe.cluster
-    engine = {"auto": "vLLM where it and Ray are installed and run the model, else transformers"}
+    engine = {"auto": "vLLM on GPUs where it and Ray are installed, else transformers"}
     where = {"auto": "over Ray with vLLM, else in this process", "inline": "in this process", "ray": "over Ray"}
     workers = f", {cluster.rollout_workers} workers" if cluster.rollout_workers else ""
     proof = "every delivery proved" if sampler.canary else "deliveries NOT proved (sampler.canary = false)"

@@ -73,7 +73,10 @@ class Samplers:
         if cluster == "ray" and not installed("ray"):
             raise UsageError('cluster.kind = "ray" needs Ray: pip install \'rlreason[ray]\', or say "inline"')
         if engine == "auto":
-            engine = "transformers" if why_not or cluster == "inline" or not installed("ray") else "vllm"
+            # On a CPU vLLM's work for each token outweighs its kernels until a model is larger than CPUs train
+            # (docs/rollouts.md has the measurement), so it is for the asking there.
+            fits = torch.cuda.is_available() and not why_not and cluster != "inline" and installed("ray")
+            engine = "vllm" if fits else "transformers"
         over_ray = cluster == "ray" or (cluster == "auto" and engine == "vllm" and installed("ray"))
         return engine, over_ray
 

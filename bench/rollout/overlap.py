@@ -15,8 +15,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
+import tomli_w
+
+from rlreason.config import recipes_folder
 from rlreason.run.manifest import describe_hardware, installed_packages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,34 +28,40 @@ sys.path.insert(0, str(ROOT / "bench"))
 from documents import replace_block  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results") / "overlap.json"
-#: A short chain around the stage that is measured.
-SHORT = [
-    "sampler.engine=vllm", "cluster.rollout_workers=1", "cluster.threads=1",
-    "stage.cold_start.steps=60", "stage.cold_start.eval_every=0", "stage.grpo.eval_every=0",
-    "stage.traces.problems=20", "stage.distilled.steps=1", "stage.distilled.eval_every=0",
-    "stage.student_alone.steps=1", "stage.student_alone.eval_every=0", "stage.final.problems=10",
-]  # fmt: skip
+#: What differs from the quickstart: the real engine, one worker, one training thread, no evaluations.
+CHANGES = {
+    "sampler": {"engine": "vllm", "max_rows": 512},
+    "cluster": {"kind": "ray", "rollout_workers": 1, "threads": 1},
+    "cold_start": {"steps": 30, "eval_every": 0},
+    "grpo": {"eval_every": 0},
+}
 #: Steps at both ends that are not counted: the first fills the buffer, the last has nothing to draw.
 WARM = 4
 
 
-def steps_of(folder: Path, *more: str) -> list[dict[str, float]]:
-    """Metrics of the GRPO stage of one run, the counted steps only."""
-    command = [sys.executable, "-m", "rlreason", "run", "quickstart", "--out", str(folder), *SHORT, *more]
+def steps_of(folder: Path, **grpo: object) -> list[dict[str, float]]:
+    """Metrics of a GRPO stage after a short cold start, the counted steps only."""
+    recipe = tomllib.loads((recipes_folder() / "quickstart" / "recipe.toml").read_text(encoding="utf-8"))
+    recipe |= {table: CHANGES[table] for table in ("sampler", "cluster")}
+    recipe["stage"] = [{**stage, **CHANGES[stage["name"]]} for stage in recipe["stage"][:2]]
+    recipe["stage"][1] |= grpo
+    folder.mkdir()
+    (folder / "recipe.toml").write_text(tomli_w.dumps(recipe), encoding="utf-8")
+    out = folder / "run"
+    command = [sys.executable, "-m", "rlreason", "run", str(folder / "recipe.toml"), "--out", str(out)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    lines = (folder / "stages" / "02-grpo" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (out / "stages" / "02-grpo" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines][WARM : len(lines) - 2]
 
 
 def main() -> None:
     """Run and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=18)
     options = parser.parse_args()
-    steps = f"stage.grpo.steps={options.steps}"
     with tempfile.TemporaryDirectory() as folder:
-        turns = steps_of(Path(folder, "turns"), steps)
-        ahead = steps_of(Path(folder, "ahead"), steps, "stage.grpo.staleness=1", "stage.grpo.in_flight_updates=false")
+        turns = steps_of(Path(folder, "turns"), steps=options.steps)
+        ahead = steps_of(Path(folder, "ahead"), steps=options.steps, staleness=1, in_flight_updates=False)
     roll = statistics.median(row["seconds/sample"] for row in turns)
     train = statistics.median(row["seconds/train"] for row in turns)
     # Steps come in pairs of long and short; the mean over all of them is what a run takes.

@@ -87,8 +87,8 @@ def table(results: dict[str, Any]) -> str:
     turns, ahead = results["tokens"]
     slower = max(results["rollout_seconds"] * ahead / turns, results["train_seconds"])
     return (
-        "| drawing alone | learning alone | a step in turns | tokens | a step at staleness 1 | tokens | over the slower, "
-        "tokens made equal |\n|---|---|---|---|---|---|---|\n"
+        "| drawing alone | learning alone | a step in turns | tokens | a step at staleness 1 | tokens | "
+        "over the slower, tokens made equal |\n|---|---|---|---|---|---|---|\n"
         f"| {results['rollout_seconds']:.2f} s | {results['train_seconds']:.2f} s | {results['turns_seconds']:.2f} s | "
         f"{turns:,.0f} | {results['ahead_seconds']:.2f} s | {ahead:,.0f} | {results['ahead_seconds'] / slower:.2f} |"
     )

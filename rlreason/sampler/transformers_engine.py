@@ -6,25 +6,24 @@ computed once per problem and its cache shared by all samples; rows that ended l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from rlreason.sampler.delivery import DeliveryError
 from rlreason.sampler.draw import uniforms
 from rlreason.sampler.jobs import Drawn, EngineSpec, Job, Opinion, Progress, Sample
+from rlreason.sampler.trace import Trace
 from rlreason.types import SamplingParams
 
 #: Rows that ended are dropped from the batch once they are this share of it.
 COMPACT_SHARE = 0.25
-#: Parts of a decoder that ``module_outputs`` reports.
-TRACED = ("self_attn", "mlp", "embed_tokens")
 
 
 @dataclass(slots=True)
@@ -242,21 +241,9 @@ def _opinion(logprobs_V: Tensor, count: int) -> Opinion:
 @torch.inference_mode()
 def module_outputs(model: PreTrainedModel, prompt_ids: tuple[int, ...]) -> dict[str, Tensor]:
     """See ``Engine.module_outputs``, for any transformers model."""
-    found: dict[str, Tensor] = {}
-
-    def keeper(name: str) -> Callable[..., None]:
-        def keep(_module: nn.Module, _inputs: object, output: Any) -> None:
-            tensor = output[0] if isinstance(output, tuple) else output
-            found.setdefault(name, tensor.detach().reshape(-1, tensor.shape[-1]).float().cpu().clone())
-
-        return keep
-
-    parts = [(name, module) for name, module in model.named_modules() if name.rpartition(".")[2] in TRACED]
-    hooks = [module.register_forward_hook(keeper(name)) for name, module in parts]
+    trace = Trace(model)
     model(input_ids=torch.tensor([prompt_ids], device=model.device), use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    return found
+    return trace.end()
 
 
 def choose(logits_RV: Tensor, uniform_R: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:

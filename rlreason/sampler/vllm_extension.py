@@ -6,13 +6,12 @@ methods. It reaches into vLLM 0.32's model runner, as every weight update there 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-#: Parts of a decoder whose outputs mean the same in vLLM and in transformers.
-TRACED = ("self_attn", "mlp", "embed_tokens")
+from rlreason.sampler.trace import Trace
 
 
 class WeightReceiver:
@@ -62,26 +61,11 @@ class WeightReceiver:
 
     def trace_begin(self) -> None:
         """Record what every attention and MLP puts out, from the next step on."""
-        self._traced: dict[str, Tensor] = {}
-        self._hooks = [
-            module.register_forward_hook(_keeper(self._traced, name))
-            for name, module in self.model_runner.get_model().named_modules()
-            if name.rpartition(".")[2] in TRACED
-        ]
+        self._trace = Trace(self.model_runner.get_model())
 
     def trace_end(self) -> dict[str, Tensor]:
-        """Outputs of the first forward pass since ``trace_begin``, [T, H] float32 on the CPU, in the order of use."""
-        for hook in self._hooks:
-            hook.remove()
-        return self._traced
-
-
-def _keeper(traced: dict[str, Tensor], name: str) -> Callable[..., None]:
-    def keep(_module: nn.Module, _inputs: object, output: Any) -> None:
-        tensor = output[0] if isinstance(output, tuple) else output
-        traced.setdefault(name, tensor.detach().float().cpu().clone())
-
-    return keep
+        """What was recorded since ``trace_begin``; see ``Trace``."""
+        return self._trace.end()
 
 
 class _Recording:

@@ -127,6 +127,11 @@ class Completion:
     routing_TLK: tuple[tuple[tuple[int, ...], ...], ...] | None = None
 
     @property
+    def versions_T(self) -> tuple[int, ...]:
+        """Version of the weights that drew each token."""
+        return self.policy_version_T or (self.policy_version_min,) * len(self.token_ids)
+
+    @property
     def response(self) -> str:
         """The whole assistant turn: what the template prefilled, then what was generated. Rewards read this."""
         return self.prefill + self.text

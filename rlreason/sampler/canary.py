@@ -43,13 +43,12 @@ class Expectation:
 class Canary:
     """Checks the workers' receipts against the trainer's model."""
 
-    def __init__(self, model: PreTrainedModel, max_length: int | None, *, tolerance: float | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, max_length: int, *, tolerance: float | None = None) -> None:
         vocabulary = int(model.get_output_embeddings().weight.shape[0])
         generator = torch.Generator().manual_seed(0)
-        longest = max_length - 1 if max_length is not None else max(LENGTHS)
         self._model = model
         self.prompts = tuple(
-            tuple(torch.randint(vocabulary, (min(length, longest),), generator=generator).tolist())
+            tuple(torch.randint(vocabulary, (min(length, max_length - 1),), generator=generator).tolist())
             for length in LENGTHS
         )
         self.count = min(COUNT, vocabulary)

@@ -64,11 +64,6 @@ class Parcel:
     manifest: Manifest
     buckets: tuple[Bytes, ...]
 
-    @property
-    def bytes(self) -> int:
-        """Size of all buckets."""
-        return sum(bucket.nbytes for bucket in self.buckets)
-
 
 def as_bytes(tensor: Tensor) -> Bytes:
     """The tensor's bytes as a flat array, without a copy where it is contiguous and on the host."""

@@ -281,5 +281,5 @@ def _import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UsageError("cluster.kind = \"ray\" needs Ray: pip install 'rlreason[ray]'") from error
+        raise UsageError('cluster.kind = "ray" needs Ray: pip install \'rlreason[ray]\', or say "inline"') from error
     return ray

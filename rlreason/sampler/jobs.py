@@ -50,6 +50,11 @@ class EngineSpec:
     threads: int = 1
     vllm: VllmOptions = VllmOptions()
 
+    @property
+    def longest(self) -> int:
+        """``max_length``, or the model's own limit."""
+        return self.max_length or int(str(self.model["max_position_embeddings"]))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:

@@ -118,15 +118,15 @@ class RolloutPool:
         """Groups asked for and not handed out yet."""
         return len(self._wanted)
 
-    def keep_versions(self, count: int) -> None:
-        """Hold the last ``count`` versions for workers that are to take an older one (a replay)."""
-        self._kept = count
+    def reschedule(self, schedule: Schedule | None = None, record: Record | None = None, keep: int = 1) -> None:
+        """Go on under another schedule (default: a live, synchronous one). Nothing may be under way.
 
-    def reschedule(self, schedule: Schedule | None = None, record: Record | None = None) -> None:
-        """Go on under another schedule (default: a live, synchronous one). Nothing may be under way."""
+        ``keep``: how many versions to hold, for workers that are to take an older one (a replay).
+        """
         assert not self._wanted, "groups are under way"
         self._finish_calls()
         self._schedule, self._record = schedule or LiveSchedule(len(self._workers)), record
+        self._kept = keep
 
     def follow(self, spec: EngineSpec, canary: Canary | None, packer: Packer) -> None:
         """Draw with another model from here on: its versions start again, and all workers take them. Workers of a GPU

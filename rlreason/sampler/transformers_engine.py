@@ -83,11 +83,12 @@ class TransformersEngine:
     def load(self, weights: Mapping[str, Tensor], version: int) -> tuple[str, ...]:
         """See ``Engine.load``."""
         result = self._model.load_state_dict(dict(weights), strict=False)
-        tied = {name for name, tensor in self._model.state_dict().items() if _is_tied(name, tensor, self._model)}
         if result.unexpected_keys:
             raise DeliveryError(f"version {version}: the model has no {', '.join(result.unexpected_keys)}")
         self._version = version
-        return tuple(sorted(set(result.missing_keys) - tied))
+        own = self._model.state_dict()
+        filled = {own[name].data_ptr() for name in weights}  # a tied tensor arrives once, under one of its names
+        return tuple(sorted(name for name in result.missing_keys if own[name].data_ptr() not in filled))
 
     @torch.inference_mode()
     def probe(self, prompts: Sequence[tuple[int, ...]], count: int) -> tuple[Opinion, ...]:
@@ -219,11 +220,6 @@ def build(spec: EngineSpec) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec.dtype))
     model.requires_grad_(requires_grad=False)
     return cast(PreTrainedModel, model.to(device).eval())
-
-
-def _is_tied(name: str, tensor: Tensor, model: PreTrainedModel) -> bool:
-    """Whether another name of the state dict holds the same memory."""
-    return any(other != name and tensor.data_ptr() == its.data_ptr() for other, its in model.state_dict().items())
 
 
 @torch.inference_mode()

@@ -210,7 +210,7 @@ def _build(spec: EngineSpec) -> Any:
     if on_cpu:
         # A sequence that is computed anew after an update must fit one step: a CPU's random generator can't take back
         # the draw that vLLM discards at the end of a part.
-        settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(CPU_BATCH_TOKENS, _longest(spec))}
+        settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(CPU_BATCH_TOKENS, spec.longest)}
     else:
         settings |= {"gpu_memory_utilization": options.gpu_memory_utilization}
         settings |= {"kv_cache_memory_bytes": options.kv_cache_bytes} if options.kv_cache_bytes else {}
@@ -233,7 +233,3 @@ def _build(spec: EngineSpec) -> Any:
             seed=0,  # every request brings its own
             **settings,
         )
-
-
-def _longest(spec: EngineSpec) -> int:
-    return spec.max_length or int(str(spec.model["max_position_embeddings"]))

@@ -21,7 +21,7 @@ from rlreason.policy.rescoring import Rescorer, WeightHistory
 from rlreason.stages.context import Context, is_due
 from rlreason.stages.losses import loss_logprobs
 from rlreason.stages.mismatch_advice import Advice, Findings, advise
-from rlreason.stages.mismatch_chain import CAUSES, Experts, Split, split, versions_of
+from rlreason.stages.mismatch_chain import CAUSES, Experts, Split, split
 from rlreason.types import Completion, Group
 
 #: One line for each diagnosis.
@@ -100,14 +100,14 @@ def diagnose(
     """
     dtype = sampler_dtype or model.dtype
     drawn = [completion for group in groups for completion in group.completions_G if completion.token_ids]
-    at_hand = [one for one in drawn if all(v == step or v in history for v in set(versions_of(one)))]
+    at_hand = [one for one in drawn if all(v == step or v in history for v in set(one.versions_T))]
     taken = _taken(at_hand)
     if not taken:
         return None
     rescorer = Rescorer(model, step, history, taken, loss_logprobs, stage.micro_batch_tokens)
     found = split(rescorer, taken, step, stage.temperature, (model.dtype, dtype))
     total, parts = _measure(found)
-    versions = [version for completion in taken for version in versions_of(completion)]
+    versions = [version for completion in taken for version in completion.versions_T]
     findings = Findings(
         largest=total.max,
         causes={cause: part.mean for cause, part in parts.items()},

@@ -60,7 +60,7 @@ def split(
     sampler's. Links that change nothing are not computed."""
     ours, theirs = dtypes
     sampler_N = torch.tensor([one for c in completions for one in c.logprobs_T], dtype=torch.float64)
-    drawn_N = torch.tensor([one for c in completions for one in versions_of(c)])
+    drawn_N = torch.tensor([one for c in completions for one in c.versions_T])
     reported_NLK = _reported(completions, rescorer)
     forced = None if reported_NLK is None else rescorer.routing_of(reported_NLK)
     versions = sorted(set(drawn_N.tolist()))
@@ -93,11 +93,6 @@ def split(
         rerouted=_rerouted(drawn, routed, drawn_N),
         looks_undelivered=undelivered,
     )
-
-
-def versions_of(completion: Completion) -> tuple[int, ...]:
-    """Version of the weights that drew each token."""
-    return completion.policy_version_T or (completion.policy_version_min,) * len(completion.token_ids)
 
 
 def _merged(scores: Mapping[int, Scores], drawn_N: Tensor) -> Tensor:

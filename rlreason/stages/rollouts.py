@@ -43,11 +43,7 @@ def summarize(groups: Sequence[Group], useful: Sequence[Group]) -> dict[str, flo
 
 def staleness(groups: Sequence[Group], version: int) -> dict[str, float]:
     """How many versions older than ``version`` the weights were that drew each token."""
-    lags: list[int] = []
-    for group in groups:
-        for completion in group.completions_G:
-            versions = completion.policy_version_T or (completion.policy_version_min,) * len(completion.token_ids)
-            lags += [version - drawn for drawn in versions]
+    lags = [version - drawn for group in groups for one in group.completions_G for drawn in one.versions_T]
     return {"staleness/mean": fmean(lags), "staleness/max": float(max(lags))}
 
 

@@ -34,14 +34,14 @@ class Samplers:
     #: What ``describe`` says.
     _used: str = field(default="", init=False)
 
-    def open(self, policy: Policy, *, proved: bool = True) -> PoolSampler:
+    def open(self, policy: Policy) -> PoolSampler:
         """A sampler that holds the policy's weights as version 0. It takes over the workers of the one before.
 
         Raises UsageError where the recipe names an engine or a cluster that is not there.
         """
         kind, ray = self._choose(policy)
         spec = self._spec(kind, policy, ray=ray)
-        canary = self._canary(policy, spec) if proved and self.recipe.sampler.canary else None
+        canary = self._canary(policy, spec) if self.recipe.sampler.canary else None
         packer = Packer(delta=self.recipe.sampler.delivery == "delta")
         if self._pool is None:
             cluster, workers = self._cluster(ray=ray)
@@ -70,8 +70,6 @@ class Samplers:
         why_not = why_not_vllm(policy.model)
         if engine == "vllm" and why_not:
             raise UsageError(f'sampler.engine = "vllm": {why_not}; install it (docs/cluster.md) or say "transformers"')
-        if cluster == "ray" and not installed("ray"):
-            raise UsageError('cluster.kind = "ray" needs Ray: pip install \'rlreason[ray]\', or say "inline"')
         if engine == "auto":
             # On a CPU vLLM's work for each token outweighs its kernels until a model is larger than CPUs train
             # (docs/rollouts.md has the measurement), so it is for the asking there.
@@ -100,8 +98,7 @@ class Samplers:
         )
 
     def _canary(self, policy: Policy, spec: EngineSpec) -> Canary:
-        limit = spec.max_length or policy.model.config.to_dict()["max_position_embeddings"]
-        return Canary(policy.model, int(limit), tolerance=self.recipe.sampler.canary_tolerance)
+        return Canary(policy.model, spec.longest, tolerance=self.recipe.sampler.canary_tolerance)
 
     def _cluster(self, *, ray: bool) -> tuple[Cluster, int]:
         if not ray:

@@ -187,8 +187,7 @@ def scheduled(sampler: PoolSampler, stage: GrpoStage, context: Context) -> PoolS
     """
     pool = sampler.pool
     if not stage.staleness:
-        pool.reschedule()
-        return sampler
+        return sampler  # it was opened under a live, synchronous schedule
 
     def record(line: Mapping[str, object]) -> None:
         context.run.append(stage.name, SCHEDULE, line)
@@ -201,8 +200,7 @@ def scheduled(sampler: PoolSampler, stage: GrpoStage, context: Context) -> PoolS
         raise UsageError(f"{context.replay} has no recorded schedule of stage {stage.name!r} (stages/*/{SCHEDULE})")
     lines = [json.loads(line) for line in found[0].read_text(encoding="utf-8").splitlines()]
     try:
-        pool.reschedule(ReplayedSchedule(lines, pool.workers), record)
+        pool.reschedule(ReplayedSchedule(lines, pool.workers), record, keep=stage.staleness + 2)
     except ValueError as error:
         raise UsageError(f"{found[0]}: {error}") from error
-    pool.keep_versions(stage.staleness + 2)
     return sampler

@@ -45,38 +45,22 @@ demonstrations = 200
 steps = 40
 batch_size = 32
 optimizer = { lr = 1e-2 }
+"""
+#: What the GRPO stages share.
+GRPO = """
 [[stage]]
 kind = "grpo"
-name = "in_turn"
-steps = 3
 problems_per_step = 8
 samples_per_problem = 4
 max_tokens = 48
-eval_every = 2
 eval_problems = 10
-optimizer = { lr = 1e-3 }
-[[stage]]
-kind = "grpo"
-name = "ahead"
-staleness = 1
-steps = 5
-problems_per_step = 8
-samples_per_problem = 4
-max_tokens = 48
-eval_every = 2
-eval_problems = 10
-optimizer = { lr = 1e-3 }
-[[stage]]
-kind = "grpo"
-name = "far_ahead"
-staleness = 2
-in_flight_updates = false
-steps = 5
-problems_per_step = 8
-samples_per_problem = 4
-max_tokens = 48
 optimizer = { lr = 1e-3 }
 """
+RECIPE += (
+    f'{GRPO}name = "in_turn"\nsteps = 3\neval_every = 2\n'
+    f'{GRPO}name = "ahead"\nsteps = 5\neval_every = 2\nstaleness = 1\n'
+    f'{GRPO}name = "far_ahead"\nsteps = 5\nstaleness = 2\nin_flight_updates = false\n'
+)
 #: Metrics that measure time.
 CLOCKS = ("time", "seconds", "tokens_per_second", "delivery/seconds")
 

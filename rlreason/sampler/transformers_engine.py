@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
+from rlreason.sampler.decoding import ATTENTION, growing_cache
 from rlreason.sampler.delivery import DeliveryError
 from rlreason.sampler.draw import uniforms
 from rlreason.sampler.jobs import Drawn, EngineSpec, Job, Opinion, Progress, Sample
@@ -156,7 +157,7 @@ class TransformersEngine:
         ids = torch.tensor([[self._pad_id] * (width - len(p)) + list(p) for p in prompts], device=device)
         present = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         positions = (present.cumsum(dim=1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self._model.config)
+        cache = growing_cache(self._model.config)
         output = self._model(
             input_ids=ids,
             attention_mask=present,
@@ -217,7 +218,7 @@ def build(spec: EngineSpec) -> PreTrainedModel:
     """The model of ``spec.model`` on this process's accelerator, else the CPU, with whatever weights."""
     config = AutoConfig.for_model(**dict(spec.model))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec.dtype))
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec.dtype), attn_implementation=ATTENTION)
     model.requires_grad_(requires_grad=False)
     return cast(PreTrainedModel, model.to(device).eval())
 

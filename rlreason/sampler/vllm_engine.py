@@ -184,7 +184,8 @@ class VllmEngine:
             seed=request_seed(params.seed, params.stream, job.problem_id),
             stop_token_ids=list(self._spec.stop_ids),
             ignore_eos=True,  # the stop tokens are given
-            logprobs=0,
+            logprobs=0,  # of the token alone
+            flat_logprobs=True,  # one list, where vLLM would otherwise make two objects a token
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -194,7 +195,7 @@ def _sample(output: Any, live: _Live) -> Sample:
     ids = tuple(output.token_ids)
     return Sample(
         token_ids=ids,
-        logprobs_T=tuple(entry[token].logprob for token, entry in zip(ids, output.logprobs, strict=True)),
+        logprobs_T=tuple(output.logprobs.logprobs),
         stopped=output.finish_reason == "stop",
         versions_T=live.versions(output.index, len(ids)),
     )

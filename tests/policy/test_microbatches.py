@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlreason.config import PolicyConfig
 from rlreason.objective.loss import supervised_loss
@@ -57,3 +62,47 @@ def test_micro_batches_sum_to_the_whole() -> None:
         assert torch.allclose(left, right, atol=1e-6)
     # Canary: a batch left out is far outside the tolerance.
     assert not all(torch.allclose(left * 23 / 24, right, atol=1e-6) for left, right in zip(small, whole, strict=True))
+
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+         "intermediate_size": 16, "vocab_size": 30}  # fmt: skip
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "tied": ("qwen3", {"tie_word_embeddings": True}),
+    "untied": ("qwen3", {"tie_word_embeddings": False}),
+    "tied, with a padding row": ("qwen3", {"tie_word_embeddings": True, "pad_token_id": 4}),
+    "untied, with a padding row": ("qwen3", {"tie_word_embeddings": False, "pad_token_id": 4}),
+    "more than a table": ("gemma3_text", {"tie_word_embeddings": True}),
+    "frozen": ("qwen3", {"tie_word_embeddings": False}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_embedding_learns_what_autograd_says(case: str) -> None:
+    """Rows hold ids 3 to 11, so the padding row is looked up."""
+    kind, options = CASES[case]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL, **options))
+    table = model.get_input_embeddings()
+    table.weight.requires_grad_(case != "frozen")
+    assert (type(table) is nn.Embedding) == (case != "more than a table")
+    batches = make_batches(ROWS, 40, 0, CPU)
+    assert len(batches) > 2
+
+    def loss_of(index: int, batch: Batch) -> LossOutput:
+        return supervised_loss(target_logprobs(target_logits(model, batch), batch), batch.loss_mask_BT, TOKENS)
+
+    for index, batch in enumerate(batches):
+        loss_of(index, batch).loss.backward()
+    expected = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    model.zero_grad()
+    backward_all(model, batches, loss_of, threads=2)
+    found = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() <= 1e-7, name
+    assert not table._forward_hooks
+    if case != "frozen":  # canary: without the rows that were looked up it would be far off
+        assert expected["model.embed_tokens.weight"].abs().max() > 1e-4
+    if case == "untied, with a padding row":
+        assert not found["model.embed_tokens.weight"][4].any()
+        assert found["model.embed_tokens.weight"][5].any()

@@ -3,7 +3,9 @@
 - Plain child processes of ``sys.executable``, not ``multiprocessing`` ones: nothing re-imports the caller's main
   module (so no torch in workers), no fork of a threaded parent, works in any thread and inside Ray workers.
 - Items travel in chunks, results come back one by one. So the limit is per item, queue time never counts, and when
-  a worker is killed or dies only the item it was at is affected; the rest of its chunk goes to a fresh worker.
+  a worker is killed or dies only the item it was at is affected; the rest of its chunk goes to another worker.
+- One thread hands out and collects for all callers, so nobody's items wait for another's slow one: a chunk is no more
+  than a moment's work, and what waits behind an item that hangs is given to a free worker too.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Literal, Self
@@ -25,6 +28,10 @@ from typing import Literal, Self
 _START_SECONDS = 120.0
 _MAX_FAILED_STARTS = 3
 _CHUNK = 32
+#: Seconds of work in a chunk, as far as the items before it tell.
+_CHUNK_SECONDS = 0.02
+#: An item that runs longer holds nothing back: another worker is started for what waits, and takes its chunk's rest.
+_LONG_SECONDS = 0.25
 _ATTEMPTS = 2  # an item whose worker died is tried once more: it may not have been the reason
 _BOOT = "import sys; sys.path[:] = {path!r}; from rlreason.rewards.worker import main; main({channel}, {lifeline})"
 
@@ -42,11 +49,32 @@ class Outcome:
 
 @dataclass(slots=True, eq=False)
 class _Item:
-    """One unit of work on its way. ``outcome`` None until it is settled."""
+    """One unit of work on its way. With a free worker it may be at two; the first answer counts."""
 
     payload: object
+    answer: Future[Outcome] = field(default_factory=Future)
+    begun: bool = False
     attempts: int = 0
-    outcome: Outcome | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether it still waits for its outcome."""
+        return not self.answer.done()
+
+    def begin(self) -> bool:
+        """Before it goes to a worker: from now on nobody can cancel it. False where somebody did."""
+        self.begun = self.begun or self.answer.set_running_or_notify_cancel()
+        return self.begun and self.open
+
+    def settle(self, outcome: Outcome) -> None:
+        """Its outcome, unless it has one."""
+        if self.open:
+            self.answer.set_result(outcome)
+
+    def give_up(self, why: BaseException) -> None:
+        """There will be no outcome."""
+        if self.begin():
+            self.answer.set_exception(why)
 
 
 @dataclass(slots=True, eq=False)
@@ -58,8 +86,24 @@ class _Worker:
     lifeline: int
     ready: bool = False
     outstanding: deque[_Item] = field(default_factory=deque)
+    #: Whether another worker has the rest of its chunk too.
+    shared: bool = False
     #: When the item it is at (or its start) began, on the monotonic clock.
     since: float = 0.0
+
+    @property
+    def free(self) -> bool:
+        return self.ready and not self.outstanding
+
+    @property
+    def long_at(self) -> float | None:
+        """When the item it is at will have run long; None where it is at none."""
+        return self.since + _LONG_SECONDS if self.ready and self.outstanding else None
+
+    @property
+    def shares(self) -> bool:
+        """Whether something waits behind its item that another worker could take."""
+        return not self.shared and len(self.outstanding) > 1
 
     def stop(self) -> None:
         self.process.kill()
@@ -69,10 +113,11 @@ class _Worker:
 
 
 class Pool:
-    """``Pool(function, workers=2, timeout=5.0)``: ``map(items)`` gives one Outcome per item, in order.
+    """``Pool(function, workers=2, timeout=5.0)``: ``submit(item)`` gives a future of its Outcome, ``map(items)`` one
+    Outcome per item, in order.
 
-    ``function`` must pickle by name; it runs in the workers. One call at a time; others wait. Use as a context
-    manager, or ``close()``.
+    ``function`` must pickle by name; it runs in the workers. Any number of threads may call. Use as a context manager,
+    or ``close()``.
     """
 
     def __init__(
@@ -91,7 +136,14 @@ class Pool:
         self._memory_mb = memory_mb
         self._workers: list[_Worker] = []
         self._failed_starts = 0
-        self._lock = threading.Lock()
+        #: Seconds of an answered item, newer ones weighing more; None before the first.
+        self._pace: float | None = None
+        self._queue: deque[_Item] = deque()
+        self._lock = threading.Lock()  # of the queue and the thread; the workers are the thread's alone
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._rung = False
+        self._bell: tuple[socket.socket, socket.socket] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -100,20 +152,34 @@ class Pool:
         self.close()
 
     def close(self) -> None:
-        """End all workers. A later ``map`` starts new ones."""
-        for worker in self._workers:
-            worker.stop()
-        self._workers = []
+        """End all workers; what is under way is cancelled. A later item starts new ones."""
+        with self._lock:
+            thread, self._closing = self._thread, True
+            if thread is not None:
+                self._ring()
+        if thread is not None:
+            thread.join()
+        self._closing = False
 
     @property
     def pids(self) -> tuple[int, ...]:
         """Process ids of the workers that are up."""
-        return tuple(worker.process.pid for worker in self._workers)
+        return tuple(worker.process.pid for worker in list(self._workers))
 
-    def start(self) -> None:
-        """Start the workers now instead of at the first item."""
-        while len(self._workers) < self._size:
-            self._workers.append(self._spawn())
+    def submit(self, item: object) -> Future[Outcome]:
+        """The item's Outcome, some time. The future raises only where workers do not start; cancelling it drops an item
+        that no worker has begun."""
+        entry = _Item(item)
+        with self._lock:
+            self._queue.append(entry)
+            if self._thread is None:
+                self._bell = socket.socketpair()
+                for end in self._bell:
+                    end.setblocking(False)
+                self._thread = threading.Thread(target=self._serve, name="reward pool", daemon=True)
+                self._thread.start()
+            self._ring()
+        return entry.answer
 
     def map(self, items: Iterable[object]) -> list[Outcome]:
         """One Outcome per item, in order. Never raises for what an item does."""
@@ -121,46 +187,57 @@ class Pool:
 
     def imap(self, items: Iterable[object]) -> Iterator[Outcome]:
         """Like ``map``, streaming: memory is bounded whatever the number of items."""
-        with self._lock:
-            try:
-                yield from self._run(iter(items))
-            finally:
-                # Left early (an error, an abandoned iterator): answers still on their way would confuse the next call.
-                for worker in [w for w in self._workers if w.outstanding]:
-                    self._retire(worker)
-
-    def _run(self, source: Iterator[object]) -> Iterator[Outcome]:
-        order: deque[_Item] = deque()
-        queue: deque[_Item] = deque()
         window = _CHUNK * self._size * 8
-        exhausted = False
-        while True:
-            while not exhausted and len(order) < window:
-                try:
-                    item = _Item(next(source))
-                except StopIteration:
-                    exhausted = True
-                    break
-                order.append(item)
-                queue.append(item)
-            while order and order[0].outcome is not None:
-                outcome = order.popleft().outcome
-                assert outcome is not None
-                yield outcome
-            if not order:
-                if exhausted:
-                    return
-                continue
-            self._dispatch(queue)
-            self._collect(queue)
+        answers: deque[Future[Outcome]] = deque()
+        try:
+            for item in items:
+                answers.append(self.submit(item))
+                while answers and (len(answers) >= window or answers[0].done()):
+                    yield answers.popleft().result()
+            while answers:
+                yield answers.popleft().result()
+        finally:  # left early (an error, an abandoned iterator)
+            for answer in answers:
+                answer.cancel()
 
-    def _dispatch(self, queue: deque[_Item]) -> None:
-        """Give idle workers their chunks; start workers while there is work for them."""
-        while queue and len(self._workers) < min(self._size, 1 + len(queue) // 4):
-            self._workers.append(self._spawn())
-        for worker in [w for w in self._workers if w.ready and not w.outstanding]:
-            share = max(1, min(_CHUNK, -(-len(queue) // (2 * self._size))))
-            chunk = [queue.popleft() for _ in range(min(share, len(queue)))]
+    def _ring(self) -> None:
+        """Wake the thread. Call it with the lock."""
+        if not self._rung:
+            assert self._bell is not None
+            self._rung = True
+            self._bell[0].send(b"!")
+
+    def _serve(self) -> None:
+        """The thread: hand out and collect until ``close``, or until workers do not start."""
+        why: BaseException = RuntimeError("the reward pool was closed")
+        try:
+            while not self._closing:
+                self._dispatch()
+                self._collect()
+        except BaseException as error:
+            why = error
+        with self._lock:
+            left = [*self._queue, *(item for worker in self._workers for item in worker.outstanding)]
+            self._queue.clear()
+            while self._workers:
+                self._retire(self._workers[0])
+            assert self._bell is not None
+            for end in self._bell:
+                end.close()
+            self._thread, self._bell, self._rung = None, None, False
+        for item in left:
+            item.give_up(why)
+
+    def _dispatch(self) -> None:
+        """Give free workers their chunks; start workers while there is work for them."""
+        now = time.monotonic()
+        at_long = [one for one in self._workers if one.long_at is not None and one.long_at <= now]
+        waiting = len(self._queue)
+        if waiting or any(worker.shares for worker in at_long):
+            while len(self._workers) < min(self._size, len(at_long) + 1 + waiting // 4):
+                self._workers.append(self._spawn())
+        for worker in [one for one in self._workers if one.free]:
+            chunk = self._take() or self._rest_of_a_chunk(at_long)
             if not chunk:
                 return
             worker.outstanding.extend(chunk)
@@ -168,25 +245,50 @@ class Pool:
             try:
                 worker.channel.send([item.payload for item in chunk])
             except OSError:
-                self._lost(worker, queue)
+                self._lost(worker)
 
-    def _collect(self, queue: deque[_Item]) -> None:
-        """Wait for answers until the next deadline, then settle whatever came or ran out of time."""
-        busy = [w for w in self._workers if w.outstanding or not w.ready]
-        if not busy:
-            return
+    def _take(self) -> list[_Item]:
+        """The next chunk: a share of what waits, and no more than a moment's work."""
+        most = 1 if self._pace is None else int(_CHUNK_SECONDS / max(self._pace, 1e-6))
+        with self._lock:
+            share = max(1, min(-(-len(self._queue) // (2 * self._size)), _CHUNK, most))
+            chunk: list[_Item] = []
+            while self._queue and len(chunk) < share:
+                item = self._queue.popleft()
+                if item.begin():
+                    chunk.append(item)
+        return chunk
+
+    def _rest_of_a_chunk(self, at_long: Sequence[_Worker]) -> list[_Item]:
+        """What waits behind an item that runs long. Its worker may get to it all the same: these are quick ones."""
+        for worker in at_long:
+            if worker.shares:
+                worker.shared = True
+                return [item for item in list(worker.outstanding)[1:] if item.open]
+        return []
+
+    def _collect(self) -> None:
+        """Wait for answers until the next deadline or call, then settle whatever came or ran out of time."""
+        assert self._bell is not None
+        bell, busy = self._bell[1], [one for one in self._workers if not one.free]
         now = time.monotonic()
-        patience = max(0.0, min(w.since + self._limit(w) for w in busy) - now)
-        wait([w.channel for w in busy], timeout=patience)
+        deadlines = [worker.since + self._limit(worker) for worker in busy]
+        if len(busy) < self._size:  # somebody could help
+            deadlines += [worker.long_at for worker in busy if worker.long_at is not None and worker.long_at > now]
+        patience = max(0.0, min(deadlines) - now) if deadlines else None
+        if bell in wait([bell, *(worker.channel for worker in busy)], timeout=patience):
+            with self._lock:
+                bell.recv(16)
+                self._rung = False
         for worker in busy:
             try:
                 while worker.channel.poll():
                     self._settle(worker, worker.channel.recv())
             except (EOFError, OSError):
-                self._lost(worker, queue)
+                self._lost(worker)
                 continue
-            if time.monotonic() - worker.since > self._limit(worker) and (worker.outstanding or not worker.ready):
-                self._expire(worker, queue)
+            if not worker.free and time.monotonic() - worker.since > self._limit(worker):
+                self._expire(worker)
 
     def _limit(self, worker: _Worker) -> float:
         return self._timeout if worker.ready else _START_SECONDS
@@ -200,30 +302,31 @@ class Pool:
             fine, value = message
             item = worker.outstanding.popleft()
             seconds = now - worker.since
+            self._pace = seconds if self._pace is None else 0.9 * self._pace + 0.1 * seconds
             if fine:
-                item.outcome = Outcome(value=value, seconds=seconds)
+                item.settle(Outcome(value=value, seconds=seconds))
             else:
-                item.outcome = Outcome(failure="raised", detail=str(value), seconds=seconds)
+                item.settle(Outcome(failure="raised", detail=str(value), seconds=seconds))
         worker.since = now
+        if not worker.outstanding:
+            worker.shared = False
 
-    def _expire(self, worker: _Worker, queue: deque[_Item]) -> None:
+    def _expire(self, worker: _Worker) -> None:
         if not worker.ready:
-            self._lost(worker, queue)
+            self._lost(worker)
             return
+        seconds = time.monotonic() - worker.since
         item = worker.outstanding.popleft()
-        item.outcome = Outcome(
-            failure="timed_out", detail=f"ran past {self._timeout:g} s", seconds=time.monotonic() - worker.since
-        )
-        queue.extendleft(reversed(worker.outstanding))
-        self._retire(worker)
+        item.settle(Outcome(failure="timed_out", detail=f"ran past {self._timeout:g} s", seconds=seconds))
+        self._again(worker)
 
-    def _lost(self, worker: _Worker, queue: deque[_Item]) -> None:
+    def _lost(self, worker: _Worker) -> None:
         """The worker died. The item it was at gets one more try; the others just move on."""
         if not worker.ready:
             self._failed_starts += 1
             if self._failed_starts >= _MAX_FAILED_STARTS:
                 self._failed_starts = 0
-                self._retire(worker)
+                self._again(worker)
                 raise RuntimeError(f"reward workers do not start ({sys.executable}, exit {worker.process.returncode})")
         if worker.outstanding:
             item = worker.outstanding[0]
@@ -232,14 +335,20 @@ class Pool:
                 worker.outstanding.popleft()
                 worker.process.wait()
                 code = worker.process.returncode
-                item.outcome = Outcome(failure="crashed", detail=f"its worker process died (exit status {code})")
-        queue.extendleft(reversed(worker.outstanding))
-        self._retire(worker)
+                item.settle(Outcome(failure="crashed", detail=f"its worker process died (exit status {code})"))
+        self._again(worker)
+
+    def _again(self, worker: _Worker) -> None:
+        """The worker goes; what only it had and did not answer is next in the queue."""
+        self._workers.remove(worker)
+        elsewhere = {id(item) for other in self._workers for item in other.outstanding}
+        left = [item for item in worker.outstanding if item.open and id(item) not in elsewhere]
+        with self._lock:
+            self._queue.extendleft(reversed(left))
+        worker.stop()
 
     def _retire(self, worker: _Worker) -> None:
-        worker.outstanding.clear()
-        if worker in self._workers:
-            self._workers.remove(worker)
+        self._workers.remove(worker)
         worker.stop()
 
     def _spawn(self) -> _Worker:

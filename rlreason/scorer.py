@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Self
 
@@ -57,13 +59,35 @@ class PoolScorer:
         """End the workers."""
         self._pool.close()
 
+    def submit(self, group: Group) -> Future[Group]:
+        """The group with ``rewards_G`` filled, as soon as its own completions are scored."""
+        answers = [self._pool.submit(_item(group, completion)) for completion in group.completions_G]
+        scored: Future[Group] = Future()
+        left = len(answers)
+        lock = threading.Lock()
+
+        def one_more(_: Future[Outcome]) -> None:
+            nonlocal left
+            with lock:
+                left -= 1
+                if left:
+                    return
+            try:
+                rewards = [as_reward(answer.result(), self._timeout_score) for answer in answers]
+            except BaseException as error:
+                scored.set_exception(error)
+            else:
+                scored.set_result(replace(group, rewards_G=tuple(rewards)))
+
+        for answer in answers:
+            answer.add_done_callback(one_more)
+        if not answers:
+            scored.set_result(replace(group, rewards_G=()))
+        return scored
+
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The same groups, in order, with ``rewards_G`` filled."""
-        items = (
-            (group.problem, replace(completion, logprobs_T=(), routing_TLK=None))
-            for group in groups
-            for completion in group.completions_G
-        )
+        items = (_item(group, completion) for group in groups for completion in group.completions_G)
         rewards = [as_reward(outcome, self._timeout_score) for outcome in self._pool.imap(items)]
         scored, at = [], 0
         for group in groups:
@@ -71,3 +95,7 @@ class PoolScorer:
             scored.append(replace(group, rewards_G=tuple(rewards[at : at + count])))
             at += count
         return scored
+
+
+def _item(group: Group, completion: Completion) -> tuple[Problem, Completion]:
+    return group.problem, replace(completion, logprobs_T=(), routing_TLK=None)

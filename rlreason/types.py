@@ -7,6 +7,7 @@ L = layers, K = experts per token.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -309,6 +310,10 @@ class Sampler(Protocol):
 
 class Scorer(Protocol):
     """Gives every completion of every group its reward; never raises for what a completion contains."""
+
+    def submit(self, group: Group) -> Future[Group]:
+        """The group with ``rewards_G`` filled, some time: it waits for its own completions alone."""
+        ...
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The same groups with ``rewards_G`` filled."""

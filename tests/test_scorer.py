@@ -83,6 +83,18 @@ def test_order_is_kept_over_ragged_groups(scorer: PoolScorer) -> None:
     assert scorer.score([]) == []
 
 
+def test_a_group_waits_for_its_own_completions_alone(mix: RewardMix) -> None:
+    with PoolScorer(mix, workers=2, timeout=60.0) as scorer:
+        slow = scorer.submit(group("1", "sleep", name="slow"))
+        others = [scorer.submit(group(str(i), "3", name=str(i))) for i in range(20)]
+        assert [one.result(30).scores_G for one in others] == [(float(i), 3.0) for i in range(20)]
+        assert [one.result(30).group_id for one in others] == [str(i) for i in range(20)]
+        assert scorer.submit(group()).result(30).rewards_G == ()
+        assert not slow.done()
+    with pytest.raises(RuntimeError, match="closed"):
+        slow.result(30)
+
+
 def test_only_the_guilty_row_suffers(scorer: PoolScorer) -> None:
     bad = ["sleep", "exit", "raise", "memory", "deep", "kill", "not a number"]
     texts = [bad[i // 10] if i % 10 == 5 and i // 10 < len(bad) else str(i) for i in range(100)]

@@ -12,10 +12,9 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
-from queue import SimpleQueue
 from typing import Self
 
 from torch import Tensor
@@ -57,8 +56,6 @@ class RolloutStream:
         self._staleness = staleness
         self._orders: dict[str, _Order] = {}
         self._order_of: dict[str, _Order] = {}
-        self._unscored: SimpleQueue[tuple[Group, Future[Group]]] = SimpleQueue()
-        self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
         self._closing = False
@@ -79,7 +76,6 @@ class RolloutStream:
             self._changed.notify_all()
         if self._pump is not None:
             self._pump.join()
-        self._scoring.shutdown(cancel_futures=True)
 
     def take(self, step: int) -> list[Group]:
         """The groups of ``step``, scored, in the order of its problems. Raises what drawing or scoring raised."""
@@ -132,26 +128,10 @@ class RolloutStream:
     def _turn(self, seconds: float) -> None:
         for drawn in self.sampler.pool.turn(seconds):
             group = self.sampler.group(drawn)
-            future: Future[Group] = Future()
-            self._unscored.put((group, future))
-            self._scoring.submit(self._score)
+            future = self._scorer.submit(group)
             with self._changed:
                 self._order_of.pop(group.group_id).scored[group.group_id] = future
                 self._changed.notify_all()
-
-    def _score(self) -> None:
-        """Score all that is waiting at once, so that the reward workers share it."""
-        waiting: list[tuple[Group, Future[Group]]] = []
-        while not self._unscored.empty():
-            waiting.append(self._unscored.get())
-        try:
-            scored = self._scorer.score([group for group, _ in waiting])
-        except BaseException as error:
-            for _, future in waiting:
-                future.set_exception(error)
-            raise
-        for (_, future), group in zip(waiting, scored, strict=True):
-            future.set_result(group)
 
     def _run(self) -> None:
         try:

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Literal, Self
 
@@ -28,6 +29,8 @@ from typing import Literal, Self
 _START_SECONDS = 120.0
 _MAX_FAILED_STARTS = 3
 _CHUNK = 32
+#: Items for a worker that a streaming call takes at a time; twice as many are on their way.
+_WINDOW = 4 * _CHUNK
 #: Seconds of work in a chunk, as far as the items before it tell.
 _CHUNK_SECONDS = 0.02
 #: An item that runs longer holds nothing back: another worker is started for what waits, and takes its chunk's rest.
@@ -169,17 +172,21 @@ class Pool:
     def submit(self, item: object) -> Future[Outcome]:
         """The item's Outcome, some time. The future raises only where workers do not start; cancelling it drops an item
         that no worker has begun."""
-        entry = _Item(item)
+        return self.submit_all([item])[0]
+
+    def submit_all(self, items: Iterable[object]) -> list[Future[Outcome]]:
+        """``submit`` for each: they are shared out together."""
+        entries = [_Item(item) for item in items]
+        if not entries:
+            return []
         with self._lock:
-            self._queue.append(entry)
+            self._queue.extend(entries)
             if self._thread is None:
                 self._bell = socket.socketpair()
-                for end in self._bell:
-                    end.setblocking(False)
                 self._thread = threading.Thread(target=self._serve, name="reward pool", daemon=True)
                 self._thread.start()
             self._ring()
-        return entry.answer
+        return [entry.answer for entry in entries]
 
     def map(self, items: Iterable[object]) -> list[Outcome]:
         """One Outcome per item, in order. Never raises for what an item does."""
@@ -187,15 +194,13 @@ class Pool:
 
     def imap(self, items: Iterable[object]) -> Iterator[Outcome]:
         """Like ``map``, streaming: memory is bounded whatever the number of items."""
-        window = _CHUNK * self._size * 8
+        source = iter(items)
         answers: deque[Future[Outcome]] = deque()
-        try:
-            for item in items:
-                answers.append(self.submit(item))
-                while answers and (len(answers) >= window or answers[0].done()):
-                    yield answers.popleft().result()
-            while answers:
-                yield answers.popleft().result()
+        try:  # the workers are busy with what was taken last while the results before it are read
+            while fresh := self.submit_all(islice(source, _WINDOW * self._size)):
+                yield from _in_order(answers)
+                answers.extend(fresh)
+            yield from _in_order(answers)
         finally:  # left early (an error, an abandoned iterator)
             for answer in answers:
                 answer.cancel()
@@ -374,3 +379,11 @@ class Pool:
         with contextlib.suppress(OSError):  # a worker that died at once is found by _collect
             worker.channel.send((self._function, self._memory_mb))
         return worker
+
+
+def _in_order(answers: deque[Future[Outcome]]) -> Iterator[Outcome]:
+    """The outcomes of ``answers``, which become empty. The last is waited for first: one wait instead of many."""
+    if answers:
+        answers[-1].result()
+    while answers:
+        yield answers.popleft().result()

@@ -61,7 +61,7 @@ class PoolScorer:
 
     def submit(self, group: Group) -> Future[Group]:
         """The group with ``rewards_G`` filled, as soon as its own completions are scored."""
-        answers = [self._pool.submit(_item(group, completion)) for completion in group.completions_G]
+        answers = self._pool.submit_all(_item(group, completion) for completion in group.completions_G)
         scored: Future[Group] = Future()
         left = len(answers)
         lock = threading.Lock()

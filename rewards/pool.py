@@ -281,6 +281,8 @@ class Pool:
         if len(busy) < self._size:  # somebody could help
             deadlines += [worker.long_at for worker in busy if worker.long_at is not None and worker.long_at > now]
         patience = max(0.0, min(deadlines) - now) if deadlines else None
+        if self._queue and not busy:  # what was handed to a worker came back: it had died while it was free
+            patience = 0.0
         if bell in wait([bell, *(worker.channel for worker in busy)], timeout=patience):
             with self._lock:
                 bell.recv(16)

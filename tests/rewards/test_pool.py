@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from concurrent.futures import Future, wait
@@ -56,6 +57,13 @@ def test_one_worker_goes_on_after_the_limit() -> None:
         outcomes = pool.map([("say", "a"), ("hang", ""), ("say", "b"), ("die", ""), ("say", "c")])
     assert [one.failure for one in outcomes] == ["", "timed_out", "", "crashed", ""]
     assert [one.value for one in outcomes] == ["a", None, "b", None, "c"]
+
+
+def test_a_worker_that_died_while_it_was_free_loses_nothing() -> None:
+    with Pool(work, workers=1, timeout=60) as pool:
+        for number in range(20):
+            assert pool.map([("say", str(number))])[0].value == str(number)
+            os.kill(pool.pids[0], signal.SIGKILL)
 
 
 def test_slow_items_travel_alone_and_are_done_once(tmp_path: Path) -> None:

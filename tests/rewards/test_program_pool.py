@@ -1,6 +1,7 @@
 """Programs in worker processes from asyncio: order, back-pressure, tests sent once, nothing left behind."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -30,8 +31,9 @@ def family(pid: int) -> list[int]:
     """``pid`` and its descendants: a worker, its zygote, what runs there."""
     found = [pid]
     for one in found:
-        for path in Path(f"/proc/{one}/task").glob("*/children"):
-            found += map(int, path.read_text().split())
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a program that ends while it is looked at
+            for path in Path(f"/proc/{one}/task").glob("*/children"):
+                found += map(int, path.read_text().split())
     return found
 
 

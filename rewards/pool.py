@@ -224,8 +224,9 @@ class Pool:
         with self._lock:
             left = [*self._queue, *(item for worker in self._workers for item in worker.outstanding)]
             self._queue.clear()
-            while self._workers:
-                self._retire(self._workers[0])
+            for worker in self._workers:
+                worker.stop()
+            self._workers = []
             assert self._bell is not None
             for end in self._bell:
                 end.close()
@@ -352,10 +353,6 @@ class Pool:
         left = [item for item in worker.outstanding if item.open and id(item) not in elsewhere]
         with self._lock:
             self._queue.extendleft(reversed(left))
-        worker.stop()
-
-    def _retire(self, worker: _Worker) -> None:
-        self._workers.remove(worker)
         worker.stop()
 
     def _spawn(self) -> _Worker:

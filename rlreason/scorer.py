@@ -61,7 +61,9 @@ class PoolScorer:
 
     def submit(self, group: Group) -> Future[Group]:
         """The group with ``rewards_G`` filled, as soon as its own completions are scored."""
-        answers = self._pool.submit_all(_item(group, completion) for completion in group.completions_G)
+        answers = self._pool.submit_all(
+            (group.problem, replace(completion, logprobs_T=(), routing_TLK=None)) for completion in group.completions_G
+        )
         scored: Future[Group] = Future()
         left = len(answers)
         lock = threading.Lock()
@@ -87,15 +89,4 @@ class PoolScorer:
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The same groups, in order, with ``rewards_G`` filled."""
-        items = (_item(group, completion) for group in groups for completion in group.completions_G)
-        rewards = [as_reward(outcome, self._timeout_score) for outcome in self._pool.imap(items)]
-        scored, at = [], 0
-        for group in groups:
-            count = len(group.completions_G)
-            scored.append(replace(group, rewards_G=tuple(rewards[at : at + count])))
-            at += count
-        return scored
-
-
-def _item(group: Group, completion: Completion) -> tuple[Problem, Completion]:
-    return group.problem, replace(completion, logprobs_T=(), routing_TLK=None)
+        return [scored.result() for scored in [self.submit(group) for group in groups]]

@@ -14,19 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 import torch
 
-from rlreason.config import recipes_folder
 from rlreason.run.manifest import describe_hardware, git_commit, installed_packages
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from quickstart import grpo_metrics, quickstart_recipe
 
 #: Random weights: Qwen3-0.6B's layers, and a MoE of their width. The vocabulary is the task's.
 LARGE: dict[str, tuple[str, dict[str, object]]] = {
@@ -81,7 +80,7 @@ CASES = (
 
 def recipe_of(case: Case, model: str | None) -> dict[str, Any]:
     """The quickstart's first two stages, cut short, on ``case``'s workers. ``model`` None: the quickstart's own."""
-    recipe = tomllib.loads((recipes_folder() / "quickstart" / "recipe.toml").read_text(encoding="utf-8"))
+    recipe = quickstart_recipe()
     sampler, cluster = dict(case.sampler), dict(case.cluster)
     if model is None:  # CPUs
         for name in ("gpus_per_worker", "colocate"):
@@ -91,7 +90,7 @@ def recipe_of(case: Case, model: str | None) -> dict[str, Any]:
     else:
         kind, shape = LARGE[model]
         recipe["policy"] = {"model_type": kind, "dtype": "bfloat16", "model": {**shape, "max_position_embeddings": 256}}
-    cold_start, grpo = recipe["stage"][:2]
+    cold_start, grpo = recipe["stage"]
     recipe["stage"] = [
         cold_start | {"steps": 20, "eval_every": 0, "optimizer": {"lr": 1e-3 if model is None else 1e-4}},
         grpo | {"steps": STEPS, "eval_every": 0, "staleness": case.staleness,
@@ -103,14 +102,10 @@ def recipe_of(case: Case, model: str | None) -> dict[str, Any]:
 def run(case: Case, model: str | None) -> dict[str, Any]:
     """Medians of the counted steps, or why the run failed."""
     with tempfile.TemporaryDirectory() as folder:
-        path, out = Path(folder, "recipe.toml"), Path(folder, "run")
-        path.write_text(tomli_w.dumps(recipe_of(case, model)), encoding="utf-8")
-        command = [sys.executable, "-m", "rlreason", "run", str(path), "--out", str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            return {"failed": (done.stderr or done.stdout).strip()[-2000:]}
-        text = (out / "stages" / "02-grpo" / "metrics.jsonl").read_text(encoding="utf-8")
-    steps = [json.loads(line) for line in text.splitlines()][WARM:-WARM]
+        try:
+            steps = grpo_metrics(recipe_of(case, model), Path(folder, "case"))[WARM:-WARM]
+        except RuntimeError as error:
+            return {"failed": str(error)}
     values = {name: [step[name] for step in steps if name in step] for name in KEPT}
     return {name: statistics.median(found) for name, found in values.items() if found}
 

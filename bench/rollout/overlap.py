@@ -12,21 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
-from rlreason.config import recipes_folder
 from rlreason.run.manifest import describe_hardware, installed_packages
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench"))
 from documents import replace_block  # noqa: E402
+from quickstart import grpo_metrics, quickstart_recipe  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results") / "overlap.json"
 #: What differs from the quickstart: the real engine, one worker, one training thread, no evaluations.
@@ -42,17 +38,10 @@ WARM = 4
 
 def steps_of(folder: Path, **grpo: object) -> list[dict[str, float]]:
     """Metrics of a GRPO stage after a short cold start, the counted steps only."""
-    recipe = tomllib.loads((recipes_folder() / "quickstart" / "recipe.toml").read_text(encoding="utf-8"))
-    recipe |= {table: CHANGES[table] for table in ("sampler", "cluster")}
-    recipe["stage"] = [{**stage, **CHANGES[stage["name"]]} for stage in recipe["stage"][:2]]
+    recipe = quickstart_recipe() | {table: CHANGES[table] for table in ("sampler", "cluster")}
+    recipe["stage"] = [{**stage, **CHANGES[stage["name"]]} for stage in recipe["stage"]]
     recipe["stage"][1] |= grpo
-    folder.mkdir()
-    (folder / "recipe.toml").write_text(tomli_w.dumps(recipe), encoding="utf-8")
-    out = folder / "run"
-    command = [sys.executable, "-m", "rlreason", "run", str(folder / "recipe.toml"), "--out", str(out)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    lines = (out / "stages" / "02-grpo" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines][WARM : len(lines) - 2]
+    return grpo_metrics(recipe, folder)[WARM:-2]
 
 
 def main() -> None:

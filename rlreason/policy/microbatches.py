@@ -3,7 +3,7 @@
 Small tensors gain little from threads inside an operation; whole micro-batches side by side gain almost all of a
 second core. Every thread returns its own gradients and they are summed in the order of the batches.
 
-L = tokens of a micro-batch, H = hidden size, V = vocabulary.
+H = hidden size, V = vocabulary.
 """
 
 from __future__ import annotations
@@ -39,12 +39,10 @@ def backward_all(
             embedded.forget()
             output = loss_of(index, batches[index])
             looked_up = embedded.forget()
-            leaves = [rows.states for rows in looked_up]
-            found = torch.autograd.grad(output.loss, [*parameters, *leaves], allow_unused=True)
+            wanted = [*parameters, *(seen.states for seen in looked_up)]
+            found = torch.autograd.grad(output.loss, wanted, allow_unused=True)
             gradients, of_rows = found[: len(parameters)], found[len(parameters) :]
-            rows = [
-                _Rows(one.ids, states) for one, states in zip(looked_up, of_rows, strict=True) if states is not None
-            ]
+            rows = [_Rows(seen.ids, of) for seen, of in zip(looked_up, of_rows, strict=True) if of is not None]
             return LossOutput(loss=output.loss.detach(), sums=output.sums, maxima=output.maxima), gradients, rows
 
         def add(result: tuple[LossOutput, tuple[Tensor | None, ...], list[_Rows]]) -> None:

@@ -19,6 +19,8 @@ from transformers.masking_utils import sdpa_mask
 ATTENTION = "rlreason_decoding"
 #: Positions by which a full cache layer grows.
 _ROOM = 32
+#: Of the arguments that some models pass on, those that change what "sdpa" computes for one token.
+_CHANGES = ("position_bias", "cache")
 
 
 def attend(
@@ -49,9 +51,6 @@ def attend(
     )
     return found.reshape(rows, 1, heads, value.shape[3]), None
 
-
-#: Of the arguments that some models pass on, those that change what "sdpa" computes for one token.
-_CHANGES = ("position_bias", "cache")
 
 AttentionInterface.register(ATTENTION, attend)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)

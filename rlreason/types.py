@@ -1,19 +1,26 @@
 """Every noun that crosses a room. Standard library only; everyone imports this file, it imports no one.
 
-Axes in names: G = completions of one group, T = tokens of one completion, B = rows of a batch,
-L = layers, K = experts per token.
+Axes in names: G = completions of one group, P = prompt tokens, T = tokens of one completion or training sample,
+L = layers with experts, K = experts per token, V = vocabulary. NumPy is imported where arrays are made, not here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
+
+    IntArray = npt.NDArray[np.int32]
+    FloatArray = npt.NDArray[np.float32]
+    BoolArray = npt.NDArray[np.bool_]
+    ByteArray = npt.NDArray[np.uint8]
 
 #: What a verifier checks against: one gold answer, several accepted ones, or structured data (tests, numbers…).
 Reference = str | tuple[str, ...] | Mapping[str, object]
@@ -34,6 +41,35 @@ class Verdict(StrEnum):
     UNPARSED = "unparsed"
     TIMED_OUT = "timed_out"
     BROKEN = "broken"
+
+
+def _set_arrays(noun: Any, **arrays: tuple[Any, Any, int | None]) -> None:
+    """Set frozen fields from (values, dtype, length); None stays None, a length of None is not checked."""
+    import numpy as np
+
+    for name, (values, dtype, length) in arrays.items():
+        if values is None:
+            continue
+        array = np.asarray(values, dtype=dtype)
+        if length is not None and len(array) != length:
+            raise ValueError(f"{type(noun).__name__}.{name} has {len(array)} entries for {length} tokens")
+        object.__setattr__(noun, name, array)
+
+
+def _equal_fields(self: Any, other: object) -> bool:
+    """Field by field; arrays are equal where all of their entries are."""
+    if type(self) is not type(other):
+        return NotImplemented
+    import numpy as np
+
+    for one in fields(self):
+        mine, theirs = getattr(self, one.name), getattr(other, one.name)
+        if isinstance(mine, np.ndarray) or isinstance(theirs, np.ndarray):
+            if mine is None or theirs is None or not np.array_equal(mine, theirs):
+                return False
+        elif mine != theirs:
+            return False
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,44 +129,80 @@ class SamplingParams:
     stream: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Completion:
     """One sampled answer, with what is needed to train on it and to say which weights drew it.
+
+    Arrays have one entry a generated token; whatever sequence is given is turned into the dtype below. A rollout of
+    several turns is one completion whose ``loss_mask`` is False on what the policy did not write (tool outputs, user
+    turns).
 
     Example::
 
         Completion(
             prompt_ids=(1, 9, 4),
             token_ids=(11, 12, 2),
-            logprobs_T=(-0.1, -0.7, -0.01),
+            sampler_logprobs=(-0.1, -0.7, -0.01),
             text="3+5=8</think><answer>8</answer>",
             prefill="<think>",
             finish_reason="stop",
-            policy_version_min=3,
-            policy_version_max=3,
+            policy_versions=3,
         )
     """
 
-    prompt_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    #: log-probability of each sampled token under the sampling distribution (temperature applied), natural log.
-    logprobs_T: tuple[float, ...]
+    #: int32 [P]; the completions of a group share one array.
+    prompt_ids: IntArray
+    #: int32 [T].
+    token_ids: IntArray
+    #: Log-probability of each token under the sampling distribution (temperature applied), natural log, float32 [T].
+    #: None where the engine gives none (some endpoints): such a completion can be scored, not trained on.
+    sampler_logprobs: FloatArray | None
     #: Generated text, special tokens included except the end-of-turn token.
     text: str
     finish_reason: Literal["stop", "length"]
     #: Assistant text that the chat template already wrote into the prompt, such as ``<think>``.
     prefill: str = ""
-    policy_version_min: int = 0
-    policy_version_max: int = 0
-    #: Version of the weights that each token was drawn with; empty where all are ``policy_version_min``.
-    policy_version_T: tuple[int, ...] = ()
-    #: Experts that each layer with experts sent the position to which predicted each token, where the engine says so.
-    routing_TLK: tuple[tuple[tuple[int, ...], ...], ...] | None = None
+    #: Tokens that carry loss, bool [T]. None: all.
+    loss_mask: BoolArray | None = None
+    #: Version of the weights that each token was drawn with, int32 [T]; one number for all of them; None: 0.
+    policy_versions: IntArray | int | None = None
+    #: Log-probability of each token under a teacher, float32 [T].
+    teacher_logprobs: FloatArray | None = None
+    #: Experts that each layer with experts sent the position to that predicted each token, uint8 [T, L, K].
+    routed_experts: ByteArray | None = None
+
+    def __post_init__(self) -> None:
+        """Give every array its dtype. Raises ValueError where one is not of the completion's length."""
+        import numpy as np
+
+        count = len(self.token_ids)
+        versions = 0 if self.policy_versions is None else self.policy_versions
+        if isinstance(versions, int):
+            versions = np.full(count, versions, dtype=np.int32)
+        mask = np.ones(count, dtype=np.bool_) if self.loss_mask is None else self.loss_mask
+        _set_arrays(
+            self,
+            prompt_ids=(self.prompt_ids, np.int32, None),
+            token_ids=(self.token_ids, np.int32, count),
+            sampler_logprobs=(self.sampler_logprobs, np.float32, count),
+            loss_mask=(mask, np.bool_, count),
+            policy_versions=(versions, np.int32, count),
+            teacher_logprobs=(self.teacher_logprobs, np.float32, count),
+            routed_experts=(self.routed_experts, np.uint8, count),
+        )
+
+    __eq__ = _equal_fields
+    __hash__ = None  # type: ignore[assignment]
 
     @property
-    def versions_T(self) -> tuple[int, ...]:
-        """Version of the weights that drew each token."""
-        return self.policy_version_T or (self.policy_version_min,) * len(self.token_ids)
+    def policy_version_min(self) -> int:
+        """Oldest version that drew one of its tokens; 0 of an empty completion."""
+        return int(min(self.policy_versions, default=0))  # type: ignore[arg-type]
+
+    @property
+    def policy_version_max(self) -> int:
+        """Newest version that drew one of its tokens; 0 of an empty completion."""
+        return int(max(self.policy_versions, default=0))  # type: ignore[arg-type]
 
     @property
     def response(self) -> str:
@@ -174,80 +246,65 @@ class Group:
         return tuple(reward.score for reward in self.rewards_G)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One training sequence. The three lists have one length; entry t describes token t.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainingSample:
+    """One training sequence: prompt and completion. Every array has one length; entry t describes token t.
 
-    Example: ``Row(token_ids=(1, 9, 11, 2), loss_mask=(0, 0, 1, 1), sampler_logprobs=(0, 0, -0.1, -0.2),
-    advantage=1.0, weight=0.125, group_id="grpo/3/p17")``. Prompt tokens have mask 0. ``weight`` is that of each of its
-    loss tokens in the whole step's loss.
+    Example: ``TrainingSample(token_ids=(1, 9, 11, 2), loss_mask=(0, 0, 1, 1), sampler_logprobs=(0, 0, -0.1, -0.2),
+    advantages=(0, 0, 1, 1), weights=(0, 0, 0.125, 0.125), group_id="grpo/3/p17")``. Whatever sequence is given is turned
+    into the dtype below; one number stands for all tokens.
     """
 
-    token_ids: tuple[int, ...]
-    loss_mask: tuple[int, ...]
-    sampler_logprobs: tuple[float, ...]
-    advantage: float = 0.0
-    weight: float = 0.0
+    #: int32 [T].
+    token_ids: IntArray
+    #: bool [T]; False on the prompt, and on tokens that the policy did not write.
+    loss_mask: BoolArray
+    #: float32 [T]: log-probability under the sampling distribution; 0 where masked.
+    sampler_logprobs: FloatArray | float = 0.0
+    #: float32 [T]: advantage of each token.
+    advantages: FloatArray | float = 0.0
+    #: float32 [T]: weight of each token in the whole step's loss, which is a plain sum over tokens.
+    weights: FloatArray | float = 0.0
+    #: float32 [T]: the trainer's own log-probability before the first update of the step. None: on-policy.
+    old_logprobs: FloatArray | None = None
+    #: float32 [T]: log-probability under the reference policy, where the objective has a KL term.
+    reference_logprobs: FloatArray | None = None
+    #: float32 [T]: log-probability under a teacher.
+    teacher_logprobs: FloatArray | None = None
+    #: uint8 [T, L, K]: experts of the position that predicts each token; 255 in all K: the router's own choice.
+    routed_experts: ByteArray | None = None
     group_id: str = ""
+
+    def __post_init__(self) -> None:
+        """Give every array its dtype. Raises ValueError where one is not of the sample's length."""
+        import numpy as np
+
+        count = len(self.token_ids)
+
+        def spread(value: FloatArray | float) -> FloatArray:
+            return np.full(count, value, dtype=np.float32) if isinstance(value, (int, float)) else value
+
+        _set_arrays(
+            self,
+            token_ids=(self.token_ids, np.int32, count),
+            loss_mask=(self.loss_mask, np.bool_, count),
+            sampler_logprobs=(spread(self.sampler_logprobs), np.float32, count),
+            advantages=(spread(self.advantages), np.float32, count),
+            weights=(spread(self.weights), np.float32, count),
+            old_logprobs=(self.old_logprobs, np.float32, count),
+            reference_logprobs=(self.reference_logprobs, np.float32, count),
+            teacher_logprobs=(self.teacher_logprobs, np.float32, count),
+            routed_experts=(self.routed_experts, np.uint8, count),
+        )
+
+    __eq__ = _equal_fields
+    __hash__ = None  # type: ignore[assignment]
 
     @property
     def prompt_length(self) -> int:
         """Tokens before the first one with loss; all but the last where none has any."""
-        return self.loss_mask.index(1) if 1 in self.loss_mask else len(self.token_ids) - 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Packing:
-    """Where the tokens of a packed micro-batch are: all prompts, each once, then what each row computes behind its own.
-
-    Example for prompts (5, 6) and (7,), continued by two rows of 3 tokens and one of 1, none of which computes its
-    last: tokens 5 6 7 a b c d, ``positions_L == (0, 1, 0, 2, 3, 2, 3)``, ``prompt_at_GP == ((0, 1), (2, 0))``,
-    ``prompt_lengths_G == (2, 1)``, ``prompt_of_B == (0, 0, 1)``, ``row_at_BS == ((3, 4), (5, 6), (0, 0))``,
-    ``source_BT == ((1, 3, 4), (1, 5, 6), (2, 0, 0))``. Places behind the end of a prompt or row are 0.
-    """
-
-    positions_L: Tensor
-    prompt_at_GP: Tensor
-    prompt_lengths_G: Tensor
-    prompt_of_B: Tensor
-    row_at_BS: Tensor
-    #: Place of each token in the table of prompts, flattened, followed by that of rows.
-    back_L: Tensor
-    #: Place of the state that predicts each target.
-    source_BT: Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Tensors of one micro-batch, already shifted: row b predicts ``targets_BT[b, t]`` in column t, right-padded.
-
-    Example: ``batch.targets_BT.shape == (8, 41)``; ``batch.loss_mask_BT`` is float32 0/1 over targets;
-    ``batch.advantages_B1.shape == (8, 1)``: a sequence has one advantage and one token weight.
-    """
-
-    #: What the model reads: whole rows, [B, T]; or packed tokens, [1, L], and then the rows are completions only.
-    token_ids_BT: Tensor
-    targets_BT: Tensor
-    loss_mask_BT: Tensor
-    sampler_logprobs_BT: Tensor
-    advantages_B1: Tensor
-    weights_B1: Tensor
-    packing: Packing | None = None
-    #: Place of each row in what was cut into micro-batches.
-    places: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LossOutput:
-    """A scalar loss to call ``backward()`` on, and detached sums and maxima for the metrics.
-
-    Example: ``LossOutput(loss=tensor(0.31), sums={"clip_fraction": tensor(12.0)}, maxima={"ratio/max": tensor(1.3)})``;
-    divide a sum by the global token count to get the mean.
-    """
-
-    loss: Tensor
-    sums: Mapping[str, Tensor]
-    maxima: Mapping[str, Tensor] = field(default_factory=dict)
+        first = int(self.loss_mask.argmax()) if len(self.token_ids) else 0
+        return first if len(self.token_ids) and bool(self.loss_mask[first]) else max(len(self.token_ids) - 1, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,20 +348,61 @@ class EvalReport:
     parameters: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One completion to draw: the unit that samplers work on. Groups are put together by who asked.
+
+    Example: ``Request(group_id="grpo/3/p17", sample=0, problem=Problem(...), params=SamplingParams(...))``.
+    """
+
+    group_id: str
+    #: Its place in the group, from 0; with the seed, the stream and the problem's name it fixes every random draw.
+    sample: int
+    problem: Problem
+    params: SamplingParams
+    #: The oldest weights that its first token may be drawn with.
+    min_version: int = 0
+
+    @property
+    def key(self) -> str:
+        """Unique among the requests under way."""
+        return f"{self.group_id}/{self.sample}"
+
+
 class Sampler(Protocol):
-    """Draws completions with one version of the policy. Engines: ``rlreason.sampler``."""
+    """Draws completions: a pool of rollout workers with the policy's weights, or a server that has a model of its own.
+
+    Engines: ``rlreason.sampler``.
+    """
 
     @property
     def version(self) -> int:
-        """Version of the weights that the next token will be drawn with."""
+        """Version of the weights that the next token will be drawn with; 0 where they never change."""
         ...
 
-    def sample(self, problems: Sequence[Problem], params: SamplingParams) -> list[Group]:
-        """One group per problem, in order, each with ``params.samples_per_problem`` completions."""
+    @property
+    def gives_logprobs(self) -> bool:
+        """Whether completions carry ``sampler_logprobs``, without which nothing can be trained on them."""
         ...
 
-    def publish(self, weights: Mapping[str, Tensor], version: int) -> None:
-        """Take over new weights; every later token is drawn with them and stamped ``version``."""
+    def ask(self, requests: Sequence[Request]) -> None:
+        """Have these completions drawn."""
+        ...
+
+    def poll(self, seconds: float) -> list[tuple[Request, Completion]]:
+        """What has been drawn since the last call, waiting up to ``seconds`` for the first."""
+        ...
+
+    def publish(self, weights: Iterable[tuple[str, Tensor]], version: int, expected: Sequence[Tensor] = ()) -> None:
+        """Take over new weights; every later token is drawn with them and stamped ``version``.
+
+        ``expected``: what the trainer says after each of the sampler's probe prompts, log-probabilities [V] float32,
+        which the delivery is proved with. Raises UsageError where the sampler takes no weights.
+        """
+        ...
+
+    def close(self) -> None:
+        """End what was started for it."""
         ...
 
 

@@ -1,0 +1,71 @@
+"""Tensors of one micro-batch: what the model reads, what the loss reads.
+
+B = rows, T = positions, L = packed tokens, G = prompts, P = longest prompt, S = positions that a row computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """Where the tokens of a packed micro-batch are: all prompts, each once, then what each row computes behind its own.
+
+    Example for prompts (5, 6) and (7,), continued by two rows of 3 tokens and one of 1, none of which computes its
+    last: tokens 5 6 7 a b c d, ``positions_L == (0, 1, 0, 2, 3, 2, 3)``, ``prompt_at_GP == ((0, 1), (2, 0))``,
+    ``prompt_lengths_G == (2, 1)``, ``prompt_of_B == (0, 0, 1)``, ``row_at_BS == ((3, 4), (5, 6), (0, 0))``,
+    ``source_BT == ((1, 3, 4), (1, 5, 6), (2, 0, 0))``. Places behind the end of a prompt or row are 0.
+    """
+
+    positions_L: Tensor
+    prompt_at_GP: Tensor
+    prompt_lengths_G: Tensor
+    prompt_of_B: Tensor
+    row_at_BS: Tensor
+    #: Place of each token in the table of prompts, flattened, followed by that of rows.
+    back_L: Tensor
+    #: Place of the state that predicts each target.
+    source_BT: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Tensors of one micro-batch, already shifted: row b predicts ``targets_BT[b, t]`` in column t, right-padded.
+
+    Example: ``batch.targets_BT.shape == (8, 41)``; ``batch.loss_mask_BT`` is float32 0/1 over targets;
+    ``batch.advantages_BT[b, t]`` and ``batch.weights_BT[b, t]`` are those of target t, 0 where masked.
+    """
+
+    #: What the model reads: whole rows, [B, T]; or packed tokens, [1, L], and then the rows are completions only.
+    token_ids_BT: Tensor
+    targets_BT: Tensor
+    loss_mask_BT: Tensor
+    sampler_logprobs_BT: Tensor
+    advantages_BT: Tensor
+    weights_BT: Tensor
+    #: See ``TrainingSample``; None where the samples have none.
+    old_logprobs_BT: Tensor | None = None
+    reference_logprobs_BT: Tensor | None = None
+    teacher_logprobs_BT: Tensor | None = None
+    #: uint8 [B, T, layers with experts, experts per token], of the position that predicts each target.
+    routed_experts: Tensor | None = None
+    packing: Packing | None = None
+    #: Place of each row in what was cut into micro-batches.
+    places: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossOutput:
+    """A scalar loss to call ``backward()`` on, and detached sums and maxima for the metrics.
+
+    Example: ``LossOutput(loss=tensor(0.31), sums={"clip_fraction": tensor(12.0)}, maxima={"ratio/max": tensor(1.3)})``;
+    divide a sum by the global token count to get the mean.
+    """
+
+    loss: Tensor
+    sums: Mapping[str, Tensor]
+    maxima: Mapping[str, Tensor] = field(default_factory=dict)

@@ -135,3 +135,39 @@ def test_plan_prints_the_objective(path: Path) -> None:
     text = describe(load(path), path)
     assert "clip(ρ, 0.8, 1.28)" in text
     assert "3 steps x 4 problems x 8 completions = 96 completions" in text
+
+
+ENDPOINT = ("endpoint.big.url=http://localhost:8000/v1", "endpoint.big.model=qwen3-32b")
+REJECT = '[[stage]]\nkind = "reject"\nname = "traces"\nmodel = "big"\nproblems = 4\nmax_tokens = 8\n'
+DISTILL = '[[stage]]\nkind = "distill"\nname = "small"\nsteps = 1\n'
+EVAL = '[[stage]]\nkind = "eval"\nname = "final"\nmodels = ["big", "rl"]\nmax_tokens = 8\n'
+
+
+def test_an_endpoint_may_be_drawn_from(path: Path) -> None:
+    path.write_text(RECIPE + REJECT + DISTILL + EVAL)
+    recipe = load(path, (*ENDPOINT, "student.model_type=qwen3"))
+    assert recipe.endpoint["big"].model == "qwen3-32b"
+    assert recipe.endpoint["big"].api == "completions"
+    with pytest.raises(UsageError, match=r"'small': teacher_kl = 0.5 .* endpoint 'big'.* use teacher_kl = 0"):
+        load(path, (*ENDPOINT, "student.model_type=qwen3", "stage.small.teacher_kl=0.5"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ((*ENDPOINT, "stage.rl.model=big"), ["'rl'", "'big' is an endpoint", "reject and eval"]),
+        (("endpoint.rl.url=http://h/v1", "endpoint.rl.model=m"), ["'rl' has the name of a stage"]),
+        (("endpoint.policy.url=http://h/v1", "endpoint.policy.model=m"), ["'policy' has the name of a table"]),
+        (("endpoint.Big.url=http://h/v1", "endpoint.Big.model=m"), ["'Big'", "small letters"]),
+        (("endpoint.big.url=localhost:8000", "endpoint.big.model=m"), ["endpoint.big.url", "localhost:8000"]),
+        (("endpoint.big.url=http://h/v1",), ["endpoint.big.model is missing"]),
+        ((*ENDPOINT, "endpoint.big.api_key=sk-1"), ["unknown key endpoint.big.api_key", "did you mean 'api_key_env'"]),
+        (("trainer.save_evry=1",), ["trainer.save_evry", "did you mean 'save_every'"]),
+        (("trainer.max_skipped_steps=0",), ["trainer.max_skipped_steps"]),
+    ],
+)
+def test_endpoints_and_the_trainer_are_checked(path: Path, overrides: tuple[str, ...], words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(path, overrides)
+    for word in words:
+        assert word in str(caught.value)

@@ -1,4 +1,4 @@
-"""The recipe's tables for what draws completions and where: ``[sampler]`` and ``[cluster]``."""
+"""The recipe's tables for how it trains and draws, and where: ``[trainer] [endpoint.NAME] [sampler] [cluster]``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,42 @@ class Section(BaseModel):
     """A recipe table: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainerConfig(Section):
+    """How training is kept safe, and what of it is kept."""
+
+    #: Steps between two saved states, from which a run goes on; 0: only at SIGTERM, at Ctrl-C and at a stage's end.
+    save_every: int = Field(50, ge=0)
+    #: What checkpoints hold. auto: what the model computes in (``policy.dtype``).
+    checkpoint_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    #: Checkpoints of single steps that are kept beside a stage's last one, newest first; made when a state is saved.
+    keep_checkpoints: int = Field(0, ge=0)
+    #: A metric such as "accuracy/heldout": the step where it was highest is kept as checkpoints/best.
+    best_metric: str | None = Field(None, min_length=1)
+    #: Steps in a row whose gradient is not finite, all of them skipped, that end the run.
+    max_skipped_steps: int = Field(5, ge=1)
+
+
+class EndpointConfig(Section):
+    """A model behind an OpenAI-compatible server, such as ``vllm serve``. It is drawn from and never trained."""
+
+    #: Up to the version, such as "http://localhost:8000/v1".
+    url: str = Field(pattern=r"^https?://[^\s/]+\S*$")
+    #: The name that the server gives the model.
+    model: str = Field(min_length=1)
+    #: completions: our chat template and prefill, exactly as in training. chat: the server's own template.
+    api: Literal["completions", "chat"] = "completions"
+    #: Folder or hub id of its tokenizer.
+    tokenizer: str | None = None
+    #: Environment variable that holds the key; the key itself is written nowhere.
+    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    #: Requests under way at once.
+    concurrency: int = Field(16, ge=1)
+    #: Seconds for one answer.
+    timeout: float = Field(300.0, gt=0)
+    #: Ask for the log-probability of every token.
+    logprobs: bool = False
 
 
 class SamplerConfig(Section):

@@ -1,24 +1,24 @@
-"""The recipe: its schema, loading a TOML file, `key=value` overrides, errors that name the key.
+"""The schema of a recipe: models, data, rewards and the stages in order; the other tables are in ``engine``.
 
-A recipe is complete and read once. Every default stands here and nowhere else.
+A recipe is complete and read once. Every default stands in these two files and nowhere else.
 """
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from rlreason.config_engine import ClusterConfig, SamplerConfig, Section
-from rlreason.config_errors import explain
+from rlreason.config.engine import ClusterConfig, EndpointConfig, SamplerConfig, Section, TrainerConfig
 from rlreason.data.rows import Columns
-from rlreason.errors import UsageError, nearest
+from rlreason.errors import nearest
 from rlreason.objective.presets import expand
 from rlreason.objective.spec import ObjectiveSpec
 
 Scalar = str | int | float | bool
+#: Names of stages and endpoints.
+NAME = r"^[a-z0-9][a-z0-9_]*$"
 
 
 class TokenizerConfig(Section):
@@ -37,7 +37,8 @@ class PolicyConfig(Section):
     #: Passed to the transformers config class of ``model_type``; with ``path``, what the loaded model must have.
     model: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict)
     tokenizer: TokenizerConfig = TokenizerConfig()
-    #: auto: float32 on a CPU, bfloat16 on an accelerator (logits and log-probabilities are float32 everywhere).
+    #: What is computed in. auto: float32 on a CPU, bfloat16 on an accelerator. Parameters that train, moments,
+    #: gradients, logits and log-probabilities are float32 everywhere; ``trainer.checkpoint_dtype`` says what is saved.
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
@@ -75,7 +76,7 @@ class OptimizerConfig(Section):
 class TrainingStage(Section):
     """What all stages that train share."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$")
+    name: str = Field(pattern=NAME)
     steps: int = Field(ge=1)
     optimizer: OptimizerConfig = OptimizerConfig()
     #: Tokens that one micro-batch computes at most, a shared prompt counted once; changes memory and speed, never the
@@ -165,7 +166,8 @@ class RejectStage(Section):
     """Rejection sampling: draw from a trained policy, keep completions that are verified correct."""
 
     kind: Literal["reject"]
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$")
+    name: str = Field(pattern=NAME)
+    #: As in training stages; an endpoint's name draws from that server.
     model: str | None = None
     #: Training problems to pass over first.
     first_problem: int = Field(0, ge=0)
@@ -195,8 +197,8 @@ class EvalStage(Section):
     """Measure models on held-out problems."""
 
     kind: Literal["eval"]
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$")
-    #: Names of training stages.
+    name: str = Field(pattern=NAME)
+    #: Names of training stages and endpoints, and policy or student.
     models: tuple[str, ...] = Field(min_length=1)
     problems: int = Field(500, ge=1)
     samples_per_problem: int = Field(1, ge=1)
@@ -219,6 +221,9 @@ class Recipe(Section):
     seed: int = Field(0, ge=0)
     policy: PolicyConfig = PolicyConfig()
     student: PolicyConfig | None = None
+    #: OpenAI-compatible servers by name, each a model that ``reject`` and ``eval`` stages may draw from.
+    endpoint: dict[str, EndpointConfig] = Field(default_factory=dict)
+    trainer: TrainerConfig = TrainerConfig()
     data: DataConfig
     #: Reward name or plug-in -> weight, or {weight, options...}.
     reward: dict[str, RewardTerm] = Field(default_factory=lambda: dict(ACCURACY))
@@ -236,6 +241,7 @@ class Recipe(Section):
             raise ValueError(
                 "cluster.colocate takes turns on one GPU, and staleness > 0 samples while the policy learns: use one"
             )
+        self._check_endpoint_names()
         names = [stage.name for stage in self.stage]
         for name in names:
             if name in {"policy", "student"}:
@@ -255,12 +261,15 @@ class Recipe(Section):
     def _check_references(self, stage: Stage, trained: list[str], rejects: list[str]) -> None:
         models = stage.models if isinstance(stage, EvalStage) else (stage.model,)
         for model in models:
+            if model in self.endpoint:
+                self._check_endpoint_use(stage, model)
+                continue
             if model == "student" and self.student is None:
                 raise ValueError(f"stage {stage.name!r} trains the student, but the recipe has no [student] table")
             if model is not None and model not in {"policy", "student", *trained}:
                 raise ValueError(
-                    f"stage {stage.name!r}: model {model!r} is neither policy, student nor an earlier training stage "
-                    f"({', '.join(trained) or 'none yet'}){nearest(model, trained)}"
+                    f"stage {stage.name!r}: model {model!r} is neither policy, student, an endpoint nor an earlier "
+                    f"training stage ({', '.join(trained) or 'none yet'}){nearest(model, [*trained, *self.endpoint])}"
                 )
         if isinstance(stage, RejectStage) and stage.temperature == 0 and stage.samples_per_problem > 1:
             raise ValueError(
@@ -274,88 +283,28 @@ class Recipe(Section):
                     f"stage {stage.name!r}: traces {stage.traces!r} is no earlier reject stage "
                     f"({', '.join(rejects)}){nearest(stage.traces, rejects)}"
                 )
+            self._check_teacher(stage, stage.traces or rejects[-1])
 
+    def _check_endpoint_names(self) -> None:
+        taken = {"policy": "table", "student": "table"} | {stage.name: "stage" for stage in self.stage}
+        for name in self.endpoint:
+            if re.fullmatch(NAME, name) is None:
+                raise ValueError(f"endpoint {name!r}: names are small letters, digits and _, such as teacher_32b")
+            if name in taken:
+                raise ValueError(f"endpoint {name!r} has the name of a {taken[name]}; give it one of its own")
 
-def recipes_folder() -> Path:
-    """The shipped recipes."""
-    return Path(__file__).parent / "recipes"
+    def _check_endpoint_use(self, stage: Stage, name: str) -> None:
+        if not isinstance(stage, (EvalStage, RejectStage)):
+            raise ValueError(
+                f"stage {stage.name!r} trains its model, and {name!r} is an endpoint, whose weights are not ours; "
+                "endpoints can be the model of reject and eval stages"
+            )
 
-
-def shipped_recipes() -> list[str]:
-    """Names of the shipped recipes, sorted."""
-    return sorted(path.parent.name for path in recipes_folder().glob("*/recipe.toml"))
-
-
-def locate(recipe: str) -> Path:
-    """The TOML file of a shipped name or a path. Raises UsageError naming the nearest shipped recipe."""
-    shipped = recipes_folder() / recipe / "recipe.toml"
-    if shipped.is_file():
-        return shipped
-    path = Path(recipe)
-    if path.is_dir() and (path / "recipe.toml").is_file():
-        return path / "recipe.toml"
-    if path.is_file():
-        return path
-    names = shipped_recipes()
-    raise UsageError(
-        f"no recipe {recipe!r}: neither a file nor a shipped recipe ({', '.join(names)}){nearest(recipe, names)}"
-    )
-
-
-def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe and apply ``key=value`` overrides. Raises UsageError with file, key and nearest match."""
-    try:
-        with path.open("rb") as file:
-            table = tomllib.load(file)
-    except OSError as error:
-        raise UsageError(f"can't read {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path}: not valid TOML: {error}") from error
-    for override in overrides:
-        _override(table, override)
-    try:
-        return TypeAdapter(Recipe).validate_python(table)
-    except ValidationError as error:
-        raise UsageError(f"{path}: {explain(error, table, Recipe)}") from error
-
-
-def _override(table: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise UsageError(f"override {override!r}: write key=value, such as seed=1 or stage.grpo.steps=10")
-    parts = _split_key(key)
-    node: Any = table
-    for depth, part in enumerate(parts[:-1]):
-        if isinstance(node, list):
-            node = _stage_named(node, part, override)
-        elif isinstance(node, dict):
-            node = node.setdefault(part, {})
-        else:
-            raise UsageError(f"override {override!r}: {'.'.join(parts[:depth])} holds a value, not a table")
-    if not isinstance(node, dict):
-        raise UsageError(f"override {override!r}: a stage is addressed by name, such as stage.grpo.steps=10")
-    node[parts[-1]] = _value(text)
-
-
-def _split_key(key: str) -> list[str]:
-    """Dotted key, with quoted parts for names that hold dots: ``reward."pkg.mod:fn"``."""
-    parts: list[str] = []
-    for index, piece in enumerate(key.split('"')):
-        parts += [piece] if index % 2 else [part for part in piece.split(".") if part]
-    return parts
-
-
-def _stage_named(stages: list[dict[str, Any]], name: str, override: str) -> dict[str, Any]:
-    for stage in stages:
-        if stage.get("name") == name:
-            return stage
-    names = [str(stage.get("name")) for stage in stages]
-    raise UsageError(f"override {override!r}: no stage {name!r} (stages: {', '.join(names)}){nearest(name, names)}")
-
-
-def _value(text: str) -> Any:
-    """A TOML value where the text is one, a string otherwise."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+    def _check_teacher(self, stage: DistillStage, traces: str) -> None:
+        """A divergence from the teacher needs its distribution, not just its text."""
+        model = next(one.model for one in self.stage if isinstance(one, RejectStage) and one.name == traces)
+        if stage.teacher_kl > 0 and model in self.endpoint:
+            raise ValueError(
+                f"stage {stage.name!r}: teacher_kl = {stage.teacher_kl:g} needs the teacher's distribution, and the "
+                f"traces are of the endpoint {model!r}, which gives text: use teacher_kl = 0"
+            )

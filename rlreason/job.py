@@ -59,7 +59,7 @@ def run_job(recipe: Recipe, path: Path, options: JobOptions, console: Console) -
     quiet_loading()
     prepare_process()
     if options.resume:
-        run = RunDirectory.resume(folder, recipe_toml(recipe))
+        run = RunDirectory.resume(folder)
     else:
         run = RunDirectory.create(folder, recipe_toml(recipe), _manifest(checked, options.command, device_names()))
     display = RichDisplay(console)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from rlreason.errors import UsageError
-from rlreason.run import atomic, manifest
-from rlreason.run.manifest import Manifest, StageEntry
+from rlreason.run import atomic, lock, manifest
+from rlreason.run.interrupt import deferred
+from rlreason.run.manifest import Change, Manifest, StageEntry
+from rlreason.run.states import SavedState, StageStates, StateRecord, cut_files, file_lengths
+
+Fill = Callable[[Path], None]
 
 
 def now() -> str:
@@ -19,17 +26,24 @@ def now() -> str:
 
 
 class RunDirectory:
-    """A run on disk: ``manifest.json`` says which stages are done; only those are trusted on resume."""
+    """A run on disk: ``manifest.json`` says which stages are done; a stage that isn't goes on from its newest state.
+
+    ``notes`` collects what a person should know, such as a damaged state; ``tell`` is called with each as it comes.
+    """
 
     def __init__(self, root: Path, record: Manifest) -> None:
         self.root = root
         self.manifest = record
+        self.notes: list[str] = []
+        self.tell: Callable[[str], None] = lambda note: None
+        #: The stage that was begun last and is not finished.
+        self.current: str | None = None
+        self._marks: dict[str, dict[str, int]] = {}
 
     @classmethod
     def create(cls, root: Path, recipe_toml: str, record: Manifest) -> RunDirectory:
         """Start a run in an empty or new folder. Raises UsageError where one is already there."""
-        if root.exists() and any(root.iterdir()):
-            raise UsageError(f"{root} is not empty: add --resume to continue that run, or choose another --out")
+        refuse_used(root)
         (root / "stages").mkdir(parents=True, exist_ok=True)
         (root / "eval").mkdir(exist_ok=True)
         atomic.write_text(root / "recipe.toml", recipe_toml)
@@ -38,22 +52,40 @@ class RunDirectory:
         return directory
 
     @classmethod
-    def resume(cls, root: Path, recipe_toml: str) -> RunDirectory:
-        """Take up a run. Raises UsageError when the recipe is not the one it was started with."""
+    def resume(cls, root: Path) -> RunDirectory:
+        """Take up a run. Raises UsageError where there is none. That its recipe fits is for the caller to see to."""
         directory = cls(root, manifest.read(root / "manifest.json"))
-        started_with = (root / "recipe.toml").read_text(encoding="utf-8")
-        if started_with != recipe_toml:
-            changed = _first_difference(started_with, recipe_toml)
-            raise UsageError(f"{root} was started with another recipe ({changed}); resume with the same or start anew")
-        for entry in directory.manifest.stages:
-            if entry.status != "done":
-                shutil.rmtree(directory.stage_folder(entry.name), ignore_errors=True)
-                entry.status, entry.error = "pending", None
-        directory.save()
+        for folder in (root, *(directory.stage_folder(entry.name) for entry in directory.manifest.stages)):
+            atomic.recover(folder)
         return directory
 
+    def change(self, recipe_toml: str, what: Sequence[str]) -> None:
+        """Replace the recipe and note in the manifest what is different."""
+        self.manifest.changes += [Change(time=now(), what=line) for line in what]
+        self.save()
+        atomic.write_text(self.root / "recipe.toml", recipe_toml)
+
+    def extend(self, name: str) -> list[str]:
+        """Let a stage that is done go on from its last state; stages that descend from it are to be done anew.
+
+        Returns the names of the latter. Raises UsageError where the stage has no state.
+        """
+        entry = self.manifest.stage(name)
+        if entry.status != "done":
+            return []
+        if not self._states(name).exist():
+            raise UsageError(f"stage {name!r} is done and has no state to go on from in {self._states_folder(name)}")
+        entry.status, entry.finished = "pending", None
+        redo = {name}
+        for later in self.manifest.stages:
+            if later.name != name and redo & set(later.parents) and later.status != "pending":
+                redo.add(later.name)
+                self._clear(later.name)
+        self.save()
+        return [other.name for other in self.manifest.stages if other.name in redo - {name}]
+
     def save(self) -> None:
-        """Write the manifest atomically."""
+        """Write the manifest atomically. Raises DiskFull."""
         self.manifest.save(self.root / "manifest.json")
 
     def stage_folder(self, name: str) -> Path:
@@ -70,24 +102,130 @@ class RunDirectory:
             raise UsageError(f"{folder} changed since stage {name!r} wrote it (checksum differs); start anew")
         return folder
 
-    def begin(self, name: str, parents: list[str]) -> StageEntry:
-        """Mark a stage as running, its folder empty."""
+    def begin(self, name: str, parents: list[str]) -> tuple[StageEntry, SavedState | None]:
+        """Mark a stage as running, and give the state that it goes on from; None: from its start.
+
+        Its *.jsonl files are cut back to where they were when that state was saved, to nothing without one; nothing
+        else is touched. The entry's seconds and tokens become those of the state. Raises UsageError where states are
+        there and none verifies.
+        """
         entry = self.manifest.stage(name)
-        entry.status, entry.started, entry.parents = "running", now(), parents
         folder = self.stage_folder(name)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        found = self._states(name).newest(self._note)
+        record = found[0] if found else StateRecord(step=0)
+        cut_files(folder, record.files, self._note)
+        self._marks.pop(name, None)
+        if entry.started is None:
+            entry.started = now()
+        else:
+            entry.resumed += 1
+        entry.status, entry.error, entry.finished, entry.parents = "running", None, None, parents
+        entry.seconds, entry.sampled_tokens = record.seconds, record.sampled_tokens
+        entry.trained_tokens = record.trained_tokens
+        self.current = name
         self.save()
-        return entry
+        return entry, SavedState(step=record.step, progress=record.progress, folder=found[1]) if found else None
+
+    def mark(self, name: str) -> None:
+        """A step is done: what was appended up to here belongs to it.
+
+        Of a stage that calls this, a state holds the files as they were at the last mark; so one saved in the middle of
+        a step leaves out that step's lines.
+        """
+        self._marks[name] = file_lengths(self.stage_folder(name))
+
+    def save_state(self, name: str, step: int, progress: Mapping[str, JsonValue], fill: Fill | None = None) -> None:
+        """Save what the stage needs to go on after ``step`` steps: ``progress`` and what ``fill`` writes into a folder.
+
+        All or nothing, signals wait, and the state before stays. The entry's seconds and tokens are saved as they are.
+        Raises DiskFull, the last good state kept.
+        """
+        entry, folder, states = self.manifest.stage(name), self.stage_folder(name), self._states(name)
+        with deferred():
+            for path in folder.glob("*.jsonl"):
+                atomic.sync_file(path)
+            record = StateRecord(
+                step=step,
+                progress=dict(progress),
+                files=self._marks[name] if name in self._marks else file_lengths(folder),
+                seconds=entry.seconds,
+                sampled_tokens=entry.sampled_tokens,
+                trained_tokens=entry.trained_tokens,
+            )
+            try:
+                states.save(record, fill)
+            except atomic.DiskFull as error:
+                last = states.newest_step()
+                kept = "nothing of the stage is saved yet" if last is None else f"the state of step {last} is kept"
+                raise atomic.DiskFull(f"{error}; {kept}: make room, then `rlreason resume {self.root}`") from error
+            self.save()
+
+    def save_checkpoint(self, name: str, label: str, fill: Fill, keep: int | None = None) -> Path:
+        """Write ``checkpoints/<label>`` of a stage, all or nothing. ``label``: "step-000050" or "best".
+
+        With ``keep``, only the newest so many of the step checkpoints stay. Raises DiskFull.
+        """
+        folder = self.stage_folder(name) / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        with deferred():
+            atomic.write_folder(folder / label, fill)
+            if keep is not None:
+                for old in sorted(folder.glob("step-*"), key=lambda path: (len(path.name), path.name))[: -keep or None]:
+                    shutil.rmtree(old)
+        return folder / label
+
+    def newest_state(self, name: str) -> int | None:
+        """Step of the newest state of a stage, by its name; None: it has none."""
+        return self._states(name).newest_step()
+
+    def finish(self, name: str) -> None:
+        """Mark a stage as done. Its newest state stays, so that it may be given more steps."""
+        entry = self.manifest.stage(name)
+        self._states(name).prune(1)
+        entry.status, entry.finished, entry.error = "done", now(), None
+        self.current = None
+        self.save()
+
+    def interrupted(self, reason: str) -> str | None:
+        """Mark the stage that was running as interrupted and return its name; None: none was."""
+        if self.current is None:
+            return None
+        entry = self.manifest.stage(self.current)
+        entry.status, entry.error = "interrupted", reason
+        self.save()
+        return entry.name
 
     def append(self, stage: str, file_name: str, row: Mapping[str, object]) -> None:
-        """Add one JSON line to a file of the stage."""
-        with (self.stage_folder(stage) / file_name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        """Add one JSON line to a file of the stage. Raises DiskFull."""
+        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        folder = self.stage_folder(stage)
+        with atomic.naming_full_disk(folder, f"to write {file_name}"), (folder / file_name).open("ab", 0) as file:
+            while line:
+                line = line[os.write(file.fileno(), line) :]
+
+    def _states_folder(self, name: str) -> Path:
+        return self.stage_folder(name) / "state"
+
+    def _states(self, name: str) -> StageStates:
+        return StageStates(self._states_folder(name))
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        self.tell(text)
+
+    def _clear(self, name: str) -> None:
+        """Undo a stage whose parents change: its folder, its evaluations, its entry."""
+        shutil.rmtree(self.stage_folder(name), ignore_errors=True)
+        for path in (self.root / "eval").glob(f"{name}-*.json"):
+            path.unlink()
+        index = self.manifest.stages.index(self.manifest.stage(name))
+        self.manifest.stages[index] = StageEntry(name=name, kind=self.manifest.stages[index].kind)
 
 
-def _first_difference(old: str, new: str) -> str:
-    for before, after in zip(old.splitlines(), new.splitlines(), strict=False):
-        if before != after:
-            return f"`{before}` became `{after}`"
-    return "lines were added or removed"
+def refuse_used(root: Path) -> None:
+    """Raise UsageError where a run can't be begun in ``root``: a file, or a folder with something in it."""
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"{root} is a file: --out names a folder for the run")
+    if root.exists() and any(path.name != lock.NAME for path in root.iterdir()):
+        raise UsageError(f"{root} is not empty: add --resume to continue that run, or choose another --out")

@@ -41,15 +41,43 @@ class DataEntry(Entry):
     size: int | None = None
 
 
+class InputEntry(Entry):
+    """A file that the recipe names, as it was when the run began.
+
+    Example: ``InputEntry(kind="data", path="/data/sums.jsonl", sha256="9f86…", copied_to="inputs/9f86d081-sums.jsonl")``.
+    """
+
+    kind: Literal["data", "reward"]
+    #: Absolute, as in recipe.toml; of an installed plug-in its module, as ``pkg.mod``.
+    path: str
+    sha256: str
+    #: In the run directory. None: not copied, and ``note`` says why.
+    copied_to: str | None = None
+    note: str | None = None
+
+
+class Change(Entry):
+    """What was changed when the run was taken up again.
+
+    Example: ``Change(time="2026-05-04T10:00:00+00:00", what="stage.grpo.steps: 50 -> 80")``.
+    """
+
+    time: str
+    what: str
+
+
 class StageEntry(Entry):
     """One stage: how far it got and what it made. Times are ISO-8601 in UTC, durations seconds."""
 
     name: str
     kind: str
-    status: Literal["pending", "running", "done", "failed"] = "pending"
+    status: Literal["pending", "running", "interrupted", "done", "failed"] = "pending"
     started: str | None = None
     finished: str | None = None
+    #: Of all its sessions, as far as what they did was kept.
     seconds: float = 0.0
+    #: How often it was taken up again.
+    resumed: int = 0
     checkpoint: str | None = None
     parameters: int | None = None
     active_parameters: int | None = None
@@ -83,6 +111,8 @@ class Manifest(Entry):
     hardware: Hardware
     seed: int
     data: dict[str, DataEntry] = {}
+    inputs: list[InputEntry] = []
+    changes: list[Change] = []
     stages: list[StageEntry] = Field(default_factory=list)
     totals: Totals = Totals()
 

@@ -43,8 +43,6 @@ class _State:
     """What the handler knows. One a process: signals are a process's."""
 
     catching: int = 0
-    #: A child that was forked off inherits the handler, and is to die as if there were none.
-    process: int = 0
     depth: int = 0
     received: int | None = None
     received_at: float = 0.0
@@ -55,10 +53,18 @@ class _State:
 _state = _State()
 
 
+def _forget_in_child() -> None:
+    """A child that was forked off dies of a signal as if nothing caught it."""
+    if _state.catching:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
 def _handle(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
-    if _state.process != os.getpid():
-        _end_at_once(number)
     if _state.received is not None:
         if now - _state.received_at > ONE_SIGNAL:
             _end_at_once(number)
@@ -85,7 +91,6 @@ def catching_signals() -> Iterator[None]:
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     _state.catching += 1
-    _state.process = os.getpid()
     reinstall()
     try:
         yield

@@ -44,7 +44,7 @@ class DataEntry(Entry):
 class InputEntry(Entry):
     """A file that the recipe names, as it was when the run began.
 
-    Example: ``InputEntry(kind="data", path="/data/sums.jsonl", sha256="9f86…", copied_to="inputs/9f86d081-sums.jsonl")``.
+    Example: ``InputEntry(kind="data", path="/data/sums.jsonl", sha256="9f86…", copied_to="inputs/9f86-sums.jsonl")``.
     """
 
     kind: Literal["data", "reward"]

@@ -34,14 +34,15 @@ class EvalRequest:
 def evaluate_model(request: EvalRequest) -> list[str]:
     """Measure and return one line a suite. Raises UsageError for unknown suites, data or models."""
     opened = [(suite, _open(suite, request.data)) for suite in _suites(request.suites)]
-    from rlreason.policy.model import count_parameters, default_device, quiet_loading
+    from rlreason.policy.model import count_parameters, default_device, quiet_loading, resolve_dtype
     from rlreason.policy.policies import load_policy
     from rlreason.policy.process import prepare_process
     from rlreason.sampler.open import inline_sampler
 
     quiet_loading()
     prepare_process()
-    policy = load_policy(request.model, "auto", default_device())
+    device = default_device()
+    policy = load_policy(request.model, resolve_dtype("auto", device), device)
     params = SamplingParams(
         samples_per_problem=request.samples,
         temperature=0.0 if request.samples == 1 else 1.0,

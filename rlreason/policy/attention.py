@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rlreason.types import Packing
+from rlreason.objective.batch import Packing
 
 #: The attention of every policy: transformers' "sdpa", unless a forward call brings a ``PackedLayout``.
 ATTENTION = "rlreason"

@@ -1,27 +1,32 @@
-"""Rows -> micro-batches. Owns the one-token shift: column t of a batch predicts its target t.
+"""Training samples -> micro-batches. Owns the one-token shift: column t of a batch predicts its target t.
 
 A micro-batch is packed: every prompt once, every completion behind it, without padding (``attention.py``). Models that
-cannot do that take a padded table of whole rows. Rows are sorted and cut by a token budget, into parts of about the
-same size. Which rows share a micro-batch never changes the loss: every sum is divided by one global count.
+cannot do that take a padded table of whole rows. Samples are sorted and cut by a token budget, into parts of about the
+same size. Which samples share a micro-batch never changes the loss: every sum is divided by one global count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlreason.types import Batch, Completion, Packing, Row
+from rlreason.objective.batch import Batch, Packing
+from rlreason.types import Completion, TrainingSample
 
 #: Trials of smaller budgets.
 _HALVINGS = 5
 Cut = Callable[[int], list[list[int]]]
+Arrays = Sequence[npt.NDArray[Any]]
 
 
 def make_batches(
-    rows: Sequence[Row], max_tokens: int, pad_id: int, device: torch.device, *, packed: bool = False
+    rows: Sequence[TrainingSample], max_tokens: int, pad_id: int, device: torch.device, *, packed: bool = False
 ) -> list[Batch]:
     """Cut ``rows`` into micro-batches of at most ``max_tokens`` computed positions (one row at least).
 
@@ -47,7 +52,7 @@ def _balanced(cut: Cut, max_tokens: int) -> list[list[int]]:
     return best
 
 
-def _whole_cut(rows: Sequence[Row]) -> Cut:
+def _whole_cut(rows: Sequence[TrainingSample]) -> Cut:
     """Rows by length; a micro-batch computes all of its rows at the width of the longest."""
     widths = [len(row.token_ids) for row in rows]
     order = sorted(range(len(rows)), key=lambda at: widths[at])
@@ -63,14 +68,13 @@ def _whole_cut(rows: Sequence[Row]) -> Cut:
     return cut
 
 
-def _packed_cut(rows: Sequence[Row]) -> Cut:
+def _packed_cut(rows: Sequence[TrainingSample]) -> Cut:
     """Rows prompt by prompt, those with short completions first, which keeps the tables of attention narrow."""
-    numbers: dict[tuple[int, ...], int] = {}
     before = [row.prompt_length for row in rows]
-    prompt = [numbers.setdefault(row.token_ids[:n], len(numbers)) for row, n in zip(rows, before, strict=True)]
+    prompt, prompts = _distinct([row.token_ids[:n] for row, n in zip(rows, before, strict=True)])
     # The last token of a completion is predicted, but predicts nothing.
     behind = [len(row.token_ids) - n - 1 for row, n in zip(rows, before, strict=True)]
-    longest = [0] * len(numbers)
+    longest = [0] * len(prompts)
     for number, length in zip(prompt, behind, strict=True):
         longest[number] = max(length, longest[number])
     order = sorted(range(len(rows)), key=lambda at: (longest[prompt[at]], prompt[at], behind[at]))
@@ -90,107 +94,153 @@ def _packed_cut(rows: Sequence[Row]) -> Cut:
     return cut
 
 
-def collate(rows: Sequence[Row], pad_id: int, device: torch.device, places: Sequence[int] = ()) -> Batch:
+def collate(rows: Sequence[TrainingSample], pad_id: int, device: torch.device, places: Sequence[int] = ()) -> Batch:
     """Right-pad whole ``rows`` to one length and shift: inputs are tokens 0..T-1, targets tokens 1..T."""
-    ids = _padded([row.token_ids for row in rows], pad_id, torch.long, device)
-    return _batch(
-        rows,
-        ids[:, :-1].contiguous(),
-        ids[:, 1:].contiguous(),
-        _padded([row.loss_mask[1:] for row in rows], 0.0, torch.float32, device),
-        _padded([row.sampler_logprobs[1:] for row in rows], 0.0, torch.float32, device),
-        None,
-        places,
-    )
+    ids = _padded([row.token_ids for row in rows], pad_id, np.int64)
+    inputs = torch.from_numpy(np.ascontiguousarray(ids[:, :-1])).to(device)
+    return _batch(rows, [1] * len(rows), inputs, pad_id, None, places)
 
 
-def pack(rows: Sequence[Row], pad_id: int, device: torch.device, places: Sequence[int] = ()) -> Batch:
+def pack(rows: Sequence[TrainingSample], pad_id: int, device: torch.device, places: Sequence[int] = ()) -> Batch:
     """Prompts of ``rows``, each once, and their completions behind them; the rows of the batch are completions."""
     starts = [row.prompt_length for row in rows]
-    numbers: dict[tuple[int, ...], int] = {}
-    prompt_of_B = [numbers.setdefault(row.token_ids[:n], len(numbers)) for row, n in zip(rows, starts, strict=True)]
-    pieces = [*numbers, *(row.token_ids[n:-1] for row, n in zip(rows, starts, strict=True))]
+    prompt_of_B, prompts = _distinct([row.token_ids[:n] for row, n in zip(rows, starts, strict=True)])
+    pieces = [*prompts, *(row.token_ids[n:-1] for row, n in zip(rows, starts, strict=True))]
     lengths = [len(piece) for piece in pieces]
     first = [0, *accumulate(lengths)]
-    count = len(numbers)
-    places_of = [tuple(range(start, start + length)) for start, length in zip(first[:-1], lengths, strict=True)]
+    count = len(prompts)
+    places_of = [np.arange(start, start + length) for start, length in zip(first[:-1], lengths, strict=True)]
     ends = [first[number] + lengths[number] - 1 for number in prompt_of_B]
-    sources = [(end, *own) for end, own in zip(ends, places_of[count:], strict=True)]
+    sources = [np.concatenate(([end], own)) for end, own in zip(ends, places_of[count:], strict=True)]
     width, steps = max(lengths[:count]), max(lengths[count:])
     table = [number * width for number in range(count)] + [count * width + b * steps for b in range(len(rows))]
     offsets = [0] * count + starts
 
-    def integers(values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=device)
+    def on_device(values: npt.ArrayLike) -> Tensor:
+        return torch.from_numpy(np.asarray(values, dtype=np.int64)).to(device)
+
+    def ranges(begins: Sequence[int]) -> Tensor:
+        return on_device(np.concatenate([np.arange(at, at + n) for at, n in zip(begins, lengths, strict=True)]))
 
     packing = Packing(
-        positions_L=integers([at + i for at, n in zip(offsets, lengths, strict=True) for i in range(n)]),
-        prompt_at_GP=_padded(places_of[:count], 0, torch.long, device),
-        prompt_lengths_G=integers(lengths[:count]),
-        prompt_of_B=integers(prompt_of_B),
-        row_at_BS=_padded(places_of[count:], 0, torch.long, device),
-        back_L=integers([at + i for at, n in zip(table, lengths, strict=True) for i in range(n)]),
-        source_BT=_padded(sources, 0, torch.long, device),
+        positions_L=ranges(offsets),
+        prompt_at_GP=on_device(_padded(places_of[:count], 0, np.int64)),
+        prompt_lengths_G=on_device(lengths[:count]),
+        prompt_of_B=on_device(prompt_of_B),
+        row_at_BS=on_device(_padded(places_of[count:], 0, np.int64)),
+        back_L=ranges(table),
+        source_BT=on_device(_padded(sources, 0, np.int64)),
     )
-    behind = list(zip(rows, starts, strict=True))
-    return _batch(
-        rows,
-        integers([token for piece in pieces for token in piece]).unsqueeze(0),
-        _padded([row.token_ids[n:] for row, n in behind], pad_id, torch.long, device),
-        _padded([row.loss_mask[n:] for row, n in behind], 0.0, torch.float32, device),
-        _padded([row.sampler_logprobs[n:] for row, n in behind], 0.0, torch.float32, device),
-        packing,
-        places,
-    )
+    return _batch(rows, starts, on_device(np.concatenate(pieces)).unsqueeze(0), pad_id, packing, places)
 
 
 def _batch(
-    rows: Sequence[Row],
+    rows: Sequence[TrainingSample],
+    starts: Sequence[int],
     inputs: Tensor,
-    targets_BT: Tensor,
-    loss_mask_BT: Tensor,
-    sampler_logprobs_BT: Tensor,
+    pad_id: int,
     packing: Packing | None,
     places: Sequence[int],
 ) -> Batch:
-    device = targets_BT.device
+    """The tensors of the targets, which begin at ``starts`` of each row."""
+
+    def table(values: Sequence[npt.NDArray[Any] | None], fill: float, dtype: Any = np.float32) -> Tensor | None:
+        if any(one is None for one in values):
+            return None
+        targets = [one[n:] for one, n in zip(values, starts, strict=True) if one is not None]
+        return torch.from_numpy(_padded(targets, fill, dtype)).to(inputs.device)
+
+    def filled(values: Sequence[npt.NDArray[Any]], fill: float, dtype: Any = np.float32) -> Tensor:
+        found = table(values, fill, dtype)
+        assert found is not None
+        return found
+
     return Batch(
         token_ids_BT=inputs,
-        targets_BT=targets_BT,
-        loss_mask_BT=loss_mask_BT,
-        sampler_logprobs_BT=sampler_logprobs_BT,
-        advantages_B1=torch.tensor([[row.advantage] for row in rows], dtype=torch.float32, device=device),
-        weights_B1=torch.tensor([[row.weight] for row in rows], dtype=torch.float32, device=device),
+        targets_BT=filled([row.token_ids for row in rows], pad_id, np.int64),
+        loss_mask_BT=filled([row.loss_mask for row in rows], 0.0),
+        sampler_logprobs_BT=filled([_array(row.sampler_logprobs) for row in rows], 0.0),
+        advantages_BT=filled([_array(row.advantages) for row in rows], 0.0),
+        weights_BT=filled([_array(row.weights) for row in rows], 0.0),
+        old_logprobs_BT=table([row.old_logprobs for row in rows], 0.0),
+        reference_logprobs_BT=table([row.reference_logprobs for row in rows], 0.0),
+        teacher_logprobs_BT=table([row.teacher_logprobs for row in rows], 0.0),
+        routed_experts=table([row.routed_experts for row in rows], 255, np.uint8),
         packing=packing,
         places=tuple(places),
     )
 
 
-def _padded(
-    lists: Sequence[tuple[int, ...]] | Sequence[tuple[float, ...]],
-    fill: float,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    width = max(len(values) for values in lists)
-    table = [[*values, *[fill] * (width - len(values))] for values in lists]
-    return torch.tensor(table, dtype=dtype, device=device)
+def _array(values: npt.NDArray[np.float32] | float) -> npt.NDArray[np.float32]:
+    assert not isinstance(values, (int, float))  # ``TrainingSample`` spreads a number over its tokens
+    return values
 
 
-def supervised_row(token_ids: Sequence[int], loss_mask: Sequence[int]) -> Row:
-    """A demonstration as a training row: no sampler, no advantage."""
-    zeros = (0.0,) * len(token_ids)
-    return Row(token_ids=tuple(token_ids), loss_mask=tuple(loss_mask), sampler_logprobs=zeros)
+def _distinct(arrays: Arrays) -> tuple[list[int], list[npt.NDArray[Any]]]:
+    """(number of each array, the different ones in order of appearance)."""
+    numbers: dict[bytes, int] = {}
+    different = []
+    found = []
+    for array in arrays:
+        number = numbers.setdefault(array.tobytes(), len(numbers))
+        if number == len(different):
+            different.append(array)
+        found.append(number)
+    return found, different
 
 
-def rollout_row(completion: Completion, advantage: float, weight: float, group_id: str) -> Row:
-    """A completion as a training row: all of its tokens carry its advantage, and ``weight`` in the loss."""
-    prompt, length = len(completion.prompt_ids), len(completion.token_ids)
-    return Row(
-        token_ids=completion.prompt_ids + completion.token_ids,
-        loss_mask=(0,) * prompt + (1,) * length,
-        sampler_logprobs=(0.0,) * prompt + completion.logprobs_T,
-        advantage=advantage,
-        weight=weight,
+def _padded(arrays: Arrays, fill: float, dtype: Any) -> npt.NDArray[Any]:
+    """The arrays as rows of one table, [rows, longest, …]."""
+    width = max(len(values) for values in arrays)
+    table = np.full((len(arrays), width, *arrays[0].shape[1:]), fill, dtype=dtype)
+    for row, values in zip(table, arrays, strict=True):
+        row[: len(values)] = values
+    return table
+
+
+def supervised_sample(token_ids: Sequence[int], loss_mask: Sequence[int]) -> TrainingSample:
+    """A demonstration as a training sample: no sampler, no advantage."""
+    return TrainingSample(token_ids=np.asarray(token_ids), loss_mask=np.asarray(loss_mask))
+
+
+def rollout_sample(
+    completion: Completion, advantages: npt.ArrayLike = 0.0, weights: npt.ArrayLike = 0.0, group_id: str = ""
+) -> TrainingSample:
+    """A completion as a training sample. ``advantages``, ``weights``: one number for all of its loss tokens, or [T].
+
+    A token whose sampler log-probability is not finite carries no loss: nothing could be said of its ratio.
+    Raises ValueError where the engine gave no log-probabilities.
+    """
+    if completion.sampler_logprobs is None:
+        raise ValueError("the completion has no sampler log-probabilities: it can be scored, not trained on")
+    before, count = len(completion.prompt_ids), len(completion.token_ids)
+    mask_T = trained_tokens(completion)
+
+    def behind_prompt(values: npt.ArrayLike | None, fill: float, dtype: Any) -> Any:
+        if values is None:
+            return None
+        given = np.asarray(values, dtype=dtype)
+        whole = np.full((before + count, *given.shape[1:]), fill, dtype=dtype)
+        whole[before:] = given
+        return whole
+
+    def of_loss_tokens(values: npt.ArrayLike) -> Any:
+        return behind_prompt(np.where(mask_T, values, 0.0), 0.0, np.float32)
+
+    return TrainingSample(
+        token_ids=np.concatenate([completion.prompt_ids, completion.token_ids]),
+        loss_mask=behind_prompt(mask_T, 0, np.bool_),
+        sampler_logprobs=of_loss_tokens(completion.sampler_logprobs),
+        advantages=of_loss_tokens(advantages),
+        weights=of_loss_tokens(weights),
+        teacher_logprobs=behind_prompt(completion.teacher_logprobs, 0.0, np.float32),
+        routed_experts=behind_prompt(completion.routed_experts, 255, np.uint8),
         group_id=group_id,
     )
+
+
+def trained_tokens(completion: Completion) -> npt.NDArray[np.bool_]:
+    """Tokens of the completion that carry loss, bool [T]: the policy's own, with a finite sampler log-probability."""
+    mask = completion.loss_mask
+    assert mask is not None  # ``Completion`` fills it
+    return mask if completion.sampler_logprobs is None else mask & np.isfinite(completion.sampler_logprobs)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlreason.objective.batch import Batch
 from rlreason.policy.attention import ATTENTION, packed_states
-from rlreason.policy.batch import collate, pack
-from rlreason.types import Batch, Row
+from rlreason.policy.batch import collate, pack, supervised_sample
 
 _PLAIN_HEADS: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 _PACKED: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
@@ -93,11 +93,7 @@ def _packs_alike(model: PreTrainedModel) -> bool:
     model.eval()
     last_id = len(model.get_output_embeddings().weight) - 1
     rows = [
-        Row(
-            token_ids=tuple(min(token, last_id) for token in (*prompt, *behind)),
-            loss_mask=(0,) * len(prompt) + (1,) * len(behind),
-            sampler_logprobs=(0.0,) * (len(prompt) + len(behind)),
-        )
+        supervised_sample([min(token, last_id) for token in (*prompt, *behind)], [0] * len(prompt) + [1] * len(behind))
         for prompt, behind in (((2, 3, 4), (5, 6, 7)), ((4, 3), (6,)), ((2, 3, 4), (7, 5)))
     ]
     packed = hidden_states(model, pack(rows, 0, model.device)).double()
@@ -108,6 +104,13 @@ def _packs_alike(model: PreTrainedModel) -> bool:
         alike &= bool(apart <= _tolerance(model.dtype) * whole.abs().max())
     model.train(training)
     return alike
+
+
+@torch.inference_mode()
+def next_logprobs(model: PreTrainedModel, prompt_ids: tuple[int, ...]) -> Tensor:
+    """log π of the token after the prompt, [V], float32, at temperature 1."""
+    ids = torch.tensor([prompt_ids], device=model.device)
+    return torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, -1].float(), dim=-1)
 
 
 def target_logits(model: PreTrainedModel, batch: Batch) -> Tensor:

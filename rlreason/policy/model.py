@@ -24,7 +24,7 @@ def quiet_loading() -> None:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 on an accelerator and float32 on a CPU."""
+    """What a model computes in: "auto" is bfloat16 on an accelerator and float32 on a CPU."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
@@ -36,7 +36,7 @@ def default_device() -> torch.device:
 
 
 def build_model(
-    policy: PolicyConfig, tokenizer: PreTrainedTokenizerBase, seed: int, device: torch.device
+    policy: PolicyConfig, tokenizer: PreTrainedTokenizerBase, seed: int, device: torch.device, dtype: torch.dtype
 ) -> PreTrainedModel:
     """A fresh model of ``policy.model_type`` with random weights that depend on ``seed`` alone.
 
@@ -55,7 +55,7 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
-    cast_parameters(model, resolve_dtype(policy.dtype, device))
+    cast_parameters(model, dtype)
     return model.to(device=device)
 
 
@@ -69,12 +69,13 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def load_model(path: str | Path, dtype: str, device: torch.device) -> PreTrainedModel:
-    """Load a Hugging Face folder or hub id. Raises UsageError naming the path when it can't be read."""
+def load_model(path: str | Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """Load a Hugging Face folder or hub id with its parameters in ``dtype``.
+
+    Raises UsageError naming the path when it can't be read.
+    """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=resolve_dtype(dtype, device), attn_implementation=ATTENTION
-        )
+        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, attn_implementation=ATTENTION)
     except (OSError, ValueError) as error:
         raise UsageError(f"can't load a model from {path}: {str(error).splitlines()[0]}") from error
     return model.to(device=device)

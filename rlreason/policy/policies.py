@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlreason.errors import UsageError
+from rlreason.policy.logprobs import next_logprobs
 from rlreason.policy.model import build_model, load_model, load_tokenizer, save_model
 from rlreason.policy.tokenizer import bpe_tokenizer, character_tokenizer
 
 if TYPE_CHECKING:
     from rlreason.config import PolicyConfig
+
+#: Keys of a config that say where a model comes from, and nothing of its shape.
+ORIGIN = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,26 +31,71 @@ class Policy:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
-    def copy_model(self) -> PreTrainedModel:
-        """An independent copy of the weights, without gradients: for a sampler, a reference or a teacher."""
+    @property
+    def architecture(self) -> Mapping[str, object]:
+        """The model's config as a dict, with ``architectures`` and ``model_type``; nothing of where it came from."""
+        config = {key: value for key, value in self.model.config.to_dict().items() if key not in ORIGIN}
+        return config | {"architectures": [type(self.model).__name__], "model_type": self.model.config.model_type}
+
+    @property
+    def dtype(self) -> str:
+        """What the model computes in, such as "bfloat16"."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the head, which may be more than the tokenizer has words."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def pad_id(self) -> int:
+        """What short rows are filled with, which is never looked at: the tokenizer's pad token, else its eos."""
+        tokenizer = self.tokenizer
+        found = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        return 0 if found is None else int(found)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor by transformers' names, in the model's dtype; tied ones come under each of their names."""
+        yield from self.model.state_dict().items()
+
+    def expectations(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+        """log π of the token after each prompt at temperature 1, [V] float32, on the CPU."""
+        training = self.model.training
+        self.model.eval()
+        found = tuple(next_logprobs(self.model, prompt).cpu() for prompt in prompts)
+        self.model.train(training)
+        return found
+
+    def frozen_copy(self) -> PreTrainedModel:
+        """An independent copy of the weights, without gradients: for a reference."""
         twin = copy.deepcopy(self.model)
         twin.requires_grad_(requires_grad=False)
         return twin.eval()
+
+    def freeze(self) -> PreTrainedModel:
+        """The model itself, in evaluation mode and without gradients from here on: for a teacher."""
+        self.model.requires_grad_(requires_grad=False)
+        return self.model.eval()
 
     def save(self, folder: Path) -> None:
         """Write a plain Hugging Face folder."""
         save_model(self.model, self.tokenizer, folder)
 
 
-def load_policy(path: str | Path, dtype: str, device: torch.device) -> Policy:
-    """A policy from a Hugging Face folder or hub id. Raises UsageError naming the path."""
+def load_policy(path: str | Path, dtype: torch.dtype, device: torch.device) -> Policy:
+    """A policy from a Hugging Face folder or hub id, its parameters in ``dtype``. Raises UsageError naming the path."""
     return Policy(model=load_model(path, dtype, device), tokenizer=load_tokenizer(path))
 
 
 def fresh_policy(
-    config: PolicyConfig, alphabet: str | None, texts: Iterable[str], seed: int, device: torch.device
+    config: PolicyConfig,
+    alphabet: str | None,
+    texts: Iterable[str],
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> Policy:
-    """A policy with random weights and a tokenizer made from the data: the same data, the same tokenizer.
+    """A policy with random weights in ``dtype`` and a tokenizer made from the data: the same data, the same tokenizer.
 
     Raises UsageError where a character tokenizer is asked for and the data has no fixed alphabet.
     """
@@ -58,4 +108,4 @@ def fresh_policy(
             'policy.tokenizer.kind = "characters" needs a procedural task with a fixed alphabet; '
             'use kind = "bpe" for data from files'
         )
-    return Policy(model=build_model(config, tokenizer, seed, device), tokenizer=tokenizer)
+    return Policy(model=build_model(config, tokenizer, seed, device, dtype), tokenizer=tokenizer)

@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from rlreason.config import Recipe
+from rlreason.config import DistillStage, GrpoStage, Recipe, SftStage
 from rlreason.data.prompts import PromptFormat
 from rlreason.data.source import ProblemSource
 from rlreason.policy.policies import Policy
 from rlreason.run.directory import RunDirectory
+from rlreason.run.manifest import StageEntry
+from rlreason.run.states import SavedState
+from rlreason.sampler.groups import sample_groups
+from rlreason.sampler.placement import Samplers
 from rlreason.sampler.pool_sampler import PoolSampler
-from rlreason.stages.samplers import Samplers
-from rlreason.types import EvalReport, Group, LossOutput, Problem, SamplingParams, Scorer, StepReport
+from rlreason.sampler.served import ServedModel
+from rlreason.trainer.local import LocalTrainer, TrainerOptions
+from rlreason.types import EvalReport, Group, Problem, Sampler, SamplingParams, Scorer, StepReport
 
 #: (problems, how) -> their groups, scored.
 Draw = Callable[[Sequence[Problem], SamplingParams], list[Group]]
@@ -60,13 +64,36 @@ class Context:
     #: Run directory whose recorded schedules are followed.
     replay: Path | None = None
 
-    def sampler(self, policy: Policy) -> PoolSampler:
-        """A sampler that holds the policy's weights as version 0; the one opened before is no longer valid."""
-        return self.samplers.open(policy)
+    def sampler(self, model: ServedModel, version: int = 0) -> PoolSampler:
+        """A sampler that holds the model's weights as ``version``; the one opened before is no longer valid."""
+        return self.samplers.open(model, version=version)
 
-    def draw_with(self, sampler: PoolSampler) -> Draw:
+    def trainer(
+        self,
+        stage: SftStage | GrpoStage | DistillStage,
+        policy: Policy,
+        compute_dtype: torch.dtype,
+        *,
+        reference: bool = False,
+        teacher: Policy | None = None,
+    ) -> LocalTrainer:
+        """The trainer of a stage, which takes ``policy`` over. ``reference``: keep its weights of now beside it."""
+        config = self.recipe.trainer
+        saved = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}[config.checkpoint_dtype]
+        options = TrainerOptions(
+            optimizer=stage.optimizer,
+            total_steps=stage.steps,
+            compute_dtype=compute_dtype,
+            checkpoint_dtype=saved,
+            micro_batch_tokens=stage.micro_batch_tokens,
+            threads=self.threads,
+            max_skipped=config.max_skipped_steps,
+        )
+        return LocalTrainer(policy, options, reference=reference, teacher=teacher)
+
+    def draw_with(self, sampler: Sampler) -> Draw:
         """Draws with ``sampler`` and scores."""
-        return lambda problems, params: self.scorer.score(sampler.sample(problems, params))
+        return lambda problems, params: self.scorer.score(sample_groups(sampler, problems, params))
 
     def heldout_accuracy(self, draw: Draw, stage: str, problems: int, max_tokens: int) -> float:
         """Greedy accuracy of what ``draw`` draws with, on the first ``problems`` held-out problems."""
@@ -75,47 +102,59 @@ class Context:
 
 
 @dataclass(slots=True)
+class Progress:
+    """How far a stage is: with the trainer's state, all that it needs to go on."""
+
+    #: Steps (of reject: chunks, of eval: models) that are recorded.
+    done: int = 0
+    #: Metrics of a step that is trained but not recorded yet.
+    pending: dict[str, float] | None = None
+    #: Best value of ``trainer.best_metric`` so far.
+    best: float | None = None
+    #: Counters of the stage's own.
+    position: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Recorder:
-    """Writes a stage's metrics lines, one a step, and counts its tokens."""
+    """What a stage leaves behind: its metrics lines, one a step, its counts (``entry``), its states."""
 
     context: Context
-    stage: str
-    kind: str
-    started: float = field(default_factory=time.perf_counter)
-    sampled_tokens: int = 0
-    trained_tokens: int = 0
+    #: The stage's line in the manifest; its seconds and tokens are those of the state that it goes on from.
+    entry: StageEntry
+    #: The state that the stage goes on from; None: it begins.
+    saved: SavedState | None = None
+    progress: Progress = field(init=False)
+    #: ``progress.done`` of the newest state.
+    saved_at: int = field(init=False, default=-1)
+    _seconds: float = field(init=False)
+    _began: float = field(default_factory=time.perf_counter)
+    _last: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self._seconds = self.entry.seconds
+        self.progress = Progress() if self.saved is None else Progress(**self.saved.progress)
+        if self.saved is not None and self.progress.pending is None:
+            self.saved_at = self.progress.done
 
     def step(self, report: StepReport, steps: int = 1) -> None:
         """Add one line to metrics.jsonl and move the progress bar."""
         now = time.perf_counter()
         line = {key: value for key, value in asdict(report).items() if key != "scalars"}
-        line |= {"time": round(time.time(), 3), "seconds": round(now - self.started, 4)}
-        self.started = now
-        self.context.run.append(self.stage, "metrics.jsonl", {**line, **report.scalars})
+        line |= {"time": round(time.time(), 3), "seconds": round(now - self._last, 4)}
+        self._last = now
+        self.context.run.append(self.entry.name, "metrics.jsonl", {**line, **report.scalars})
         self.context.display.advance(steps, report.scalars)
 
+    def count_seconds(self) -> None:
+        """Bring ``entry.seconds`` up to date: of this process and of those before it."""
+        self.entry.seconds = round(self._seconds + time.perf_counter() - self._began, 3)
 
-@dataclass(slots=True)
-class StepMeter:
-    """Sums loss outputs over the micro-batches of a step; read once at its end, so nothing waits for the device."""
-
-    losses: list[Tensor] = field(default_factory=list)
-    sums: dict[str, list[Tensor]] = field(default_factory=dict)
-    maxima: dict[str, list[Tensor]] = field(default_factory=dict)
-
-    def add(self, output: LossOutput) -> None:
-        """Take in one micro-batch."""
-        self.losses.append(output.loss.detach())
-        for key, value in output.sums.items():
-            self.sums.setdefault(key, []).append(value)
-        for key, value in output.maxima.items():
-            self.maxima.setdefault(key, []).append(value)
-
-    def read(self, denominator: float) -> dict[str, float]:
-        """Loss, per-token means and maxima as numbers."""
-        scalars = {"loss": float(torch.stack(self.losses).sum())} if self.losses else {}
-        scalars |= {key: float(torch.stack(values).sum()) / denominator for key, values in self.sums.items()}
-        return scalars | {key: float(torch.stack(values).max()) for key, values in self.maxima.items()}
+    def save(self, fill: Callable[[Path], None] | None = None) -> None:
+        """Save a state; ``fill`` writes the trainer's part of it into a folder."""
+        self.count_seconds()
+        self.context.run.save_state(self.entry.name, self.progress.done, asdict(self.progress), fill)
+        self.saved_at = self.progress.done if self.progress.pending is None else -1
 
 
 def is_due(step: int, every: int, total: int) -> bool:

@@ -1,54 +1,69 @@
-"""Measure trained models on held-out problems and write one eval/*.json each."""
+"""Measure models on held-out problems: eval/<stage>-<model>.json each, with every completion beside it."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 from rlreason.config import EvalStage
-from rlreason.policy.model import count_parameters
-from rlreason.policy.policies import Policy
 from rlreason.run import atomic
+from rlreason.run.interrupt import deferred
 from rlreason.stages.context import Context, Recorder
+from rlreason.stages.drawing import DrawnJournal, group_row, scored_groups
 from rlreason.stages.rollouts import log_groups
-from rlreason.types import EvalReport, SamplingParams, StepReport
+from rlreason.types import EvalReport, Sampler, SamplingParams, StepReport
 
 SUITE = "heldout"
 
 
-def measure(stage: EvalStage, context: Context, policy: Policy, model_name: str) -> EvalReport:
-    """Sample and score the held-out problems with one model."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredModel:
+    """A model to measure. ``parameters``: all, and those active for one token; 0 where a server doesn't say."""
+
+    name: str
+    sampler: Sampler
+    parameters: tuple[int, int] = (0, 0)
+
+
+def run_evaluation(stage: EvalStage, context: Context, model: MeasuredModel, recorder: Recorder) -> EvalReport:
+    """One model of an eval stage: drawn and scored by problem, written, one metrics line, a state."""
     params = SamplingParams(
         samples_per_problem=stage.samples_per_problem,
         temperature=stage.temperature,
         top_p=stage.top_p,
         max_tokens=stage.max_tokens,
         seed=context.recipe.seed,
-        stream=f"{stage.name}/{model_name}",
+        stream=f"{stage.name}/{model.name}",
     )
-    problems = context.source.heldout(stage.problems)
-    groups = context.scorer.score(context.sampler(policy).sample(problems, params))
-    log_groups(context.run, stage.name, 0, groups[:40], None)
-    report = context.evaluate(groups, model_name, SUITE)
-    return replace(report, parameters=count_parameters(policy.model)[0])
-
-
-def run_evaluation(
-    stage: EvalStage, context: Context, model_name: str, policy: Policy, recorder: Recorder
-) -> EvalReport:
-    """One model of an eval stage: measured, written to eval/<stage>-<model>.json, one metrics line."""
-    report = measure(stage, context, policy, model_name)
+    journal = DrawnJournal(path=context.run.stage_folder(stage.name) / "drawn.journal")
+    groups = scored_groups(context, model.sampler, context.source.heldout(stage.problems), params, journal)
+    report = replace(context.evaluate(groups, model.name, SUITE), parameters=model.parameters[0])
     row = {
         "stage": stage.name,
         **asdict(report),
         "samples": stage.samples_per_problem,
         "temperature": stage.temperature,
-        "active_parameters": count_parameters(policy.model)[1],
+        "active_parameters": model.parameters[1],
     }
-    text = json.dumps(row, indent=2) + "\n"
-    atomic.write_text(context.run.root / "eval" / f"{stage.name}-{model_name}.json", text)
-    recorder.sampled_tokens += round(report.mean_tokens * report.accuracy.count * stage.samples_per_problem)
-    scalars = {"accuracy/heldout": report.accuracy.value}
-    index = stage.models.index(model_name)
-    recorder.step(StepReport(stage=stage.name, kind=stage.kind, step=index, policy_version=0, scalars=scalars))
+    with deferred():
+        target = context.run.root / "eval" / f"{stage.name}-{model.name}.json"
+        lines = [json.dumps(group_row(group), ensure_ascii=False) + "\n" for group in groups]
+        atomic.write_text(target.with_suffix(".completions.jsonl"), "".join(lines))
+        atomic.write_text(target, json.dumps(row, indent=2) + "\n")
+        log_groups(context.run, stage.name, 0, groups[:40], None)
+        progress = recorder.progress
+        recorder.entry.sampled_tokens += sum(len(one.token_ids) for group in groups for one in group.completions_G)
+        scalars = {"accuracy/heldout": report.accuracy.value}
+        index = stage.models.index(model.name)
+        recorder.step(StepReport(stage=stage.name, kind=stage.kind, step=index, policy_version=0, scalars=scalars))
+        progress.done = index + 1
+        recorder.save()
+        journal.clear()
     return report
+
+
+def read_accuracy(context: Context, stage: EvalStage, model_name: str) -> dict[str, float]:
+    """The accuracy of a model that was measured before a break: value, low and high."""
+    path = context.run.root / "eval" / f"{stage.name}-{model_name}.json"
+    accuracy: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["accuracy"]
+    return accuracy

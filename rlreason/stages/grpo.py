@@ -1,146 +1,162 @@
 """Group-relative policy optimisation (GRPO, arXiv 2402.03300) with verified rewards.
 
-problems -> sample groups -> score -> drop uninformative -> advantages -> pack -> loss, backward -> step -> publish
+The life of a completion::
 
-With ``staleness`` above 0 the first two run ahead (``stream.py``); nothing else here changes.
+    problem -> Request -> rollout worker -> Completion -> Group -> reward -> advantage -> TrainingSample
+               (ask)      (sampler room)    (RolloutStream)  (scorer)  (credit.py)    |
+                                                                                      v
+    weights, version + 1 <- optimizer step <- gradients <- loss <- forward pass <- micro-batch
+    (stream.publish)        (trainer.step)       (trainer.forward_backward: trainer room, objective room)
+
+With ``staleness`` above 0 the first line runs ahead (``sampler/stream.py``); nothing else here changes.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
+import numpy as np
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from rlreason.config import GrpoStage
 from rlreason.objective.kl import kl_estimate
-from rlreason.policy.batch import make_batches, rollout_row
-from rlreason.policy.logprobs import takes_packed
-from rlreason.policy.microbatches import backward_all
-from rlreason.policy.optimizer import PolicyOptimizer
-from rlreason.policy.policies import Policy
-from rlreason.stages.context import Context, Recorder, StepMeter, is_due
-from rlreason.stages.credit import Sample, credit_of, rows_of, samples_of, useful_groups
-from rlreason.stages.losses import loss_logprobs, rollout_loss
+from rlreason.policy.batch import rollout_sample
+from rlreason.sampler.pool_sampler import PoolSampler
+from rlreason.sampler.stream import Ask, RolloutStream, scheduled
+from rlreason.stages.context import Context, Recorder
+from rlreason.stages.credit import advantages_of, completions_of, samples_of, useful_groups
+from rlreason.stages.loop import Commit, StepLoop
 from rlreason.stages.mismatch import MismatchDoctor
-from rlreason.stages.rollouts import log_groups, staleness, summarize
-from rlreason.stages.stream import Ask, RolloutStream, scheduled
-from rlreason.types import Batch, Group, LossOutput, Problem, Row, SamplingParams, StepReport
+from rlreason.stages.rollouts import log_groups, nonfinite_logprobs, staleness, summarize
+from rlreason.trainer.forward import PolicyGradientLoss
+from rlreason.trainer.local import LocalTrainer
+from rlreason.trainer.protocol import LossSums, StepStats, Trainer
+from rlreason.types import Group, Problem, SamplingParams, TrainingSample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GrpoRun:
-    """Everything a GRPO step needs."""
+class GrpoWork:
+    """One GRPO step (``stages.loop.Work``)."""
 
     stage: GrpoStage
     context: Context
-    policy: Policy
-    optimizer: PolicyOptimizer
-    #: The policy at the start of the stage, kept only where the objective has a KL term.
-    reference: PreTrainedModel | None
+    trainer: Trainer
+    sampler: PoolSampler
+    stream: RolloutStream
+    recorder: Recorder
     #: Kept only where the stage asks for diagnoses.
     doctor: MismatchDoctor | None = None
 
+    def train(self, step: int, commit: Commit) -> dict[str, float]:
+        """Take the step's scored groups and learn from them."""
+        began = time.perf_counter()
+        groups = self.stream.take(step)
+        if self.doctor is not None:
+            self.doctor.look(step, groups)
+        taken = time.perf_counter()
+        useful = useful_groups(groups, self.stage)
+        scalars = summarize(groups, useful) | staleness(groups, step) | nonfinite_logprobs(groups)
+        scalars |= learn(step, useful, self.stage, self.trainer, commit)
+        done = time.perf_counter()
+        scalars |= {
+            "seconds/sample": self.stream.seconds[0],
+            "seconds/score": self.stream.seconds[1],
+            "seconds/train": done - taken,
+            "tokens_per_second": scalars["tokens"] / (done - began),
+        }
+        self.recorder.entry.sampled_tokens += int(scalars["tokens"])
+        self.recorder.entry.trained_tokens += int(scalars.get("trained_tokens", 0.0))
+        log_groups(self.context.run, self.stage.name, step, groups[: self.stage.logged_groups], self.stage)
+        return scalars
 
-def grpo_step(step: int, run: GrpoRun, stream: RolloutStream) -> tuple[dict[str, float], list[Group]]:
-    """One step: sampled and verified groups, credit, learn. Publishing the new weights is the caller's next line."""
-    began = time.perf_counter()
-    groups = stream.take(step)
-    if run.doctor is not None:
-        run.doctor.look(step, groups)
-    taken = time.perf_counter()
-    useful = useful_groups(groups, run.stage)
-    scalars = summarize(groups, useful) | staleness(groups, step) | learn(step, useful, run)
-    done = time.perf_counter()
-    scalars |= {
-        "seconds/sample": stream.seconds[0],
-        "seconds/score": stream.seconds[1],
-        "seconds/train": done - taken,
-        "tokens_per_second": scalars["tokens"] / (done - began),
-    }
-    return scalars, groups
+    def publish(self, version: int) -> None:
+        """See ``Work.publish``."""
+        self.stream.publish(self.trainer.weights(), version, self.trainer.expectations(self.sampler.probes))
+
+    def heldout(self) -> float:
+        """See ``Work.heldout``."""
+        stage = self.stage
+        return self.context.heldout_accuracy(self.stream.draw, stage.name, stage.eval_problems, stage.max_tokens)
+
+    def closing(self) -> dict[str, float]:
+        """See ``Work.closing``: what happened to the workers."""
+        return self.sampler.stats()
+
+    def position(self) -> dict[str, int]:
+        """See ``Work.position``: whose turn it is, and whether the newest weights were delivered."""
+        return self.sampler.position()
 
 
-def learn(step: int, groups: Sequence[Group], run: GrpoRun) -> dict[str, float]:
-    """Advantages, rows, and ``updates_per_step`` optimizer steps; an empty batch leaves the policy as it is."""
-    updates = run.stage.updates_per_step
+def learn(step: int, groups: Sequence[Group], stage: GrpoStage, trainer: Trainer, commit: Commit) -> dict[str, float]:
+    """Advantages, samples, and ``updates_per_step`` optimizer steps; without samples the policy stays as it is."""
+    updates = stage.updates_per_step
     penalties: list[float] = []
-    packed = [_prepare(samples_of(groups[part::updates]), run, penalties) for part in range(updates)]
-    packed = [batches for batches in packed if batches]
-    if not packed:
+    batches = [_prepare(groups[part::updates], stage, trainer, penalties) for part in range(updates)]
+    batches = [samples for samples in batches if samples]
+    if not batches:
+        commit()
         return {}
-    # Several updates: the old policy must be read before the first of them changes it.
-    several = len(packed) > 1
-    old = (
-        [[loss_logprobs(run.policy.model, batch, run.stage.temperature) for batch in batches] for batches in packed]
-        if several
-        else None
-    )
-    meter, tokens = StepMeter(), 0.0
-    for update, batches in enumerate(packed):
-
-        def loss_of(
-            index: int, batch: Batch, before: Sequence[Tensor] | None = old[update] if old else None
-        ) -> LossOutput:
-            return micro_batch_loss(batch, None if before is None else before[index], run)
-
-        for output in backward_all(run.policy.model, batches, loss_of, run.context.threads):
-            meter.add(output)
-        tokens += sum(float(batch.loss_mask_BT.sum()) for batch in batches)
-        grad_norm, rate = run.optimizer.step(step)
-    scalars = meter.read(tokens) | {"grad_norm": float(grad_norm), "lr": rate, "trained_tokens": tokens}
+    if len(batches) > 1:  # the old policy must be read before the first update changes it
+        batches = [_with_old(samples, stage, trainer) for samples in batches]
+    loss, total, tokens = PolicyGradientLoss(spec=stage.objective, temperature=stage.temperature), LossSums(), 0
+    steps: list[StepStats] = []
+    for samples in batches:
+        total.merge(trainer.forward_backward(samples, loss))
+        tokens += sum(int(sample.loss_mask.sum()) for sample in samples)
+        if not steps:
+            commit()
+        steps.append(trainer.step(step))
+    scalars = total.read(tokens) | _summed(steps) | {"trained_tokens": float(tokens)}
     return scalars | ({"kl/penalty": fmean(penalties)} if penalties else {})
 
 
-def _prepare(samples: Sequence[Sample], run: GrpoRun, penalties: list[float]) -> list[Batch]:
-    """Micro-batches of one update's samples. Adds what the KL took off each reward to ``penalties``."""
-    taken = _kl_penalties(samples, run) if run.stage.objective.kl_in == "reward" and run.reference is not None else None
-    penalties += taken or []
-    return _pack(rows_of(samples, credit_of(samples, run.stage, taken)), run)
+def _summed(steps: Sequence[StepStats]) -> dict[str, float]:
+    """Metrics of a step's updates: those of the last, and how many were skipped."""
+    return steps[-1].scalars() | {"update/skipped": float(sum(one.skipped for one in steps))}
 
 
-def _kl_penalties(samples: Sequence[Sample], run: GrpoRun) -> list[float]:
-    """kl_coef · Σ_t KL estimate of each sample, between the policy that starts the step and the reference."""
-    rows = [rollout_row(one.completion, 0.0, 0.0, one.group_id) for one in samples]
-    penalties = [0.0] * len(rows)
-    spec = run.stage.objective
-    assert run.reference is not None
-    for batch in _pack(rows, run):
-        current_BT = loss_logprobs(run.policy.model, batch, run.stage.temperature)
-        kl_BT, _ = kl_estimate(
-            current_BT, loss_logprobs(run.reference, batch, run.stage.temperature), spec.kl_estimator
-        )
-        sums_B = (kl_BT * batch.loss_mask_BT).sum(dim=1, dtype=torch.float64)
-        for place, total in zip(batch.places, sums_B.tolist(), strict=True):
-            penalties[place] = spec.kl_coef * total
-    return penalties
+def _prepare(
+    groups: Sequence[Group], stage: GrpoStage, trainer: Trainer, penalties: list[float]
+) -> list[TrainingSample]:
+    """Samples of one update. Adds what the KL took off each reward to ``penalties``."""
+    if not groups:
+        return []
+    objective = stage.objective
+    taken = None
+    if objective.kl_in == "reward" and objective.kl_coef > 0:
+        taken = _kl_penalties(groups, stage, trainer)
+        penalties += taken
+    samples = samples_of(groups, advantages_of(groups, stage, taken))
+    if objective.kl_in == "loss" and objective.kl_coef > 0 and samples:
+        reference = trainer.logprobs(samples, stage.temperature, of="reference")
+        samples = [replace(one, reference_logprobs=found) for one, found in zip(samples, reference, strict=True)]
+    return samples
 
 
-def micro_batch_loss(batch: Batch, old_BT: Tensor | None, run: GrpoRun) -> LossOutput:
-    """Forward pass and loss of one micro-batch; ``old_BT`` None means on-policy: the ratio is 1 with a gradient."""
-    stage = run.stage
-    reference_BT = None
-    if run.reference is not None and stage.objective.kl_in == "loss":
-        reference_BT = _logprobs(run.reference, batch, run)
-    return rollout_loss(run.policy.model, batch, stage.objective, stage.temperature, old_BT, reference_BT)
+def _with_old(samples: Sequence[TrainingSample], stage: GrpoStage, trainer: Trainer) -> list[TrainingSample]:
+    found = trainer.logprobs(samples, stage.temperature)
+    return [replace(sample, old_logprobs=old) for sample, old in zip(samples, found, strict=True)]
 
 
-def _pack(rows: Sequence[Row], run: GrpoRun) -> list[Batch]:
-    return make_batches(
-        rows,
-        run.stage.micro_batch_tokens,
-        run.policy.tokenizer.pad_token_id,
-        run.context.device,
-        packed=takes_packed(run.policy.model),
+def _kl_penalties(groups: Sequence[Group], stage: GrpoStage, trainer: Trainer) -> list[float]:
+    """kl_coef · Σ_t KL estimate of each completion, between the policy that starts the step and the reference."""
+    samples = [rollout_sample(one) for one in completions_of(groups)]
+    pairs = zip(
+        samples,
+        trainer.logprobs(samples, stage.temperature),
+        trainer.logprobs(samples, stage.temperature, of="reference"),
+        strict=True,
     )
-
-
-def _logprobs(model: PreTrainedModel, batch: Batch, run: GrpoRun) -> Tensor:
-    return loss_logprobs(model, batch, run.stage.temperature)
+    penalties = []
+    for sample, current, reference in pairs:
+        kl_T, _ = kl_estimate(torch.from_numpy(current), torch.from_numpy(reference), stage.objective.kl_estimator)
+        penalties.append(
+            stage.objective.kl_coef * float(np.sum(kl_T.numpy(), where=sample.loss_mask, dtype=np.float64))
+        )
+    return penalties
 
 
 def ask(stage: GrpoStage, context: Context) -> Ask:
@@ -160,35 +176,26 @@ def ask(stage: GrpoStage, context: Context) -> Ask:
     return at
 
 
-def run_grpo(stage: GrpoStage, context: Context, policy: Policy) -> Recorder:
-    """All steps of a GRPO stage."""
-    run = GrpoRun(
-        stage=stage,
-        context=context,
-        policy=policy,
-        optimizer=PolicyOptimizer(policy.model, stage.optimizer, stage.steps),
-        reference=policy.copy_model() if stage.objective.kl_coef > 0 else None,
-        doctor=MismatchDoctor(stage, context, policy) if stage.diagnose_every else None,
-    )
-    sampler = scheduled(context.sampler(policy), stage, context)
-    recorder = Recorder(context, stage.name, stage.kind)
+def run_grpo(stage: GrpoStage, context: Context, trainer: LocalTrainer, recorder: Recorder) -> None:
+    """All steps of a GRPO stage that are still to be done."""
+    progress = recorder.progress
+    # A step that is trained and not recorded has made its version already.
+    version = progress.done + (progress.pending is not None)
+    doctor = MismatchDoctor(stage, context, trainer) if stage.diagnose_every else None
+    sampler = scheduled(context.sampler(trainer, version), stage, context)
+    sampler.go_on(progress.position)
+    steps = range(version, stage.steps)
     colocated = context.recipe.cluster.colocate
-    steps = range(stage.steps)
     with RolloutStream(
         sampler, context.scorer, ask(stage, context), steps, stage.staleness, colocated=colocated
     ) as stream:
-        for step in range(stage.steps):
-            scalars, groups = grpo_step(step, run, stream)
-            stream.publish(policy.model.state_dict(), version=step + 1)
-            recorder.sampled_tokens += int(scalars["tokens"])
-            recorder.trained_tokens += int(scalars.get("trained_tokens", 0.0))
-            if is_due(step, stage.eval_every, stage.steps):
-                scalars["accuracy/heldout"] = context.heldout_accuracy(
-                    stream.draw, stage.name, stage.eval_problems, stage.max_tokens
-                )
-            scalars |= sampler.pool.stats.read()
-            log_groups(context.run, stage.name, step, groups[: stage.logged_groups], stage)
-            recorder.step(
-                StepReport(stage=stage.name, kind=stage.kind, step=step, policy_version=step + 1, scalars=scalars)
-            )
-    return recorder
+        work = GrpoWork(
+            stage=stage,
+            context=context,
+            trainer=trainer,
+            sampler=sampler,
+            stream=stream,
+            recorder=recorder,
+            doctor=doctor,
+        )
+        StepLoop(stage=stage, context=context, trainer=trainer, recorder=recorder, published=version).run(work)

@@ -16,12 +16,12 @@ from transformers import PreTrainedModel
 
 from rlreason.config import GrpoStage
 from rlreason.objective.kl import kl_estimate
-from rlreason.policy.policies import Policy
-from rlreason.policy.rescoring import Rescorer, WeightHistory
+from rlreason.policy.batch import trained_tokens
 from rlreason.stages.context import Context, is_due
-from rlreason.stages.losses import loss_logprobs
 from rlreason.stages.mismatch_advice import Advice, Findings, advise
 from rlreason.stages.mismatch_chain import CAUSES, Experts, Split, split
+from rlreason.trainer.local import LocalTrainer
+from rlreason.trainer.rescoring import Rescorer, WeightHistory
 from rlreason.types import Completion, Group
 
 #: One line for each diagnosis.
@@ -68,19 +68,19 @@ class MismatchReport:
 class MismatchDoctor:
     """Keeps the weights that a diagnosis will need, and makes one where it is due."""
 
-    def __init__(self, stage: GrpoStage, context: Context, policy: Policy) -> None:
-        self._stage, self._context, self._policy = stage, context, policy
+    def __init__(self, stage: GrpoStage, context: Context, trainer: LocalTrainer) -> None:
+        self._stage, self._context, self._trainer = stage, context, trainer
         # Version s − staleness may have drawn what step s learns from; one more shows a delivery that went missing.
         self._history = WeightHistory(stage.staleness + 1)
 
     def look(self, step: int, groups: Sequence[Group]) -> None:
         """To be called with the groups of ``step`` before the policy, which has that version, learns from them."""
         if self._is_due(step):
-            report = diagnose(groups, step, self._policy.model, self._history, self._stage)
+            report = diagnose(groups, step, self._trainer.model, self._history, self._stage)
             if report is not None:
                 self._context.run.append(self._stage.name, FILE, asdict(report))
         if any(self._is_due(later) for later in range(step + 1, step + self._stage.staleness + 2)):
-            self._history.add(step, self._policy.model.state_dict())
+            self._history.add(step, dict(self._trainer.weights()))
 
     def _is_due(self, step: int) -> bool:
         return step < self._stage.steps and is_due(step, self._stage.diagnose_every, self._stage.steps)
@@ -99,15 +99,15 @@ def diagnose(
     ``model`` holds version ``step``. ``sampler_dtype`` None: the model's, as engines are built.
     """
     dtype = sampler_dtype or model.dtype
-    drawn = [completion for group in groups for completion in group.completions_G if completion.token_ids]
-    at_hand = [one for one in drawn if all(v == step or v in history for v in set(one.versions_T))]
+    drawn = [completion for group in groups for completion in group.completions_G if _can_be_examined(completion)]
+    at_hand = [one for one in drawn if all(v == step or v in history for v in set(one.policy_versions.tolist()))]
     taken = _taken(at_hand)
     if not taken:
         return None
-    rescorer = Rescorer(model, step, history, taken, loss_logprobs, stage.micro_batch_tokens)
+    rescorer = Rescorer(model, step, history, taken, stage.micro_batch_tokens)
     found = split(rescorer, taken, step, stage.temperature, (model.dtype, dtype))
     total, parts = _measure(found)
-    versions = [version for completion in taken for version in completion.versions_T]
+    versions = [version for completion in taken for version in completion.policy_versions.tolist()]
     findings = Findings(
         largest=total.max,
         causes={cause: part.mean for cause, part in parts.items()},
@@ -151,14 +151,21 @@ def _taken(completions: Sequence[Completion]) -> list[Completion]:
 def _cut(completion: Completion, length: int) -> Completion:
     if len(completion.token_ids) <= length:
         return completion
-    routing = completion.routing_TLK
+    logprobs_T, experts = completion.sampler_logprobs, completion.routed_experts
     return replace(
         completion,
         token_ids=completion.token_ids[:length],
-        logprobs_T=completion.logprobs_T[:length],
-        policy_version_T=completion.policy_version_T[:length],
-        routing_TLK=None if routing is None else routing[:length],
+        loss_mask=None,
+        sampler_logprobs=None if logprobs_T is None else logprobs_T[:length],
+        policy_versions=completion.policy_versions[:length],
+        teacher_logprobs=None,
+        routed_experts=None if experts is None else experts[:length],
     )
+
+
+def _can_be_examined(completion: Completion) -> bool:
+    """Whether every token of it is the policy's own, with a finite log-probability."""
+    return len(completion.token_ids) > 0 and bool(trained_tokens(completion).all())
 
 
 def _measure(found: Split) -> tuple[Part, dict[str, Part]]:

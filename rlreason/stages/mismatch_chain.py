@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlreason.policy.rescoring import Rescorer, Scores
 from rlreason.stages.mismatch_advice import NEGLIGIBLE
+from rlreason.trainer.rescoring import Rescorer, Scores
 from rlreason.types import Completion
 
 CAUSES = ("staleness", "precision", "router", "transform", "residual")
@@ -59,8 +61,8 @@ def split(
     """Re-score ``completions``, those of ``rescorer``. ``version``: the trainer's; ``dtypes``: the trainer's and the
     sampler's. Links that change nothing are not computed."""
     ours, theirs = dtypes
-    sampler_N = torch.tensor([one for c in completions for one in c.logprobs_T], dtype=torch.float64)
-    drawn_N = torch.tensor([one for c in completions for one in c.versions_T])
+    sampler_N = torch.from_numpy(np.concatenate([_logprobs(one) for one in completions])).double()
+    drawn_N = torch.from_numpy(np.concatenate([one.policy_versions for one in completions])).long()
     reported_NLK = _reported(completions, rescorer)
     forced = None if reported_NLK is None else rescorer.routing_of(reported_NLK)
     versions = sorted(set(drawn_N.tolist()))
@@ -107,6 +109,11 @@ def _explains(other_N: Tensor, now_N: Tensor, sampler_N: Tensor) -> bool:
     return _size(other_N - sampler_N) < EXPLAINED * _size(now_N - sampler_N)
 
 
+def _logprobs(completion: Completion) -> npt.NDArray[np.float32]:
+    assert completion.sampler_logprobs is not None  # the doctor leaves out completions without
+    return completion.sampler_logprobs
+
+
 def _size(difference_N: Tensor, *, largest: bool = False) -> float:
     sizes_N = difference_N.abs()
     return float(sizes_N.max() if largest else sizes_N.mean())
@@ -116,12 +123,10 @@ def _reported(completions: Sequence[Completion], rescorer: Rescorer) -> Tensor |
     """Experts that the sampler reported, [N, L, K]; None where it did not, or of another shape than the model's."""
     if rescorer.routers is None:
         return None
-    rows: list[tuple[tuple[int, ...], ...]] = []
-    for completion in completions:
-        if completion.routing_TLK is None:
-            return None
-        rows += completion.routing_TLK
-    experts_NLK = torch.tensor(rows, dtype=torch.long)
+    found = [completion.routed_experts for completion in completions if completion.routed_experts is not None]
+    if len(found) < len(completions):
+        return None
+    experts_NLK = torch.from_numpy(np.concatenate(found)).long()
     shape = (rescorer.count, len(rescorer.routers.modules), rescorer.routers.chosen)
     return experts_NLK if experts_NLK.shape == shape else None
 

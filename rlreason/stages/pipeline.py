@@ -7,35 +7,27 @@ A stage that is done is never run again: its checkpoint is the only thing later 
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 
 from rlreason.config import DistillStage, EvalStage, GrpoStage, PolicyConfig, RejectStage, SftStage, Stage
-from rlreason.policy.model import check_shape, count_parameters
+from rlreason.policy.model import check_shape, count_parameters, resolve_dtype
 from rlreason.policy.policies import Policy, fresh_policy, load_policy
 from rlreason.run import atomic
-from rlreason.run.directory import now
+from rlreason.run.interrupt import Interrupted, deferred
 from rlreason.run.manifest import StageEntry
 from rlreason.stages.context import Context, Recorder
-from rlreason.stages.distill import run_distill
-from rlreason.stages.evaluate import run_evaluation
+from rlreason.stages.distill import check_vocabulary, run_distill
+from rlreason.stages.evaluate import MeasuredModel, read_accuracy, run_evaluation
 from rlreason.stages.grpo import run_grpo
-from rlreason.stages.reject import run_reject
+from rlreason.stages.reject import CHUNK, run_reject
 from rlreason.stages.sft import run_sft
+from rlreason.trainer.local import LocalTrainer
 
 #: Added to the seed for the student, so that its weights are not those of a policy of the same shape.
 STUDENT_SEED = 1_000_003
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a stage produced: its counts, the policy it trained (if any), a few words for the display."""
-
-    recorder: Recorder
-    policy: Policy | None
-    message: str
 
 
 class Pipeline:
@@ -46,77 +38,121 @@ class Pipeline:
         self._recipe = context.recipe
 
     def run(self) -> None:
-        """Run every stage that is not done; the first failure is recorded in the manifest and raised."""
+        """Run every stage that is not done, from its newest state; the first failure is noted in the manifest and
+        raised."""
         for stage in self._recipe.stage:
             if self._context.run.manifest.stage(stage.name).status != "done":
                 self._run_stage(stage)
 
     def _run_stage(self, stage: Stage) -> None:
         run = self._context.run
-        entry = run.begin(stage.name, self._parents(stage))
+        entry, saved = run.begin(stage.name, self._parents(stage))
+        recorder = Recorder(self._context, entry, saved)
         self._context.display.begin(stage.name, stage.kind, _total(stage))
-        started = time.perf_counter()
+        if recorder.progress.done:
+            self._context.display.advance(_done(stage, recorder.progress.done), {})
         try:
-            outcome = self._dispatch(stage)
-            if outcome.policy is not None:
-                self._save(stage.name, outcome.policy, entry)
+            message = self._dispatch(stage, recorder)
+        except Interrupted:
+            raise  # the caller says in the manifest that the stage was interrupted
         except BaseException as error:
             entry.status, entry.error = "failed", f"{type(error).__name__}: {error}"[:500]
-            run.save()
+            with suppress(OSError):  # a full disk: what failed is more to the point
+                run.save()
             raise
-        entry.sampled_tokens = outcome.recorder.sampled_tokens
-        entry.trained_tokens = outcome.recorder.trained_tokens
+        recorder.count_seconds()
         entry.sampler = self._context.samplers.describe() or None
-        entry.seconds = round(time.perf_counter() - started, 3)
-        entry.status, entry.finished = "done", now()
-        run.save()
-        self._context.display.end(outcome.message)
+        run.finish(stage.name)
+        self._context.display.end(message)
 
-    def _dispatch(self, stage: Stage) -> Outcome:
-        context = self._context
+    def _dispatch(self, stage: Stage, recorder: Recorder) -> str:
+        """Run a stage and say in a few words what came out."""
         if isinstance(stage, EvalStage):
-            return self._evaluate(stage)
-        policy = self._policy(stage, self._model_of(stage))
+            return self._evaluate(stage, recorder)
+        if isinstance(stage, RejectStage):
+            with self._model(stage, self._model_of(stage)) as model:
+                run_reject(stage, self._context, model.sampler, recorder)
+            return f"{recorder.entry.sampled_tokens:,} tokens sampled"
+        trainer = self._trainer(stage, recorder)
         if isinstance(stage, SftStage):
-            recorder = run_sft(stage, context, policy)
+            run_sft(stage, self._context, trainer, recorder)
         elif isinstance(stage, GrpoStage):
-            recorder = run_grpo(stage, context, policy)
-        elif isinstance(stage, DistillStage):
-            traces = self._traces_of(stage)
-            teacher = self._policy(traces, self._model_of(traces)) if stage.teacher_kl > 0 else None
-            recorder = run_distill(stage, context, policy, context.run.stage_folder(traces.name), teacher)
+            run_grpo(stage, self._context, trainer, recorder)
         else:
-            recorder = run_reject(stage, context, policy)
-            return Outcome(recorder=recorder, policy=None, message=f"{recorder.sampled_tokens:,} tokens sampled")
-        return Outcome(recorder=recorder, policy=policy, message=f"{recorder.trained_tokens:,} tokens trained")
+            traces = self._context.run.stage_folder(self._traces_of(stage).name)
+            run_distill(stage, self._context, trainer, recorder, traces)
+        with deferred():
+            self._save(stage.name, trainer, recorder.entry)
+        return f"{recorder.entry.trained_tokens:,} tokens trained"
 
-    def _evaluate(self, stage: EvalStage) -> Outcome:
-        recorder = Recorder(self._context, stage.name, stage.kind)
+    def _trainer(self, stage: SftStage | GrpoStage | DistillStage, recorder: Recorder) -> LocalTrainer:
+        """The stage's trainer, with the weights that the stage begins with or those of its newest state."""
+        name = self._model_of(stage)
+        policy = self._policy(stage, name, torch.float32)
+        teacher = None
+        if isinstance(stage, DistillStage) and stage.teacher_kl > 0:
+            traces = self._traces_of(stage)
+            source = self._model_of(traces)
+            teacher = self._policy(traces, source, self._compute_dtype(source))
+            check_vocabulary(teacher, policy)
+        trainer = self._context.trainer(
+            stage,
+            policy,
+            self._compute_dtype(name),
+            reference=isinstance(stage, GrpoStage) and stage.objective.kl_coef > 0,
+            teacher=teacher,
+        )
+        if recorder.saved is not None:
+            trainer.load_state(recorder.saved.folder)
+        return trainer
+
+    def _evaluate(self, stage: EvalStage, recorder: Recorder) -> str:
         parts = []
-        for name in stage.models:
-            report = run_evaluation(stage, self._context, name, self._policy(stage, name), recorder)
-            accuracy = report.accuracy
-            parts.append(f"{name} {accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]")
-        return Outcome(recorder=recorder, policy=None, message=" · ".join(parts))
+        for index, name in enumerate(stage.models):
+            if index >= recorder.progress.done:
+                with self._model(stage, name) as model:
+                    run_evaluation(stage, self._context, model, recorder)
+            accuracy = read_accuracy(self._context, stage, name)
+            parts.append(f"{name} {accuracy['value']:.1%} [{accuracy['low']:.1%}, {accuracy['high']:.1%}]")
+        return " · ".join(parts)
 
-    def _policy(self, stage: Stage, reference: str) -> Policy:
-        """The policy called ``reference``: policy, student, or the checkpoint of an earlier stage."""
+    @contextmanager
+    def _model(self, stage: EvalStage | RejectStage, name: str) -> Iterator[MeasuredModel]:
+        """A model that is only drawn from: the weights of a policy in a sampler, or a server that has its own."""
+        if name in self._recipe.endpoint:
+            sampler = self._context.samplers.endpoint(name)
+            try:
+                yield MeasuredModel(name=name, sampler=sampler)
+            finally:
+                sampler.close()
+            return
+        policy = self._policy(stage, name, self._compute_dtype(name))
+        sampler = self._context.sampler(policy)
+        yield MeasuredModel(name=name, sampler=sampler, parameters=count_parameters(policy.model))
+
+    def _policy(self, stage: Stage, reference: str, dtype: torch.dtype) -> Policy:
+        """The policy called ``reference``, its parameters in ``dtype``: policy, student, or the checkpoint of an
+        earlier stage."""
         if reference == "policy":
-            return self._initial(self._recipe.policy, self._recipe.seed)
+            return self._initial(self._recipe.policy, self._recipe.seed, dtype)
         if reference == "student":
             assert self._recipe.student is not None, stage
-            return self._initial(self._recipe.student, self._recipe.seed + STUDENT_SEED)
-        config = self._recipe.student if self._is_student(reference) else self._recipe.policy
-        assert config is not None, stage
-        return load_policy(self._context.run.checkpoint(reference), config.dtype, self._context.device)
+            return self._initial(self._recipe.student, self._recipe.seed + STUDENT_SEED, dtype)
+        return load_policy(self._context.run.checkpoint(reference), dtype, self._context.device)
 
-    def _initial(self, config: PolicyConfig, seed: int) -> Policy:
+    def _initial(self, config: PolicyConfig, seed: int, dtype: torch.dtype) -> Policy:
         if config.path is not None:
-            policy = load_policy(config.path, config.dtype, self._context.device)
+            policy = load_policy(config.path, dtype, self._context.device)
             check_shape(policy.model, config.model, config.path)
             return policy
         source = self._context.source
-        return fresh_policy(config, source.alphabet, source.texts(), seed, self._context.device)
+        return fresh_policy(config, source.alphabet, source.texts(), seed, self._context.device, dtype)
+
+    def _compute_dtype(self, reference: str) -> torch.dtype:
+        """What the model called ``reference`` computes in."""
+        config = self._recipe.student if self._is_student(reference) else self._recipe.policy
+        assert config is not None
+        return resolve_dtype(config.dtype, self._context.device)
 
     def _is_student(self, name: str) -> bool:
         """Whether the model of training stage ``name`` descends from the student."""
@@ -152,12 +188,12 @@ class Pipeline:
         parents = [self._model_of(stage)]
         return [*parents, self._traces_of(stage).name] if isinstance(stage, DistillStage) else parents
 
-    def _save(self, name: str, policy: Policy, entry: StageEntry) -> None:
+    def _save(self, name: str, trainer: LocalTrainer, entry: StageEntry) -> None:
         run = self._context.run
         folder = run.stage_folder(name) / "checkpoint"
-        entry.sha256 = atomic.write_folder(folder, policy.save)
+        entry.sha256 = atomic.write_folder(folder, trainer.save)
         entry.checkpoint = folder.relative_to(run.root).as_posix()
-        entry.parameters, entry.active_parameters = count_parameters(policy.model)
+        entry.parameters, entry.active_parameters = trainer.parameters
 
 
 def _total(stage: Stage) -> int:
@@ -165,6 +201,11 @@ def _total(stage: Stage) -> int:
     if isinstance(stage, EvalStage):
         return len(stage.models)
     return stage.problems if isinstance(stage, RejectStage) else stage.steps
+
+
+def _done(stage: Stage, done: int) -> int:
+    """Progress steps that ``done`` of the stage's own steps are."""
+    return min(done * CHUNK, stage.problems) if isinstance(stage, RejectStage) else done
 
 
 def device_names() -> list[str]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlreason.config import RejectStage
-from rlreason.policy.policies import Policy
+from rlreason.run.interrupt import deferred
 from rlreason.stages.context import Context, Recorder
+from rlreason.stages.drawing import DrawnJournal, scored_groups
 from rlreason.stages.rollouts import log_groups
-from rlreason.types import Completion, Group, Message, Problem, SamplingParams, StepReport, Verdict
+from rlreason.types import Completion, Group, Message, Problem, Sampler, SamplingParams, StepReport, Verdict
 
 TRACES = "traces.jsonl"
 #: Problems drawn between two progress lines.
@@ -35,13 +36,17 @@ def keep(group: Group, limit: int) -> list[Completion]:
     return list(kept.values())[:limit]
 
 
-def run_reject(stage: RejectStage, context: Context, policy: Policy) -> Recorder:
-    """Sample ``stage.problems`` training problems and write the kept traces to traces.jsonl."""
-    sampler = context.sampler(policy)
-    recorder = Recorder(context, stage.name, stage.kind)
-    drawn = solved = kept = 0
-    for chunk, start in enumerate(range(0, stage.problems, CHUNK)):
-        problems = context.source.train(stage.first_problem + start, min(CHUNK, stage.problems - start))
+def run_reject(stage: RejectStage, context: Context, sampler: Sampler, recorder: Recorder) -> None:
+    """Sample ``stage.problems`` training problems and write the kept traces to traces.jsonl, chunk by chunk.
+
+    A chunk under way goes on by problem, from the stage's journal.
+    """
+    progress = recorder.progress
+    journal = DrawnJournal(path=context.run.stage_folder(stage.name) / "drawn.journal")
+    counts = {"drawn": 0, "solved": 0, "kept": 0} | progress.position
+    starts = range(0, stage.problems, CHUNK)
+    for chunk in range(progress.done, len(starts)):
+        problems = context.source.train(stage.first_problem + starts[chunk], min(CHUNK, stage.problems - starts[chunk]))
         params = SamplingParams(
             samples_per_problem=stage.samples_per_problem,
             temperature=stage.temperature,
@@ -51,21 +56,41 @@ def run_reject(stage: RejectStage, context: Context, policy: Policy) -> Recorder
             seed=context.recipe.seed,
             stream=f"{stage.name}/{chunk}",
         )
-        groups = context.scorer.score(sampler.sample(problems, params))
-        chosen = [(group, keep(group, stage.keep_per_problem)) for group in groups]
-        for group, completions in chosen:
-            for completion in completions:
-                context.run.append(stage.name, TRACES, _row(group.problem, completion))
-        log_groups(context.run, stage.name, chunk, groups[:4], None)
-        drawn += len(problems)
-        solved += sum(bool(completions) for _, completions in chosen)
-        kept += sum(len(completions) for _, completions in chosen)
-        tokens = sum(len(c.token_ids) for group in groups for c in group.completions_G)
-        recorder.sampled_tokens += tokens
-        scalars = {"problems": float(drawn), "kept": float(kept), "acceptance": solved / drawn, "tokens": float(tokens)}
-        report = StepReport(stage=stage.name, kind=stage.kind, step=chunk, policy_version=0, scalars=scalars)
-        recorder.step(report, steps=len(problems))
-    return recorder
+        groups = scored_groups(context, sampler, problems, params, journal)
+        with deferred():
+            _record_chunk(chunk, groups, counts, stage, context, recorder)
+            progress.done, progress.position = chunk + 1, dict(counts)
+            recorder.save()
+            journal.clear()
+
+
+def _record_chunk(
+    chunk: int,
+    groups: Sequence[Group],
+    counts: dict[str, int],
+    stage: RejectStage,
+    context: Context,
+    recorder: Recorder,
+) -> None:
+    """Write a chunk's traces, logged groups and metrics, and add it to ``counts``."""
+    chosen = [(group, keep(group, stage.keep_per_problem)) for group in groups]
+    for group, completions in chosen:
+        for completion in completions:
+            context.run.append(stage.name, TRACES, _row(group.problem, completion))
+    log_groups(context.run, stage.name, chunk, groups[:4], None)
+    counts["drawn"] += len(groups)
+    counts["solved"] += sum(bool(completions) for _, completions in chosen)
+    counts["kept"] += sum(len(completions) for _, completions in chosen)
+    tokens = sum(len(c.token_ids) for group in groups for c in group.completions_G)
+    recorder.entry.sampled_tokens += tokens
+    scalars = {
+        "problems": float(counts["drawn"]),
+        "kept": float(counts["kept"]),
+        "acceptance": counts["solved"] / counts["drawn"],
+        "tokens": float(tokens),
+    }
+    report = StepReport(stage=stage.name, kind=stage.kind, step=chunk, policy_version=0, scalars=scalars)
+    recorder.step(report, steps=len(groups))
 
 
 def _row(problem: Problem, completion: Completion) -> dict[str, object]:

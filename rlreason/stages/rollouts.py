@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from itertools import repeat
 from statistics import fmean, pstdev
 
+import numpy as np
+
 from rlreason.config import GrpoStage
 from rlreason.objective.advantage import is_informative
 from rlreason.run.directory import RunDirectory
-from rlreason.stages.credit import credit_of, samples_of
+from rlreason.stages.credit import advantages_of
 from rlreason.types import Group, Verdict
 
 
@@ -43,8 +45,15 @@ def summarize(groups: Sequence[Group], useful: Sequence[Group]) -> dict[str, flo
 
 def staleness(groups: Sequence[Group], version: int) -> dict[str, float]:
     """How many versions older than ``version`` the weights were that drew each token."""
-    lags = [version - drawn for group in groups for one in group.completions_G for drawn in one.versions_T]
-    return {"staleness/mean": fmean(lags), "staleness/max": float(max(lags))}
+    lags_N = version - np.concatenate([one.policy_versions for group in groups for one in group.completions_G])
+    return {"staleness/mean": float(lags_N.mean()), "staleness/max": float(lags_N.max())}
+
+
+def nonfinite_logprobs(groups: Sequence[Group]) -> dict[str, float]:
+    """Tokens whose sampler log-probability is not finite: they carry no loss. Nothing where there are none."""
+    found = [one.sampler_logprobs for group in groups for one in group.completions_G]
+    count = sum(int((~np.isfinite(one)).sum()) for one in found if one is not None)
+    return {"mismatch/nonfinite": float(count)} if count else {}
 
 
 def _part_means(groups: Sequence[Group]) -> dict[str, float]:
@@ -63,9 +72,9 @@ def log_groups(run: RunDirectory, stage: str, step: int, groups: Sequence[Group]
     """
     earned: Iterator[float | None] = repeat(None)
     if learner is not None:
-        credit = credit_of(samples_of(groups), learner)
+        found = advantages_of(groups, learner)
         earned = (
-            a if kept else None for a, kept in zip(credit.advantages_N.tolist(), credit.kept_N.tolist(), strict=True)
+            a if kept else None for a, kept in zip(found.advantages_N.tolist(), found.kept_N.tolist(), strict=True)
         )
     for group in groups:
         for sample, (completion, reward) in enumerate(zip(group.completions_G, group.rewards_G, strict=True)):

@@ -10,12 +10,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlreason.config import PolicyConfig
+from rlreason.objective.batch import Batch, LossOutput
 from rlreason.objective.loss import supervised_loss
-from rlreason.policy.batch import make_batches, supervised_row
+from rlreason.policy.batch import make_batches, supervised_sample
 from rlreason.policy.logprobs import target_logits, target_logprobs
-from rlreason.policy.microbatches import backward_all
 from rlreason.policy.policies import fresh_policy
-from rlreason.types import Batch, LossOutput
+from rlreason.trainer.masters import Masters
+from rlreason.trainer.microbatches import accumulate_gradients, in_turn
 
 CPU = torch.device("cpu")
 MODEL = {
@@ -30,18 +31,19 @@ MODEL = {
     "num_experts_per_tok": 2,
     "tie_word_embeddings": True,
 }
-ROWS = [supervised_row([3 + (i * t) % 9 for t in range(4 + i % 7)], [0] + [1] * (3 + i % 7)) for i in range(24)]
-TOKENS = float(sum(sum(row.loss_mask) for row in ROWS))
+ROWS = [supervised_sample([3 + (i * t) % 9 for t in range(4 + i % 7)], [0] + [1] * (3 + i % 7)) for i in range(24)]
+TOKENS = float(sum(int(row.loss_mask.sum()) for row in ROWS))
 
 
 def gradients(max_tokens: int, threads: int) -> tuple[list[torch.Tensor], float]:
     policy = fresh_policy(PolicyConfig(model_type="qwen3_moe", model=MODEL), "0123456789", (), 0, CPU)
 
-    def loss_of(index: int, batch: Batch) -> LossOutput:
+    def loss_of(batch: Batch) -> LossOutput:
         logprobs = target_logprobs(target_logits(policy.model, batch), batch)
         return supervised_loss(logprobs, batch.loss_mask_BT, TOKENS)
 
-    outputs = backward_all(policy.model, make_batches(ROWS, max_tokens, 0, CPU), loss_of, threads)
+    masters = Masters(policy.model, torch.float32)
+    outputs = accumulate_gradients(policy.model, masters, make_batches(ROWS, max_tokens, 0, CPU), loss_of, threads)
     assert not any(output.loss.requires_grad for output in outputs)
     grads = [parameter.grad for parameter in policy.model.parameters() if parameter.grad is not None]
     return grads, float(sum(output.loss for output in outputs))
@@ -88,14 +90,14 @@ def test_an_embedding_learns_what_autograd_says(case: str) -> None:
     batches = make_batches(ROWS, 40, 0, CPU)
     assert len(batches) > 2
 
-    def loss_of(index: int, batch: Batch) -> LossOutput:
+    def loss_of(batch: Batch) -> LossOutput:
         return supervised_loss(target_logprobs(target_logits(model, batch), batch), batch.loss_mask_BT, TOKENS)
 
-    for index, batch in enumerate(batches):
-        loss_of(index, batch).loss.backward()
+    masters = Masters(model, torch.float32)
+    in_turn(masters, batches, loss_of)  # autograd's own way, that of accelerators
     expected = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
     model.zero_grad()
-    backward_all(model, batches, loss_of, threads=2)
+    accumulate_gradients(model, masters, batches, loss_of, threads=2)
     found = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():

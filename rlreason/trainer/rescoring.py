@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlreason.policy.batch import make_batches, rollout_row
+from rlreason.objective.batch import Batch
+from rlreason.policy.batch import make_batches, rollout_sample
 from rlreason.policy.logprobs import plain_head, takes_packed
 from rlreason.policy.model import cast_parameters, expert_count
 from rlreason.policy.routing import Routers, Routing, find_routers
-from rlreason.types import Batch, Completion
-
-#: (model, batch, temperature) -> log π of the batch's loss tokens, [B, T].
-LogprobsOf = Callable[[PreTrainedModel, Batch, float], Tensor]
+from rlreason.trainer.forward import loss_logprobs
+from rlreason.types import Completion
 
 
 class WeightHistory:
@@ -66,13 +65,11 @@ class Rescorer:
         version: int,
         history: WeightHistory,
         completions: Sequence[Completion],
-        logprobs_of: LogprobsOf,
         micro_batch_tokens: int,
     ) -> None:
         """``version``: that of the weights which ``model`` holds."""
         self._model, self._version, self._history = model, version, history
-        self._logprobs_of = logprobs_of
-        rows = [rollout_row(completion, 0.0, 0.0, "") for completion in completions]
+        rows = [rollout_sample(completion) for completion in completions]
         # Padding is never read: it is masked, and comes after what is.
         self._batches = make_batches(rows, micro_batch_tokens, 0, model.device, packed=takes_packed(model))
         starts = list(accumulate((len(completion.token_ids) for completion in completions), initial=0))
@@ -105,7 +102,7 @@ class Rescorer:
                     found = stack.enter_context(routers.record())
                     if routing is not None:
                         stack.enter_context(routers.replay(routing[place]))
-                logprobs_BT = self._logprobs_of(model, batch, temperature)
+                logprobs_BT = loss_logprobs(model, batch, temperature)
             logprobs_N[slots_BT[mask_BT]] = logprobs_BT.cpu()[mask_BT].double()
             if routers is None:
                 continue

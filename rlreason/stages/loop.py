@@ -1,0 +1,130 @@
+"""The step loop that the training stages share: train, publish, measure, record, save; and go on where it was left.
+
+A step is *trained* once its weights are the next version (``Progress.pending`` holds its metrics) and *done* once it is
+recorded. A state saved between the two goes on with what is left of the step, and trains nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rlreason.config import DistillStage, GrpoStage, SftStage
+from rlreason.run.interrupt import Interrupted, check, deferred
+from rlreason.stages.context import Context, Recorder, is_due
+from rlreason.trainer.protocol import NonFiniteError, Trainer
+from rlreason.types import StepReport
+
+#: Called before the first thing of a step that lasts: from then on until the step is trained, signals wait.
+Commit = Callable[[], None]
+TrainedStage = SftStage | GrpoStage | DistillStage
+
+
+class Work(Protocol):
+    """What a stage does in one step."""
+
+    def train(self, step: int, commit: Commit) -> dict[str, float]:
+        """Learn from the samples of ``step``, and return its metrics. Calls ``commit`` before it changes weights or
+        files."""
+        ...
+
+    def publish(self, version: int) -> None:
+        """The weights have become ``version``: offer them to who draws."""
+        ...
+
+    def heldout(self) -> float:
+        """Greedy accuracy of the newest weights on held-out problems."""
+        ...
+
+    def closing(self) -> dict[str, float]:
+        """More metrics, once all else of the step is over."""
+        ...
+
+    def position(self) -> dict[str, int]:
+        """What a state must hold of the work beside the step."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class StepLoop:
+    """The steps of a training stage that are still to be done."""
+
+    stage: TrainedStage
+    context: Context
+    trainer: Trainer
+    recorder: Recorder
+    #: Version of the weights that whoever draws was given last.
+    published: int
+    #: A step's weights are changing: what is there now belongs to no step.
+    _changing: bool = field(default=False, init=False)
+
+    def run(self, work: Work) -> None:
+        """All of them. A signal or a failure leaves a state of the last step that was trained, and is raised."""
+        try:
+            for step in range(self.recorder.progress.done, self.stage.steps):
+                check()
+                self._train(step, work)
+                self._finish(step, work)
+        except Interrupted:
+            self._save(work)
+            raise
+        except NonFiniteError:
+            raise  # the state that was saved last is from before the trouble
+        except Exception:
+            if not self._changing:
+                with suppress(Exception):  # what failed first is what the user must see
+                    self._save(work)
+            raise
+        if self.recorder.saved_at != self.recorder.progress.done:
+            self._save(work)
+
+    def _train(self, step: int, work: Work) -> None:
+        progress = self.recorder.progress
+        if progress.pending is not None:
+            return
+        with ExitStack() as until_trained:
+
+            def commit() -> None:
+                until_trained.enter_context(deferred())
+                self._changing = True
+
+            progress.pending = work.train(step, commit)
+            self._changing = False
+
+    def _finish(self, step: int, work: Work) -> None:
+        stage, progress = self.stage, self.recorder.progress
+        assert progress.pending is not None
+        if self.published <= step:
+            work.publish(step + 1)
+            self.published = step + 1
+        scalars = dict(progress.pending)
+        if is_due(step, stage.eval_every, stage.steps):
+            scalars["accuracy/heldout"] = work.heldout()
+        with deferred():
+            scalars |= work.closing()
+            self.recorder.step(
+                StepReport(stage=stage.name, kind=stage.kind, step=step, policy_version=step + 1, scalars=scalars)
+            )
+            progress.done, progress.pending = step + 1, None
+            self._keep_best(scalars)
+            every = self.context.recipe.trainer.save_every
+            if every and (step + 1) % every == 0:
+                self._save(work)
+                keep = self.context.recipe.trainer.keep_checkpoints
+                if keep:
+                    self.context.run.save_checkpoint(stage.name, f"step-{step + 1:06d}", self.trainer.save, keep)
+
+    def _save(self, work: Work) -> None:
+        with deferred():
+            self.recorder.progress.position = work.position()
+            self.recorder.save(self.trainer.save_state)
+
+    def _keep_best(self, scalars: dict[str, float]) -> None:
+        metric, progress = self.context.recipe.trainer.best_metric, self.recorder.progress
+        if metric is None or metric not in scalars:
+            return
+        if progress.best is None or scalars[metric] > progress.best:
+            progress.best = scalars[metric]
+            self.context.run.save_checkpoint(self.stage.name, "best", self.trainer.save)

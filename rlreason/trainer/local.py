@@ -1,0 +1,218 @@
+"""A trainer in this process, on one device. See ``trainer.protocol`` for what each method promises."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlreason.errors import UsageError
+from rlreason.objective.batch import Batch
+from rlreason.policy.batch import make_batches
+from rlreason.policy.logprobs import takes_packed
+from rlreason.policy.model import count_parameters
+from rlreason.policy.policies import Policy
+from rlreason.trainer.forward import loss_logprobs
+from rlreason.trainer.masters import Masters
+from rlreason.trainer.microbatches import accumulate_gradients
+from rlreason.trainer.optimizer import PolicyOptimizer
+from rlreason.trainer.protocol import Loss, LossSums, Models, StepStats
+from rlreason.types import TrainingSample
+
+if TYPE_CHECKING:
+    from rlreason.config import OptimizerConfig
+
+PARAMETERS, OPTIMIZER, COUNTERS = "parameters.safetensors", "optimizer.safetensors", "trainer.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerOptions:
+    """How a trainer works. ``threads``: CPU threads, each on a micro-batch of its own; never changes a result."""
+
+    optimizer: OptimizerConfig
+    #: Optimizer steps of the learning-rate schedule.
+    total_steps: int
+    compute_dtype: torch.dtype = torch.float32
+    #: Of saved checkpoints; None: the compute dtype.
+    checkpoint_dtype: torch.dtype | None = None
+    #: Positions that one micro-batch computes at most.
+    micro_batch_tokens: int = 16384
+    threads: int = 1
+    #: Skipped steps in a row that end the run.
+    max_skipped: int = 5
+
+
+class LocalTrainer:
+    """``Trainer`` with one model on one device.
+
+    Takes ``policy`` over: its parameters become float32 masters, and the model computes in ``options.compute_dtype``.
+    ``reference``: keep a frozen copy of the weights as they are now. Dropout is off, so that a run can be repeated bit
+    for bit and the ratio of an on-policy token is 1.
+    """
+
+    def __init__(
+        self, policy: Policy, options: TrainerOptions, *, reference: bool = False, teacher: Policy | None = None
+    ) -> None:
+        self._policy = policy
+        self._options = options
+        _switch_dropout_off(policy.model)
+        self._masters = Masters(policy.model, options.compute_dtype)
+        self._optimizer = PolicyOptimizer(self._masters, options.optimizer, options.total_steps, options.max_skipped)
+        self._reference = policy.frozen_copy() if reference else None
+        self._models = Models(policy=policy.model, teacher=None if teacher is None else teacher.freeze())
+
+    @property
+    def architecture(self) -> Mapping[str, object]:
+        """See ``Trainer.architecture``."""
+        return self._policy.architecture
+
+    @property
+    def dtype(self) -> str:
+        """See ``Trainer.dtype``."""
+        return self._policy.dtype
+
+    @property
+    def vocabulary(self) -> int:
+        """See ``Trainer.vocabulary``."""
+        return self._policy.vocabulary
+
+    @property
+    def tokenizer(self) -> Any:
+        """See ``Trainer.tokenizer``."""
+        return self._policy.tokenizer
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """See ``Trainer.parameters``."""
+        return count_parameters(self._policy.model)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model itself, for diagnosis in this process; stages don't touch it."""
+        return self._policy.model
+
+    def forward_backward(self, samples: Sequence[TrainingSample], loss: Loss) -> LossSums:
+        """See ``Trainer.forward_backward``."""
+        model = self._policy.model
+        model.train()
+        batches = self._batches(samples, packed=loss.takes_packed)
+        outputs = accumulate_gradients(
+            model, self._masters, batches, lambda batch: loss(self._models, batch), self._options.threads
+        )
+        sums = LossSums()
+        for output in outputs:
+            sums.add(output)
+        return sums
+
+    def step(self, step: int) -> StepStats:
+        """See ``Trainer.step``."""
+        return self._optimizer.step(step)
+
+    def logprobs(
+        self,
+        samples: Sequence[TrainingSample],
+        temperature: float = 1.0,
+        of: Literal["policy", "reference"] = "policy",
+    ) -> list[npt.NDArray[np.float32]]:
+        """See ``Trainer.logprobs``."""
+        model = self._policy.model if of == "policy" else self._reference
+        assert model is not None, "the trainer was made without a reference"
+        found: list[npt.NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(samples)
+        for batch in self._batches(samples):
+            logprobs_BT = loss_logprobs(model, batch, temperature).cpu().numpy()
+            for row, place in enumerate(batch.places):
+                found[place] = _of_tokens(logprobs_BT[row], samples[place], whole=batch.packing is None)
+        return found
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See ``Trainer.weights``."""
+        return self._policy.weights()
+
+    def expectations(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+        """See ``Trainer.expectations``."""
+        return self._policy.expectations(prompts)
+
+    def save_state(self, folder: Path) -> None:
+        """See ``Trainer.save_state``: safetensors, which hold nothing that runs when they are read."""
+        masters = zip(self._masters.names, self._masters.parameters, strict=True)
+        tensors = {name: one.detach() for name, one in masters}
+        tensors |= {f"{_BUFFER}{name}": one.clone() for name, one in _buffers(self._policy.model)}
+        save_file(_ready(tensors), folder / PARAMETERS)
+        save_file(_ready(self._optimizer.state()), folder / OPTIMIZER)
+        counters = {"skipped_in_a_row": self._optimizer.skipped_in_a_row}
+        (folder / COUNTERS).write_text(json.dumps(counters) + "\n", encoding="utf-8")
+
+    @torch.no_grad()
+    def load_state(self, folder: Path) -> None:
+        """See ``Trainer.load_state``."""
+        saved = load_file(folder / PARAMETERS)
+        own: dict[str, Tensor] = dict(zip(self._masters.names, self._masters.parameters, strict=True))
+        own |= {f"{_BUFFER}{name}": one for name, one in _buffers(self._policy.model)}
+        differs = sorted(own.keys() ^ saved.keys())
+        differs += [name for name in own if name in saved and own[name].shape != saved[name].shape]
+        if differs:
+            raise UsageError(f"{folder} is the state of another model: {differs[0]} differs")
+        for name, one in own.items():
+            one.copy_(saved[name])
+        self._masters.round_into_model()
+        self._optimizer.load_state(load_file(folder / OPTIMIZER))
+        counters = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
+        self._optimizer.skipped_in_a_row = counters["skipped_in_a_row"]
+
+    def save(self, folder: Path) -> None:
+        """See ``Trainer.save``."""
+        dtype = self._options.checkpoint_dtype or self._options.compute_dtype
+        with self._masters.in_model(dtype):
+            self._policy.save(folder)
+
+    def _batches(self, samples: Sequence[TrainingSample], *, packed: bool = True) -> list[Batch]:
+        model = self._policy.model
+        if not samples:
+            return []
+        return make_batches(
+            samples,
+            self._options.micro_batch_tokens,
+            self._policy.pad_id,
+            model.device,
+            packed=packed and takes_packed(model),
+        )
+
+
+_BUFFER = "buffer."
+
+
+def _buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """What the model keeps beside parameters, such as DeepSeek's correction bias of its router."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return [(name, one) for name, one in model.state_dict().items() if name not in parameters]
+
+
+def _ready(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As safetensors wants them: contiguous."""
+    return {name: one.contiguous() for name, one in tensors.items()}
+
+
+def _of_tokens(logprobs_T: npt.NDArray[np.float32], sample: TrainingSample, *, whole: bool) -> npt.NDArray[np.float32]:
+    """A batch's row of targets as an array over the sample's tokens."""
+    start = 1 if whole else sample.prompt_length
+    count = len(sample.token_ids)
+    found = np.zeros(count, dtype=np.float32)
+    found[start:] = logprobs_T[: count - start]
+    return found
+
+
+def _switch_dropout_off(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if "attention_dropout" in vars(module):
+            vars(module)["attention_dropout"] = 0.0

@@ -1,0 +1,124 @@
+"""The optimizer, its learning-rate schedule, and the guard against gradients that are not finite."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from rlreason.trainer.masters import Masters
+from rlreason.trainer.protocol import NonFiniteError, StepStats
+
+if TYPE_CHECKING:
+    from rlreason.config import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
+    """Learning rate of step ``step`` (from 0): linear warm-up, then constant, linear or cosine decay.
+
+    Decay ends at ``final_lr_ratio`` of the peak.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    shape = 1.0 - progress if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return config.lr * (config.final_lr_ratio + (1.0 - config.final_lr_ratio) * shape)
+
+
+class PolicyOptimizer:
+    """AdamW over the float32 masters of a model with a scheduled learning rate and a clipped gradient norm.
+
+    A step whose gradient norm is not finite is skipped: clipping would spread one NaN over every gradient, and AdamW's
+    moments would keep it for good. ``max_skipped`` of them in a row end the run.
+    """
+
+    def __init__(self, masters: Masters, config: OptimizerConfig, total_steps: int, max_skipped: int = 5) -> None:
+        self._masters = masters
+        self._config = config
+        self._total_steps = total_steps
+        self._max_skipped = max_skipped
+        #: Steps skipped since the last one that was not.
+        self.skipped_in_a_row = 0
+        decayed = [parameter for parameter in masters.parameters if parameter.ndim >= 2]
+        rest = [parameter for parameter in masters.parameters if parameter.ndim < 2]
+        self._adamw = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+            lr=config.lr,
+            betas=config.betas,
+            fused=True,
+        )
+
+    def step(self, step: int) -> StepStats:
+        """Apply the accumulated gradients as step ``step`` and clear them.
+
+        Raises NonFiniteError where ``max_skipped`` steps in a row had a non-finite gradient norm, or where the step
+        made weights that are not finite.
+        """
+        rate = learning_rate(self._config, step, self._total_steps)
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        graded = [one for one in self._masters.parameters if one.grad is not None]
+        total = nn.utils.get_total_norm([one.grad for one in graded if one.grad is not None])
+        norm = float(total)
+        if not math.isfinite(norm):
+            stats = self._skip(norm, rate)
+        else:
+            nn.utils.clip_grads_with_norm_(graded, self._config.max_grad_norm, total)
+            before = self._masters.sample()
+            self._adamw.step()
+            self._masters.round_into_model()
+            self.skipped_in_a_row = 0
+            stats = StepStats(grad_norm=norm, learning_rate=rate, moved=self._moved(before))
+        self._adamw.zero_grad(set_to_none=True)
+        return stats
+
+    def _skip(self, norm: float, rate: float) -> StepStats:
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= self._max_skipped:
+            bad = (
+                name
+                for name, one in zip(self._masters.names, self._masters.parameters, strict=True)
+                if one.grad is not None and not one.grad.isfinite().all()
+            )
+            raise NonFiniteError(
+                f"{self.skipped_in_a_row} steps in a row had a gradient norm of {norm} and were skipped; first tensor "
+                f"with a non-finite gradient: {next(bad, 'none, their norm overflows')}. The weights are those of the "
+                "last finite step. Usual causes: a learning rate that is too high, a loss that divides by zero, an "
+                'overflow in bfloat16 (try policy.dtype = "float32")'
+            )
+        return StepStats(grad_norm=norm, learning_rate=rate, moved=0.0, skipped=True)
+
+    def _moved(self, before: Tensor) -> float:
+        after = self._masters.sample()
+        moved, finite = torch.stack([(after != before).float().mean(), after.isfinite().all().float()]).tolist()
+        if not finite:
+            name = next(
+                name
+                for name, one in zip(self._masters.names, self._masters.parameters, strict=True)
+                if not one.isfinite().all()
+            )
+            raise NonFiniteError(
+                f"the optimizer step made weights that are not finite, {name} first, at a learning rate of "
+                f"{self._adamw.param_groups[0]['lr']:g}: lower it; the last saved state is from before"
+            )
+        return float(moved)
+
+    def state(self) -> dict[str, Tensor]:
+        """The moments and step counts of every parameter by name, such as "exp_avg.lm_head.weight"."""
+        found = {}
+        for name, parameter in zip(self._masters.names, self._masters.parameters, strict=True):
+            for key, value in self._adamw.state[parameter].items() if parameter in self._adamw.state else ():
+                found[f"{key}.{name}"] = value
+        return found
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what ``state`` gave; a parameter without an entry has not been stepped yet."""
+        self._adamw.state.clear()
+        for name, parameter in zip(self._masters.names, self._masters.parameters, strict=True):
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            if f"step.{name}" in state:
+                self._adamw.state[parameter] = {key: state[f"{key}.{name}"].to(parameter.device) for key in keys}

@@ -1,0 +1,185 @@
+"""The trainer's boundary: what a stage may ask of whoever holds the policy, in this process or on many ranks.
+
+    trainer.forward_backward(samples, loss)   gradients of one update's samples are added up
+    trainer.step(step)                        one optimizer step; the weights are the next version
+    trainer.weights()                         what the sampler is to draw with
+
+Samples are plain arrays and losses plain data, so that either can travel to another process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rlreason.objective.batch import Batch, LossOutput
+from rlreason.types import TrainingSample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Models:
+    """The models that a loss may run: the one that learns, and a frozen teacher where the trainer was given one."""
+
+    policy: PreTrainedModel
+    teacher: PreTrainedModel | None = None
+
+
+class Loss(Protocol):
+    """A loss as plain data: called with each micro-batch, it gives that micro-batch's share of the step's sum."""
+
+    @property
+    def takes_packed(self) -> bool:
+        """Whether it may be given packed micro-batches (``objective.batch.Packing``)."""
+        ...
+
+    def __call__(self, models: Models, batch: Batch) -> LossOutput:
+        """Forward pass and loss of one micro-batch, to call ``backward()`` on."""
+        ...
+
+
+@dataclass(slots=True)
+class LossSums:
+    """Losses and metrics added up over the micro-batches of a step; read once, so that nothing waits for the device."""
+
+    losses: list[Tensor] = field(default_factory=list)
+    sums: dict[str, list[Tensor]] = field(default_factory=dict)
+    maxima: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add(self, output: LossOutput) -> None:
+        """Take in one micro-batch."""
+        self.losses.append(output.loss.detach())
+        for key, value in output.sums.items():
+            self.sums.setdefault(key, []).append(value)
+        for key, value in output.maxima.items():
+            self.maxima.setdefault(key, []).append(value)
+
+    def merge(self, other: LossSums) -> None:
+        """Take in another update of the same step."""
+        self.losses += other.losses
+        for key, values in other.sums.items():
+            self.sums.setdefault(key, []).extend(values)
+        for key, values in other.maxima.items():
+            self.maxima.setdefault(key, []).extend(values)
+
+    def read(self, denominator: float) -> dict[str, float]:
+        """The summed loss, sums divided by ``denominator`` (loss tokens), and maxima, as numbers."""
+        scalars = {"loss": float(torch.stack(self.losses).sum())} if self.losses else {}
+        scalars |= {key: float(torch.stack(values).sum()) / denominator for key, values in self.sums.items()}
+        return scalars | {key: float(torch.stack(values).max()) for key, values in self.maxima.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStats:
+    """What one optimizer step did. Example: ``StepStats(grad_norm=0.8, learning_rate=1e-6, moved=0.99)``."""
+
+    #: Before clipping; not finite where the step was skipped.
+    grad_norm: float
+    learning_rate: float
+    #: Share of the weights that the step changed, of about 8,000 spread over all parameters.
+    moved: float
+    #: The gradient was not finite: nothing was changed.
+    skipped: bool = False
+
+    def scalars(self) -> dict[str, float]:
+        """As metrics."""
+        return {
+            "grad_norm": self.grad_norm,
+            "lr": self.learning_rate,
+            "update/moved": self.moved,
+            "update/skipped": float(self.skipped),
+        }
+
+
+class Trainer(Protocol):
+    """Owns a policy that learns, its optimizer, and the frozen models that its loss looks at.
+
+    Parameters, moments and accumulated gradients are float32; the compute dtype is ``dtype``. Its public face as a
+    model to draw with (``architecture``, ``dtype``, ``vocabulary``, ``tokenizer``, ``weights``, ``expectations``) is
+    what ``rlreason.sampler`` asks for.
+    """
+
+    @property
+    def architecture(self) -> Mapping[str, object]:
+        """The model's config as a dict, with ``architectures`` and ``model_type``."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """What the model computes in: "float32" or "bfloat16"."""
+        ...
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the head."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that the model was trained with."""
+        ...
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """(all parameters, parameters active for one token)."""
+        ...
+
+    def forward_backward(self, samples: Sequence[TrainingSample], loss: Loss) -> LossSums:
+        """Add the gradients of ``loss`` over ``samples`` to those accumulated since the last ``step``."""
+        ...
+
+    def step(self, step: int) -> StepStats:
+        """Change the weights by the accumulated gradients, at the learning rate of ``step`` (from 0), and clear them.
+
+        A non-finite gradient norm changes nothing and is counted. Raises NonFiniteError where that happened too often
+        in a row.
+        """
+        ...
+
+    def logprobs(
+        self,
+        samples: Sequence[TrainingSample],
+        temperature: float = 1.0,
+        of: Literal["policy", "reference"] = "policy",
+    ) -> list[npt.NDArray[np.float32]]:
+        """log π of every loss token under softmax(logits / temperature), float32 [T] a sample; 0 where masked.
+
+        ``of``: the weights of now, or those that the trainer began with (where it was made with a reference).
+        """
+        ...
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the model in the compute dtype, by transformers' names: what a sampler is to draw with."""
+        ...
+
+    def expectations(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+        """log π of the token after each prompt at temperature 1, [V] float32 on the CPU.
+
+        Deliveries are proved with them.
+        """
+        ...
+
+    def save_state(self, folder: Path) -> None:
+        """Write all that ``load_state`` needs to go on as if nothing had happened: weights, moments, counters."""
+        ...
+
+    def load_state(self, folder: Path) -> None:
+        """Take over what ``save_state`` wrote. Raises UsageError where it is of another model."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write a plain Hugging Face folder in the checkpoint dtype."""
+        ...
+
+
+class NonFiniteError(RuntimeError):
+    """Gradients or weights are not finite, and going on would not help."""

@@ -16,10 +16,10 @@ from measure import Way
 from torch import Tensor
 
 from rlreason.objective import advantage, dispatch, linear, loss
+from rlreason.objective.batch import Batch
 from rlreason.objective.linear import HeadOptions
 from rlreason.objective.loss import Tokens
 from rlreason.objective.spec import ObjectiveSpec
-from rlreason.types import Batch
 
 SPEC = ObjectiveSpec(clip_low=0.2, clip_high=0.2, kl_coef=0.04, correction="none")
 GROUP_SPEC = ObjectiveSpec(std_epsilon=1e-4, correction="none")
@@ -117,8 +117,8 @@ class TokenInputs:
         tokens = Tokens(
             mask_BT=mask_BT.to(device),
             sampler_logprobs_BT=before_BT.to(device),
-            advantages_B1=_random(3, rows, 1).to(device),
-            weights_B1=torch.full((rows, 1), 1.0 / float(mask_BT.sum())).to(device),
+            advantages_BT=_random(3, rows, 1).repeat(1, width).to(device),
+            weights_BT=torch.full((rows, width), 1.0 / float(mask_BT.sum())).to(device),
             old_logprobs_BT=before_BT.to(device),
             reference_logprobs_BT=(now_BT + 0.1 * _random(4, rows, width)).to(device),
         )
@@ -133,8 +133,8 @@ def wide(tokens: Tokens) -> Tokens:
     return Tokens(
         mask_BT=tokens.mask_BT.cpu(),
         sampler_logprobs_BT=tokens.sampler_logprobs_BT.cpu().double(),
-        advantages_B1=tokens.advantages_B1.cpu().double(),
-        weights_B1=tokens.weights_B1.cpu().double(),
+        advantages_BT=tokens.advantages_BT.cpu().double(),
+        weights_BT=tokens.weights_BT.cpu().double(),
         old_logprobs_BT=old.cpu().double(),
         reference_logprobs_BT=reference.cpu().double(),
     )
@@ -151,10 +151,10 @@ def plain_loss(now_BT: Tensor, tokens: Tokens) -> Tensor:
     assert tokens.reference_logprobs_BT is not None
     ratio_BT = (now_BT - tokens.old_logprobs_BT).exp()
     bounded_BT = ratio_BT.clamp(1.0 - SPEC.clip_low, 1.0 + SPEC.clip_high)
-    gain_BT = torch.min(ratio_BT * tokens.advantages_B1, bounded_BT * tokens.advantages_B1)
+    gain_BT = torch.min(ratio_BT * tokens.advantages_BT, bounded_BT * tokens.advantages_BT)
     d_BT = tokens.reference_logprobs_BT - now_BT
     kl_BT = d_BT.exp() - d_BT - 1.0
-    return ((SPEC.kl_coef * kl_BT - gain_BT) * tokens.weights_B1 * tokens.mask_BT).sum()
+    return ((SPEC.kl_coef * kl_BT - gain_BT) * tokens.weights_BT * tokens.mask_BT).sum()
 
 
 def token_ways(inputs: TokenInputs, compiled: bool) -> list[Way]:
@@ -198,7 +198,7 @@ def _liger_tokens(tokens: Tokens) -> Callable[[Tensor], Tensor]:
         value, _ = LigerFusedLinearGRPOFunction.ppo_loss_fn(
             now_BT,
             tokens.mask_BT,
-            tokens.advantages_B1[:, 0],
+            tokens.advantages_BT[:, 0],
             tokens.mask_BT,
             ref_per_token_logps=tokens.reference_logprobs_BT,
             old_per_token_logps=tokens.old_logprobs_BT,
@@ -242,8 +242,8 @@ class HeadInputs:
             targets_BT=targets_BT,
             loss_mask_BT=torch.ones(shape, device=device),
             sampler_logprobs_BT=before_BT,
-            advantages_B1=normal(shape[0], 1),
-            weights_B1=torch.full((shape[0], 1), 1.0 / rows, device=device),
+            advantages_BT=normal(shape[0], 1).repeat(1, width),
+            weights_BT=torch.full(shape, 1.0 / rows, device=device),
         )
         reference_BT = before_BT + 0.1 * normal(*shape)
         return HeadInputs(
@@ -271,8 +271,8 @@ def head_exact(inputs: HeadInputs) -> tuple[Tensor, ...]:
         batch,
         loss_mask_BT=tokens.mask_BT,
         sampler_logprobs_BT=tokens.sampler_logprobs_BT,
-        advantages_B1=tokens.advantages_B1,
-        weights_B1=tokens.weights_B1,
+        advantages_BT=tokens.advantages_BT,
+        weights_BT=tokens.weights_BT,
     )
     value = loss.policy_loss(now_BT, tokens.old_logprobs_BT, exact, SPEC, tokens.reference_logprobs_BT).loss
     return (value.detach(), *torch.autograd.grad(value, (hidden_BTH, weight_VH)))
@@ -338,7 +338,7 @@ def _liger_head(inputs: HeadInputs, compiled: bool) -> Callable[[Tensor, Tensor]
             weight_VH,
             inputs.batch.targets_BT,
             tokens.mask_BT,
-            tokens.advantages_B1[:, 0],
+            tokens.advantages_BT[:, 0],
             ref_per_token_logps=tokens.reference_logprobs_BT,
             old_per_token_logps=tokens.old_logprobs_BT,
         )

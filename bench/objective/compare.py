@@ -38,10 +38,10 @@ from verl.trainer.ppo import core_algos  # noqa: E402
 from verl.workers.config import ActorConfig  # noqa: E402
 
 from rlreason.objective.advantage import dense_groups, group_advantage  # noqa: E402
+from rlreason.objective.batch import Batch  # noqa: E402
 from rlreason.objective.loss import policy_loss  # noqa: E402
 from rlreason.objective.spec import ObjectiveSpec  # noqa: E402
 from rlreason.run.manifest import describe_hardware  # noqa: E402
-from rlreason.types import Batch  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results") / "compare.json"
 GROUP, WIDTH = 8, 128
@@ -119,8 +119,8 @@ def our_loss(step: Step, kl: float, sampler_NT: Tensor | None = None) -> Callabl
         targets_BT=step.mask_NT.long(),
         loss_mask_BT=step.mask_NT,
         sampler_logprobs_BT=step.old_NT if sampler_NT is None else sampler_NT,
-        advantages_B1=step.advantages_N1,
-        weights_B1=torch.full_like(step.advantages_N1, 1.0 / float(step.mask_NT.sum())),
+        advantages_BT=step.advantages_N1 * step.mask_NT,
+        weights_BT=step.mask_NT / float(step.mask_NT.sum()),
     )
     spec = ObjectiveSpec(correction="none", clip_high=0.2, kl_coef=kl, kl_estimator="k3")
     return lambda now: policy_loss(now, step.old_NT, batch, spec, step.reference_NT if kl else None).loss

@@ -30,11 +30,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "bench"))
 from documents import replace_block  # noqa: E402
 
+from rlreason.objective.batch import Batch  # noqa: E402
 from rlreason.objective.linear import HeadOptions, linear_policy_loss  # noqa: E402
 from rlreason.objective.loss import policy_loss  # noqa: E402
 from rlreason.objective.presets import PRESETS  # noqa: E402
 from rlreason.run.manifest import describe_hardware  # noqa: E402
-from rlreason.types import Batch  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results") / "head.json"
 Way = Callable[[Tensor, Tensor, Batch], tuple[Tensor, ...]]
@@ -51,8 +51,8 @@ def inputs(rows: int, hidden: int, vocabulary: int) -> tuple[Tensor, Tensor, Bat
         targets_BT=targets,
         loss_mask_BT=torch.ones(targets.shape),
         sampler_logprobs_BT=torch.full(targets.shape, -12.0),
-        advantages_B1=torch.randn((8, 1), generator=generator),
-        weights_B1=torch.full((8, 1), 1.0 / rows),
+        advantages_BT=torch.randn((8, 1), generator=generator).repeat(1, rows // 8),
+        weights_BT=torch.full(targets.shape, 1.0 / rows),
     )
     return states, weight, batch
 

@@ -39,9 +39,10 @@ def correction_weights(mismatch_BT: Tensor, mask_BT: Tensor, spec: ObjectiveSpec
 
 
 def off_policy_mask(
-    logprobs_BT: Tensor, sampler_logprobs_BT: Tensor, mask_BT: Tensor, advantages_B1: Tensor, delta: float
+    logprobs_BT: Tensor, sampler_logprobs_BT: Tensor, mask_BT: Tensor, advantages_BT: Tensor, delta: float
 ) -> Tensor:
-    """1 where a sequence stays, [B, 1]; 0 where A < 0 and mean_t log(π_sampler/π) > delta (DeepSeek-V3.2)."""
+    """1 where a token stays, [B, T]; 0 where its A < 0 and its sequence's mean log(π_sampler/π) > delta
+    (DeepSeek-V3.2)."""
     drift_BT = torch.where(mask_BT > 0, sampler_logprobs_BT - logprobs_BT, 0.0)
     drift_B1 = at_level(drift_BT, mask_BT, "geometric")
-    return 1.0 - ((advantages_B1 < 0) & (drift_B1 > delta)).to(logprobs_BT.dtype)
+    return 1.0 - ((advantages_BT < 0) & (drift_B1 > delta)).to(logprobs_BT.dtype)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from rlreason.objective import advantage, linear, loss
 from rlreason.objective.advantage import Credit
+from rlreason.objective.batch import Batch, LossOutput
 from rlreason.objective.linear import DEFAULT_HEAD, HeadLoss, HeadOptions
 from rlreason.objective.loss import Evaluated, Tokens
 from rlreason.objective.spec import ObjectiveSpec
-from rlreason.types import Batch, LossOutput
 
 
 def uses_triton(device: torch.device) -> bool:

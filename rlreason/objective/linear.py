@@ -20,9 +20,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rlreason.objective.batch import Batch, LossOutput
 from rlreason.objective.loss import Evaluated, Tokens, evaluate, with_gradient
 from rlreason.objective.spec import ObjectiveSpec
-from rlreason.types import Batch, LossOutput
 
 #: Elements of a tile: 160 MB of float32. Smaller tiles make the weight's gradient pass through memory more often.
 _TILE = 40_000_000

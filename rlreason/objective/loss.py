@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rlreason.objective.batch import Batch, LossOutput
 from rlreason.objective.correction import at_level, correction_weights, off_policy_mask
 from rlreason.objective.kl import LOG_RATIO_LIMIT, beyond_limit, kl_estimate
 from rlreason.objective.spec import ObjectiveSpec
 from rlreason.objective.surrogate import Moved, Surrogate, surrogate
-from rlreason.types import Batch, LossOutput
 
 #: Elements of a block: its temporaries stay in the shared cache, and an operation is worth its call.
 _BLOCK = 1 << 18
@@ -28,25 +28,29 @@ _BLOCK = 1 << 18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """What the loss reads besides the current log-probabilities. Shapes [B, T], or [B, 1] for what is a sequence's."""
+    """What the loss reads besides the current log-probabilities: [B, T] each, in the dtype of those."""
 
     mask_BT: Tensor
     sampler_logprobs_BT: Tensor
-    advantages_B1: Tensor
-    #: Weight of each loss token (``Credit.weights_N``): the loss is a plain sum over tokens, however they are split.
-    weights_B1: Tensor
+    advantages_BT: Tensor
+    #: Weight of each loss token in the whole step: the loss is a plain sum over tokens, however they are split.
+    weights_BT: Tensor
     #: The trainer's own log π_old, read before the first update of the step. None: equal to the current ones.
     old_logprobs_BT: Tensor | None = None
     reference_logprobs_BT: Tensor | None = None
 
     @staticmethod
     def of(batch: Batch, old_logprobs_BT: Tensor | None, reference_logprobs_BT: Tensor | None) -> Tokens:
-        """What a micro-batch says of its tokens."""
+        """What a micro-batch says of its tokens. Raises ValueError unless each has an advantage and a weight."""
+        for name, values in (("advantages", batch.advantages_BT), ("weights", batch.weights_BT)):
+            if values.shape != batch.loss_mask_BT.shape:
+                shapes = f"{list(values.shape)}, not {list(batch.loss_mask_BT.shape)}"
+                raise ValueError(f"{name}_BT holds one number for each target: its shape is {shapes}")
         return Tokens(
             mask_BT=batch.loss_mask_BT,
             sampler_logprobs_BT=batch.sampler_logprobs_BT,
-            advantages_B1=batch.advantages_B1,
-            weights_B1=batch.weights_B1,
+            advantages_BT=batch.advantages_BT,
+            weights_BT=batch.weights_BT,
             old_logprobs_BT=old_logprobs_BT,
             reference_logprobs_BT=reference_logprobs_BT,
         )
@@ -55,14 +59,14 @@ class Tokens:
         """The tokens at b·T + t = ``places_R``, each as a sequence of its own: [R, 1]."""
 
         def column(values: Tensor) -> Tensor:
-            return values.expand_as(self.mask_BT).reshape(-1)[places_R].unsqueeze(1)
+            return values.reshape(-1)[places_R].unsqueeze(1)
 
         old, reference = self.old_logprobs_BT, self.reference_logprobs_BT
         return Tokens(
             mask_BT=column(self.mask_BT),
             sampler_logprobs_BT=column(self.sampler_logprobs_BT),
-            advantages_B1=column(self.advantages_B1),
-            weights_B1=column(self.weights_B1),
+            advantages_BT=column(self.advantages_BT),
+            weights_BT=column(self.weights_BT),
             old_logprobs_BT=None if old is None else column(old),
             reference_logprobs_BT=None if reference is None else column(reference),
         )
@@ -73,8 +77,8 @@ class Tokens:
         return Tokens(
             mask_BT=self.mask_BT[part],
             sampler_logprobs_BT=self.sampler_logprobs_BT[part],
-            advantages_B1=self.advantages_B1[part],
-            weights_B1=self.weights_B1[part],
+            advantages_BT=self.advantages_BT[part],
+            weights_BT=self.weights_BT[part],
             old_logprobs_BT=None if old is None else old[part],
             reference_logprobs_BT=None if reference is None else reference[part],
         )
@@ -157,13 +161,25 @@ def _blocks(rows: int, width: int) -> Iterator[slice]:
 
 
 def _evaluate_block(logprobs_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec, slope_BT: Tensor) -> Evaluated:
-    """Loss and metrics of a block; its gradient is written into ``slope_BT``."""
+    """Loss and metrics of a block; its gradient is written into ``slope_BT``.
+
+    NaN · 0 is NaN, so what is not finite at masked positions is set to 0 before anything is multiplied with the mask.
+    On a CPU, where reading a number costs little, only when it has shown in the result.
+    """
+    if logprobs_BT.device.type != "cpu":
+        return _of_block(*_zero_nonfinite_masked(logprobs_BT, tokens), spec, slope_BT)
+    done = _of_block(logprobs_BT, tokens, spec, slope_BT)
+    if all(math.isfinite(float(value)) for value in (done.loss, done.maxima["mismatch/max"], *done.sums.values())):
+        return done
+    return _of_block(*_zero_nonfinite_masked(logprobs_BT, tokens), spec, slope_BT)
+
+
+def _of_block(logprobs_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec, slope_BT: Tensor) -> Evaluated:
     sums: dict[str, Tensor] = {}
-    logprobs_BT, tokens = _without_surprises(logprobs_BT, tokens)
     mask_BT = tokens.mask_BT.to(logprobs_BT.dtype)
     old_BT = logprobs_BT if tokens.old_logprobs_BT is None else tokens.old_logprobs_BT
     mismatch_BT = torch.sub(old_BT, tokens.sampler_logprobs_BT).mul_(mask_BT)
-    weights_BT = mask_BT * tokens.weights_B1
+    weights_BT = mask_BT * tokens.weights_BT
     correction = _token_weights(logprobs_BT, mismatch_BT, tokens, spec)
     gains_BT = weights_BT if correction is None else weights_BT * correction
     log_ratio_BT = torch.sub(logprobs_BT, old_BT).mul_(mask_BT)
@@ -197,27 +213,21 @@ def _sum(values_BT: Tensor) -> Tensor:
     return values_BT.sum(dim=1).sum(dtype=torch.float64)
 
 
-def _without_surprises(logprobs_BT: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
-    """The same with 0 at masked positions, where anything there is not finite: what the mask is multiplied with may
-    not be nan. On a CPU it is cheaper to ask than to fill."""
-    dropped_BT: Tensor | None = None
+def _zero_nonfinite_masked(logprobs_BT: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
+    """The same with 0 at masked positions."""
+    masked_BT = tokens.mask_BT == 0
 
-    def tame(values_BT: Tensor | None) -> Tensor | None:
-        nonlocal dropped_BT
-        if values_BT is None or (values_BT.device.type == "cpu" and math.isfinite(float(values_BT.sum()))):
-            return values_BT
-        if dropped_BT is None:
-            dropped_BT = tokens.mask_BT == 0
-        return values_BT.masked_fill(dropped_BT, 0.0)
+    def zeroed(values_BT: Tensor) -> Tensor:
+        return values_BT.masked_fill(masked_BT, 0.0)
 
-    now_BT, sampler_BT = tame(logprobs_BT), tame(tokens.sampler_logprobs_BT)
-    assert now_BT is not None
-    assert sampler_BT is not None
-    return now_BT, replace(
-        tokens,
-        sampler_logprobs_BT=sampler_BT,
-        old_logprobs_BT=tame(tokens.old_logprobs_BT),
-        reference_logprobs_BT=tame(tokens.reference_logprobs_BT),
+    old_BT, reference_BT = tokens.old_logprobs_BT, tokens.reference_logprobs_BT
+    return zeroed(logprobs_BT), Tokens(
+        mask_BT=tokens.mask_BT,
+        sampler_logprobs_BT=zeroed(tokens.sampler_logprobs_BT),
+        advantages_BT=zeroed(tokens.advantages_BT),
+        weights_BT=zeroed(tokens.weights_BT),
+        old_logprobs_BT=None if old_BT is None else zeroed(old_BT),
+        reference_logprobs_BT=None if reference_BT is None else zeroed(reference_BT),
     )
 
 
@@ -227,19 +237,21 @@ def _token_weights(logprobs_BT: Tensor, mismatch_BT: Tensor, tokens: Tokens, spe
     if spec.correction != "none":
         weights = correction_weights(mismatch_BT, tokens.mask_BT, spec)
     if spec.off_policy_delta:
-        kept_B1 = off_policy_mask(
-            logprobs_BT, tokens.sampler_logprobs_BT, tokens.mask_BT, tokens.advantages_B1, spec.off_policy_delta
+        kept_BT = off_policy_mask(
+            logprobs_BT, tokens.sampler_logprobs_BT, tokens.mask_BT, tokens.advantages_BT, spec.off_policy_delta
         )
-        weights = kept_B1 if weights is None else weights * kept_B1
+        weights = kept_BT if weights is None else weights * kept_BT
     return weights
 
 
 def _surrogate(
     logprobs_BT: Tensor, log_ratio_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec
 ) -> tuple[Tensor, Surrogate]:
-    """ρ, and S with its slope by log π of each token times the length where ρ is the sequence's.
+    """ρ, and S with its slope by log π of each token.
 
-    A sequence's S stands at each of its tokens, so the sums over its |o| tokens and its slope's 1/|o| cancel.
+    Where ρ is the sequence's, it stands at each of its tokens, multiplies that token's own A, and has the gradient of
+    that token's own log π: ρ_t = stop_gradient(ρ) · π_t/stop_gradient(π_t), GSPO-token (arXiv 2507.18071, 4.3). With
+    one A and one w for all tokens that is the gradient of Σ_t w ρ A, whose 1/|o| and sum over |o| tokens cancel.
     """
     if spec.ratio == "geometric":
         return _geometric(log_ratio_BT, tokens, spec)
@@ -252,7 +264,7 @@ def _surrogate(
         ratio = level.exp() if beyond is None else level.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp_()
     moved = Moved(
         ratio=ratio,
-        advantages=tokens.advantages_B1,
+        advantages=tokens.advantages_BT,
         logprobs=logprobs_BT,
         sampler_logprobs=tokens.sampler_logprobs_BT,
     )
@@ -265,13 +277,12 @@ def _surrogate(
 def _geometric(log_ratio_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec) -> tuple[Tensor, Surrogate]:
     """Geometric mean of token ratios, each clipped on the side that the advantage pushes to (GMPO, arXiv 2507.20673):
     the bounds are on the log-ratio, −clip_low and clip_high."""
-    up_B1 = tokens.advantages_B1 > 0
-    bounded_BT = torch.where(up_B1, log_ratio_BT.clamp(max=spec.clip_high), log_ratio_BT.clamp(min=-spec.clip_low))
+    up_BT = tokens.advantages_BT > 0
+    bounded_BT = torch.where(up_BT, log_ratio_BT.clamp(max=spec.clip_high), log_ratio_BT.clamp(min=-spec.clip_low))
     ratio_B1 = at_level(bounded_BT, tokens.mask_BT, "geometric").exp()
-    value_B1 = ratio_B1 * tokens.advantages_B1
-    clipped_BT = (bounded_BT != log_ratio_BT).to(value_B1.dtype)
-    slope_BT = value_B1 * (1.0 - clipped_BT)
-    return ratio_B1, Surrogate(value=value_B1.expand_as(clipped_BT), slope=slope_BT, clipped=clipped_BT)
+    value_BT = ratio_B1 * tokens.advantages_BT
+    clipped_BT = (bounded_BT != log_ratio_BT).to(value_BT.dtype)
+    return ratio_B1, Surrogate(value=value_BT, slope=value_BT * (1.0 - clipped_BT), clipped=clipped_BT)
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

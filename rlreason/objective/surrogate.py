@@ -20,7 +20,7 @@ class Surrogate:
     value: Tensor
     slope: Tensor
     #: 1 there, else 0, in the dtype of the rest: comparisons and products of floats are several times as fast on a CPU
-    #: as those with bools.
+    #: as those with bools. [1, 1] where a rule has no bound.
     clipped: Tensor
 
 
@@ -47,7 +47,7 @@ def surrogate(moved: Moved, spec: ObjectiveSpec) -> Surrogate:
     unclipped = moved.ratio * moved.advantages
     if spec.clip == "dppo_tv":
         return _masked(unclipped, dppo_tv_mask(moved, spec))
-    return Surrogate(value=unclipped, slope=unclipped, clipped=torch.zeros_like(unclipped))
+    return Surrogate(value=unclipped, slope=unclipped, clipped=unclipped.new_zeros((1, 1)))
 
 
 def ppo(moved: Moved, spec: ObjectiveSpec) -> Surrogate:
@@ -58,7 +58,8 @@ def ppo(moved: Moved, spec: ObjectiveSpec) -> Surrogate:
     """
     ratio, advantages = moved.ratio, moved.advantages
     unclipped = ratio * advantages
-    value = ratio.clamp(1.0 - spec.clip_low, 1.0 + spec.clip_high).mul_(advantages)
+    bounded = ratio.clamp(1.0 - spec.clip_low, 1.0 + spec.clip_high)
+    value = bounded.mul_(advantages) if bounded.shape == unclipped.shape else bounded * advantages
     torch.minimum(unclipped, value, out=value)
     clipped = torch.lt(value, unclipped, out=torch.empty_like(value))
     if spec.delta:
@@ -83,14 +84,15 @@ def cispo(moved: Moved, spec: ObjectiveSpec) -> Surrogate:
 
 def sapo(moved: Moved, spec: ObjectiveSpec) -> Surrogate:
     """4/τ · σ(τ(ρ − 1)) · A (SAPO, arXiv 2511.20347): no bound, a gradient that fades with the distance from 1."""
-    tau = torch.full_like(moved.advantages, spec.sapo_tau_negative)  # torch.where of two numbers would be float32
-    tau = tau.masked_fill_(moved.advantages > 0, spec.sapo_tau_positive)
-    gate = torch.sigmoid(tau * (moved.ratio - 1.0))
-    return Surrogate(
-        value=4.0 / tau * gate * moved.advantages,
-        slope=4.0 * gate * (1.0 - gate) * moved.ratio * moved.advantages,
-        clipped=torch.zeros_like(gate),
-    )
+    advantages, ratio = moved.advantages, moved.ratio
+    up = torch.gt(advantages, 0.0, out=torch.empty_like(advantages))  # torch.where would take ten times as long
+    down = torch.le(advantages, 0.0, out=torch.empty_like(advantages))
+    tau = up.mul_(spec.sapo_tau_positive).add_(down, alpha=spec.sapo_tau_negative)
+    gate = (ratio - 1.0).mul_(tau) if ratio.shape == tau.shape else (ratio - 1.0) * tau
+    gate.sigmoid_()
+    slope = (4.0 * gate).mul_(1.0 - gate).mul_(ratio).mul_(advantages)
+    value = torch.div(4.0, tau).mul_(gate).mul_(advantages)
+    return Surrogate(value=value, slope=slope, clipped=value.new_zeros((1, 1)))
 
 
 def dppo_tv_mask(moved: Moved, spec: ObjectiveSpec) -> Tensor:

@@ -53,8 +53,8 @@ def evaluated(
     tokens = Tokens(
         mask_BT=values["mask"],
         sampler_logprobs_BT=values.get("sampler", values["old"]),
-        advantages_B1=values["advantages"].unsqueeze(1),
-        weights_B1=weights_N.unsqueeze(1),
+        advantages_BT=values["advantages"].unsqueeze(1) * values["mask"],
+        weights_BT=weights_N.unsqueeze(1) * values["mask"],
         old_logprobs_BT=values["old"],
         reference_logprobs_BT=values["reference"] if spec.kl_coef else None,
     )

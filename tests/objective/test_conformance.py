@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from rlreason.objective.advantage import Credit, group_advantage
+from rlreason.objective.batch import Batch
 from rlreason.objective.loss import Evaluated, Tokens, evaluate, policy_loss
 from rlreason.objective.presets import PRESETS
 from rlreason.objective.spec import ObjectiveSpec
-from rlreason.types import Batch
 
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-6}
 LENGTHS = [3, 5, 1, 4, 6, 2, 7, 3, 0, 4, 8, 2]
@@ -96,6 +96,12 @@ def padded(rows: list[list[float]], dtype: torch.dtype, fill: float = math.nan, 
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=dtype)
 
 
+def spread(values_N: Tensor, width: int) -> Tensor:
+    """A completion's number at each of its tokens."""
+    rows = [[value] * n for value, n in zip(values_N.tolist(), LENGTHS, strict=True)]
+    return padded(rows, values_N.dtype, 0.0, width)
+
+
 def tokens_of(
     problem: oracle.Problem, earned: Credit, spec: ObjectiveSpec, dtype: torch.dtype, width: int = 9
 ) -> Tokens:
@@ -104,8 +110,8 @@ def tokens_of(
     return Tokens(
         mask_BT=padded([[1.0] * n for n in LENGTHS], dtype, 0.0, width),
         sampler_logprobs_BT=padded(problem.sampler, dtype, width=width),
-        advantages_B1=earned.advantages_N[:, None],
-        weights_B1=earned.weights_N[:, None],
+        advantages_BT=spread(earned.advantages_N, width),
+        weights_BT=spread(earned.weights_N, width),
         old_logprobs_BT=padded(problem.old, dtype, width=width),
         reference_logprobs_BT=padded(problem.reference, dtype, width=width) if with_kl else None,
     )
@@ -193,8 +199,8 @@ def test_gradcheck_of_the_autograd_function(spec: ObjectiveSpec) -> None:
         targets_BT=ids,
         loss_mask_BT=tokens.mask_BT,
         sampler_logprobs_BT=clean["sampler_logprobs_BT"],
-        advantages_B1=tokens.advantages_B1,
-        weights_B1=tokens.weights_B1,
+        advantages_BT=tokens.advantages_BT,
+        weights_BT=tokens.weights_BT,
     )
     reference = tokens.reference_logprobs_BT
     reference = None if reference is None else torch.nan_to_num(reference)

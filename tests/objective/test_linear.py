@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlreason.objective.batch import Batch
 from rlreason.objective.linear import HeadOptions, linear_logprobs, linear_policy_loss, linear_supervised_loss
 from rlreason.objective.loss import policy_loss, supervised_loss
 from rlreason.objective.presets import PRESETS
 from rlreason.objective.spec import ObjectiveSpec
-from rlreason.types import Batch
 
 B, T, H, V = 4, 6, 5, 11
 SPECS = {
@@ -42,8 +42,8 @@ def make(dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Batch, Tens
         targets_BT=targets,
         loss_mask_BT=mask,
         sampler_logprobs_BT=(old_BT + 0.1 * normal(B, T)).to(dtype),
-        advantages_B1=normal(B, 1).to(dtype),
-        weights_B1=(torch.rand((B, 1), generator=generator).double() / 10).to(dtype),
+        advantages_BT=(normal(B, T) * mask).to(dtype),
+        weights_BT=(torch.rand((B, T), generator=generator).double() * mask / 10).to(dtype),
     )
     return hidden.to(dtype), weight.to(dtype), batch, old_BT.to(dtype), (now_BT + 0.3 * normal(B, T)).to(dtype)
 
@@ -66,8 +66,8 @@ def wide(batch: Batch) -> Batch:
     return replace(
         batch,
         sampler_logprobs_BT=batch.sampler_logprobs_BT.double(),
-        advantages_B1=batch.advantages_B1.double(),
-        weights_B1=batch.weights_B1.double(),
+        advantages_BT=batch.advantages_BT.double(),
+        weights_BT=batch.weights_BT.double(),
     )
 
 
@@ -207,12 +207,19 @@ def test_gradcheck() -> None:
     leaves = with_grad(hidden, weight)
     for name in ("dapo", "gspo", "a kl"):
         spec = SPECS[name]
+        # A sequence's ratio has each token's own gradient: the loss's, where all tokens have one advantage and weight.
+        given = one_number_per_sequence(batch) if spec.ratio == "sequence" else batch
 
-        def loss(*inputs: Tensor, spec: ObjectiveSpec = spec) -> Tensor:
+        def loss(*inputs: Tensor, spec: ObjectiveSpec = spec, batch: Batch = given) -> Tensor:
             reference = reference_BT if spec.kl_coef else None
             return linear_policy_loss(*inputs, batch, spec, old_BT, reference, HeadOptions(tile_rows=4)).loss
 
         assert torch.autograd.gradcheck(loss, leaves)
+
+
+def one_number_per_sequence(batch: Batch) -> Batch:
+    rows_B1, mask_BT = torch.arange(1.0, B + 1, dtype=torch.float64)[:, None], batch.loss_mask_BT
+    return replace(batch, advantages_BT=(rows_B1 - 2.5) * mask_BT, weights_BT=rows_B1 / 20 * mask_BT)
 
 
 def test_supervised_and_plain_log_probabilities() -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from rlreason.objective.batch import Batch
 from rlreason.objective.kl import kl_estimate
 from rlreason.objective.loss import Tokens, distillation_loss, evaluate, policy_loss, supervised_loss
 from rlreason.objective.presets import PRESETS, expand
 from rlreason.objective.spec import ObjectiveSpec
-from rlreason.types import Batch
 
 PLAIN = ObjectiveSpec(correction="none", clip_high=0.2)
 
@@ -24,8 +24,8 @@ def one_token(ratio: float, advantage: float, **changes: Any) -> tuple[float, fl
     tokens = Tokens(
         mask_BT=torch.ones_like(now_BT),
         sampler_logprobs_BT=now_BT - math.log(ratio),
-        advantages_B1=torch.full_like(now_BT, advantage),
-        weights_B1=torch.ones_like(now_BT),
+        advantages_BT=torch.full_like(now_BT, advantage),
+        weights_BT=torch.ones_like(now_BT),
         old_logprobs_BT=now_BT - math.log(ratio),
     )
     done = evaluate(now_BT, tokens, ObjectiveSpec(**{"correction": "none", "clip_high": 0.2, **changes}))
@@ -69,8 +69,8 @@ def make_batch(rows: int = 3, width: int = 4) -> tuple[Batch, torch.Tensor]:
         targets_BT=ids,
         loss_mask_BT=mask,
         sampler_logprobs_BT=now_BT.clone(),
-        advantages_B1=torch.randn((rows, 1), generator=generator),
-        weights_B1=torch.full((rows, 1), 0.1),
+        advantages_BT=torch.randn((rows, width), generator=generator) * mask,
+        weights_BT=0.1 * mask,
     )
     return batch, now_BT
 
@@ -81,7 +81,7 @@ def test_on_policy_ratio_is_one_and_the_gradient_is_reinforce() -> None:
     output = policy_loss(now_BT, None, batch, PLAIN)
     (2.0 * output.loss).backward()
     assert now_BT.grad is not None
-    assert torch.allclose(now_BT.grad, -2.0 * 0.1 * batch.advantages_B1 * batch.loss_mask_BT, atol=1e-7)
+    assert torch.allclose(now_BT.grad, -2.0 * 0.1 * batch.advantages_BT * batch.loss_mask_BT, atol=1e-7)
     assert float(output.sums["clip_fraction"]) == 0.0
     assert float(output.maxima["ratio/max"]) == 1.0
 
@@ -211,8 +211,8 @@ def test_whether_other_tokens_of_the_sequence_matter(
         tokens = Tokens(
             mask_BT=torch.ones_like(now_BT),
             sampler_logprobs_BT=torch.tensor([[-1.1, -1.3]], dtype=torch.float64),
-            advantages_B1=torch.tensor([[-1.0]], dtype=torch.float64),
-            weights_B1=torch.tensor([[1.0]], dtype=torch.float64),
+            advantages_BT=torch.tensor([[-1.0, -0.5]], dtype=torch.float64),
+            weights_BT=torch.tensor([[1.0, 0.5]], dtype=torch.float64),
             old_logprobs_BT=old_BT,
             reference_logprobs_BT=torch.tensor([[-1.2, -1.2]], dtype=torch.float64) if spec.kl_coef else None,
         )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlreason.objective.batch import Batch
 from rlreason.objective.kernels.device import COLUMNS
 from rlreason.objective.kernels.loss import evaluate, evaluated
 from rlreason.objective.kernels.plan import Plan
@@ -24,12 +25,14 @@ from rlreason.objective.kernels.rows import RowInputs, RowOutputs, RowPlan, row_
 from rlreason.objective.linear import DEFAULT_HEAD, HeadLoss, HeadOptions
 from rlreason.objective.loss import Evaluated, Tokens, with_gradient
 from rlreason.objective.spec import ObjectiveSpec
-from rlreason.types import Batch
 
 #: Columns that a program of the row kernel works on at a time.
 _BLOCK = 4096
 #: Rows of a tile: 1.2 GB of float32 at V = 151,936.
 _TILE_ROWS = 2048
+#: Of a thread: two programs of 8 warps share a multiprocessor. Left to itself ptxas aims at three in one build of the
+#: row kernel, and moves to memory what does not fit.
+_REGISTERS = 128
 #: For passes without an objective.
 _PLAIN = Plan(ObjectiveSpec(), False, False)
 
@@ -121,7 +124,7 @@ class _Head:
 
         sampler, advantages, weights = (
             values.detach().to(float_type).contiguous()
-            for values in (tokens.sampler_logprobs_BT, tokens.advantages_B1, tokens.weights_B1)
+            for values in (tokens.sampler_logprobs_BT, tokens.advantages_BT, tokens.weights_BT)
         )
         wanted = torch.is_grad_enabled()
         return _Head(
@@ -169,12 +172,12 @@ class _Head:
     def run(self, plan: RowPlan) -> None:
         """One pass over all tiles."""
         rows_R = self.inputs.places
-        vocabulary, width = len(self.weight_VH), self.outputs.logprobs.shape[1]
+        vocabulary = len(self.weight_VH)
         tile_rows = min(self.options.tile_rows or _TILE_ROWS, len(rows_R))
         memory = self.outputs.entropies.new_empty((tile_rows, vocabulary))
         for start, tile_CV in self._tiles(memory):
             gradient_CV = tile_CV.view(self.weight_VH.dtype)[:, :vocabulary] if self.narrow else tile_CV
-            sizes = (start, len(rows_R), width, vocabulary, tile_CV.stride(0), gradient_CV.stride(0))
+            sizes = (start, len(rows_R), vocabulary, tile_CV.stride(0), gradient_CV.stride(0))
             row_kernel[(len(tile_CV),)](
                 (tile_CV, gradient_CV),
                 self.inputs,
@@ -184,6 +187,7 @@ class _Head:
                 plan,
                 _BLOCK,
                 num_warps=8,
+                maxnreg=_REGISTERS,
             )
             if plan.gradient:
                 self._add_gradients(start, gradient_CV)

@@ -1,8 +1,8 @@
 """K2 on the GPU: policy loss, metrics and gradient in one pass over the tokens.
 
 B = sequences, T = positions. Two launches: the pass, and a small one that adds the programs' partial sums in index
-order. Bytes per token: what is read (4 each of log π, mask, and log π_old, log π_sampler, log π_ref where they exist)
-and 4 written; a masked token costs its mask. No host synchronisation, no atomics.
+order. Bytes per token: what is read (4 each of log π, mask, log π_sampler, A, w, and log π_old, log π_ref where they
+exist) and 4 written; a masked token costs its mask. No host synchronisation, no atomics.
 
 Where a sequence has a number of its own (its ratio, its correction), one program takes a sequence and reads it twice,
 the second time from the L2 cache; else (``Plan.row_local``) programs take blocks of 1,024 tokens. Same formulas as
@@ -18,18 +18,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rlreason.objective.batch import Batch, LossOutput
 from rlreason.objective.kernels.device import COLUMNS, SUMS, geometric_bound, token_objective
 from rlreason.objective.kernels.plan import Plan
 from rlreason.objective.loss import Evaluated, Tokens, with_gradient
 from rlreason.objective.spec import ObjectiveSpec
-from rlreason.types import Batch, LossOutput
 
 _BLOCK = 1024
 _REDUCE_BLOCK = 1024
 
 
 class Pointers(NamedTuple):
-    """[B, T] each, row-major; the last two one per sequence."""
+    """[B, T] each, row-major."""
 
     logprobs: Tensor
     old: Tensor | None
@@ -80,8 +80,8 @@ def pointers(logprobs_BT: Tensor, tokens: Tokens) -> Pointers:
         sampler=tokens.sampler_logprobs_BT.to(dtype).contiguous(),
         reference=None if reference is None else reference.to(dtype).contiguous(),
         mask=tokens.mask_BT.contiguous(),
-        advantages=tokens.advantages_B1.to(dtype).contiguous(),
-        weights=tokens.weights_B1.to(dtype).contiguous(),
+        advantages=tokens.advantages_BT.to(dtype).contiguous(),
+        weights=tokens.weights_BT.to(dtype).contiguous(),
     )
 
 
@@ -103,7 +103,7 @@ def evaluated(partials_KP: Tensor, slope_BT: Tensor, plan: Plan) -> Evaluated:
 
 
 @triton.jit
-def load_token(pointers, at, kept, row, PLAN: tl.constexpr):
+def load_token(pointers, at, kept, PLAN: tl.constexpr):
     """The token's numbers, 0 where not ``kept``: what lies there may be anything, nan included, and is not read."""
     logprob = tl.load(pointers.logprobs + at, mask=kept, other=0.0)
     old = logprob
@@ -113,25 +113,26 @@ def load_token(pointers, at, kept, row, PLAN: tl.constexpr):
     reference = logprob
     if PLAN.has_reference:
         reference = tl.load(pointers.reference + at, mask=kept, other=0.0)
-    advantage = tl.where(kept, tl.load(pointers.advantages + row), 0.0)
-    return logprob, old, sampler, reference, advantage, tl.where(kept, tl.load(pointers.weights + row), 0.0)
+    advantage = tl.load(pointers.advantages + at, mask=kept, other=0.0)
+    weight = tl.load(pointers.weights + at, mask=kept, other=0.0)
+    return logprob, old, sampler, reference, advantage, weight
 
 
 @triton.jit
 def _sequence_levels(pointers, row, width, PLAN: tl.constexpr, BLOCK: tl.constexpr):
-    """First sweep over a sequence: (mean log-ratio, log mismatch, off-policy factor) that its tokens share."""
+    """First sweep over a sequence: what its tokens share, (mean log-ratio, log mismatch, what is left of a token with
+    A < 0: 0 where the sequence has drifted too far off policy)."""
     lanes = tl.arange(0, BLOCK)
     base = row.to(tl.int64) * width
-    advantage = tl.load(pointers.advantages + row)
     count = tl.zeros([BLOCK], tl.int32)
-    ratios = lanes * advantage * 0.0
+    ratios = tl.zeros([BLOCK], pointers.logprobs.dtype.element_ty)
     mismatches = ratios
     drifts = ratios
     for start in range(0, width, BLOCK):
         inside = start + lanes < width
         at = base + start + lanes
         kept = inside & (tl.load(pointers.mask + at, mask=inside, other=0) != 0)
-        logprob, old, sampler, reference, same, weight = load_token(pointers, at, kept, row, PLAN)
+        logprob, old, sampler, reference, advantage, weight = load_token(pointers, at, kept, PLAN)
         log_ratio = logprob - old
         if PLAN.spec.ratio == "geometric":
             log_ratio = geometric_bound(log_ratio, advantage, PLAN)
@@ -144,11 +145,10 @@ def _sequence_levels(pointers, row, width, PLAN: tl.constexpr, BLOCK: tl.constex
     mismatch = tl.sum(mismatches)
     if PLAN.spec.correction_level == "geometric":
         mismatch = mismatch / length
-    factor = level * 0.0 + 1.0
+    left = level * 0.0 + 1.0
     if PLAN.spec.off_policy_delta > 0.0:
-        away = (advantage < 0.0) & (tl.sum(drifts) / length > PLAN.spec.off_policy_delta)
-        factor = tl.where(away, 0.0, 1.0).to(level.dtype)
-    return level, mismatch, factor
+        left = tl.where(tl.sum(drifts) / length > PLAN.spec.off_policy_delta, 0.0, 1.0).to(level.dtype)
+    return level, mismatch, left
 
 
 @triton.jit
@@ -159,15 +159,18 @@ def _block(pointers, slope_ptr, place, levels, PLAN: tl.constexpr, BLOCK: tl.con
     inside = columns < width
     at = row.to(tl.int64) * width + columns
     kept = inside & (tl.load(pointers.mask + at, mask=inside, other=0) != 0)
-    token = load_token(pointers, at, kept, row, PLAN)
+    token = load_token(pointers, at, kept, PLAN)
     logprob, old, sampler, reference, advantage, weight = token
-    level, mismatch, factor = levels
+    level, mismatch, left = levels
     level = tl.where(inside, level, 0.0)
     mismatch = tl.where(inside, mismatch, 0.0)
     if PLAN.row_local or PLAN.spec.ratio == "token" or PLAN.spec.ratio == "on_policy":
         level = logprob - old
     if PLAN.spec.correction_level == "token":
         mismatch = old - sampler
+    factor = left
+    if PLAN.spec.off_policy_delta > 0.0:
+        factor = tl.where(advantage < 0.0, left, 1.0).to(weight.dtype)
     slope, measured = token_objective(token, (level, mismatch, factor), kept, PLAN)
     tl.store(slope_ptr + at, slope, mask=inside)
     loss, kl, clipped, masked, apart, k3, furthest, ratio = measured

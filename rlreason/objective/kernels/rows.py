@@ -42,7 +42,7 @@ class RowPlan:
 class RowInputs(NamedTuple):
     #: Place b·T + t of each row, int64 [R]; negative: padding, which carries nothing.
     places: Tensor
-    #: [B, T] each, and [B].
+    #: [B, T] each.
     targets: Tensor
     old: Tensor | None
     sampler: Tensor
@@ -113,12 +113,10 @@ def _overwrite(pointers, vocabulary, target, numbers, scale, PLAN: tl.constexpr,
 
 
 @triton.jit
-def _objective(inputs, outputs, row, place, sizes, logprob, PLAN: tl.constexpr):
-    """The row's slope; its eight columns are stored. ``sizes``: rows of all tiles, T."""
-    rows, width = sizes
+def _objective(inputs, outputs, row, place, rows, logprob, PLAN: tl.constexpr):
+    """The row's slope; its eight columns are stored. ``rows``: of all tiles."""
     kept = place >= 0
     spot = tl.maximum(place, 0)
-    sequence = spot // width
     logprob = tl.where(kept, logprob, 0.0)
     old = logprob
     if PLAN.token.has_old:
@@ -127,8 +125,8 @@ def _objective(inputs, outputs, row, place, sizes, logprob, PLAN: tl.constexpr):
     reference = logprob
     if PLAN.token.has_reference:
         reference = tl.load(inputs.reference + spot, mask=kept, other=0.0)
-    advantage = tl.load(inputs.advantages + sequence, mask=kept, other=0.0)
-    weight = tl.load(inputs.weights + sequence, mask=kept, other=0.0)
+    advantage = tl.load(inputs.advantages + spot, mask=kept, other=0.0)
+    weight = tl.load(inputs.weights + spot, mask=kept, other=0.0)
     token = (logprob, old, sampler, reference, advantage, weight)
     levels = (logprob - old, old - sampler, weight * 0.0 + 1.0)
     slope, measured = token_objective(token, levels, kept, PLAN.token)
@@ -147,9 +145,9 @@ def _objective(inputs, outputs, row, place, sizes, logprob, PLAN: tl.constexpr):
 @triton.jit
 def row_kernel(tile, inputs, outputs, sizes, temperature, PLAN: tl.constexpr, BLOCK: tl.constexpr):
     """``tile``: logits [C, V] and where the gradient goes, the same memory. ``sizes``: first row, rows of all tiles,
-    T, V, and the row strides of the two."""
+    V, and the row strides of the two."""
     tile_ptr, gradient_ptr = tile
-    start, rows, width, vocabulary, stride, gradient_stride = sizes
+    start, rows, vocabulary, stride, gradient_stride = sizes
     row = start + tl.program_id(0)
     line = tl.program_id(0).to(tl.int64)
     row_ptr = tile_ptr + line * stride
@@ -173,7 +171,7 @@ def row_kernel(tile, inputs, outputs, sizes, temperature, PLAN: tl.constexpr, BL
         largest = tl.load(outputs.normalisers + 2 * row)
         log_total = tl.load(outputs.normalisers + 2 * row + 1)
     if PLAN.objective:
-        slope = _objective(inputs, outputs, row, place, (rows, width), logprob, PLAN)
+        slope = _objective(inputs, outputs, row, place, rows, logprob, PLAN)
         tl.store(outputs.slopes + spot, slope, mask=kept)
     elif PLAN.gradient:
         slope = tl.load(outputs.slopes + spot, mask=kept, other=0.0)

@@ -17,13 +17,13 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from rlreason.objective.batch import Batch
 from rlreason.objective.kernels import advantage, linear, loss
 from rlreason.objective.kernels.groups import Groups
 from rlreason.objective.linear import HeadOptions
 from rlreason.objective.loss import Tokens
 from rlreason.objective.presets import PRESETS
 from rlreason.objective.spec import ObjectiveSpec
-from rlreason.types import Batch
 
 
 class Hopper:
@@ -102,8 +102,8 @@ def token_kernels(spec: ObjectiveSpec) -> None:
         Tokens(
             mask_BT=some_BT,
             sampler_logprobs_BT=some_BT,
-            advantages_B1=some_BT[:, :1],
-            weights_B1=some_BT[:, :1],
+            advantages_BT=some_BT,
+            weights_BT=some_BT,
             old_logprobs_BT=some_BT,
             reference_logprobs_BT=some_BT,
         ),
@@ -119,8 +119,8 @@ def head_kernels(dtype: torch.dtype, temperature: float, gradient: str) -> None:
         targets_BT=ids_BT,
         loss_mask_BT=some_BT + 1.0,
         sampler_logprobs_BT=some_BT,
-        advantages_B1=some_BT[:, :1],
-        weights_B1=some_BT[:, :1],
+        advantages_BT=some_BT,
+        weights_BT=some_BT,
     )
     hidden, weight = torch.zeros(2, 4, 16, dtype=dtype), torch.zeros(300, 16, dtype=dtype)
     options = HeadOptions(temperature=temperature, gradient=gradient)  # type: ignore[arg-type]

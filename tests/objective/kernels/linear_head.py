@@ -14,6 +14,7 @@ from kernel_cases import DEVICE, INTERPRETED, TOKEN_SPECS, TOLERANCE, difference
 from torch import Tensor
 
 from rlreason.objective import linear as torch_path
+from rlreason.objective.batch import Batch
 from rlreason.objective.kernels import linear as kernels
 from rlreason.objective.kernels.plan import Plan
 from rlreason.objective.kernels.rows import RowInputs, RowOutputs, RowPlan, row_kernel
@@ -21,7 +22,6 @@ from rlreason.objective.linear import HeadLoss, HeadOptions
 from rlreason.objective.loss import policy_loss, supervised_loss
 from rlreason.objective.presets import PRESETS
 from rlreason.objective.spec import ObjectiveSpec
-from rlreason.types import Batch
 
 #: Largest distance, relative to the length, of a half-precision gradient from the exact one of the same numbers. The
 #: last rounding alone makes up to 2.2e-3 of bfloat16's, that of the logits' gradient as much again; the interpreter
@@ -56,8 +56,8 @@ class Case:
             targets_BT=targets_BT.to(DEVICE),
             loss_mask_BT=mask_BT.to(DEVICE),
             sampler_logprobs_BT=(before_BT + 0.3 * normal(*shape)).to(DEVICE, wide),
-            advantages_B1=normal(shape[0], 1).to(DEVICE, wide),
-            weights_B1=torch.rand((shape[0], 1), generator=generator).to(DEVICE, wide),
+            advantages_BT=normal(*shape).to(DEVICE, wide),
+            weights_BT=torch.rand(shape, generator=generator).to(DEVICE, wide),
         )
 
     def kernels(
@@ -109,8 +109,8 @@ def wide_batch(batch: Batch) -> Batch:
         targets_BT=batch.targets_BT.cpu(),
         loss_mask_BT=batch.loss_mask_BT.cpu(),
         sampler_logprobs_BT=batch.sampler_logprobs_BT.cpu().double(),
-        advantages_B1=batch.advantages_B1.cpu().double(),
-        weights_B1=batch.weights_B1.cpu().double(),
+        advantages_BT=batch.advantages_BT.cpu().double(),
+        weights_BT=batch.weights_BT.cpu().double(),
     )
 
 
@@ -143,7 +143,7 @@ def rows_alone(logits_RV: Tensor, targets_R: Tensor, temperature: float) -> tupl
         (tile_RV, tile_RV),
         RowInputs(torch.arange(rows, device=DEVICE), targets_R, None, zeros_R, None, zeros_R, zeros_R),
         outputs,
-        (0, rows, rows, vocabulary, vocabulary, vocabulary),
+        (0, rows, vocabulary, vocabulary, vocabulary),
         temperature,
         RowPlan(Plan(ObjectiveSpec(), False, False), True, False, True, False, temperature != 1.0),
         4096,

@@ -62,7 +62,8 @@ class PoolScorer:
     def submit(self, group: Group) -> Future[Group]:
         """The group with ``rewards_G`` filled, as soon as its own completions are scored."""
         answers = self._pool.submit_all(
-            (group.problem, replace(completion, logprobs_T=(), routing_TLK=None)) for completion in group.completions_G
+            (group.problem, replace(completion, sampler_logprobs=None, routed_experts=None, teacher_logprobs=None))
+            for completion in group.completions_G
         )
         scored: Future[Group] = Future()
         left = len(answers)

@@ -21,7 +21,7 @@ ALLOWED = {
     "report": set(),
     "data": set(),
     "policy": {"data", "config"},
-    "sampler": {"data"},
+    "sampler": {"data", "config"},
     "stages": {"objective", "policy", "sampler", "data", "run", "config"},
 }
 #: Files outside the rooms that may import what they need: they wire.

@@ -1,23 +1,23 @@
-"""The proof of a delivery: every worker answers as the trainer's own model does, or the run stops and says where not.
+"""The proof of a delivery: every worker answers as the trainer does, or the run stops and says where not.
 
 Three things are compared after each delivery: the version, a checksum of every tensor as it arrived, and the
 log-probabilities of the most likely tokens after fixed prompts, which the worker computes through the same kernels and
-caches as its rollouts. One prompt is longer than a block of the KV cache, so that a cache left over from older weights
-shows. Where answers differ, both models say what each attention and MLP puts out, and the first that differs is named.
+caches as its rollouts, and whoever publishes the weights with the model that they are of. One prompt is longer than a
+block of the KV cache, so that a cache left over from older weights shows. Where answers differ, a model is built from
+the delivered weights, both say what each attention and MLP puts out, and the first that differs is named.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from rlreason.sampler.delivery import DeliveryError, Manifest, few
-from rlreason.sampler.transformers_engine import module_outputs, next_logprobs
+from rlreason.sampler.jobs import EngineSpec
+from rlreason.sampler.transformers_engine import build, module_outputs
 from rlreason.sampler.worker import Receipt
 
 #: Prompt lengths; the last is more than vLLM's block of 128 on a CPU (16 on a GPU), with room for one token.
@@ -29,7 +29,8 @@ COUNT = 20
 TOLERANCE_FLOAT32 = 5e-5
 TOLERANCE_BFLOAT16 = 0.15
 #: A module differs where its outputs do by more than this share of their norm.
-MODULE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+MODULE_TOLERANCE_FLOAT32 = 1e-4
+MODULE_TOLERANCE_BFLOAT16 = 5e-2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,28 +42,28 @@ class Expectation:
 
 
 class Canary:
-    """Checks the workers' receipts against the trainer's model."""
+    """Chooses the prompts of the proof and checks the workers' receipts. It holds no model."""
 
-    def __init__(self, model: PreTrainedModel, max_length: int, *, tolerance: float | None = None) -> None:
-        vocabulary = int(model.get_output_embeddings().weight.shape[0])
+    def __init__(self, vocabulary: int, max_length: int, dtype: str, *, tolerance: float | None = None) -> None:
+        """``dtype``: what both sides compute in, such as "float32"; the tolerance follows from it."""
         generator = torch.Generator().manual_seed(0)
-        self._model = model
-        self.prompts = tuple(
+        self.prompts: tuple[tuple[int, ...], ...] = tuple(
             tuple(torch.randint(vocabulary, (min(length, max_length - 1),), generator=generator).tolist())
             for length in LENGTHS
         )
         self.count = min(COUNT, vocabulary)
-        exact = model.dtype == torch.float32
-        self._tolerance = tolerance if tolerance is not None else (TOLERANCE_FLOAT32 if exact else TOLERANCE_BFLOAT16)
-        self._largest = exact
+        self._largest = dtype == "float32"
+        by_dtype = TOLERANCE_FLOAT32 if self._largest else TOLERANCE_BFLOAT16
+        self._tolerance = by_dtype if tolerance is None else tolerance
 
-    def expect(self, manifest: Manifest) -> Expectation:
-        """What the trainer's weights say now; they must be those of the manifest."""
-        training = self._model.training
-        self._model.eval()
-        logprobs = tuple(next_logprobs(self._model, prompt).cpu() for prompt in self.prompts)
-        self._model.train(training)
-        return Expectation(manifest=manifest, logprobs_V=logprobs)
+    def expect(self, manifest: Manifest, logprobs_V: Sequence[Tensor]) -> Expectation:
+        """``logprobs_V``: the trainer's after each of ``prompts``, [V] float32. ValueError for another number."""
+        if len(logprobs_V) != len(self.prompts):
+            raise ValueError(
+                f"version {manifest.version} was published with {len(logprobs_V)} expectations for {len(self.prompts)} "
+                "probes: give the model's answers to each of the sampler's probes"
+            )
+        return Expectation(manifest=manifest, logprobs_V=tuple(logprobs_V))
 
     def check(self, receipt: Receipt, expected: Expectation, worker: int) -> float:
         """The difference of log-probabilities that was found. Raises DeliveryError with what is wrong."""
@@ -91,12 +92,15 @@ class Canary:
         return float(differences.max() if self._largest else differences.mean())
 
     def explain(
-        self, weights: Mapping[str, Tensor], outputs_of: Callable[[tuple[int, ...]], Mapping[str, Tensor]]
+        self,
+        spec: EngineSpec,
+        weights: Mapping[str, Tensor],
+        outputs_of: Callable[[tuple[int, ...]], Mapping[str, Tensor]],
     ) -> str:
-        """Which module of a worker differs first from a model with ``weights``, and its tensors."""
-        model = copy.deepcopy(self._model).eval()
+        """Which module of a worker differs first from a model of ``spec`` with ``weights``, and its tensors."""
+        model = build(spec)
         model.load_state_dict(dict(weights), strict=False)
-        limit = MODULE_TOLERANCE.get(model.dtype, 5e-2)
+        limit = MODULE_TOLERANCE_FLOAT32 if spec.dtype == "float32" else MODULE_TOLERANCE_BFLOAT16
         prompt = self.prompts[1]
         wanted, found = module_outputs(model, prompt), outputs_of(prompt)
         for name, wanted_TH in wanted.items():
@@ -107,7 +111,8 @@ class Canary:
                     return f"the first module whose output differs is {name} (by {apart:.1%}): {few(tensors)}"
         return (
             "every attention and MLP computes what it should on a fresh prompt: what differs is the final norm, the "
-            "head, or keys and values that were cached under older weights"
+            "head, keys and values that were cached under older weights, or the trainer, whose answers are of other "
+            "weights than those it published"
         )
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 Bytes = npt.NDArray[np.uint8]
 BUCKET_BYTES = 64 << 20
@@ -63,6 +64,8 @@ class Parcel:
 
     manifest: Manifest
     buckets: tuple[Bytes, ...]
+    #: All tensors of this version, where the parcel or the next one is sent as changes. They are never written to.
+    contents: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def as_bytes(tensor: Tensor) -> Bytes:
@@ -71,68 +74,65 @@ def as_bytes(tensor: Tensor) -> Bytes:
     return flat.view(torch.uint8).numpy()
 
 
-def unique_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``weights`` with tied tensors once, under the first of their names."""
-    seen: set[tuple[int, torch.Size]] = set()
-    unique = {}
-    for name, tensor in weights.items():
-        place = (tensor.data_ptr(), tensor.shape)
-        if place not in seen:
-            seen.add(place)
-            unique[name] = tensor
-    return unique
+def unique_tensors(weights: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
+    """``weights`` with tied tensors once, under the first of their names.
+
+    Tensors may be made as they are asked for and freed behind: the same memory is then no tie.
+    """
+    seen: dict[tuple[int, torch.Size, tuple[int, ...]], StorageWeakRef] = {}
+    for name, tensor in weights:
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if place not in seen or seen[place].expired():  # type: ignore[no-untyped-call]
+            seen[place] = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+            yield name, tensor
 
 
 class Packer:
-    """Packs state dicts. With ``delta`` it keeps the last one and packs what changed."""
+    """Packs weights. With ``delta`` it packs what changed since the last call."""
 
     def __init__(self, *, delta: bool = False, bucket_bytes: int = BUCKET_BYTES) -> None:
         self.delta = delta
         self._bucket_bytes = bucket_bytes
-        self._last: dict[str, Tensor] = {}
-        self._last_version: int | None = None
+        self._last: Parcel | None = None
 
-    def pack(self, weights: Mapping[str, Tensor], version: int) -> Parcel:
-        """Everything, or with ``delta`` the changes since the last call."""
-        unique = unique_tensors(weights)
-        base = self._last_version if self.delta else None
-        parcel = self._parcel(unique, version, base)
-        if self.delta:
-            self._last = {name: tensor.detach().cpu().clone() for name, tensor in unique.items()}
-            self._last_version = version
-        return parcel
+    def pack(self, weights: Iterable[tuple[str, Tensor]], version: int) -> Parcel:
+        """Everything, or with ``delta`` the changes since the last call. One tensor after the other is asked for."""
+        if not self.delta:
+            return self._parcel(unique_tensors(weights), version, None)
+        contents = {name: tensor.detach().cpu().clone() for name, tensor in unique_tensors(weights)}
+        parcel = self._parcel(contents.items(), version, self._last)
+        self._last = Parcel(manifest=parcel.manifest, buckets=(), contents=contents)
+        return replace(parcel, contents=contents)
 
-    def whole(self) -> Parcel:
-        """Everything of the last version, for a worker that can't take its changes. Only with ``delta``."""
-        assert self._last_version is not None, "nothing was packed, or not as changes"
-        return self._parcel(self._last, self._last_version, None)
+    def whole(self, parcel: Parcel) -> Parcel:
+        """All of ``parcel``'s version, for a worker that can't take its changes. Only with ``delta``."""
+        assert parcel.contents, "it was not packed as changes"
+        whole = self._parcel(parcel.contents.items(), parcel.manifest.version, None)
+        return replace(whole, contents=parcel.contents)
 
-    def _parcel(self, unique: Mapping[str, Tensor], version: int, base: int | None) -> Parcel:
-        payloads: list[list[Bytes]] = []
-        changes: list[int | None] = []
-        arrays = {name: as_bytes(tensor) for name, tensor in unique.items()}
-        for name, data in arrays.items():
-            if base is None:
-                parts, changed = [data], None
-            else:
-                parts, changed = _changes(as_bytes(self._last[name]), data, unique[name].element_size())
-            payloads.append(parts)
-            changes.append(changed)
-        buckets, places = _fill(payloads, self._bucket_bytes)
-        entries = tuple(
-            Entry(
-                name=name,
-                shape=tuple(tensor.shape),
-                dtype=str(tensor.dtype).removeprefix("torch."),
-                bucket=bucket,
-                offset=offset,
-                size=size,
-                changed=changed,
-                checksum=_crc(arrays[name]),
+    def _parcel(self, weights: Iterable[tuple[str, Tensor]], version: int, base: Parcel | None) -> Parcel:
+        buckets = _Buckets(self._bucket_bytes)
+        entries = []
+        for name, tensor in weights:
+            data, changed = as_bytes(tensor), None
+            parts = [data]
+            if base is not None:
+                parts, changed = _changes(as_bytes(base.contents[name]), data, tensor.element_size())
+            bucket, offset, size = buckets.add(parts)
+            entries.append(
+                Entry(
+                    name=name,
+                    shape=tuple(tensor.shape),
+                    dtype=str(tensor.dtype).removeprefix("torch."),
+                    bucket=bucket,
+                    offset=offset,
+                    size=size,
+                    changed=changed,
+                    checksum=_crc(data),
+                )
             )
-            for (name, tensor), changed, (bucket, offset, size) in zip(unique.items(), changes, places, strict=True)
-        )
-        return Parcel(manifest=Manifest(version=version, base=base, entries=entries), buckets=buckets)
+        manifest = Manifest(version=version, base=base.manifest.version if base else None, entries=tuple(entries))
+        return Parcel(manifest=manifest, buckets=buckets.end())
 
 
 def _changes(before: Bytes, now: Bytes, width: int) -> tuple[list[Bytes], int]:
@@ -143,19 +143,37 @@ def _changes(before: Bytes, now: Bytes, width: int) -> tuple[list[Bytes], int]:
     return [places.astype(np.int64).view(np.uint8), new[places].view(np.uint8)], len(places)
 
 
-def _fill(payloads: Sequence[Sequence[Bytes]], limit: int) -> tuple[tuple[Bytes, ...], list[tuple[int, int, int]]]:
-    """Buckets of about ``limit`` bytes, and (bucket, offset, size) of each payload; a larger one fills its own."""
-    places, ends = [], [0]
-    for parts in payloads:
+class _Buckets:
+    """Buckets of about ``limit`` bytes, filled one after the other; what is larger fills its own."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._full: list[Bytes] = []
+        #: Of the bucket that is being filled: (offset, parts), and where the next begins.
+        self._parts: list[tuple[int, Sequence[Bytes]]] = []
+        self._next = 0
+
+    def add(self, parts: Sequence[Bytes]) -> tuple[int, int, int]:
+        """(bucket, offset, size) of ``parts``, one behind the other."""
         size = sum(part.nbytes for part in parts)
-        if ends[-1] and ends[-1] + size > limit:
-            ends.append(0)
-        places.append((len(ends) - 1, ends[-1], size))
-        ends[-1] += -(-size // ALIGNMENT) * ALIGNMENT
-    buckets = tuple(np.zeros(end, dtype=np.uint8) for end in ends)
-    for parts, (bucket, begin, size) in zip(payloads, places, strict=True):
-        np.concatenate(parts, out=buckets[bucket][begin : begin + size])
-    return buckets, places
+        if self._next and self._next + size > self._limit:
+            self._close()
+        place = (len(self._full), self._next, size)
+        self._parts.append((self._next, parts))
+        self._next += -(-size // ALIGNMENT) * ALIGNMENT
+        return place
+
+    def end(self) -> tuple[Bytes, ...]:
+        """All of them."""
+        self._close()
+        return tuple(self._full)
+
+    def _close(self) -> None:
+        bucket = np.zeros(self._next, dtype=np.uint8)
+        for offset, parts in self._parts:
+            np.concatenate(parts, out=bucket[offset : offset + sum(part.nbytes for part in parts)])
+        self._full.append(bucket)
+        self._parts, self._next = [], 0
 
 
 class DeliveryError(RuntimeError):

@@ -44,6 +44,10 @@ class Handle(Protocol):
         """Start a method; a worker runs its calls one after the other."""
         ...
 
+    def interrupt(self) -> None:
+        """From another thread: have a call that takes long return soon, its work undone."""
+        ...
+
     def kill(self) -> None:
         """End the worker at once, whatever it does; never raises."""
         ...
@@ -98,8 +102,13 @@ class InlineHandle:
         except Exception as error:
             return _Finished(error=error)
 
+    def interrupt(self) -> None:
+        """See ``Handle.interrupt``."""
+        self.worker.interrupt()
+
     def kill(self) -> None:
-        """Nothing runs between calls."""
+        """Nothing runs between calls; one in another thread returns soon."""
+        self.worker.interrupt()
 
 
 @dataclass(slots=True)
@@ -171,6 +180,9 @@ class RayHandle:
         """See ``Handle.call``."""
         return _RayCall(getattr(self.actor, method).remote(*arguments), self.ray)
 
+    def interrupt(self) -> None:
+        """Nothing to do: a call is waited for in short turns, and goes on in its own process meanwhile."""
+
     def kill(self) -> None:
         """See ``Handle.kill``. A stopped process (SIGSTOP) is ended as well, where it runs on this host."""
         with contextlib.suppress(Exception):
@@ -189,8 +201,11 @@ class RayCluster:
         self._ray = _import_ray()
         self._options = options
         self._class = worker
-        self._started = start_ray(self._ray, options.address)
-        self._group = self._place()
+        self._group: Any = None
+        if start_ray(self._ray, options.address):
+            _STARTED.append(True)
+        _OPEN.append(self)
+        self._place()
 
     @property
     def on_gpu(self) -> bool:
@@ -226,16 +241,19 @@ class RayCluster:
         return [by_reference[reference] for reference in {*done, *ready}]
 
     def close(self) -> None:
-        """Give the placement group back, and end Ray where it was started here."""
+        """Give the placement group back, and end Ray where it was started here and no other cluster uses it."""
         with contextlib.suppress(Exception):
             self._ray.util.remove_placement_group(self._group)
-        if self._started:
+        if self in _OPEN:
+            _OPEN.remove(self)
+        if _STARTED and not _OPEN:
+            _STARTED.clear()
             self._ray.shutdown()
 
-    def _place(self) -> Any:
+    def _place(self) -> None:
         options = self._options
         bundle: Mapping[str, float] = {"CPU": options.cpus} | ({"GPU": options.gpus} if options.gpus else {})
-        group = self._ray.util.placement_group(
+        group = self._group = self._ray.util.placement_group(
             [dict(bundle)] * options.workers, strategy="SPREAD" if options.spread else "PACK"
         )
         total = self._ray.cluster_resources()
@@ -250,7 +268,11 @@ class RayCluster:
                 f"cluster.rollout_workers = {options.workers} needs {needs}, and Ray has {has}"
                 f"{'' if short else ' with too little of it free'}: use fewer workers or a larger cluster"
             )
-        return group
+
+
+#: The clusters of this process, and whether the Ray that they are in was started by one of them.
+_OPEN: list[RayCluster] = []
+_STARTED: list[bool] = []
 
 
 def start_ray(ray: Any, address: str | None) -> bool:

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from rlreason.types import SamplingParams
+from rlreason.types import Completion, SamplingParams
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from rlreason.types import IntArray
 
 EngineKind = Literal["transformers", "vllm"]
 
@@ -56,44 +58,37 @@ class EngineSpec:
         return self.max_length or int(str(self.model["max_position_embeddings"]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Job:
-    """One group to draw. Example: ``Job(key="grpo/3/p17", problem_id="p17", prompt_ids=(1, 9, 4), params=...)``.
+    """One completion to draw.
 
-    ``min_version``: the oldest weights that its first token may be drawn with.
+    Example: ``Job(key="grpo/3/p17/0", group_id="grpo/3/p17", problem_id="p17", sample=0, prompt_ids=array([1, 9, 4]),
+    params=...)``. Engines may compute the prompt once for the jobs of a group; they share one array.
     """
 
     key: str
+    group_id: str
+    #: With ``sample``, ``params.seed`` and ``params.stream`` it fixes every random draw.
     problem_id: str
-    prompt_ids: tuple[int, ...]
+    sample: int
+    #: int32 [P].
+    prompt_ids: IntArray
     params: SamplingParams
+    #: The oldest weights that its first token may be drawn with.
     min_version: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One completion. ``versions_T`` holds the version of the weights that each token was drawn with.
-
-    Example: ``Sample(token_ids=(11, 2), logprobs_T=(-0.1, -0.7), stopped=True, versions_T=(3, 4))``.
-    """
-
-    token_ids: tuple[int, ...]
-    logprobs_T: tuple[float, ...]
-    stopped: bool
-    versions_T: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """A finished group. Example: ``Drawn(key="grpo/3/p17", samples_G=(Sample(...), Sample(...)))``."""
+    """A finished job: its completion, without text. Example: ``Drawn(key="grpo/3/p17/0", completion=...)``."""
 
     key: str
-    samples_G: tuple[Sample, ...]
+    completion: Completion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What one ``advance`` brought: groups that are done, and the engine steps it took."""
+    """What one ``advance`` brought: completions that are done, and the engine steps it took."""
 
     drawn: tuple[Drawn, ...]
     steps: int
@@ -108,10 +103,10 @@ class Opinion:
 
 
 class Engine(Protocol):
-    """One copy of the policy that draws groups. Engines hold no tokenizer: ids in, ids out."""
+    """One copy of the policy that draws completions. Engines hold no tokenizer: ids in, ids out."""
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Take on groups; nothing is drawn yet."""
+        """Take on jobs; nothing is drawn yet."""
         ...
 
     def advance(self, seconds: float, steps: int | None = None) -> Progress:
@@ -119,11 +114,11 @@ class Engine(Protocol):
         ...
 
     def load(self, weights: Mapping[str, Tensor], version: int) -> tuple[str, ...]:
-        """Take over weights between two tokens; running groups go on with them. Returns names that got no weights."""
+        """Take over weights between two tokens; completions under way go on with them. Returns names that got none."""
         ...
 
     def probe(self, prompts: Sequence[tuple[int, ...]], count: int) -> tuple[Opinion, ...]:
-        """What the weights in use say after each prompt, through the same caches as any other group."""
+        """What the weights in use say after each prompt, through the same caches as any completion."""
         ...
 
     def module_outputs(self, prompt_ids: tuple[int, ...]) -> Mapping[str, Tensor]:
@@ -139,7 +134,11 @@ class Engine(Protocol):
         ...
 
     def abort(self) -> None:
-        """Forget all groups."""
+        """Forget all jobs."""
+        ...
+
+    def interrupt(self) -> None:
+        """From another thread: have an ``advance`` that takes long return soon. What it did not finish is forgotten."""
         ...
 
     def close(self) -> None:

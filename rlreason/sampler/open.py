@@ -1,24 +1,56 @@
-"""Opens samplers: which engine and cluster there are here, and the pool on top of them."""
+"""What a model must show to be drawn with, and the engines that can do it here."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from typing import Any, Protocol
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
 
 from rlreason.data.prompts import PromptFormat, stop_token_ids
 from rlreason.sampler.handles import InlineCluster
 from rlreason.sampler.jobs import EngineKind, EngineSpec, VllmOptions
 from rlreason.sampler.pool import RolloutPool
 from rlreason.sampler.pool_sampler import PoolSampler
-from rlreason.sampler.transformers_engine import TransformersEngine
+from rlreason.sampler.transformers_engine import TransformersEngine, build_from
 from rlreason.sampler.worker import RolloutWorker
 
-#: Keys of a config that say where a model comes from, and nothing of its shape.
-ORIGIN = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 #: What vLLM's CPU attention is compiled for.
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+
+
+class ServedModel(Protocol):
+    """A model to draw with, whoever holds it: a policy in this process, a trainer on many ranks."""
+
+    @property
+    def architecture(self) -> Mapping[str, object]:
+        """Its config as a dict, with ``architectures`` and ``model_type``; nothing of where it came from."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in: "float32" or "bfloat16". Engines compute in the same."""
+        ...
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of its head."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its transformers tokenizer."""
+        ...
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor by transformers' names; tied ones come once, or under each of their names."""
+        ...
+
+    def expectations(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+        """log π of the token after each prompt at temperature 1, [V] float32 on the CPU."""
+        ...
 
 
 def installed(package: str) -> bool:
@@ -26,13 +58,13 @@ def installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def why_not_vllm(model: PreTrainedModel) -> str:
+def why_not_vllm(model: ServedModel) -> str:
     """Why vLLM can't run this model here, or "". It looks at what is known without building an engine."""
     if not installed("vllm"):
         return "vLLM is not installed"
     if torch.cuda.is_available():
         return ""
-    config = model.config.to_dict()
+    config: dict[str, Any] = dict(model.architecture)
     heads = config.get("num_attention_heads")
     head_dim = config.get("head_dim") or (int(config["hidden_size"]) // int(heads) if heads else None)
     if head_dim not in CPU_HEAD_SIZES:
@@ -44,23 +76,22 @@ def why_not_vllm(model: PreTrainedModel) -> str:
 
 def engine_spec(
     kind: EngineKind,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: ServedModel,
     *,
     max_rows: int,
     max_length: int | None,
     threads: int = 1,
     vllm: VllmOptions | None = None,
 ) -> EngineSpec:
-    """The engine that draws with ``model``'s architecture."""
-    config = {key: value for key, value in model.config.to_dict().items() if key not in ORIGIN}
-    config |= {"architectures": [type(model).__name__], "model_type": model.config.model_type}
+    """The engine that draws with a model of ``model``'s architecture."""
+    stop_ids = stop_token_ids(model.tokenizer)
+    pad_id = model.tokenizer.pad_token_id
     return EngineSpec(
         kind=kind,
-        model=config,
-        dtype=str(model.dtype).removeprefix("torch."),
-        stop_ids=stop_token_ids(tokenizer),
-        pad_id=tokenizer.pad_token_id,
+        model=model.architecture,
+        dtype=model.dtype,
+        stop_ids=stop_ids,
+        pad_id=stop_ids[0] if pad_id is None else pad_id,  # never looked at
         max_rows=max_rows,
         max_length=max_length,
         threads=threads,
@@ -69,17 +100,15 @@ def engine_spec(
 
 
 def inline_sampler(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt_format: PromptFormat,
-    *,
-    max_rows: int = 512,
-    threads: int = 1,
+    model: ServedModel, prompt_format: PromptFormat, *, max_rows: int = 512, threads: int = 1
 ) -> PoolSampler:
-    """Draws with ``model`` itself, in this process, as version 0: give it a copy where training goes on."""
-    spec = engine_spec("transformers", model, tokenizer, max_rows=max_rows, max_length=None, threads=threads)
-    cluster = InlineCluster(lambda: RolloutWorker(lambda spec: TransformersEngine(spec, model)))
-    pool = RolloutPool(cluster, spec, 1, canary=None)
-    sampler = PoolSampler(pool, tokenizer, prompt_format)
-    sampler.publish(model.state_dict(), 0)
-    return sampler
+    """Draws with ``model``'s weights where they are, in this process, as version 0: nothing is packed or copied.
+
+    Both then hold the same memory: don't train the model meanwhile, and don't ``publish`` others where it goes on.
+    """
+    spec = engine_spec("transformers", model, max_rows=max_rows, max_length=None, threads=threads)
+    cluster = InlineCluster(
+        lambda: RolloutWorker(lambda spec: TransformersEngine(spec, build_from(spec, model.weights())))
+    )
+    pool = RolloutPool(cluster, spec, 1, canary=None, holding=0)
+    return PoolSampler(pool, model.tokenizer, prompt_format)

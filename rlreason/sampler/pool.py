@@ -1,27 +1,28 @@
-"""Rollout workers as one: carries out a schedule, proves deliveries, replaces workers that die or hang, loses no group.
+"""Rollout workers as one: carries out a schedule, proves deliveries, replaces workers that die or hang, loses no job.
 
-A group is drawn from counters, so when its worker dies it is drawn again elsewhere; it counts once, whoever finishes it
-first. The pool does one thing per worker at a time and is driven by whoever calls ``turn``; another thread may publish
-and ask meanwhile.
+A completion is drawn from counters, so when its worker dies it is drawn again elsewhere; it counts once, whoever
+finishes it first. The pool does one thing per worker at a time and is driven by whoever calls ``turn``; another thread
+may publish and ask meanwhile.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from rlreason.sampler.canary import Canary, Expectation, ProbeError
-from rlreason.sampler.delivery import DeliveryError, Packer, Parcel, Receiver, few
+from rlreason.sampler.canary import Canary
+from rlreason.sampler.delivery import DeliveryError, Packer, few
 from rlreason.sampler.handles import Call, Cluster, Handle, WorkerDied
 from rlreason.sampler.jobs import Drawn, EngineSpec, Job, Progress
-from rlreason.sampler.schedule import Deliver, Draw, LiveSchedule, Op, Restart, Schedule, WorkerState
+from rlreason.sampler.outbox import Delivery, Outbox
+from rlreason.sampler.schedule import Deliver, Draw, LiveSchedule, Op, Restart, Schedule, WorkerState, record_of
 from rlreason.sampler.worker import Receipt
 
-#: Workers that die one after the other, with no group finished between them, end the run.
+#: Workers that die one after the other, with no completion finished between them, end the run.
 MAX_DEATHS = 3
 #: Takes one recorded op: {"worker", "deliver" | "jobs", "steps" | "restart"}.
 Record = Callable[[Mapping[str, object]], None]
@@ -44,25 +45,20 @@ class Build:
 class _Worker:
     handle: Handle
     version: int | None = None
-    #: Groups handed over and not finished, by key.
+    #: Jobs handed over and not finished, by key.
     outstanding: dict[str, Job] = field(default_factory=dict)
     op: Op | Build | None = None
     call: Call | None = None
+    #: What ``call`` delivers.
+    delivery: Delivery | None = None
     since: float = 0.0
     up: bool = False
 
 
 @dataclass(slots=True)
-class _Delivery:
-    parcel: Parcel
-    stored: Sequence[object]
-    expected: Expectation | None
-
-
-@dataclass(slots=True)
 class PoolStats:
     """What happened since the last ``read``: deliveries, their seconds (longest of a worker), the largest difference of
-    log-probabilities that the canary saw, workers replaced, groups that arrived twice."""
+    log-probabilities that the canary saw, workers replaced, completions that arrived twice."""
 
     deliveries: int = 0
     delivery_seconds: float = 0.0
@@ -73,7 +69,7 @@ class PoolStats:
     def read(self) -> dict[str, float]:
         """As metrics, and start anew."""
         scalars = {"delivery/seconds": self.delivery_seconds, "delivery/canary": self.canary} if self.deliveries else {}
-        scalars |= {"workers/replaced": float(self.replaced), "groups/duplicate": float(self.duplicates)}
+        scalars |= {"workers/replaced": float(self.replaced), "completions/duplicate": float(self.duplicates)}
         self.deliveries = self.replaced = self.duplicates = 0
         self.delivery_seconds = self.canary = 0.0
         return scalars
@@ -91,49 +87,64 @@ class RolloutPool:
         canary: Canary | None,
         packer: Packer | None = None,
         patience: Patience | None = None,
+        holding: int | None = None,
     ) -> None:
-        """Starts the workers; they build their engines meanwhile. The schedule is a live one until ``reschedule``."""
+        """Starts the workers; they build their engines meanwhile. The schedule is a live one until ``reschedule``.
+        ``holding``: the version that engines have from the start, where they need no delivery."""
         self._cluster = cluster
         self._spec = spec
         self._schedule: Schedule = LiveSchedule(workers)
-        self._canary = canary
-        self._packer = packer or Packer()
+        self._outbox = Outbox(cluster, canary, packer or Packer(), holding)
         self._patience = patience or Patience()
         self._record: Record | None = None
-        self._deliveries: dict[int, _Delivery] = {}
-        self._kept = 1
         self._deaths = 0
         self._wanted: set[str] = set()
         self._lock = threading.RLock()
         self.stats = PoolStats()
+        self.closed = False
         self._workers = [self._new_worker(place) for place in range(workers)]
+        for worker in self._workers:
+            worker.version = holding
 
     @property
     def newest(self) -> int | None:
         """The newest version that was published; None before the first."""
-        return max(self._deliveries, default=None)
+        return self._outbox.newest
 
     @property
     def unfinished(self) -> int:
-        """Groups asked for and not handed out yet."""
+        """Completions asked for and not handed out yet."""
         return len(self._wanted)
 
+    @property
+    def probes(self) -> tuple[tuple[int, ...], ...]:
+        """Prompts whose next-token log-probabilities a publisher must give; none where deliveries are not proved."""
+        return self._outbox.canary.prompts if self._outbox.canary is not None else ()
+
+    @property
+    def position(self) -> int:
+        """Whose turn it is to be given the next group: a number that goes up by one a group."""
+        return self._schedule.position
+
+    @position.setter
+    def position(self, position: int) -> None:
+        with self._lock:
+            self._schedule.position = position
+
     def reschedule(self, schedule: Schedule | None = None, record: Record | None = None, keep: int = 1) -> None:
-        """Go on under another schedule (default: a live, synchronous one). Nothing may be under way.
+        """Go on under another schedule (default: a live, synchronous one). What is under way is given up.
 
         ``keep``: how many versions to hold, for workers that are to take an older one (a replay).
         """
-        assert not self._wanted, "groups are under way"
-        self._finish_calls()
+        self._give_up()
         self._schedule, self._record = schedule or LiveSchedule(len(self._workers)), record
-        self._kept = keep
+        self._outbox.keep = keep
 
     def follow(self, spec: EngineSpec, canary: Canary | None, packer: Packer) -> None:
         """Draw with another model from here on: its versions start again, and all workers take them. Workers of a GPU
         are started anew where the architecture differs, as only the end of a process gives all of its memory back."""
         self.reschedule()
-        self._canary, self._packer = canary, packer
-        self._deliveries.clear()
+        self._outbox = Outbox(self._cluster, canary, packer)
         for place, worker in enumerate(self._workers):
             worker.version = None
             if spec != self._spec and self._cluster.on_gpu:
@@ -143,24 +154,24 @@ class RolloutPool:
                 self._build(worker, spec)
         self._spec = spec
 
-    def publish(self, weights: Mapping[str, Tensor], version: int) -> None:
-        """Pack ``weights`` and make them the newest; workers take them when the schedule says so. The canary's model
-        must hold these weights now."""
-        delivery = self._pack(self._packer.pack(weights, version))
+    def publish(self, weights: Iterable[tuple[str, Tensor]], version: int, expected: Sequence[Tensor] = ()) -> None:
+        """Pack ``weights`` and make them the newest; workers take them when the schedule says so. ``expected``: what
+        their model says after each of ``probes``, log-probabilities [V]. Raises ValueError for another number."""
+        delivery = self._outbox.pack(weights, version, expected)
         with self._lock:
-            for old in [known for known in self._deliveries if known <= version - self._kept]:
-                del self._deliveries[old]
-            self._deliveries[version] = delivery
+            self._outbox.offer(delivery)
 
     def ask(self, jobs: Sequence[Job]) -> None:
-        """Have these groups drawn."""
+        """Have these drawn."""
         with self._lock:
             self._wanted.update(job.key for job in jobs)
             self._schedule.add(jobs)
 
     def turn(self, seconds: float = 1.0) -> list[Drawn]:
-        """Give every idle worker its next op, wait up to ``seconds`` for one of them, and return the groups that are
-        done. Raises DeliveryError where the canary finds a wrong delivery, RuntimeError where workers keep dying."""
+        """Give every idle worker its next op, wait up to ``seconds`` for one of them, and return what is drawn.
+
+        Raises DeliveryError where the canary finds a wrong delivery, RuntimeError where workers keep dying.
+        """
         with self._lock:
             for place, worker in enumerate(self._workers):
                 if worker.call is None:
@@ -184,23 +195,14 @@ class RolloutPool:
                     self._replace(place, worker, f"did not answer for {self._limit(worker):g} s")
         return drawn
 
-    def draw(self, jobs: Sequence[Job]) -> Iterator[Drawn]:
-        """Ask for ``jobs`` and hand them out as they are done."""
-        self.ask(jobs)
-        left = len(jobs)
-        while left:
-            for drawn in self.turn():
-                left -= 1
-                yield drawn
-
     def settle_deliveries(self) -> None:
-        """Turn until every worker holds the newest version: only where no group is under way."""
+        """Turn until every worker holds the newest version: only where nothing is being drawn."""
         while any(worker.version != self.newest or worker.call is not None for worker in self._workers):
             self.turn()
 
     def sleep(self) -> None:
-        """Have the workers give their accelerators' memory back. No group may be under way."""
-        assert not self._wanted, "groups are under way"
+        """Have the workers give their accelerators' memory back. Nothing may be under way."""
+        assert not self._wanted, "completions are under way"
         self._everywhere("sleep")
 
     def wake(self) -> None:
@@ -214,8 +216,17 @@ class RolloutPool:
         for call in [worker.handle.call(method) for worker in self._workers]:
             call.result()
 
+    def interrupt(self) -> None:
+        """Have a ``turn`` that runs in another thread return soon. What it was drawing is lost: after this the pool can
+        only be given another schedule or model, or be closed."""
+        for worker in self._workers:
+            worker.handle.interrupt()
+
     def close(self) -> None:
-        """End the workers and what the cluster started."""
+        """End the workers and what the cluster started; what is under way is lost."""
+        if self.closed:
+            return
+        self.closed = True
         for worker in self._workers:
             worker.handle.kill()
         self._workers.clear()
@@ -251,29 +262,8 @@ class RolloutPool:
             worker.outstanding.update((job.key, job) for job in op.jobs)
             worker.call = worker.handle.call("advance", op.jobs, op.seconds, op.steps)
             return
-        delivery = self._delivery(worker, op.version)
-        canary = self._canary
-        worker.call = worker.handle.call(
-            "deliver",
-            delivery.parcel.manifest,
-            canary.prompts if canary else (),
-            canary.count if canary else 0,
-            self._packer.delta,
-            *delivery.stored,
-        )
-
-    def _delivery(self, worker: _Worker, version: int) -> _Delivery:
-        """The parcel of ``version``; a worker that can't take its changes gets all of it."""
-        delivery = self._deliveries[version]
-        base = delivery.parcel.manifest.base
-        if base is None or base == worker.version:
-            return delivery
-        return self._pack(self._packer.whole())
-
-    def _pack(self, parcel: Parcel) -> _Delivery:
-        known = self._deliveries.get(parcel.manifest.version)
-        expected = known.expected if known else (self._canary.expect(parcel.manifest) if self._canary else None)
-        return _Delivery(parcel, self._cluster.store(parcel), expected)
+        worker.delivery = self._outbox.take(op.version, worker.version)
+        worker.call = worker.handle.call("deliver", *self._outbox.arguments(worker.delivery))
 
     def _settle(self, place: int, worker: _Worker) -> list[Drawn]:
         assert worker.call is not None
@@ -302,30 +292,18 @@ class RolloutPool:
                 f"delivery of version {op.version} to rollout worker {place}: no tensor was delivered for "
                 f"{few(receipt.unloaded)}, and the engine kept what it had there"
             )
-        expected = self._deliveries[op.version].expected if op.version in self._deliveries else None
-        if self._canary is None or expected is None:
-            return
-        try:
-            difference = self._canary.check(receipt, expected, place)
-        except ProbeError as error:
-            raise DeliveryError(f"{error}; {self._explain(worker, op.version)}") from None
-        self.stats.canary = max(self.stats.canary, difference)
-
-    def _explain(self, worker: _Worker, version: int) -> str:
-        assert self._canary is not None
-        parcel = self._deliveries[version].parcel
-        if parcel.manifest.base is not None:
-            parcel = self._packer.whole()
-        weights = Receiver().open(parcel.manifest, parcel.buckets, keep=False)
+        delivery, worker.delivery = worker.delivery, None
+        assert delivery is not None
 
         def outputs_of(prompt: tuple[int, ...]) -> Mapping[str, Tensor]:
             outputs: Mapping[str, Tensor] = worker.handle.call("module_outputs", prompt).result()
             return outputs
 
-        return self._canary.explain(weights, outputs_of)
+        difference = self._outbox.prove(delivery, receipt, place, self._spec, outputs_of)
+        self.stats.canary = max(self.stats.canary, difference or 0.0)
 
     def _drawn(self, place: int, worker: _Worker, op: Draw, progress: Progress) -> list[Drawn]:
-        self._note({"worker": place, "jobs": [job.key for job in op.jobs], "steps": progress.steps})
+        self._note({"worker": place, "jobs": record_of(op.jobs), "steps": progress.steps})
         fresh = []
         for drawn in progress.drawn:
             worker.outstanding.pop(drawn.key, None)
@@ -339,12 +317,12 @@ class RolloutPool:
         return fresh
 
     def _replace(self, place: int, worker: _Worker, why: str) -> None:
-        """Another worker in its place, which is given the newest weights; its groups are drawn elsewhere."""
+        """Another worker in its place, which is given the newest weights; its jobs are drawn elsewhere."""
         self._deaths += 1
         worker.handle.kill()
         if self._deaths > MAX_DEATHS:
             raise RuntimeError(
-                f"{self._deaths} rollout workers died and none finished a group; the last, {place}, {why}"
+                f"{self._deaths} rollout workers died and none finished a completion; the last, {place}, {why}"
             )
         self._note({"worker": place, "restart": why})
         self.stats.replaced += 1
@@ -354,6 +332,17 @@ class RolloutPool:
 
     def _limit(self, worker: _Worker) -> float:
         return self._patience.working if worker.up else self._patience.starting
+
+    def _give_up(self) -> None:
+        """Forget what is asked for and not drawn."""
+        under_way, duplicates = bool(self._wanted), self.stats.duplicates
+        self._wanted.clear()
+        self._finish_calls()
+        if under_way:
+            self._everywhere("abort")
+        self.stats.duplicates = duplicates  # what nobody waits for any more came once
+        for worker in self._workers:
+            worker.outstanding.clear()
 
     def _finish_calls(self) -> None:
         """Settle what is under way, and begin nothing."""

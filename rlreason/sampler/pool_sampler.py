@@ -1,86 +1,142 @@
-"""``rlreason.types.Sampler`` over a pool of rollout workers: prompts in, text out."""
+"""``rlreason.types.Sampler`` over a pool of rollout workers: problems in, texts out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlreason.data.prompts import PromptFormat, RenderedPrompt
-from rlreason.sampler.jobs import Drawn, Job, Sample
-from rlreason.sampler.pool import RolloutPool
-from rlreason.types import Completion, Group, Problem, SamplingParams
+from rlreason.data.prompts import PromptFormat
+from rlreason.sampler.draw import name_of
+from rlreason.sampler.jobs import Job
+from rlreason.sampler.pool import PoolStats, RolloutPool
+from rlreason.types import Completion, Request
+
+if TYPE_CHECKING:
+    from rlreason.types import IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """A request under way, and its prompt as it was rendered; the requests of a group share the array."""
+
+    request: Request
+    prompt_ids: IntArray
+    prefill: str
 
 
 class PoolSampler:
-    """Renders problems, has the pool draw them and reads the tokens back."""
+    """Renders problems, has the pool draw them and reads the tokens back.
+
+    One thread may ``poll`` while another asks and publishes.
+    """
 
     def __init__(self, pool: RolloutPool, tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> None:
         self.pool = pool
         self._tokenizer = tokenizer
         self._format = prompt_format
-        #: Group key -> its problem and prompt, until it is handed out.
-        self._asked: dict[str, tuple[Problem, RenderedPrompt]] = {}
+        #: By the request's key, until it is handed out.
+        self._asked: dict[str, _Asked] = {}
 
     @property
     def version(self) -> int:
         """The newest version that was published."""
         return self.pool.newest or 0
 
-    def publish(self, weights: Mapping[str, Tensor], version: int) -> None:
-        """See ``rlreason.types.Sampler``; ``weights`` are those that the canary's model holds."""
-        self.pool.publish(weights, version)
+    @property
+    def gives_logprobs(self) -> bool:
+        """Always: every engine says what it drew with."""
+        return True
 
-    def sample(self, problems: Sequence[Problem], params: SamplingParams) -> list[Group]:
-        """See ``rlreason.types.Sampler``."""
-        jobs = self.jobs(problems, params)
-        groups = {group.group_id: group for group in self.stream(jobs)}
-        return [groups[job.key] for job in jobs]
+    @property
+    def probes(self) -> tuple[tuple[int, ...], ...]:
+        """Prompts after which ``publish`` must be told the trainer's answers; none where deliveries are not proved."""
+        return self.pool.probes
 
-    def stream(self, jobs: Sequence[Job]) -> Iterator[Group]:
-        """The groups of ``jobs`` as they are done."""
-        for drawn in self.pool.draw(jobs):
-            yield self.group(drawn)
+    @property
+    def unfinished(self) -> int:
+        """Completions asked for and not handed out yet."""
+        return self.pool.unfinished
 
-    def jobs(self, problems: Sequence[Problem], params: SamplingParams, min_version: int = 0) -> list[Job]:
-        """What the pool is asked for. A problem that comes again in one stream is a group of its own."""
-        made = []
-        for problem in problems:
-            name, repeats = problem.id, 1
-            while f"{params.stream}/{name}" in self._asked:
-                repeats += 1
-                name = f"{problem.id}#{repeats}"
-            key = f"{params.stream}/{name}"
-            prompt = self._format.render(problem, self._tokenizer)
-            self._asked[key] = (problem, prompt)
-            made.append(
+    @property
+    def stats(self) -> PoolStats:
+        """Deliveries, replaced workers and the like since they were read last."""
+        return self.pool.stats
+
+    @property
+    def position(self) -> int:
+        """How many groups have been handed to the workers, who get them in turn.
+
+        With the same position the same requests go to the same workers. ``RolloutStream`` and ``draw_groups`` set it
+        before they ask, from what they ask for alone; who calls ``ask`` may set it to go on as another run did.
+        """
+        return self.pool.position
+
+    @position.setter
+    def position(self, position: int) -> None:
+        self.pool.position = position
+
+    def ask(self, requests: Sequence[Request]) -> None:
+        """See ``rlreason.types.Sampler``. The requests of a group that are asked for together share their prompt."""
+        prompts: dict[str, tuple[IntArray, str]] = {}
+        jobs = []
+        for request in requests:
+            assert request.key not in self._asked, f"{request.key!r} is under way"
+            if request.group_id not in prompts:
+                prompt = self._format.render(request.problem, self._tokenizer)
+                prompts[request.group_id] = np.asarray(prompt.ids, dtype=np.int32), prompt.prefill
+            prompt_ids, prefill = prompts[request.group_id]
+            self._asked[request.key] = _Asked(request=request, prompt_ids=prompt_ids, prefill=prefill)
+            jobs.append(
                 Job(
-                    key=key,
-                    problem_id=name,
-                    prompt_ids=prompt.ids,
-                    params=params,
-                    min_version=min_version,
+                    key=request.key,
+                    group_id=request.group_id,
+                    problem_id=name_of(request),
+                    sample=request.sample,
+                    prompt_ids=prompt_ids,
+                    params=request.params,
+                    min_version=request.min_version,
                 )
             )
-        return made
+        self.pool.ask(jobs)
 
-    def group(self, drawn: Drawn) -> Group:
-        """A finished group with its texts."""
-        problem, prompt = self._asked.pop(drawn.key)
-        completions = tuple(self._completion(prompt, sample) for sample in drawn.samples_G)
-        return Group(group_id=drawn.key, problem=problem, completions_G=completions)
+    def poll(self, seconds: float) -> list[tuple[Request, Completion]]:
+        """See ``rlreason.types.Sampler``. This is what drives the workers. Raises what ``RolloutPool.turn`` raises."""
+        deadline = time.monotonic() + seconds
+        while True:
+            drawn = self.pool.turn(max(0.0, deadline - time.monotonic()))
+            if drawn or not self.pool.unfinished or time.monotonic() >= deadline:
+                return [self._finish(one.key, one.completion) for one in drawn]
 
-    def _completion(self, prompt: RenderedPrompt, sample: Sample) -> Completion:
-        ids = sample.token_ids
-        return Completion(
-            prompt_ids=prompt.ids,
-            token_ids=ids,
-            logprobs_T=sample.logprobs_T,
-            text=self._tokenizer.decode(ids[:-1] if sample.stopped else ids, skip_special_tokens=False),
-            finish_reason="stop" if sample.stopped else "length",
-            prefill=prompt.prefill,
-            policy_version_min=min(sample.versions_T),
-            policy_version_max=max(sample.versions_T),
-            policy_version_T=sample.versions_T,
-        )
+    def publish(self, weights: Iterable[tuple[str, Tensor]], version: int, expected: Sequence[Tensor] = ()) -> None:
+        """See ``rlreason.types.Sampler``; ``expected`` are of ``probes``. Raises ValueError for another number."""
+        self.pool.publish(weights, version, expected)
+
+    def sleep(self) -> None:
+        """Have the workers give their accelerators' memory back. Nothing may be under way."""
+        self.pool.sleep()
+
+    def wake(self) -> None:
+        """Have them take it again; weights must be published before anything is drawn."""
+        self.pool.wake()
+
+    def interrupt(self) -> None:
+        """Have a ``poll`` in another thread return soon. What is under way is lost."""
+        self.pool.interrupt()
+
+    def close(self) -> None:
+        """End the workers, and Ray where it was started for them."""
+        self.pool.close()
+        self._asked.clear()
+
+    def _finish(self, key: str, drawn: Completion) -> tuple[Request, Completion]:
+        asked = self._asked.pop(key)
+        # The tokenizer wants Python's integers; the token that ended the turn is not text.
+        ids = drawn.token_ids[:-1] if drawn.finish_reason == "stop" else drawn.token_ids
+        text = self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+        return asked.request, replace(drawn, prompt_ids=asked.prompt_ids, text=text, prefill=asked.prefill)

@@ -1,4 +1,4 @@
-"""What each rollout worker does next: take weights, take groups, draw. Live, or as recorded in an earlier run."""
+"""What each rollout worker does next: take weights, take jobs, draw. Live, or as recorded in an earlier run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 from rlreason.sampler.jobs import Job
 
-#: Seconds that a worker draws before it reports, so that weights and new groups can be slipped in.
+#: Seconds that a worker draws before it reports, so that weights and new jobs can be slipped in.
 SLICE = 0.5
 
 
@@ -39,7 +39,7 @@ Op = Deliver | Draw | Restart
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerState:
-    """What a schedule sees of an idle worker: the version it holds (None: no weights yet) and its unfinished groups."""
+    """What a schedule sees of an idle worker: the version it holds (None: no weights yet) and its unfinished jobs."""
 
     version: int | None
     outstanding: int
@@ -48,12 +48,15 @@ class WorkerState:
 class Schedule(Protocol):
     """Decides; the pool carries out."""
 
+    #: Whose turn it is: a counter that a resumed run may set, so that its workers get the work they would have got.
+    position: int
+
     def add(self, jobs: Sequence[Job]) -> None:
-        """Groups to draw; asked for once each."""
+        """Completions to draw; asked for once each."""
         ...
 
     def again(self, worker: int, jobs: Sequence[Job]) -> None:
-        """``worker`` died with these groups unfinished."""
+        """``worker`` died with these jobs unfinished."""
         ...
 
     def next(self, worker: int, state: WorkerState, newest: int | None) -> Op | None:
@@ -62,26 +65,31 @@ class Schedule(Protocol):
 
 
 class LiveSchedule:
-    """Groups go to the workers in turn. New weights are taken as soon as they are there: between two tokens of a group
-    (``in_flight``), or when the worker's groups are done. Nothing here depends on time, so that without asynchrony the
-    same recipe gives each worker the same work."""
+    """Groups go to the workers in turn, all jobs of a group to one worker, which computes their prompt once. New
+    weights are taken as soon as they are there: between two tokens of a completion (``in_flight``), or when the
+    worker's jobs are done. Nothing here depends on time, so that without asynchrony the same recipe gives each worker
+    the same work.
+    """
 
     def __init__(self, workers: int, *, in_flight: bool = False) -> None:
+        self.position = 0
         self._queues: list[deque[Job]] = [deque() for _ in range(workers)]
         self._in_flight = in_flight
-        self._turn = 0
 
     def add(self, jobs: Sequence[Job]) -> None:
-        """See ``Schedule.add``."""
-        for job in jobs:
-            self._queues[self._turn].append(job)
-            self._turn = (self._turn + 1) % len(self._queues)
+        """See ``Schedule.add``; a group's jobs must come in one call to stay together."""
+        for group in _groups(jobs):
+            self._queues[self.position % len(self._queues)].extend(group)
+            self.position += 1
 
     def again(self, worker: int, jobs: Sequence[Job]) -> None:
         """See ``Schedule.again``: they go to the others, before what waits there."""
         others = [queue for place, queue in enumerate(self._queues) if place != worker] or self._queues
-        for place, job in enumerate(jobs):
-            others[place % len(others)].appendleft(job)
+        shares: list[list[Job]] = [[] for _ in others]
+        for place, group in enumerate(_groups(jobs)):
+            shares[place % len(others)].extend(group)
+        for queue, share in zip(others, shares, strict=True):
+            queue.extendleft(reversed(share))
 
     def next(self, worker: int, state: WorkerState, newest: int | None) -> Op | None:
         """See ``Schedule.next``."""
@@ -101,6 +109,7 @@ class ReplayedSchedule:
 
     def __init__(self, lines: Iterable[Mapping[str, object]], workers: int) -> None:
         """``lines``: rows of schedule.jsonl. Raises ValueError where they are of more workers."""
+        self.position = 0
         self._ops: list[deque[Mapping[str, object]]] = [deque() for _ in range(workers)]
         self._jobs: dict[str, Job] = {}
         for line in lines:
@@ -137,9 +146,32 @@ class ReplayedSchedule:
             return Deliver(version=version) if newest is not None and newest >= version else None
         if "restart" in line:
             return Restart()
-        keys, steps = line["jobs"], line["steps"]
-        assert isinstance(keys, list)
+        runs, steps = line["jobs"], line["steps"]
+        assert isinstance(runs, list)
         assert isinstance(steps, int)
+        keys = [f"{group_id}/{first + place}" for group_id, first, count in runs for place in range(count)]
         if any(key not in self._jobs for key in keys):
             return None
         return Draw(jobs=tuple(self._jobs.pop(key) for key in keys), steps=steps)
+
+
+def record_of(jobs: Sequence[Job]) -> list[tuple[str, int, int]]:
+    """``jobs`` for schedule.jsonl: (group, first sample, how many in a row), in their order.
+
+    Example: ``[("grpo/3/p17", 0, 8), ("grpo/3/p18", 4, 1)]``: samples 0 to 7 of the one, sample 4 of the other.
+    """
+    runs: list[tuple[str, int, int]] = []
+    for job in jobs:
+        if runs and runs[-1][0] == job.group_id and runs[-1][1] + runs[-1][2] == job.sample:
+            runs[-1] = (job.group_id, runs[-1][1], runs[-1][2] + 1)
+        else:
+            runs.append((job.group_id, job.sample, 1))
+    return runs
+
+
+def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Jobs of one group together, groups in the order of their first job."""
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.group_id, []).append(job)
+    return list(groups.values())

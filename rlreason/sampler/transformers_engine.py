@@ -1,12 +1,13 @@
 """The embedded engine: batched decoding with a transformers model in this process.
 
 The fallback where vLLM is not installed, and the reference the other engines are compared with. The prompt is
-computed once per problem and its cache shared by all samples; rows that ended leave the batch.
+computed once per group and its cache shared by all samples; rows that ended leave the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
@@ -15,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from rlreason.sampler.decoding import ATTENTION, growing_cache
-from rlreason.sampler.delivery import DeliveryError
+from rlreason.sampler.delivery import DeliveryError, few
 from rlreason.sampler.draw import uniforms
-from rlreason.sampler.jobs import Drawn, EngineSpec, Job, Opinion, Progress, Sample
+from rlreason.sampler.jobs import Drawn, EngineSpec, Job, Opinion, Progress
 from rlreason.sampler.trace import Trace
-from rlreason.types import SamplingParams
+from rlreason.types import Completion, SamplingParams
 
 #: Rows that ended are dropped from the batch once they are this share of it.
 COMPACT_SHARE = 0.25
@@ -39,8 +41,8 @@ class _Decoding:
 
 
 class TransformersEngine:
-    """``rlreason.sampler.jobs.Engine`` with a model of its own. An engine step draws one batch of groups to the end,
-    so weights never change within a group."""
+    """``rlreason.sampler.jobs.Engine`` with a model of its own. An engine step draws all that waits to the end, so
+    weights never change within a completion."""
 
     def __init__(self, spec: EngineSpec, model: PreTrainedModel | None = None) -> None:
         """``model``: taken over as it is; by default built from the spec, with random weights until ``load``."""
@@ -51,35 +53,49 @@ class TransformersEngine:
         self._stop_ids = torch.tensor(sorted(spec.stop_ids), device=self._model.device)
         self._version = 0
         self._waiting: list[Job] = []
+        #: Set: threads end at the next token. One for each ``advance``.
+        self._stop = threading.Event()
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """See ``Engine.submit``."""
         self._waiting += jobs
 
     def advance(self, seconds: float, steps: int | None = None) -> Progress:
-        """See ``Engine.advance``: here all that waits is drawn in one step."""
+        """See ``Engine.advance``: here all that waits is drawn in one step. An exception, such as a signal's, ends the
+        drawing at the next token."""
         del seconds, steps
         jobs, self._waiting = self._waiting, []
-        # Prompts of similar length share a batch: less padding. The draws do not depend on it.
-        order = sorted(range(len(jobs)), key=lambda at: (_how(jobs[at].params), len(jobs[at].prompt_ids)))
-        chunks: list[list[int]] = []
-        for at in order:
-            last = jobs[chunks[-1][-1]] if chunks else None
-            full = last is None or (len(chunks[-1]) + 1) * last.params.samples_per_problem > self._max_rows
-            if last is None or full or _how(last.params) != _how(jobs[at].params):
-                chunks.append([])
-            chunks[-1].append(at)
-
-        def draw(chunk: list[int]) -> list[tuple[Sample, ...]]:
-            return self._sample_batch([jobs[at] for at in chunk])
-
-        drawn: dict[int, tuple[Sample, ...]] = {}
+        stop = self._stop = threading.Event()
+        drawn: dict[str, Completion] = {}
         with ThreadPoolExecutor(self._threads) as pool:
-            for chunk, samples in zip(chunks, pool.map(draw, chunks), strict=True):
-                drawn.update(zip(chunk, samples, strict=True))
+            try:
+                for completions in pool.map(lambda batch: self._sample_batch(batch, stop), self._batches(jobs)):
+                    drawn.update(completions)
+            except BaseException:
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         return Progress(
-            drawn=tuple(Drawn(key=job.key, samples_G=drawn[at]) for at, job in enumerate(jobs)), steps=int(bool(jobs))
+            drawn=tuple(Drawn(key=job.key, completion=drawn[job.key]) for job in jobs if job.key in drawn),
+            steps=int(bool(jobs)),
         )
+
+    def _batches(self, jobs: Sequence[Job]) -> list[list[list[Job]]]:
+        """Whole groups that are decoded together, at most ``max_rows`` jobs where a group is not larger.
+
+        Prompts of similar length share a batch: less padding. The draws do not depend on it.
+        """
+        groups: dict[tuple[str, SamplingParams], list[Job]] = {}
+        for job in jobs:
+            groups.setdefault((job.group_id, job.params), []).append(job)
+        batches: list[list[list[Job]]] = []
+        for group in sorted(groups.values(), key=lambda group: (_how(group[0].params), len(group[0].prompt_ids))):
+            last = batches[-1] if batches else []
+            full = sum(map(len, last)) + len(group) > self._max_rows
+            if not last or full or _how(last[0][0].params) != _how(group[0].params):
+                batches.append([])
+            batches[-1].append(group)
+        return batches
 
     def load(self, weights: Mapping[str, Tensor], version: int) -> tuple[str, ...]:
         """See ``Engine.load``."""
@@ -110,20 +126,26 @@ class TransformersEngine:
         """See ``Engine.abort``."""
         self._waiting.clear()
 
+    def interrupt(self) -> None:
+        """See ``Engine.interrupt``: at the next token."""
+        self._stop.set()
+
     def close(self) -> None:
         """Nothing beside the model, which goes with the engine."""
 
     @torch.inference_mode()
-    def _sample_batch(self, jobs: list[Job]) -> list[tuple[Sample, ...]]:
+    def _sample_batch(self, groups: list[list[Job]], stop: threading.Event) -> dict[str, Completion]:
+        """The completion of each job, by key; none once ``stop`` is set."""
+        jobs = [job for group in groups for job in group]
         params = jobs[0].params
-        samples = params.samples_per_problem
-        state = self._prefill([job.prompt_ids for job in jobs], samples)
-        rows = len(jobs) * samples
         uniform_RT = self._uniforms(jobs)
-        token_ids: Tensor = torch.zeros((rows, params.max_tokens), dtype=torch.long, device=self._model.device)
-        logprobs = torch.zeros((rows, params.max_tokens), dtype=torch.float32, device=self._model.device)
-        lengths = np.full(rows, params.max_tokens)
+        token_ids: Tensor = torch.zeros((len(jobs), params.max_tokens), dtype=torch.long, device=self._model.device)
+        logprobs = torch.zeros((len(jobs), params.max_tokens), dtype=torch.float32, device=self._model.device)
+        lengths = np.full(len(jobs), params.max_tokens)
+        state = self._prefill(groups)
         for step in range(params.max_tokens):
+            if stop.is_set():
+                return {}
             chosen_R, logprob_R = choose(state.logits_RV, uniform_RT[state.row_R, step], params)
             token_ids[state.row_R, step] = chosen_R
             logprobs[state.row_R, step] = logprob_R
@@ -137,25 +159,28 @@ class TransformersEngine:
                 chosen_R = chosen_R[live_R]
                 state = _compact(state, live_R)
             state = self._decode(state, chosen_R)
-        return self._collect(samples, token_ids, logprobs, lengths)
+        return self._collect(jobs, token_ids, logprobs, lengths)
 
     def _uniforms(self, jobs: list[Job]) -> Tensor:
         params = jobs[0].params
         if params.temperature == 0.0:
-            return torch.zeros((1, 1)).expand(len(jobs) * params.samples_per_problem, params.max_tokens)
+            return torch.zeros((1, 1)).expand(len(jobs), params.max_tokens)
         table = [
-            uniforms(job.params.seed, job.params.stream, job.problem_id, sample, params.max_tokens)
-            for job in jobs
-            for sample in range(params.samples_per_problem)
+            uniforms(job.params.seed, job.params.stream, job.problem_id, job.sample, params.max_tokens) for job in jobs
         ]
         return torch.from_numpy(np.stack(table)).to(self._model.device)
 
-    def _prefill(self, prompts: list[tuple[int, ...]], samples: int) -> _Decoding:
-        """Left-padded prompts through the model once, then every row repeated ``samples`` times."""
+    def _prefill(self, groups: list[list[Job]]) -> _Decoding:
+        """Left-padded prompts through the model once, then a row for each job of a group."""
         device = self._model.device
+        prompts = [group[0].prompt_ids for group in groups]
         width = max(len(prompt) for prompt in prompts)
-        ids = torch.tensor([[self._pad_id] * (width - len(p)) + list(p) for p in prompts], device=device)
-        present = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        ids = torch.full((len(prompts), width), self._pad_id)
+        present = torch.zeros((len(prompts), width), dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            present[row, width - len(prompt) :] = 1
+        ids, present = ids.to(device), present.to(device)
         positions = (present.cumsum(dim=1) - 1).clamp(min=0)
         cache = growing_cache(self._model.config)
         output = self._model(
@@ -166,13 +191,15 @@ class TransformersEngine:
             use_cache=True,
             logits_to_keep=1,
         )
-        cache.batch_repeat_interleave(samples)
+        prompt_of_R = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group) for group in groups]))
+        prompt_of_R = prompt_of_R.to(device)
+        cache.batch_select_indices(prompt_of_R)
         return _Decoding(
-            row_R=torch.arange(len(prompts) * samples, device=device),
+            row_R=torch.arange(len(prompt_of_R), device=device),
             cache=cache,
-            present_RT=present.repeat_interleave(samples, dim=0),
-            position_R=positions[:, -1].repeat_interleave(samples) + 1,
-            logits_RV=output.logits[:, -1].float().repeat_interleave(samples, dim=0),
+            present_RT=present[prompt_of_R],
+            position_R=positions[prompt_of_R, -1] + 1,
+            logits_RV=output.logits[:, -1].float()[prompt_of_R],
         )
 
     def _decode(self, state: _Decoding, chosen_R: Tensor) -> _Decoding:
@@ -193,24 +220,25 @@ class TransformersEngine:
         )
 
     def _collect(
-        self, samples: int, token_ids: Tensor, logprobs: Tensor, lengths: np.ndarray
-    ) -> list[tuple[Sample, ...]]:
-        ids_rows, logprob_rows = token_ids.tolist(), logprobs.tolist()
+        self, jobs: Sequence[Job], token_ids: Tensor, logprobs: Tensor, lengths: Iterable[int]
+    ) -> dict[str, Completion]:
+        ids_rows, logprob_rows = token_ids.to(torch.int32).cpu().numpy(), logprobs.cpu().numpy()
         stops = set(self._stop_ids.tolist())
-        drawn = [
-            Sample(
-                token_ids=tuple(ids_rows[row][:length]),
-                logprobs_T=tuple(logprob_rows[row][:length]),
-                stopped=ids_rows[row][length - 1] in stops,
-                versions_T=(self._version,) * length,
+        completions = {}
+        for job, length, ids_T, logprobs_T in zip(jobs, lengths, ids_rows, logprob_rows, strict=True):
+            completions[job.key] = Completion(
+                prompt_ids=job.prompt_ids,
+                token_ids=ids_T[:length].copy(),  # without the rest of the table
+                sampler_logprobs=logprobs_T[:length].copy(),
+                text="",
+                finish_reason="stop" if int(ids_T[length - 1]) in stops else "length",
+                policy_versions=self._version,
             )
-            for row, length in enumerate(lengths.tolist())
-        ]
-        return [tuple(drawn[i : i + samples]) for i in range(0, len(drawn), samples)]
+        return completions
 
 
 def _how(params: SamplingParams) -> tuple[float, ...]:
-    """What groups of one batch must share."""
+    """What the groups of one batch must share."""
     return (params.temperature, params.top_p, params.top_k, params.max_tokens, params.samples_per_problem)
 
 
@@ -221,6 +249,22 @@ def build(spec: EngineSpec) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec.dtype), attn_implementation=ATTENTION)
     model.requires_grad_(requires_grad=False)
     return cast(PreTrainedModel, model.to(device).eval())
+
+
+def build_from(spec: EngineSpec, weights: Iterable[tuple[str, Tensor]]) -> PreTrainedModel:
+    """The model of ``spec.model`` with ``weights`` themselves: they are not copied. Raises DeliveryError where a tensor
+    is missing or too much."""
+    with no_init_weights():
+        model = build(spec)
+    given = dict(weights)
+    result = model.load_state_dict(given, strict=False, assign=True)
+    model.tie_weights()
+    own = model.state_dict()
+    filled = {own[name].data_ptr() for name in given if name in own}
+    missing = [name for name in result.missing_keys if own[name].data_ptr() not in filled]
+    if missing or result.unexpected_keys:
+        raise DeliveryError(f"the model's weights don't fit it: {few([*missing, *result.unexpected_keys])}")
+    return model
 
 
 @torch.inference_mode()

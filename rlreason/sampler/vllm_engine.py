@@ -1,6 +1,6 @@
 """vLLM as a rollout engine, in the process that calls it: continuous batching, one engine step at a time.
 
-Weights change between two steps, so a group that is under way goes on with the new ones and every token knows its
+Weights change between two steps, so a completion that is under way goes on with the new ones and every token knows its
 version. Built with vLLM 0.32 (CPU and CUDA builds); the model's weights come by delivery alone, never from disk.
 """
 
@@ -13,13 +13,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rlreason.sampler.draw import request_seed
-from rlreason.sampler.jobs import Drawn, EngineSpec, Job, Opinion, Progress, Sample
+from rlreason.sampler.jobs import Drawn, EngineSpec, Job, Opinion, Progress
+from rlreason.types import Completion
+
+if TYPE_CHECKING:
+    from rlreason.types import IntArray
 
 #: vLLM in this very process, without its usage report; without an accelerator also without torch.compile, which
 #: would cost more seconds than it saves, and without pinning every engine to the first core.
@@ -31,20 +36,20 @@ CPU_BATCH_TOKENS = 8192
 
 @dataclass(slots=True)
 class _Live:
-    """A group under way. ``switches``: for each sample where newer weights took over, (tokens before, version)."""
+    """A completion under way. ``switches``: where newer weights took over, (tokens before, version)."""
 
     job: Job
     #: vLLM's own name for it.
     request_id: str
     version: int
-    switches: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    switches: list[tuple[int, int]] = field(default_factory=list)
 
-    def versions(self, sample: int, length: int) -> tuple[int, ...]:
+    def versions(self, length: int) -> IntArray:
         """Version of the weights that each of ``length`` tokens was drawn with."""
-        versions = [self.version] * length
-        for before, version in self.switches.get(sample, []):
-            versions[before:] = [version] * (length - before)
-        return tuple(versions[:length])
+        versions_T = np.full(length, self.version, dtype=np.int32)
+        for before, version in self.switches:
+            versions_T[before:] = version
+        return versions_T
 
 
 class VllmEngine:
@@ -63,7 +68,7 @@ class VllmEngine:
         self._probes = 0
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """See ``Engine.submit``. The samples of a group share their prompt's blocks of the KV cache."""
+        """See ``Engine.submit``. The completions of a group share their prompt's blocks of the KV cache."""
         for job in jobs:
             request_id = self._engine.add_request(job.key, self._prompt(job.prompt_ids), self._params(job))
             self._live[job.key] = _Live(job, request_id, self._version)
@@ -82,8 +87,9 @@ class VllmEngine:
 
     def load(self, weights: Mapping[str, Tensor], version: int) -> tuple[str, ...]:
         """See ``Engine.load``. Cached keys and values of the old weights are dropped, and keyed by version besides."""
-        for key, sample, produced in self._produced():
-            self._live[key].switches.setdefault(sample, []).append((produced, version))
+        for request in self._engine.engine_core.engine_core.scheduler.requests.values():
+            key = request.request_id.rpartition("-")[0]  # vLLM adds 8 characters of its own
+            self._live[key].switches.append((request.num_output_tokens, version))
         missing: set[str] = set()
         for names in self._llm.collective_rpc("receive_weights", args=(dict(weights),)):
             missing.update(names)
@@ -92,7 +98,7 @@ class VllmEngine:
         return tuple(sorted(missing))
 
     def probe(self, prompts: Sequence[tuple[int, ...]], count: int) -> tuple[Opinion, ...]:
-        """See ``Engine.probe``. Groups under way advance meanwhile."""
+        """See ``Engine.probe``. Completions under way advance meanwhile."""
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=count, detokenize=False, ignore_eos=True)
@@ -112,7 +118,7 @@ class VllmEngine:
         return tuple(found[f"probe-{self._probes - 1}-{place}"] for place in range(len(ids)))
 
     def module_outputs(self, prompt_ids: tuple[int, ...]) -> Mapping[str, Tensor]:
-        """See ``Engine.module_outputs``. Call it with no group under way."""
+        """See ``Engine.module_outputs``. Call it with no job under way."""
         self._forget_caches()
         self._llm.collective_rpc("trace_begin")
         self.probe([prompt_ids], 1)
@@ -133,6 +139,9 @@ class VllmEngine:
         self._live.clear()
         self._done.clear()
 
+    def interrupt(self) -> None:
+        """Nothing to do: ``advance`` ends by itself after its seconds."""
+
     def close(self) -> None:
         """See ``Engine.close``."""
         self.abort()
@@ -140,35 +149,21 @@ class VllmEngine:
         del self._engine, self._llm
 
     def _step(self) -> list[Any]:
-        """One engine step. Finished groups go to ``_done``; the outputs of probes are returned."""
+        """One engine step. Finished completions go to ``_done``; the outputs of probes are returned."""
         others = []
         for output in self._engine.step():
             live = self._live.pop(output.request_id, None)
             if live is None:
                 others.append(output)
             else:
-                self._done.append(
-                    Drawn(key=live.job.key, samples_G=tuple(_sample(one, live) for one in output.outputs))
-                )
+                self._done.append(Drawn(key=live.job.key, completion=_completion(output.outputs[0], live)))
         return others
-
-    def _produced(self) -> list[tuple[str, int, int]]:
-        """(group, sample, tokens drawn so far) of every sample under way."""
-        found = []
-        for request in self._engine.engine_core.engine_core.scheduler.requests.values():
-            name = request.request_id.rpartition("-")[0]  # vLLM adds 8 characters of its own
-            sample = 0
-            if name not in self._live:
-                number, _, name = name.partition("_")  # and the sample's number in front, where there are several
-                sample = int(number)
-            found.append((name, sample, request.num_output_tokens))
-        return found
 
     def _forget_caches(self) -> None:
         self._engine.reset_prefix_cache(reset_running_requests=True)
 
-    def _prompt(self, prompt_ids: tuple[int, ...]) -> dict[str, object]:
-        return {"prompt_token_ids": list(prompt_ids), "cache_salt": str(self._version)}
+    def _prompt(self, prompt_ids: Sequence[int] | IntArray) -> dict[str, object]:
+        return {"prompt_token_ids": [int(token) for token in prompt_ids], "cache_salt": str(self._version)}
 
     def _params(self, job: Job) -> Any:
         from vllm import SamplingParams
@@ -176,12 +171,11 @@ class VllmEngine:
 
         params = job.params
         return SamplingParams(
-            n=params.samples_per_problem,
             temperature=params.temperature,
             top_p=params.top_p,
             top_k=params.top_k,
             max_tokens=params.max_tokens,
-            seed=request_seed(params.seed, params.stream, job.problem_id),
+            seed=request_seed(params.seed, params.stream, job.problem_id) + job.sample,
             stop_token_ids=list(self._spec.stop_ids),
             ignore_eos=True,  # the stop tokens are given
             logprobs=0,  # of the token alone
@@ -191,13 +185,14 @@ class VllmEngine:
         )
 
 
-def _sample(output: Any, live: _Live) -> Sample:
-    ids = tuple(output.token_ids)
-    return Sample(
-        token_ids=ids,
-        logprobs_T=tuple(output.logprobs.logprobs),
-        stopped=output.finish_reason == "stop",
-        versions_T=live.versions(output.index, len(ids)),
+def _completion(output: Any, live: _Live) -> Completion:
+    return Completion(
+        prompt_ids=live.job.prompt_ids,
+        token_ids=output.token_ids,
+        sampler_logprobs=output.logprobs.logprobs,
+        text="",
+        finish_reason="stop" if output.finish_reason == "stop" else "length",
+        policy_versions=live.versions(len(output.token_ids)),
     )
 
 

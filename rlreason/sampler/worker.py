@@ -36,7 +36,7 @@ def build_engine(spec: EngineSpec) -> Engine:
 
 
 class RolloutWorker:
-    """Draws groups with the newest weights that were delivered to it."""
+    """Draws completions with the newest weights that were delivered to it."""
 
     def __init__(self, make_engine: Callable[[EngineSpec], Engine] = build_engine) -> None:
         self._make_engine = make_engine
@@ -77,16 +77,25 @@ class RolloutWorker:
         return self._built.advance(seconds, steps)
 
     def module_outputs(self, prompt_ids: tuple[int, ...]) -> Mapping[str, Tensor]:
-        """For the report of a failed delivery; drops the groups under way."""
+        """For the report of a failed delivery; drops the jobs under way."""
         self._built.abort()
         return self._built.module_outputs(prompt_ids)
+
+    def abort(self) -> None:
+        """Forget the jobs under way."""
+        self._built.abort()
+
+    def interrupt(self) -> None:
+        """From another thread of this process: see ``Engine.interrupt``."""
+        if self._engine is not None:
+            self._engine.interrupt()
 
     def sleep(self) -> None:
         """Give the accelerator's memory to the trainer."""
         self._built.sleep()
 
     def wake(self) -> None:
-        """Take it back; weights must be delivered before the next group."""
+        """Take it back; weights must be delivered before anything is drawn."""
         self._built.wake()
 
     @property

@@ -18,7 +18,7 @@ from torch import Tensor
 from rlreason.objective import advantage, dispatch, linear, loss
 from rlreason.objective.batch import Batch
 from rlreason.objective.linear import HeadOptions
-from rlreason.objective.loss import Tokens
+from rlreason.objective.loss import LossInputs
 from rlreason.objective.spec import ObjectiveSpec
 
 SPEC = ObjectiveSpec(clip_low=0.2, clip_high=0.2, kl_coef=0.04, correction="none")
@@ -77,7 +77,7 @@ def group_ways(inputs: GroupInputs, compiled: bool) -> list[Way]:
         weights_N = torch.ones_like(rewards_N) / lengths_N.sum()
         return ((rewards_GM - mean_G1) / (std_G1 + GROUP_SPEC.std_epsilon)).view(-1), weights_N
 
-    def ours(module: Callable[..., advantage.Credit], groups: object) -> Callable[[], tuple[Tensor, ...]]:
+    def ours(module: Callable[..., advantage.Advantages], groups: object) -> Callable[[], tuple[Tensor, ...]]:
         def call() -> tuple[Tensor, ...]:
             credit = module(inputs.rewards_N, groups, inputs.lengths_N, GROUP_SPEC, max_tokens=MAX_TOKENS)
             return (credit.advantages_N, credit.weights_N)
@@ -107,14 +107,14 @@ def group_ways(inputs: GroupInputs, compiled: bool) -> list[Way]:
 @dataclass(frozen=True)
 class TokenInputs:
     now_BT: Tensor
-    tokens: Tokens
+    tokens: LossInputs
 
     @staticmethod
     def make(rows: int, width: int, device: torch.device) -> TokenInputs:
         now_BT = -_random(0, rows, width).abs()
         before_BT = now_BT + 0.1 * _random(1, rows, width)
         mask_BT = (_random(2, rows, width) < 1.0).float()
-        tokens = Tokens(
+        tokens = LossInputs(
             mask_BT=mask_BT.to(device),
             sampler_logprobs_BT=before_BT.to(device),
             advantages_BT=_random(3, rows, 1).repeat(1, width).to(device),
@@ -125,12 +125,12 @@ class TokenInputs:
         return TokenInputs(now_BT=now_BT.to(device), tokens=tokens)
 
 
-def wide(tokens: Tokens) -> Tokens:
+def wide(tokens: LossInputs) -> LossInputs:
     """float64, on the CPU."""
     old, reference = tokens.old_logprobs_BT, tokens.reference_logprobs_BT
     assert old is not None
     assert reference is not None
-    return Tokens(
+    return LossInputs(
         mask_BT=tokens.mask_BT.cpu(),
         sampler_logprobs_BT=tokens.sampler_logprobs_BT.cpu().double(),
         advantages_BT=tokens.advantages_BT.cpu().double(),
@@ -142,10 +142,10 @@ def wide(tokens: Tokens) -> Tokens:
 
 def token_exact(inputs: TokenInputs) -> tuple[Tensor, ...]:
     done = loss.evaluate(inputs.now_BT.cpu().double(), wide(inputs.tokens), SPEC)
-    return (done.loss, done.slope_BT)
+    return (done.loss, done.grad_logprobs_BT)
 
 
-def plain_loss(now_BT: Tensor, tokens: Tokens) -> Tensor:
+def plain_loss(now_BT: Tensor, tokens: LossInputs) -> Tensor:
     """The objective in plain operations, for autograd."""
     assert tokens.old_logprobs_BT is not None
     assert tokens.reference_logprobs_BT is not None
@@ -160,10 +160,10 @@ def plain_loss(now_BT: Tensor, tokens: Tokens) -> Tensor:
 def token_ways(inputs: TokenInputs, compiled: bool) -> list[Way]:
     tokens = inputs.tokens
 
-    def evaluated(evaluate: Callable[..., loss.Evaluated]) -> Callable[[], tuple[Tensor, ...]]:
+    def evaluated(evaluate: Callable[..., loss.LossAndGrad]) -> Callable[[], tuple[Tensor, ...]]:
         def call() -> tuple[Tensor, ...]:
             done = evaluate(inputs.now_BT, tokens, SPEC)
-            return (done.loss, done.slope_BT)
+            return (done.loss, done.grad_logprobs_BT)
 
         return call
 
@@ -191,7 +191,7 @@ def token_ways(inputs: TokenInputs, compiled: bool) -> list[Way]:
     return ways
 
 
-def _liger_tokens(tokens: Tokens) -> Callable[[Tensor], Tensor]:
+def _liger_tokens(tokens: LossInputs) -> Callable[[Tensor], Tensor]:
     from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOFunction
 
     def call(now_BT: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ class HeadInputs:
     hidden_BTH: Tensor
     weight_VH: Tensor
     batch: Batch
-    tokens: Tokens
+    tokens: LossInputs
     rows_R: Tensor
 
     @staticmethod
@@ -250,7 +250,7 @@ class HeadInputs:
             hidden_BTH=hidden_BTH.requires_grad_(),
             weight_VH=weight_VH.requires_grad_(),
             batch=batch,
-            tokens=Tokens.of(batch, before_BT, reference_BT),
+            tokens=LossInputs.from_batch(batch, before_BT, reference_BT),
             rows_R=torch.arange(rows, device=device),
         )
 

@@ -28,7 +28,7 @@ class _Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Credit:
+class Advantages:
     """What every completion of a step earns. Example for rewards (1, 0), one group, 3 and 5 tokens, no scale, one
     token mean: ``advantages_N = (0.5, -0.5)``, ``weights_N = (1/8, 1/8)``.
 
@@ -56,7 +56,7 @@ def group_advantage(
     max_tokens: int,
     truncated_N: Tensor | None = None,
     baseline_N: Tensor | None = None,
-) -> Credit:
+) -> Advantages:
     """Advantages and loss weights of one optimizer step.
 
     ``rewards_N``: float [N], NaN where the check gave none: in no statistic, no loss. ``group_N``: int [N], any
@@ -94,7 +94,7 @@ def group_advantage(
     if spec.has_group_baseline:
         centred_N = centred_N.masked_fill(~informative_G[group_N], 0.0)
     advantages_N = _scale(centred_N, step, spec)
-    return Credit(
+    return Advantages(
         advantages_N=advantages_N.masked_fill(~kept_N, 0.0).to(dtype),
         weights_N=loss_weights(lengths_N, kept_N, group_N, groups, spec, max_tokens, dtype),
         kept_N=kept_N,
@@ -224,7 +224,7 @@ def weighted_std(values_N: Tensor, weights_N: Tensor, ddof: int) -> tuple[Tensor
 
 def is_informative(scores_G: Sequence[float | None]) -> bool:
     """Whether a group carries any gradient with its own baseline: at least two usable scores that differ (DAPO's
-    dynamic sampling). What ``Credit.informative_G`` says, for one group that is not a tensor."""
+    dynamic sampling). What ``Advantages.informative_G`` says, for one group that is not a tensor."""
     usable = [score for score in scores_G if score is not None]
     return len(usable) >= 2 and max(usable) != min(usable)
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from rlreason.objective import advantage, linear, loss
-from rlreason.objective.advantage import Credit
+from rlreason.objective.advantage import Advantages
 from rlreason.objective.batch import Batch, LossOutput
 from rlreason.objective.linear import DEFAULT_HEAD, HeadLoss, HeadOptions
-from rlreason.objective.loss import Evaluated, Tokens
+from rlreason.objective.loss import LossAndGrad, LossInputs
 from rlreason.objective.spec import ObjectiveSpec
 
 
@@ -49,8 +49,8 @@ def group_advantage(
     max_tokens: int,
     truncated_N: Tensor | None = None,
     baseline_N: Tensor | None = None,
-) -> Credit:
-    """``advantage.group_advantage``; on a GPU a ``kernels.advantage.DeviceCredit``. Plain ids cost one
+) -> Advantages:
+    """``advantage.group_advantage``; on a GPU a ``kernels.advantage.DeviceAdvantages``. Plain ids cost one
     synchronisation there: a caller that knows its groups passes ``kernels.groups.Groups`` to the kernel itself."""
     if uses_triton(rewards_N.device):
         from rlreason.objective.kernels.advantage import group_advantage as chosen
@@ -67,13 +67,13 @@ def group_advantage(
     )
 
 
-def evaluate(logprobs_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec) -> Evaluated:
+def evaluate(logprobs_BT: Tensor, inputs: LossInputs, spec: ObjectiveSpec) -> LossAndGrad:
     """``loss.evaluate``."""
     if uses_triton(logprobs_BT.device):
         from rlreason.objective.kernels import loss as kernels
 
-        return kernels.evaluate(logprobs_BT, tokens, spec)
-    return loss.evaluate(logprobs_BT, tokens, spec)
+        return kernels.evaluate(logprobs_BT, inputs, spec)
+    return loss.evaluate(logprobs_BT, inputs, spec)
 
 
 def policy_loss(

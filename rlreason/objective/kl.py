@@ -1,4 +1,4 @@
-"""Per-token estimates of KL(π || π_ref) from one sampled token, each with its slope d/d log π.
+"""Per-token estimates of KL(π || π_ref) from one sampled token, each with its gradient d/d log π.
 
 Schulman 2020, "Approximating KL divergence". With d = log π_ref − log π.
 """
@@ -17,7 +17,7 @@ LOG_RATIO_LIMIT = 20.0
 def kl_estimate(
     logprobs: Tensor, reference_logprobs: Tensor, estimator: KlEstimator, ratio: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Value and slope, each of the shape of ``logprobs``. ``ratio``: π/π_old, for "k3_unbiased" (DeepSeek-V3.2).
+    """Value and gradient, each of the shape of ``logprobs``. ``ratio``: π/π_old, for "k3_unbiased" (DeepSeek-V3.2).
 
     k1 = −d and k3 = e^d − d − 1 are unbiased as values; the gradients of k2 = d²/2 and of ρ·k3 are those of the KL.
     """
@@ -26,19 +26,19 @@ def kl_estimate(
     if outside is not None:
         d = d.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     if estimator == "k1":
-        value, slope = -d, torch.ones_like(d)
+        value, grad = -d, torch.ones_like(d)
     elif estimator == "k2":
-        value, slope = 0.5 * d * d, -d
+        value, grad = 0.5 * d * d, -d
     else:
         growth = torch.expm1(d)
-        value, slope = growth - d, growth.neg_()
+        value, grad = growth - d, growth.neg_()
     if outside is not None:
-        slope = slope.masked_fill(outside, 0.0)
+        grad = grad.masked_fill(outside, 0.0)
     if estimator == "k3_unbiased":
         if ratio is None:
             raise ValueError('kl_estimator = "k3_unbiased" needs the ratio to the old policy')
-        return ratio * value, ratio * (value + slope)
-    return value, slope
+        return ratio * value, ratio * (value + grad)
+    return value, grad
 
 
 def beyond_limit(log_ratio: Tensor) -> Tensor | None:

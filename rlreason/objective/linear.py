@@ -2,9 +2,9 @@
 
 B = sequences, T = positions, R = loss rows, C = rows of a tile, H = hidden size, V = vocabulary. A tile of logits is
 one matrix product into memory that is used again for the next; row by row, while it is in the cache, it becomes
-exp(z − max z), its sum, log π of the target and the entropy. Where the objective's slope follows from the row alone
+exp(z − max z), its sum, log π of the target and the entropy. Where the gradient by log π follows from the row alone
 (``ObjectiveSpec.is_row_local``) the gradient is taken at once: three products per row. Else log π of all rows comes
-first, K2 gives the slopes, and the tiles are computed again: four, or three where one tile holds all rows.
+first, K2 gives the gradients by log π, and the tiles are computed again: four, or three where one tile holds all rows.
 
 With e = exp(z − max z), s = Σ e and g = dL/d log π, the gradient by the logits is −g/s · e, but g · (1 − π) at the
 target. Each row's −g/s is left to its hidden state and its product, so no pass over the tile is spent on it, and the
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rlreason.objective.batch import Batch, LossOutput
-from rlreason.objective.loss import Evaluated, Tokens, evaluate, with_gradient
+from rlreason.objective.loss import LossAndGrad, LossInputs, evaluate, with_gradient
 from rlreason.objective.spec import ObjectiveSpec
 
 #: Elements of a tile: 160 MB of float32. Smaller tiles make the weight's gradient pass through memory more often.
@@ -69,20 +69,20 @@ def linear_policy_loss(
 
     ``hidden_BTH``, ``weight_VH``: one dtype of bfloat16, float16, float32, float64; products, sums and log π are
     float32 at least. ``backward`` gives the gradients of both; one that needs none costs no product. Raises ValueError
-    where ``options.gradient`` is "forward" and a token's slope depends on its sequence.
+    where ``options.gradient`` is "forward" and a token's gradient depends on its sequence.
     """
     local = spec.is_row_local(has_old=old_logprobs_BT is not None)
     if options.gradient == "forward" and not local:
-        raise ValueError('gradient = "forward": a token\'s slope depends on its sequence here. Use "auto"')
-    tokens = Tokens.of(batch, old_logprobs_BT, reference_logprobs_BT)
+        raise ValueError('gradient = "forward": a token\'s gradient depends on its sequence here. Use "auto"')
+    inputs = LossInputs.from_batch(batch, old_logprobs_BT, reference_logprobs_BT)
     head = _Head.of(hidden_BTH, weight_VH, batch, options)
     if local and options.gradient != "recompute" and head.rows:
-        done = _forward_gradient(head, tokens, spec)
+        done = _forward_gradient(head, inputs, spec)
     else:
         for part in head.tiles():
             head.measure(part)
-        done = evaluate(head.in_place(head.logprobs_R), tokens, spec)
-        _backward_gradient(head, done.slope_BT.reshape(-1)[head.places_R])
+        done = evaluate(head.in_place(head.logprobs_R), inputs, spec)
+        _backward_gradient(head, done.grad_logprobs_BT.reshape(-1)[head.places_R])
     return head.output(done)
 
 
@@ -95,7 +95,9 @@ def linear_supervised_loss(
         head.measure(part)
         head.add_gradient(part, head.logprobs_R.new_full((part.stop - part.start,), -1.0 / denominator))
     negative = -head.logprobs_R.sum(dtype=torch.float64)
-    done = Evaluated(loss=negative / denominator, slope_BT=head.logprobs_R, sums={"loss": negative}, maxima={})
+    done = LossAndGrad(
+        loss=negative / denominator, grad_logprobs_BT=head.logprobs_R, sums={"loss": negative}, maxima={}
+    )
     return head.output(done)
 
 
@@ -110,27 +112,27 @@ def linear_logprobs(
     return head.in_place(head.logprobs_R), head.in_place(head.entropies_R)
 
 
-def _forward_gradient(head: _Head, tokens: Tokens, spec: ObjectiveSpec) -> Evaluated:
+def _forward_gradient(head: _Head, inputs: LossInputs, spec: ObjectiveSpec) -> LossAndGrad:
     """Loss and gradient of each tile while it is there: each row is a sequence of one token."""
-    columns = tokens.columns(head.places_R)
-    total: Evaluated | None = None
+    columns = inputs.columns(head.places_R)
+    total: LossAndGrad | None = None
     for part in head.tiles():
         head.measure(part)
         done = evaluate(head.logprobs_R[part].unsqueeze(1), columns.rows(part), spec)
-        head.add_gradient(part, done.slope_BT.squeeze(1))
+        head.add_gradient(part, done.grad_logprobs_BT.squeeze(1))
         total = done if total is None else total.plus(done)
     assert total is not None
     return total
 
 
-def _backward_gradient(head: _Head, slopes_R: Tensor) -> None:
-    """Gradients of slopes that came after all tiles: they are computed again, unless one holds all rows."""
+def _backward_gradient(head: _Head, grad_logprobs_R: Tensor) -> None:
+    """Gradients where those by log π came after all tiles: they are computed again, unless one holds all rows."""
     if not head.wanted:
         return
     for part in head.tiles():
         if head.rows > head.tile_rows:
             head.measure(part)
-        head.add_gradient(part, slopes_R[part])
+        head.add_gradient(part, grad_logprobs_R[part])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -217,14 +219,14 @@ class _Head:
             torch.sub(chosen, log_total, out=self.logprobs_R[at])
             torch.sub(log_total, z.mul_(block).sum(dim=1).div_(total), out=self.entropies_R[at])
 
-    def add_gradient(self, part: slice, slopes_C: Tensor) -> None:
-        """Gradients of the newest tile, whose rows have dL/d log π = ``slopes_C``."""
+    def add_gradient(self, part: slice, grad_logprobs_C: Tensor) -> None:
+        """Gradients of the newest tile, whose rows have dL/d log π = ``grad_logprobs_C``."""
         if not self.wanted:
             return
         tile_CV = self.memory_CV[: part.stop - part.start]
         sums_C1 = self.sums_R[part].unsqueeze(1)
         tile_CV.scatter_(1, self.targets_R1[part], sums_C1 * torch.expm1(self.logprobs_R[part].unsqueeze(1)))
-        factor_C1 = -slopes_C.unsqueeze(1) / sums_C1
+        factor_C1 = -grad_logprobs_C.unsqueeze(1) / sums_C1
         if self.gradient_RH is not None:
             torch.mm(tile_CV, self.wide_VH, out=self.gradient_RH[part])
             self.gradient_RH[part] *= factor_C1 / self.temperature
@@ -240,7 +242,7 @@ class _Head:
         shape = self.hidden_BTH.shape[:2]
         return values_R.new_zeros(shape.numel()).index_copy_(0, self.places_R, values_R).view(shape)
 
-    def output(self, done: Evaluated) -> HeadLoss:
+    def output(self, done: LossAndGrad) -> HeadLoss:
         """The loss as a function of hidden states and weight."""
         loss = done.loss.to(self.logprobs_R.dtype)
         pairs = []

@@ -20,14 +20,14 @@ from rlreason.objective.batch import Batch, LossOutput
 from rlreason.objective.correction import at_level, correction_weights, off_policy_mask
 from rlreason.objective.kl import LOG_RATIO_LIMIT, beyond_limit, kl_estimate
 from rlreason.objective.spec import ObjectiveSpec
-from rlreason.objective.surrogate import Moved, Surrogate, surrogate
+from rlreason.objective.surrogate import Surrogate, SurrogateInputs, surrogate
 
 #: Elements of a block: its temporaries stay in the shared cache, and an operation is worth its call.
 _BLOCK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
+class LossInputs:
     """What the loss reads besides the current log-probabilities: [B, T] each, in the dtype of those."""
 
     mask_BT: Tensor
@@ -40,13 +40,13 @@ class Tokens:
     reference_logprobs_BT: Tensor | None = None
 
     @staticmethod
-    def of(batch: Batch, old_logprobs_BT: Tensor | None, reference_logprobs_BT: Tensor | None) -> Tokens:
+    def from_batch(batch: Batch, old_logprobs_BT: Tensor | None, reference_logprobs_BT: Tensor | None) -> LossInputs:
         """What a micro-batch says of its tokens. Raises ValueError unless each has an advantage and a weight."""
         for name, values in (("advantages", batch.advantages_BT), ("weights", batch.weights_BT)):
             if values.shape != batch.loss_mask_BT.shape:
                 shapes = f"{list(values.shape)}, not {list(batch.loss_mask_BT.shape)}"
                 raise ValueError(f"{name}_BT holds one number for each target: its shape is {shapes}")
-        return Tokens(
+        return LossInputs(
             mask_BT=batch.loss_mask_BT,
             sampler_logprobs_BT=batch.sampler_logprobs_BT,
             advantages_BT=batch.advantages_BT,
@@ -55,14 +55,14 @@ class Tokens:
             reference_logprobs_BT=reference_logprobs_BT,
         )
 
-    def columns(self, places_R: Tensor) -> Tokens:
+    def columns(self, places_R: Tensor) -> LossInputs:
         """The tokens at b·T + t = ``places_R``, each as a sequence of its own: [R, 1]."""
 
         def column(values: Tensor) -> Tensor:
             return values.reshape(-1)[places_R].unsqueeze(1)
 
         old, reference = self.old_logprobs_BT, self.reference_logprobs_BT
-        return Tokens(
+        return LossInputs(
             mask_BT=column(self.mask_BT),
             sampler_logprobs_BT=column(self.sampler_logprobs_BT),
             advantages_BT=column(self.advantages_BT),
@@ -71,10 +71,10 @@ class Tokens:
             reference_logprobs_BT=None if reference is None else column(reference),
         )
 
-    def rows(self, part: slice) -> Tokens:
+    def rows(self, part: slice) -> LossInputs:
         """Some of the sequences."""
         old, reference = self.old_logprobs_BT, self.reference_logprobs_BT
-        return Tokens(
+        return LossInputs(
             mask_BT=self.mask_BT[part],
             sampler_logprobs_BT=self.sampler_logprobs_BT[part],
             advantages_BT=self.advantages_BT[part],
@@ -85,16 +85,16 @@ class Tokens:
 
 
 @dataclass(slots=True, kw_only=True)
-class Evaluated:
-    """Loss and metrics of some sequences, and dL/d log π in ``slope_BT``: exactly 0 where masked."""
+class LossAndGrad:
+    """Loss and metrics of some sequences, and dL/d log π in ``grad_logprobs_BT``: exactly 0 where masked."""
 
     loss: Tensor
-    slope_BT: Tensor
+    grad_logprobs_BT: Tensor
     sums: dict[str, Tensor]
     maxima: dict[str, Tensor]
 
-    def plus(self, other: Evaluated) -> Evaluated:
-        """Loss and metrics of both, and the slopes of this one."""
+    def plus(self, other: LossAndGrad) -> LossAndGrad:
+        """Loss and metrics of both, and the gradient of this one."""
         for name, value in other.sums.items():
             _add(self.sums, name, value)
         for name, value in other.maxima.items():
@@ -102,15 +102,17 @@ class Evaluated:
         return replace(self, loss=self.loss + other.loss)
 
 
-def evaluate(logprobs_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec) -> Evaluated:
+def evaluate(logprobs_BT: Tensor, inputs: LossInputs, spec: ObjectiveSpec) -> LossAndGrad:
     """L = Σ w [−c S(ρ, A) + kl_coef · KL] over all tokens, with its gradient. No autograd.
 
     Sums over blocks are added in order, the loss in float64. Masked positions may hold anything, nan included.
     """
-    slope_BT = torch.empty_like(logprobs_BT)
-    total = Evaluated(loss=logprobs_BT.new_zeros((), dtype=torch.float64), slope_BT=slope_BT, sums={}, maxima={})
+    grad_logprobs_BT = torch.empty_like(logprobs_BT)
+    total = LossAndGrad(
+        loss=logprobs_BT.new_zeros((), dtype=torch.float64), grad_logprobs_BT=grad_logprobs_BT, sums={}, maxima={}
+    )
     for part in _blocks(*logprobs_BT.shape):
-        total = total.plus(_evaluate_block(logprobs_BT[part], tokens.rows(part), spec, slope_BT[part]))
+        total = total.plus(_evaluate_block(logprobs_BT[part], inputs.rows(part), spec, grad_logprobs_BT[part]))
     return total
 
 
@@ -125,9 +127,9 @@ def policy_loss(
 
     ``old_logprobs_BT`` None: the batch is on-policy, ρ = 1 with a gradient. Shapes [B, T], float32 or float64.
     """
-    tokens = Tokens.of(batch, old_logprobs_BT, reference_logprobs_BT)
-    evaluated = evaluate(logprobs_BT.detach(), tokens, spec)
-    loss = with_gradient(evaluated.loss.to(logprobs_BT.dtype), (logprobs_BT, evaluated.slope_BT))
+    inputs = LossInputs.from_batch(batch, old_logprobs_BT, reference_logprobs_BT)
+    evaluated = evaluate(logprobs_BT.detach(), inputs, spec)
+    loss = with_gradient(evaluated.loss.to(logprobs_BT.dtype), (logprobs_BT, evaluated.grad_logprobs_BT))
     return LossOutput(loss=loss, sums=evaluated.sums, maxima=evaluated.maxima)
 
 
@@ -160,44 +162,48 @@ def _blocks(rows: int, width: int) -> Iterator[slice]:
         yield slice(start, min(rows, start + step))
 
 
-def _evaluate_block(logprobs_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec, slope_BT: Tensor) -> Evaluated:
-    """Loss and metrics of a block; its gradient is written into ``slope_BT``.
+def _evaluate_block(
+    logprobs_BT: Tensor, inputs: LossInputs, spec: ObjectiveSpec, grad_logprobs_BT: Tensor
+) -> LossAndGrad:
+    """Loss and metrics of a block; its gradient is written into ``grad_logprobs_BT``.
 
     NaN · 0 is NaN, so what is not finite at masked positions is set to 0 before anything is multiplied with the mask.
     On a CPU, where reading a number costs little, only when it has shown in the result.
     """
     if logprobs_BT.device.type != "cpu":
-        return _of_block(*_zero_nonfinite_masked(logprobs_BT, tokens), spec, slope_BT)
-    done = _of_block(logprobs_BT, tokens, spec, slope_BT)
+        return _compute_block(*_zero_masked(logprobs_BT, inputs), spec, grad_logprobs_BT)
+    done = _compute_block(logprobs_BT, inputs, spec, grad_logprobs_BT)
     if all(math.isfinite(float(value)) for value in (done.loss, done.maxima["mismatch/max"], *done.sums.values())):
         return done
-    return _of_block(*_zero_nonfinite_masked(logprobs_BT, tokens), spec, slope_BT)
+    return _compute_block(*_zero_masked(logprobs_BT, inputs), spec, grad_logprobs_BT)
 
 
-def _of_block(logprobs_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec, slope_BT: Tensor) -> Evaluated:
+def _compute_block(
+    logprobs_BT: Tensor, inputs: LossInputs, spec: ObjectiveSpec, grad_logprobs_BT: Tensor
+) -> LossAndGrad:
     sums: dict[str, Tensor] = {}
-    mask_BT = tokens.mask_BT.to(logprobs_BT.dtype)
-    old_BT = logprobs_BT if tokens.old_logprobs_BT is None else tokens.old_logprobs_BT
-    mismatch_BT = torch.sub(old_BT, tokens.sampler_logprobs_BT).mul_(mask_BT)
-    weights_BT = mask_BT * tokens.weights_BT
-    correction = _token_weights(logprobs_BT, mismatch_BT, tokens, spec)
+    mask_BT = inputs.mask_BT.to(logprobs_BT.dtype)
+    old_BT = logprobs_BT if inputs.old_logprobs_BT is None else inputs.old_logprobs_BT
+    mismatch_BT = torch.sub(old_BT, inputs.sampler_logprobs_BT).mul_(mask_BT)
+    weights_BT = mask_BT * inputs.weights_BT
+    correction = _token_weights(logprobs_BT, mismatch_BT, inputs, spec)
     gains_BT = weights_BT if correction is None else weights_BT * correction
     log_ratio_BT = torch.sub(logprobs_BT, old_BT).mul_(mask_BT)
-    ratio, part = _surrogate(logprobs_BT, log_ratio_BT, tokens, spec)
-    torch.mul(part.slope, gains_BT, out=slope_BT).neg_()
+    ratio, part = _surrogate(logprobs_BT, log_ratio_BT, inputs, spec)
+    torch.mul(part.grad_logprob, gains_BT, out=grad_logprobs_BT).neg_()
     product_BT = torch.empty_like(logprobs_BT)  # of one sum after the other: new memory costs more than the product
     loss = -_sum(torch.mul(part.value, gains_BT, out=product_BT))
     sums["clip_fraction"] = torch.mul(part.clipped, mask_BT, out=product_BT).sum()
     if spec.correction in ("mis", "icepop") or spec.off_policy_delta:
         sums["correction/masked"] = ((gains_BT == 0) & (weights_BT != 0)).sum()
-    if tokens.reference_logprobs_BT is not None:
+    if inputs.reference_logprobs_BT is not None:
         ratio_BT = None
         if spec.kl_estimator == "k3_unbiased":
             ratio_BT = log_ratio_BT.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp_()
-        value_BT, kl_slope_BT = kl_estimate(logprobs_BT, tokens.reference_logprobs_BT, spec.kl_estimator, ratio_BT)
+        value_BT, kl_grad_BT = kl_estimate(logprobs_BT, inputs.reference_logprobs_BT, spec.kl_estimator, ratio_BT)
         if spec.kl_in == "loss":
             loss += spec.kl_coef * _sum(torch.mul(value_BT, weights_BT, out=product_BT))
-            slope_BT.addcmul_(kl_slope_BT, weights_BT, value=spec.kl_coef)
+            grad_logprobs_BT.addcmul_(kl_grad_BT, weights_BT, value=spec.kl_coef)
         sums["kl/reference"] = torch.mul(value_BT, mask_BT, out=product_BT).sum()
     size_BT = torch.abs(mismatch_BT, out=product_BT)
     maxima = {"mismatch/max": size_BT.max(), "ratio/max": ratio.max()}
@@ -205,7 +211,7 @@ def _of_block(logprobs_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec, slope_BT
     if logprobs_BT.device.type != "cpu" or float(maxima["mismatch/max"]) > 0.0:  # else both are that 0
         sums["mismatch/mean"] = size_BT.sum()
         sums["mismatch/k3"] = torch.expm1(mismatch_BT.neg_(), out=product_BT).sub_(mismatch_BT).sum()
-    return Evaluated(loss=loss, slope_BT=slope_BT, sums=sums, maxima=maxima)
+    return LossAndGrad(loss=loss, grad_logprobs_BT=grad_logprobs_BT, sums=sums, maxima=maxima)
 
 
 def _sum(values_BT: Tensor) -> Tensor:
@@ -213,76 +219,76 @@ def _sum(values_BT: Tensor) -> Tensor:
     return values_BT.sum(dim=1).sum(dtype=torch.float64)
 
 
-def _zero_nonfinite_masked(logprobs_BT: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
+def _zero_masked(logprobs_BT: Tensor, inputs: LossInputs) -> tuple[Tensor, LossInputs]:
     """The same with 0 at masked positions."""
-    masked_BT = tokens.mask_BT == 0
+    masked_BT = inputs.mask_BT == 0
 
     def zeroed(values_BT: Tensor) -> Tensor:
         return values_BT.masked_fill(masked_BT, 0.0)
 
-    old_BT, reference_BT = tokens.old_logprobs_BT, tokens.reference_logprobs_BT
-    return zeroed(logprobs_BT), Tokens(
-        mask_BT=tokens.mask_BT,
-        sampler_logprobs_BT=zeroed(tokens.sampler_logprobs_BT),
-        advantages_BT=zeroed(tokens.advantages_BT),
-        weights_BT=zeroed(tokens.weights_BT),
+    old_BT, reference_BT = inputs.old_logprobs_BT, inputs.reference_logprobs_BT
+    return zeroed(logprobs_BT), LossInputs(
+        mask_BT=inputs.mask_BT,
+        sampler_logprobs_BT=zeroed(inputs.sampler_logprobs_BT),
+        advantages_BT=zeroed(inputs.advantages_BT),
+        weights_BT=zeroed(inputs.weights_BT),
         old_logprobs_BT=None if old_BT is None else zeroed(old_BT),
         reference_logprobs_BT=None if reference_BT is None else zeroed(reference_BT),
     )
 
 
-def _token_weights(logprobs_BT: Tensor, mismatch_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec) -> Tensor | None:
+def _token_weights(logprobs_BT: Tensor, mismatch_BT: Tensor, inputs: LossInputs, spec: ObjectiveSpec) -> Tensor | None:
     """c: what the sampler's mismatch makes of each token, or each sequence; None: nothing."""
     weights: Tensor | None = None
     if spec.correction != "none":
-        weights = correction_weights(mismatch_BT, tokens.mask_BT, spec)
+        weights = correction_weights(mismatch_BT, inputs.mask_BT, spec)
     if spec.off_policy_delta:
         kept_BT = off_policy_mask(
-            logprobs_BT, tokens.sampler_logprobs_BT, tokens.mask_BT, tokens.advantages_BT, spec.off_policy_delta
+            logprobs_BT, inputs.sampler_logprobs_BT, inputs.mask_BT, inputs.advantages_BT, spec.off_policy_delta
         )
         weights = kept_BT if weights is None else weights * kept_BT
     return weights
 
 
 def _surrogate(
-    logprobs_BT: Tensor, log_ratio_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec
+    logprobs_BT: Tensor, log_ratio_BT: Tensor, inputs: LossInputs, spec: ObjectiveSpec
 ) -> tuple[Tensor, Surrogate]:
-    """ρ, and S with its slope by log π of each token.
+    """ρ, and S with its gradient by log π of each token.
 
     Where ρ is the sequence's, it stands at each of its tokens, multiplies that token's own A, and has the gradient of
     that token's own log π: ρ_t = stop_gradient(ρ) · π_t/stop_gradient(π_t), GSPO-token (arXiv 2507.18071, 4.3). With
     one A and one w for all tokens that is the gradient of Σ_t w ρ A, whose 1/|o| and sum over |o| tokens cancel.
     """
     if spec.ratio == "geometric":
-        return _geometric(log_ratio_BT, tokens, spec)
+        return _geometric(log_ratio_BT, inputs, spec)
     if spec.ratio == "on_policy":
         ratio = torch.ones_like(logprobs_BT)
         beyond = None
     else:
-        level = at_level(log_ratio_BT, tokens.mask_BT, "token" if spec.ratio == "token" else "geometric")
+        level = at_level(log_ratio_BT, inputs.mask_BT, "token" if spec.ratio == "token" else "geometric")
         beyond = beyond_limit(level)
         ratio = level.exp() if beyond is None else level.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp_()
-    moved = Moved(
+    surrogate_inputs = SurrogateInputs(
         ratio=ratio,
-        advantages=tokens.advantages_BT,
+        advantages=inputs.advantages_BT,
         logprobs=logprobs_BT,
-        sampler_logprobs=tokens.sampler_logprobs_BT,
+        sampler_logprobs=inputs.sampler_logprobs_BT,
     )
-    part = surrogate(moved, spec)
-    if beyond is not None and spec.clip != "cispo":  # the clamped ratio does not move; CISPO's slope is not through it
-        part = replace(part, slope=part.slope.masked_fill(beyond, 0.0))
+    part = surrogate(surrogate_inputs, spec)
+    if beyond is not None and spec.clip != "cispo":  # a clamped ratio does not move; CISPO's gradient is not through it
+        part = replace(part, grad_logprob=part.grad_logprob.masked_fill(beyond, 0.0))
     return ratio, part
 
 
-def _geometric(log_ratio_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec) -> tuple[Tensor, Surrogate]:
+def _geometric(log_ratio_BT: Tensor, inputs: LossInputs, spec: ObjectiveSpec) -> tuple[Tensor, Surrogate]:
     """Geometric mean of token ratios, each clipped on the side that the advantage pushes to (GMPO, arXiv 2507.20673):
     the bounds are on the log-ratio, −clip_low and clip_high."""
-    up_BT = tokens.advantages_BT > 0
+    up_BT = inputs.advantages_BT > 0
     bounded_BT = torch.where(up_BT, log_ratio_BT.clamp(max=spec.clip_high), log_ratio_BT.clamp(min=-spec.clip_low))
-    ratio_B1 = at_level(bounded_BT, tokens.mask_BT, "geometric").exp()
-    value_BT = ratio_B1 * tokens.advantages_BT
+    ratio_B1 = at_level(bounded_BT, inputs.mask_BT, "geometric").exp()
+    value_BT = ratio_B1 * inputs.advantages_BT
     clipped_BT = (bounded_BT != log_ratio_BT).to(value_BT.dtype)
-    return ratio_B1, Surrogate(value=value_BT, slope=value_BT * (1.0 - clipped_BT), clipped=clipped_BT)
+    return ratio_B1, Surrogate(value=value_BT, grad_logprob=value_BT * (1.0 - clipped_BT), clipped=clipped_BT)
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

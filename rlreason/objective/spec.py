@@ -99,7 +99,7 @@ class ObjectiveSpec:
         return self.baseline in ("mean", "leave_one_out", "length_weighted")
 
     def is_row_local(self, *, has_old: bool) -> bool:
-        """Whether a token's loss and slope follow from its own log-probability. At π = π_old (not ``has_old``) the
+        """Whether a token's loss and gradient follow from its own log-probability. At π = π_old (not ``has_old``) the
         ratio is 1 at every level, so only what weighs whole sequences stands against it."""
         if (self.correction != "none" and self.correction_level != "token") or self.off_policy_delta > 0:
             return False

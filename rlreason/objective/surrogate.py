@@ -1,6 +1,6 @@
-"""S(ρ, A) of each clip rule, with its slope dS/d log π in closed form: value and gradient in one pass.
+"""S(ρ, A) of each clip rule, with its gradient dS/d log π in closed form: both in one pass.
 
-Tensors broadcast; ρ > 0. A slope of ρ-based rules is dS/d log ρ, which is dS/d log π at token level.
+Tensors broadcast; ρ > 0. The gradient of ρ-based rules is dS/d log ρ, which is dS/d log π at token level.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from rlreason.objective.spec import ObjectiveSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surrogate:
-    """Value and slope of the surrogate, and where a bound took the gradient away or capped it."""
+    """Value of the surrogate, its gradient by log π, and where a bound took the gradient away or capped it."""
 
     value: Tensor
-    slope: Tensor
+    grad_logprob: Tensor
     #: 1 there, else 0, in the dtype of the rest: comparisons and products of floats are several times as fast on a CPU
     #: as those with bools. [1, 1] where a rule has no bound.
     clipped: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moved:
+class SurrogateInputs:
     """Where the policy stands: what a clip rule may look at. All shapes broadcast to [B, T]."""
 
     #: ρ, at the level that the spec asks for.
@@ -36,27 +36,27 @@ class Moved:
     sampler_logprobs: Tensor
 
 
-def surrogate(moved: Moved, spec: ObjectiveSpec) -> Surrogate:
+def surrogate(inputs: SurrogateInputs, spec: ObjectiveSpec) -> Surrogate:
     """S of the spec's clip rule."""
     if spec.clip == "ppo":
-        return ppo(moved, spec)
+        return ppo(inputs, spec)
     if spec.clip == "cispo":
-        return cispo(moved, spec)
+        return cispo(inputs, spec)
     if spec.clip == "sapo":
-        return sapo(moved, spec)
-    unclipped = moved.ratio * moved.advantages
+        return sapo(inputs, spec)
+    unclipped = inputs.ratio * inputs.advantages
     if spec.clip == "dppo_tv":
-        return _masked(unclipped, dppo_tv_mask(moved, spec))
-    return Surrogate(value=unclipped, slope=unclipped, clipped=unclipped.new_zeros((1, 1)))
+        return _masked(unclipped, dppo_tv_mask(inputs, spec))
+    return Surrogate(value=unclipped, grad_logprob=unclipped, clipped=unclipped.new_zeros((1, 1)))
 
 
-def ppo(moved: Moved, spec: ObjectiveSpec) -> Surrogate:
+def ppo(inputs: SurrogateInputs, spec: ObjectiveSpec) -> Surrogate:
     """min(ρA, clip(ρ)A), PPO arXiv 1707.06347, with bounds of their own on either side (DAPO arXiv 2503.14476).
 
     ``dual_clip``: not below c·A where A < 0 (arXiv 1912.09729). ``delta``: min(ρ, δ)A in the first branch
     (INTELLECT-2, arXiv 2505.07291).
     """
-    ratio, advantages = moved.ratio, moved.advantages
+    ratio, advantages = inputs.ratio, inputs.advantages
     unclipped = ratio * advantages
     bounded = ratio.clamp(1.0 - spec.clip_low, 1.0 + spec.clip_high)
     value = bounded.mul_(advantages) if bounded.shape == unclipped.shape else bounded * advantages
@@ -70,38 +70,40 @@ def ppo(moved: Moved, spec: ObjectiveSpec) -> Surrogate:
         floor = torch.where(advantages < 0, spec.dual_clip * advantages, -torch.inf)
         clipped = clipped.masked_fill_(floor > value, 1.0)
         value = torch.maximum(value, floor)
-    return Surrogate(value=value, slope=unclipped.addcmul_(unclipped, clipped, value=-1.0), clipped=clipped)
+    return Surrogate(value=value, grad_logprob=unclipped.addcmul_(unclipped, clipped, value=-1.0), clipped=clipped)
 
 
-def cispo(moved: Moved, spec: ObjectiveSpec) -> Surrogate:
+def cispo(inputs: SurrogateInputs, spec: ObjectiveSpec) -> Surrogate:
     """stop_gradient(clip(ρ)) · A · log π: a clipped token keeps its gradient (MiniMax-M1, arXiv 2506.13585)."""
-    capped = moved.ratio.clamp(1.0 - spec.clip_low, 1.0 + spec.clip_high)
-    slope = capped * moved.advantages
+    capped = inputs.ratio.clamp(1.0 - spec.clip_low, 1.0 + spec.clip_high)
+    grad = capped * inputs.advantages
     return Surrogate(
-        value=slope * moved.logprobs, slope=slope, clipped=torch.ne(capped, moved.ratio, out=torch.empty_like(capped))
+        value=grad * inputs.logprobs,
+        grad_logprob=grad,
+        clipped=torch.ne(capped, inputs.ratio, out=torch.empty_like(capped)),
     )
 
 
-def sapo(moved: Moved, spec: ObjectiveSpec) -> Surrogate:
+def sapo(inputs: SurrogateInputs, spec: ObjectiveSpec) -> Surrogate:
     """4/τ · σ(τ(ρ − 1)) · A (SAPO, arXiv 2511.20347): no bound, a gradient that fades with the distance from 1."""
-    advantages, ratio = moved.advantages, moved.ratio
+    advantages, ratio = inputs.advantages, inputs.ratio
     up = torch.gt(advantages, 0.0, out=torch.empty_like(advantages))  # torch.where would take ten times as long
     down = torch.le(advantages, 0.0, out=torch.empty_like(advantages))
     tau = up.mul_(spec.sapo_tau_positive).add_(down, alpha=spec.sapo_tau_negative)
     gate = (ratio - 1.0).mul_(tau) if ratio.shape == tau.shape else (ratio - 1.0) * tau
     gate.sigmoid_()
-    slope = (4.0 * gate).mul_(1.0 - gate).mul_(ratio).mul_(advantages)
+    grad = (4.0 * gate).mul_(1.0 - gate).mul_(ratio).mul_(advantages)
     value = torch.div(4.0, tau).mul_(gate).mul_(advantages)
-    return Surrogate(value=value, slope=slope, clipped=value.new_zeros((1, 1)))
+    return Surrogate(value=value, grad_logprob=grad, clipped=value.new_zeros((1, 1)))
 
 
-def dppo_tv_mask(moved: Moved, spec: ObjectiveSpec) -> Tensor:
+def dppo_tv_mask(inputs: SurrogateInputs, spec: ObjectiveSpec) -> Tensor:
     """Where DPPO (arXiv 2602.04879, total variation) drops the token: its probability is further from the sampler's
     than the bound, on the side that the advantage pushes to."""
-    change = moved.logprobs.exp() - moved.sampler_logprobs.exp()
-    return torch.where(moved.advantages > 0, change > spec.clip_high, change < -spec.clip_low)
+    change = inputs.logprobs.exp() - inputs.sampler_logprobs.exp()
+    return torch.where(inputs.advantages > 0, change > spec.clip_high, change < -spec.clip_low)
 
 
 def _masked(unclipped: Tensor, dropped: Tensor) -> Surrogate:
     value = unclipped.masked_fill(dropped, 0.0)
-    return Surrogate(value=value, slope=value, clipped=dropped.expand_as(value).to(value.dtype))
+    return Surrogate(value=value, grad_logprob=value, clipped=dropped.expand_as(value).to(value.dtype))

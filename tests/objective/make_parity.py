@@ -25,7 +25,7 @@ from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_
 from verl.workers.config import ActorConfig
 
 TARGET = Path(__file__).with_name("parity.json")
-#: Tokens per sequence: [N]. 0 in the middle of a sequence is a token that another wrote (a tool).
+#: LossInputs per sequence: [N]. 0 in the middle of a sequence is a token that another wrote (a tool).
 LENGTHS = {"tokens": (6, 4, 5, 6, 3, 6, 2, 5, 6), "even": (6, 4, 5, 6, 3, 6, 2, 5), "empty": (6, 4, 0, 3)}
 
 

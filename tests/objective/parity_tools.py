@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlreason.objective.advantage import Credit, group_advantage, loss_weights
-from rlreason.objective.loss import Evaluated, Tokens, evaluate
+from rlreason.objective.advantage import Advantages, group_advantage, loss_weights
+from rlreason.objective.loss import LossAndGrad, LossInputs, evaluate
 from rlreason.objective.spec import ObjectiveSpec
 
 FIXTURES: dict[str, Any] = json.loads(Path(__file__).with_name("parity.json").read_text(encoding="utf-8"))
@@ -44,13 +44,13 @@ def gap(ours: Tensor, theirs: Any) -> float:
 
 def evaluated(
     values: dict[str, Tensor], spec: ObjectiveSpec, max_tokens: int = WIDTH, weights_N: Tensor | None = None
-) -> Evaluated:
+) -> LossAndGrad:
     """Our loss and slope of sequences whose advantages are given."""
     lengths_N = values["mask"].sum(dim=1).long()
     if weights_N is None:
         group_N = torch.arange(len(lengths_N))
         weights_N = loss_weights(lengths_N, lengths_N > 0, group_N, len(group_N), spec, max_tokens, torch.float64)
-    tokens = Tokens(
+    tokens = LossInputs(
         mask_BT=values["mask"],
         sampler_logprobs_BT=values.get("sampler", values["old"]),
         advantages_BT=values["advantages"].unsqueeze(1) * values["mask"],
@@ -61,18 +61,18 @@ def evaluated(
     return evaluate(values["logprobs"], tokens, spec)
 
 
-def loss_gap(ours: Evaluated, case: str) -> float:
-    return max(gap(ours.loss, CASES[case]["loss"]), gap(ours.slope_BT, CASES[case]["slope"]))
+def loss_gap(ours: LossAndGrad, case: str) -> float:
+    return max(gap(ours.loss, CASES[case]["loss"]), gap(ours.grad_logprobs_BT, CASES[case]["slope"]))
 
 
-def credit_of(rewards: str, spec: ObjectiveSpec) -> Credit:
+def credit_of(rewards: str, spec: ObjectiveSpec) -> Advantages:
     one = FIXTURES["rewards"][rewards]
     return group_advantage(
         float64(one["rewards"]), torch.tensor(one["group"]), torch.tensor(one["lengths"]), spec, max_tokens=WIDTH
     )
 
 
-def trl_step(values: dict[str, Tensor], rewards: str = "even", **fields: Any) -> tuple[Credit, Evaluated]:
+def trl_step(values: dict[str, Tensor], rewards: str = "even", **fields: Any) -> tuple[Advantages, LossAndGrad]:
     """Our step with TRL's epsilons: 1e-4 on the deviation, 0.2 on both sides of the ratio."""
     spec = spec_of(**{"std_epsilon": 1e-4, "clip_high": 0.2, **fields})
     scores = [math.nan if one is None else one for one in FIXTURES["rewards"][rewards]["rewards"]]

@@ -8,13 +8,15 @@ import random
 import pytest
 import torch
 
-from rlreason.objective.advantage import Credit, dense_groups, group_advantage, is_informative, overlong_penalty
+from rlreason.objective.advantage import Advantages, dense_groups, group_advantage, is_informative, overlong_penalty
 from rlreason.objective.spec import ObjectiveSpec
 
 CENTRED = ObjectiveSpec(scale="none")
 
 
-def one_group(scores: list[float | None], spec: ObjectiveSpec = CENTRED, lengths: list[int] | None = None) -> Credit:
+def one_group(
+    scores: list[float | None], spec: ObjectiveSpec = CENTRED, lengths: list[int] | None = None
+) -> Advantages:
     rewards_N = torch.tensor([math.nan if score is None else score for score in scores], dtype=torch.float64)
     lengths_N = torch.tensor(lengths or [4] * len(scores))
     return group_advantage(rewards_N, torch.zeros(len(scores), dtype=torch.long), lengths_N, spec, max_tokens=10)
@@ -108,7 +110,7 @@ def test_soft_overlong_penalty_by_hand() -> None:
 
 
 def test_truncated_sequences() -> None:
-    def credit(overlong: str) -> Credit:
+    def credit(overlong: str) -> Advantages:
         return group_advantage(
             torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64),
             torch.zeros(3, dtype=torch.long),

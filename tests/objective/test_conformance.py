@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlreason.objective.advantage import Credit, group_advantage
+from rlreason.objective.advantage import Advantages, group_advantage
 from rlreason.objective.batch import Batch
-from rlreason.objective.loss import Evaluated, Tokens, evaluate, policy_loss
+from rlreason.objective.loss import LossAndGrad, LossInputs, evaluate, policy_loss
 from rlreason.objective.presets import PRESETS
 from rlreason.objective.spec import ObjectiveSpec
 
@@ -75,7 +75,9 @@ def make(seed: int) -> oracle.Problem:
     )
 
 
-def credit(problem: oracle.Problem, spec: ObjectiveSpec, dtype: torch.dtype, order: list[int] | None = None) -> Credit:
+def credit(
+    problem: oracle.Problem, spec: ObjectiveSpec, dtype: torch.dtype, order: list[int] | None = None
+) -> Advantages:
     order = order or list(range(len(LENGTHS)))
 
     def tensor(values: list, kind: torch.dtype) -> Tensor:
@@ -103,11 +105,11 @@ def spread(values_N: Tensor, width: int) -> Tensor:
 
 
 def tokens_of(
-    problem: oracle.Problem, earned: Credit, spec: ObjectiveSpec, dtype: torch.dtype, width: int = 9
-) -> Tokens:
+    problem: oracle.Problem, earned: Advantages, spec: ObjectiveSpec, dtype: torch.dtype, width: int = 9
+) -> LossInputs:
     """Padding holds nan: whatever reads it shows."""
     with_kl = spec.kl_coef > 0 and spec.kl_in == "loss"
-    return Tokens(
+    return LossInputs(
         mask_BT=padded([[1.0] * n for n in LENGTHS], dtype, 0.0, width),
         sampler_logprobs_BT=padded(problem.sampler, dtype, width=width),
         advantages_BT=spread(earned.advantages_N, width),
@@ -117,7 +119,7 @@ def tokens_of(
     )
 
 
-def run(problem: oracle.Problem, spec: ObjectiveSpec, dtype: torch.dtype, width: int = 9) -> Evaluated:
+def run(problem: oracle.Problem, spec: ObjectiveSpec, dtype: torch.dtype, width: int = 9) -> LossAndGrad:
     tokens = tokens_of(problem, credit(problem, spec, dtype), spec, dtype, width)
     return evaluate(padded(problem.now, dtype, width=width), tokens, spec)
 
@@ -153,7 +155,7 @@ def test_the_tolerance_has_a_canary(spec: ObjectiveSpec) -> None:
 @each_spec
 def test_the_gradient_is_the_finite_difference_of_the_oracle(spec: ObjectiveSpec) -> None:
     problem = make(4)
-    slope_BT = run(problem, spec, torch.float64).slope_BT
+    grad_logprobs_BT = run(problem, spec, torch.float64).grad_logprobs_BT
     step = 1e-6
     worst = 0.0
     for at, length in enumerate(LENGTHS):
@@ -167,10 +169,10 @@ def test_the_gradient_is_the_finite_difference_of_the_oracle(spec: ObjectiveSpec
             slope = (at_distance(step) - at_distance(-step)) / (2 * step)
             if spec.clip == "cispo" or spec.ratio == "on_policy":
                 slope = _score_slope(problem, spec, at, t)
-            worst = max(worst, abs(float(slope_BT[at, t]) - slope))
+            worst = max(worst, abs(float(grad_logprobs_BT[at, t]) - slope))
     assert worst < 2e-8
     # Canary: a gradient off by a thousandth of its largest entry is seen.
-    assert float(slope_BT.abs().max()) * 1e-3 > 2e-8
+    assert float(grad_logprobs_BT.abs().max()) * 1e-3 > 2e-8
 
 
 def _score_slope(problem: oracle.Problem, spec: ObjectiveSpec, at: int, t: int) -> float:
@@ -228,9 +230,9 @@ def test_order_padding_and_split_do_not_matter(spec: ObjectiveSpec) -> None:
         rows = torch.tensor(part)
         one = evaluate(now_BT[rows], tokens.rows(rows), spec)  # type: ignore[arg-type]
         total += float(one.loss)
-        slopes[rows] = one.slope_BT
+        slopes[rows] = one.grad_logprobs_BT
     assert total == pytest.approx(float(whole.loss), abs=1e-14)
-    assert torch.equal(slopes, whole.slope_BT)
+    assert torch.equal(slopes, whole.grad_logprobs_BT)
 
 
 @each_spec
@@ -241,8 +243,8 @@ def test_masked_tokens_have_exactly_no_effect(spec: ObjectiveSpec) -> None:
     first = evaluate(now_BT, tokens, spec)  # padding is nan
     other = evaluate(now_BT.nan_to_num(nan=-7.0), tokens, spec)
     assert torch.equal(first.loss, other.loss)
-    assert torch.equal(first.slope_BT, other.slope_BT)
-    assert torch.equal(first.slope_BT[tokens.mask_BT == 0], torch.zeros(int((tokens.mask_BT == 0).sum())))
+    assert torch.equal(first.grad_logprobs_BT, other.grad_logprobs_BT)
+    assert torch.equal(first.grad_logprobs_BT[tokens.mask_BT == 0], torch.zeros(int((tokens.mask_BT == 0).sum())))
     assert math.isfinite(float(first.loss))
     for name, value in {**first.sums, **first.maxima}.items():
         assert math.isfinite(float(value)), name

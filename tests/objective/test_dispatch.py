@@ -50,7 +50,7 @@ def test_credit_on_the_cpu_is_the_torch_path() -> None:
         module.group_advantage(rewards_N, group_N, torch.tensor([2, 3, 4]), ObjectiveSpec(), max_tokens=5)
         for module in (dispatch, advantage)
     )
-    assert type(one) is advantage.Credit
+    assert type(one) is advantage.Advantages
     assert torch.equal(one.advantages_N, two.advantages_N)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from rlreason.objective.batch import Batch
 from rlreason.objective.kl import kl_estimate
-from rlreason.objective.loss import Tokens, distillation_loss, evaluate, policy_loss, supervised_loss
+from rlreason.objective.loss import LossInputs, distillation_loss, evaluate, policy_loss, supervised_loss
 from rlreason.objective.presets import PRESETS, expand
 from rlreason.objective.spec import ObjectiveSpec
 
@@ -21,7 +21,7 @@ PLAIN = ObjectiveSpec(correction="none", clip_high=0.2)
 def one_token(ratio: float, advantage: float, **changes: Any) -> tuple[float, float]:
     """(−loss, −slope) of a single token with log π = −1 and weight 1."""
     now_BT = torch.full((1, 1), -1.0, dtype=torch.float64)
-    tokens = Tokens(
+    tokens = LossInputs(
         mask_BT=torch.ones_like(now_BT),
         sampler_logprobs_BT=now_BT - math.log(ratio),
         advantages_BT=torch.full_like(now_BT, advantage),
@@ -29,7 +29,7 @@ def one_token(ratio: float, advantage: float, **changes: Any) -> tuple[float, fl
         old_logprobs_BT=now_BT - math.log(ratio),
     )
     done = evaluate(now_BT, tokens, ObjectiveSpec(**{"correction": "none", "clip_high": 0.2, **changes}))
-    return -float(done.loss), -float(done.slope_BT)
+    return -float(done.loss), -float(done.grad_logprobs_BT)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_whether_other_tokens_of_the_sequence_matter(
     def first_slope(second: float, second_old: float | None) -> float:
         now_BT = torch.tensor([[-1.0, second]], dtype=torch.float64)
         old_BT = None if second_old is None else torch.tensor([[-1.05, second_old]], dtype=torch.float64)
-        tokens = Tokens(
+        tokens = LossInputs(
             mask_BT=torch.ones_like(now_BT),
             sampler_logprobs_BT=torch.tensor([[-1.1, -1.3]], dtype=torch.float64),
             advantages_BT=torch.tensor([[-1.0, -0.5]], dtype=torch.float64),
@@ -216,7 +216,7 @@ def test_whether_other_tokens_of_the_sequence_matter(
             old_logprobs_BT=old_BT,
             reference_logprobs_BT=torch.tensor([[-1.2, -1.2]], dtype=torch.float64) if spec.kl_coef else None,
         )
-        return float(evaluate(now_BT, tokens, spec).slope_BT[0, 0])
+        return float(evaluate(now_BT, tokens, spec).grad_logprobs_BT[0, 0])
 
     assert spec.is_row_local(has_old=True) is local
     assert (first_slope(-1.2, -1.21) == first_slope(-2.2, -2.4)) is local

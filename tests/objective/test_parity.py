@@ -130,7 +130,7 @@ def test_liger_from_hidden_states_in_float32(name: str) -> None:
         weight = float64(head["head"]).requires_grad_()
         logprobs = torch.log_softmax(hidden @ weight.T, dim=-1).gather(2, torch.tensor(head["ids"]).unsqueeze(2))
         ours = evaluated({**values, "logprobs": logprobs.squeeze(2).detach()}, spec, TRL_TOKENS)
-        logprobs.squeeze(2).backward(ours.slope_BT)
+        logprobs.squeeze(2).backward(ours.grad_logprobs_BT)
         assert hidden.grad is not None
         assert weight.grad is not None
         pairs = ((ours.loss, "loss"), (hidden.grad, "d_hidden"), (weight.grad, "d_head"))

@@ -74,7 +74,7 @@ def test_difference_4_trl_takes_the_unscored_into_the_denominator() -> None:
     lengths = tokens_of("even")["mask"].sum(dim=1)
     share = float((lengths.sum() - lengths[1]) / lengths.sum())
     assert share < 1.0
-    ours.loss, ours.slope_BT = ours.loss * share, ours.slope_BT * share
+    ours.loss, ours.grad_logprobs_BT = ours.loss * share, ours.grad_logprobs_BT * share
     assert loss_gap(ours, "trl/unscorable") <= EXACT
 
 
@@ -84,7 +84,7 @@ def test_difference_5_trl_counts_masked_sequences_in_a_mean_over_sequences() -> 
     token mean both agree."""
     values = tokens_of("even")
     credit, ours = trl_step(values, overlong="mask", aggregation="sequence")
-    ours.loss, ours.slope_BT = ours.loss * 7 / 8, ours.slope_BT * 7 / 8
+    ours.loss, ours.grad_logprobs_BT = ours.loss * 7 / 8, ours.grad_logprobs_BT * 7 / 8
     assert loss_gap(ours, "trl/mask_truncated") <= EXACT
     # TRL's own advantage of the masked sequence stays in its batch and meets a mask of zeros.
     theirs = float64(CASES["trl/mask_truncated"]["advantages"])
@@ -105,12 +105,12 @@ def test_difference_6_trl_means_of_micro_batches() -> None:
         assert loss_gap(ours, f"trl/split/{name}") > 1e-3
     lengths = values["mask"].sum(dim=1)
     row_weights = torch.cat([torch.full((n,), 4.0 / n, dtype=torch.float64) for n in (3, 5)])
-    assert gap(sequence.slope_BT * row_weights.unsqueeze(1), CASES["trl/split/grpo"]["slope"]) <= EXACT
+    assert gap(sequence.grad_logprobs_BT * row_weights.unsqueeze(1), CASES["trl/split/grpo"]["slope"]) <= EXACT
     parts = torch.cat(
         [torch.full((n,), float(lengths[s].sum()), dtype=torch.float64) for n, s in ((3, slice(3)), (5, slice(3, 8)))]
     )
     scale = (lengths.sum() / (2 * parts)).unsqueeze(1)
-    assert gap(token.slope_BT * scale, CASES["trl/split/bnpo"]["slope"]) <= EXACT
+    assert gap(token.grad_logprobs_BT * scale, CASES["trl/split/bnpo"]["slope"]) <= EXACT
 
 
 @pytest.mark.parametrize("where", ["tokens", "empty"])
@@ -129,7 +129,7 @@ def test_difference_7_verl_gmpo_counts_empty_sequences() -> None:
     assert EXACT < loss_gap(evaluated(tokens_of("tokens"), spec), "verl/loss/geo_mean/tokens") <= 1e-8
     ours = evaluated(tokens_of("empty"), spec)
     assert loss_gap(ours, "verl/loss/geo_mean/empty") > 1e-2
-    ours.loss, ours.slope_BT = ours.loss * 3 / 4, ours.slope_BT * 3 / 4
+    ours.loss, ours.grad_logprobs_BT = ours.loss * 3 / 4, ours.grad_logprobs_BT * 3 / 4
     assert loss_gap(ours, "verl/loss/geo_mean/empty") <= 1e-8
 
 
@@ -145,7 +145,7 @@ def test_difference_8_verl_rejection_leaves_the_denominator() -> None:
             values, spec_of(correction="mis", correction_level=level, correction_low=low, correction_high=high)
         )
         assert loss_gap(ours, f"verl/correction/{name}") > 1e-3
-        ours.loss, ours.slope_BT = ours.loss * share, ours.slope_BT * share
+        ours.loss, ours.grad_logprobs_BT = ours.loss * share, ours.grad_logprobs_BT * share
         assert loss_gap(ours, f"verl/correction/{name}") <= EXACT
 
 
@@ -163,14 +163,14 @@ def test_difference_10_dppo_value_and_truncation() -> None:
     values["sampler"] = values["old"]  # verl measures the change from the old policy, we from the sampler's
     ours = evaluated(values, spec_of(clip="dppo_tv", clip_low=0.05, clip_high=0.08))
     case = CASES["verl/loss/dppo_tv/tokens"]
-    assert gap(ours.slope_BT, case["slope"]) <= EXACT
+    assert gap(ours.grad_logprobs_BT, case["slope"]) <= EXACT
     assert gap(ours.loss, case["loss"]) > 1e-3
     capped = float64(CASES["verl/loss/dppo_tv_default/tokens"]["slope"])
-    differs = (ours.slope_BT - capped).abs() > EXACT
+    differs = (ours.grad_logprobs_BT - capped).abs() > EXACT
     ratio = (values["logprobs"] - values["old"]).exp()
     assert bool(differs.any())
     assert bool((ratio[differs] > 3.0).all())
-    assert gap((ours.slope_BT / ratio * 3.0)[differs], capped[differs]) <= EXACT
+    assert gap((ours.grad_logprobs_BT / ratio * 3.0)[differs], capped[differs]) <= EXACT
 
 
 def test_difference_11_k3_unbiased_is_per_token() -> None:
@@ -188,7 +188,7 @@ def test_difference_11_k3_unbiased_is_per_token() -> None:
     assert gap(without.loss + weight * (ratio * k3 * values["mask"]).sum(), theirs["loss"]) <= EXACT
     # d(s·k3)/d log π of a token: s·slope, and the sequence's Σ k3 through s
     through = ratio * (k3 * values["mask"]).sum(dim=1, keepdim=True) / length
-    expected = without.slope_BT + weight * (ratio * slope + through) * values["mask"]
+    expected = without.grad_logprobs_BT + weight * (ratio * slope + through) * values["mask"]
     assert gap(expected, theirs["slope"]) <= EXACT
 
 
@@ -197,12 +197,12 @@ def test_difference_12_bounds_on_wild_ratios() -> None:
     tokens; verl's GSPO bounds it by 10 from above, Liger (and TRL) not at all: e^25 in the loss of one token."""
     wild = tokens_of("wild")
     ours = evaluated(wild, spec_of())
-    assert gap(ours.slope_BT, CASES["verl/wild/vanilla"]["slope"]) <= EXACT * math.exp(12)
+    assert gap(ours.grad_logprobs_BT, CASES["verl/wild/vanilla"]["slope"]) <= EXACT * math.exp(12)
     assert float(ours.loss) == pytest.approx(CASES["verl/wild/vanilla"]["loss"], rel=1e-14)
     assert float(ours.loss) < math.exp(20)
     assert CASES["liger/wild"]["loss"] > math.exp(25) / 4
     gspo = evaluated(wild, spec_of(ratio="sequence"))
-    assert gspo.slope_BT[:, 0].tolist() == pytest.approx([0.0, 0.5 * math.exp(12) / 4, 0.0, 0.0], rel=1e-12)
+    assert gspo.grad_logprobs_BT[:, 0].tolist() == pytest.approx([0.0, 0.5 * math.exp(12) / 4, 0.0, 0.0], rel=1e-12)
     assert CASES["verl/wild/gspo"]["slope"] == [[0.0], [0.0], [0.0], [0.0]]
 
 

@@ -18,7 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
-from rlreason.objective.advantage import Credit
+from rlreason.objective.advantage import Advantages
 from rlreason.objective.kernels.credit import finish_kernel, measure_kernel, one_launch_kernel
 from rlreason.objective.kernels.groups import Groups
 from rlreason.objective.kernels.measure import FLOATS, INTEGERS
@@ -30,15 +30,15 @@ ONE_LAUNCH = 16_384
 _TILE = 1024
 _MOST_MEMBERS = 1024
 
-#: Entries of ``DeviceCredit.metrics``.
+#: Entries of ``DeviceAdvantages.metrics``.
 METRICS = ("reward/mean", "reward/std", "scored", "unscored", "kept", "kept_tokens", "groups/informative",
            "groups/all_positive", "groups/none_positive")  # fmt: skip
-#: Bits of ``DeviceCredit.flags_G``.
+#: Bits of ``DeviceAdvantages.flags_G``.
 EQUAL_SCORES, ALL_POSITIVE, NONE_POSITIVE, HAS_UNSCORED = 1, 2, 4, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceCredit(Credit):
+class DeviceAdvantages(Advantages):
     """A credit, with what the next steps on the device read instead of asking the host."""
 
     #: Bits of each group, uint8 [G]: EQUAL_SCORES (fewer than two, or max == min), ALL_POSITIVE, NONE_POSITIVE,
@@ -108,7 +108,7 @@ def group_advantage(
     max_tokens: int,
     truncated_N: Tensor | None = None,
     baseline_N: Tensor | None = None,
-) -> DeviceCredit:
+) -> DeviceAdvantages:
     """As ``objective.advantage.group_advantage``, on the device of ``rewards_N``.
 
     With ``Groups`` no host synchronisation, and one launch where they lie contiguously (a sort goes before it where
@@ -135,7 +135,7 @@ def group_advantage(
     else:
         measure_kernel[(tiles,)](inputs, outputs, scratch, sizes, plan, num_warps=16)
         finish_kernel[(tiles,)](inputs, outputs, scratch, sizes, plan, num_warps=16)
-    return DeviceCredit(
+    return DeviceAdvantages(
         advantages_N=outputs.advantages,
         weights_N=outputs.weights,
         kept_N=outputs.kept,

@@ -1,4 +1,4 @@
-"""Device functions: one token's loss, its slope by log π, and its metrics, for every axis of the objective.
+"""Device functions: one token's loss, its gradient by log π, and its metrics, for every axis of the objective.
 
 All work on blocks of any shape, scalars included, so that the token kernel (K2) and the row kernel of the language
 model head (K3) share them. ``objective.surrogate``, ``kl`` and ``correction`` are the same formulas in torch.
@@ -46,10 +46,10 @@ def bounded_exp(log_ratio):
 
 @triton.jit
 def surrogate(ratio, advantage, logprob, sampler, PLAN: tl.constexpr):
-    """(S, its slope, whether a bound acted) of the clip rule."""
+    """(S, its gradient, whether a bound acted) of the clip rule."""
     unclipped = ratio * advantage
     value = unclipped
-    slope = unclipped
+    grad = unclipped
     clipped = ratio < 0.0  # never
     bounded = tl.minimum(tl.maximum(ratio, 1.0 - PLAN.spec.clip_low), 1.0 + PLAN.spec.clip_high)
     if PLAN.spec.clip == "ppo":
@@ -63,10 +63,10 @@ def surrogate(ratio, advantage, logprob, sampler, PLAN: tl.constexpr):
             floor = tl.where(advantage < 0.0, PLAN.spec.dual_clip * advantage, float("-inf"))
             clipped = clipped | (floor > value)
             value = tl.maximum(value, floor)
-        slope = tl.where(clipped, 0.0, unclipped)
+        grad = tl.where(clipped, 0.0, unclipped)
     elif PLAN.spec.clip == "cispo":
-        slope = bounded * advantage
-        value = slope * logprob
+        grad = bounded * advantage
+        value = grad * logprob
         clipped = bounded != ratio
     elif PLAN.spec.clip == "sapo":
         up = advantage > 0.0
@@ -75,13 +75,13 @@ def surrogate(ratio, advantage, logprob, sampler, PLAN: tl.constexpr):
         gate = tl.where(up, rising, falling)
         steep = tl.where(up, 4.0 / PLAN.spec.sapo_tau_positive, 4.0 / PLAN.spec.sapo_tau_negative)
         value = steep * gate * advantage
-        slope = 4.0 * gate * (1.0 - gate) * ratio * advantage
+        grad = 4.0 * gate * (1.0 - gate) * ratio * advantage
     elif PLAN.spec.clip == "dppo_tv":
         change = tl.exp(logprob) - tl.exp(sampler)
         clipped = tl.where(advantage > 0.0, change > PLAN.spec.clip_high, change < -PLAN.spec.clip_low)
         value = tl.where(clipped, 0.0, unclipped)
-        slope = value
-    return value, slope, clipped
+        grad = value
+    return value, grad, clipped
 
 
 @triton.jit
@@ -96,7 +96,7 @@ def geometric_bound(log_ratio, advantage, PLAN: tl.constexpr):
 
 @triton.jit
 def ratio_and_surrogate(token, log_ratio, level, PLAN: tl.constexpr):
-    """ρ, S, slope, clipped. ``level``: the sequence's mean log-ratio where ρ is the sequence's, else ``log_ratio``."""
+    """ρ, S, grad, clipped. ``level``: the sequence's mean log-ratio where ρ is the sequence's, else ``log_ratio``."""
     logprob, old, sampler, reference, advantage, weight = token
     logprob = logprob.to(weight.dtype)
     if PLAN.spec.ratio == "geometric":
@@ -109,10 +109,10 @@ def ratio_and_surrogate(token, log_ratio, level, PLAN: tl.constexpr):
             ratio = tl.exp(level * 0.0)
         else:
             ratio = bounded_exp(level)
-        value, slope, clipped = surrogate(ratio, advantage, logprob, sampler, PLAN)
+        value, grad, clipped = surrogate(ratio, advantage, logprob, sampler, PLAN)
         if PLAN.spec.ratio != "on_policy" and PLAN.spec.clip != "cispo":
-            slope = tl.where(tl.abs(level) > LIMIT, 0.0, slope)
-        return ratio, value, slope, clipped
+            grad = tl.where(tl.abs(level) > LIMIT, 0.0, grad)
+        return ratio, value, grad, clipped
 
 
 @triton.jit
@@ -128,7 +128,7 @@ def correction_weight(mismatch, PLAN: tl.constexpr):
 
 @triton.jit
 def kl_term(raw, log_ratio, PLAN: tl.constexpr):
-    """Estimate of KL(π || π_ref) and its slope. ``raw``: log π_ref − log π."""
+    """Estimate of KL(π || π_ref) and its gradient. ``raw``: log π_ref − log π."""
     d = tl.minimum(tl.maximum(raw, -LIMIT), LIMIT)
     inside = tl.where(d == raw, 1.0, 0.0).to(d.dtype)
     if PLAN.spec.kl_estimator == "k1":
@@ -137,17 +137,17 @@ def kl_term(raw, log_ratio, PLAN: tl.constexpr):
         return 0.5 * d * d, -d * inside
     else:
         value = excess(d)
-        slope = -(value + d) * inside
+        grad = -(value + d) * inside
         if PLAN.spec.kl_estimator == "k3_unbiased":
             ratio = bounded_exp(log_ratio)
-            return ratio * value, ratio * (value + slope)
+            return ratio * value, ratio * (value + grad)
         else:
-            return value, slope
+            return value, grad
 
 
 @triton.jit
 def token_objective(token, levels, kept, PLAN: tl.constexpr):
-    """Slope, and the eight columns, of tokens; all 0 where not ``kept`` (but ρ is 1 there, as π = π_old).
+    """Gradient by log π, and the eight columns, of tokens; all 0 where not ``kept`` (but ρ is 1 there, as π = π_old).
 
     ``token``: log π, log π_old, log π_sampler, log π_ref, A, w; 0 where not kept. ``levels``: what the sequence adds
     (its mean log-ratio, its log mismatch, its off-policy factor), or the token's own. Log-probabilities may be wider
@@ -161,20 +161,20 @@ def token_objective(token, levels, kept, PLAN: tl.constexpr):
     signed = -weight * factor
     if PLAN.spec.correction != "none":
         signed = signed * correction_weight(mismatch_level.to(weight.dtype), PLAN)
-    ratio, value, slope, clipped = ratio_and_surrogate(token, log_ratio, level, PLAN)
+    ratio, value, grad, clipped = ratio_and_surrogate(token, log_ratio, level, PLAN)
     loss = tl.where(kept, value * signed, 0.0)
-    slope = slope * signed
+    grad = grad * signed
     kl = loss * 0.0
     if PLAN.has_reference:
-        kl, kl_slope = kl_term((reference - logprob).to(weight.dtype), log_ratio, PLAN)
+        kl, kl_grad = kl_term((reference - logprob).to(weight.dtype), log_ratio, PLAN)
         kl = tl.where(kept, kl, 0.0)
         if PLAN.spec.kl_in == "loss":
             loss += PLAN.spec.kl_coef * (kl * weight)
-            slope += kl_slope * (PLAN.spec.kl_coef * weight)
-    slope = tl.where(kept, slope, 0.0)
+            grad += kl_grad * (PLAN.spec.kl_coef * weight)
+    grad = tl.where(kept, grad, 0.0)
     masked = kept & (signed == 0.0) & (weight != 0.0)
     apart = tl.abs(mismatch)
-    return slope, (
+    return grad, (
         loss,
         kl,
         tl.where(kept & clipped, 1.0, 0.0).to(loss.dtype),

@@ -2,8 +2,9 @@
 
 N = B·T places, R = loss rows, H = hidden size, V = vocabulary, C = rows of a tile. A tile of logits is one cuBLAS
 product with float32 output; one row kernel turns it into log π, entropy and loss, and overwrites it by the gradient.
-Where the objective's slope follows from a row alone (``Plan.row_local``), that happens in the forward pass: three
-products per row. Else log π of all rows comes first, K2 gives the slopes, and the tiles are computed again: four.
+Where the gradient by log π follows from a row alone (``Plan.row_local``), that happens in the forward pass: three
+products per row. Else log π of all rows comes first, K2 gives the gradients by it, and the tiles are computed again:
+four.
 
 The gradient of a head in half precision is rounded to it once, as an operand; all products accumulate in float32, the
 weight's over all tiles (a float32 [V, H] lives through the call), the hidden states' is one product over V.
@@ -23,7 +24,7 @@ from rlreason.objective.kernels.loss import evaluate, evaluated
 from rlreason.objective.kernels.plan import Plan
 from rlreason.objective.kernels.rows import RowInputs, RowOutputs, RowPlan, row_kernel
 from rlreason.objective.linear import DEFAULT_HEAD, HeadLoss, HeadOptions
-from rlreason.objective.loss import Evaluated, Tokens, with_gradient
+from rlreason.objective.loss import LossAndGrad, LossInputs, with_gradient
 from rlreason.objective.spec import ObjectiveSpec
 
 #: Columns that a program of the row kernel works on at a time.
@@ -53,16 +54,16 @@ def linear_policy_loss(
     """
     plan = Plan(spec, old_logprobs_BT is not None, reference_logprobs_BT is not None)
     if options.gradient == "forward" and not plan.row_local:
-        raise ValueError('gradient = "forward": a token\'s slope depends on its sequence here. Use "auto"')
-    tokens = Tokens.of(batch, old_logprobs_BT, reference_logprobs_BT)
-    head = _Head.of(hidden_BTH, weight_VH, batch.targets_BT, tokens, options)
+        raise ValueError('gradient = "forward": a token\'s gradient depends on its sequence here. Use "auto"')
+    inputs = LossInputs.from_batch(batch, old_logprobs_BT, reference_logprobs_BT)
+    head = _Head.of(hidden_BTH, weight_VH, batch.targets_BT, inputs, options)
     if plan.row_local and options.gradient != "recompute":
         head.run(head.plan(plan, measure=True, objective=True, gradient=head.wanted))
-        return head.output(evaluated(head.outputs.partials, head.outputs.slopes, plan))
+        return head.output(evaluated(head.outputs.partials, head.outputs.grad_logprobs, plan))
     head.run(head.plan(plan, measure=True, objective=False, gradient=False))
-    done = evaluate(head.outputs.logprobs, tokens, spec)
+    done = evaluate(head.outputs.logprobs, inputs, spec)
     if head.wanted:
-        head.outputs = head.outputs._replace(slopes=done.slope_BT)
+        head.outputs = head.outputs._replace(grad_logprobs=done.grad_logprobs_BT)
         head.run(head.plan(plan, measure=False, objective=False, gradient=True))
     return head.output(done)
 
@@ -71,12 +72,14 @@ def linear_supervised_loss(
     hidden_BTH: Tensor, weight_VH: Tensor, batch: Batch, denominator: float, options: HeadOptions = DEFAULT_HEAD
 ) -> HeadLoss:
     """As ``objective.linear.linear_supervised_loss``."""
-    head = _Head.of(hidden_BTH, weight_VH, batch.targets_BT, Tokens.of(batch, None, None), options)
-    head.outputs.slopes.fill_(-1.0 / denominator)
+    head = _Head.of(hidden_BTH, weight_VH, batch.targets_BT, LossInputs.from_batch(batch, None, None), options)
+    head.outputs.grad_logprobs.fill_(-1.0 / denominator)
     head.run(head.plan(_PLAIN, measure=True, objective=False, gradient=head.wanted))
     negative = -head.outputs.logprobs.sum(dtype=torch.float64)
     loss = negative / denominator
-    return head.output(Evaluated(loss=loss, slope_BT=head.outputs.slopes, sums={"loss": negative}, maxima={}))
+    return head.output(
+        LossAndGrad(loss=loss, grad_logprobs_BT=head.outputs.grad_logprobs, sums={"loss": negative}, maxima={})
+    )
 
 
 @torch.no_grad()
@@ -84,7 +87,7 @@ def linear_logprobs(
     hidden_BTH: Tensor, weight_VH: Tensor, batch: Batch, options: HeadOptions = DEFAULT_HEAD
 ) -> tuple[Tensor, Tensor]:
     """As ``objective.linear.linear_logprobs``: (log π of each loss token, entropy), [B, T] each."""
-    head = _Head.of(hidden_BTH, weight_VH, batch.targets_BT, Tokens.of(batch, None, None), options)
+    head = _Head.of(hidden_BTH, weight_VH, batch.targets_BT, LossInputs.from_batch(batch, None, None), options)
     head.run(head.plan(_PLAIN, measure=True, objective=False, gradient=False))
     return head.outputs.logprobs.to(head.outputs.entropies.dtype), head.outputs.entropies
 
@@ -106,15 +109,15 @@ class _Head:
     gradient_VH: Tensor | None
 
     @staticmethod
-    def of(hidden: Tensor, weight: Tensor, targets_BT: Tensor, tokens: Tokens, options: HeadOptions) -> _Head:
+    def of(hidden: Tensor, weight: Tensor, targets_BT: Tensor, inputs: LossInputs, options: HeadOptions) -> _Head:
         """Allocate what the call needs."""
         rows_R = options.rows_R
         if rows_R is None:
-            rows_R = tokens.mask_BT.reshape(-1).nonzero()[:, 0]
+            rows_R = inputs.mask_BT.reshape(-1).nonzero()[:, 0]
         hidden_NH = hidden.detach().reshape(-1, hidden.shape[-1])
         weight_VH = weight.detach()
         float_type = _accumulator(weight)
-        shape, count = tokens.mask_BT.shape, len(rows_R)
+        shape, count = inputs.mask_BT.shape, len(rows_R)
 
         def zeros(*size: int, dtype: torch.dtype = float_type) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=hidden.device)
@@ -124,7 +127,7 @@ class _Head:
 
         sampler, advantages, weights = (
             values.detach().to(float_type).contiguous()
-            for values in (tokens.sampler_logprobs_BT, tokens.advantages_BT, tokens.weights_BT)
+            for values in (inputs.sampler_logprobs_BT, inputs.advantages_BT, inputs.weights_BT)
         )
         wanted = torch.is_grad_enabled()
         return _Head(
@@ -135,16 +138,16 @@ class _Head:
             inputs=RowInputs(
                 places=rows_R.contiguous(),
                 targets=targets_BT.contiguous(),
-                old=column(tokens.old_logprobs_BT),
+                old=column(inputs.old_logprobs_BT),
                 sampler=sampler,
-                reference=column(tokens.reference_logprobs_BT),
+                reference=column(inputs.reference_logprobs_BT),
                 advantages=advantages,
                 weights=weights,
             ),
             outputs=RowOutputs(
                 logprobs=zeros(*shape, dtype=torch.float64),
                 entropies=zeros(*shape),
-                slopes=zeros(*shape),
+                grad_logprobs=zeros(*shape),
                 normalisers=torch.empty((count, 2), dtype=float_type, device=hidden.device),
                 partials=torch.empty((len(COLUMNS), count), dtype=float_type, device=hidden.device),
             ),
@@ -215,7 +218,7 @@ class _Head:
         if self.gradient_VH is not None:
             _accumulate(self.gradient_VH, gradient_CV.t(), self._hidden(start, len(gradient_CV)))
 
-    def output(self, done: Evaluated) -> HeadLoss:
+    def output(self, done: LossAndGrad) -> HeadLoss:
         """The loss as a function of hidden states and weight."""
         pairs = []
         if self.gradient_NH is not None:

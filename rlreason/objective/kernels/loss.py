@@ -21,7 +21,7 @@ from torch import Tensor
 from rlreason.objective.batch import Batch, LossOutput
 from rlreason.objective.kernels.device import COLUMNS, SUMS, geometric_bound, token_objective
 from rlreason.objective.kernels.plan import Plan
-from rlreason.objective.loss import Evaluated, Tokens, with_gradient
+from rlreason.objective.loss import LossAndGrad, LossInputs, with_gradient
 from rlreason.objective.spec import ObjectiveSpec
 
 _BLOCK = 1024
@@ -40,21 +40,21 @@ class Pointers(NamedTuple):
     weights: Tensor
 
 
-def evaluate(logprobs_BT: Tensor, tokens: Tokens, spec: ObjectiveSpec) -> Evaluated:
+def evaluate(logprobs_BT: Tensor, inputs: LossInputs, spec: ObjectiveSpec) -> LossAndGrad:
     """As ``objective.loss.evaluate``, on the device of ``logprobs_BT`` (float32 or float64).
 
     Metrics are float64 scalars on the device: reading them is the caller's one synchronisation of the step.
     """
-    plan = Plan(spec, tokens.old_logprobs_BT is not None, tokens.reference_logprobs_BT is not None)
+    plan = Plan(spec, inputs.old_logprobs_BT is not None, inputs.reference_logprobs_BT is not None)
     rows, width = logprobs_BT.shape
     programs = rows * triton.cdiv(width, _BLOCK) if plan.row_local else rows
-    slope_BT = torch.empty_like(logprobs_BT, memory_format=torch.contiguous_format)
+    grad_logprobs_BT = torch.empty_like(logprobs_BT, memory_format=torch.contiguous_format)
     partials_KP = torch.empty((len(COLUMNS), programs), dtype=logprobs_BT.dtype, device=logprobs_BT.device)
     if programs and width:
         _token_kernel[(programs,)](
-            pointers(logprobs_BT, tokens), (slope_BT, partials_KP), width, plan, _BLOCK, num_warps=8
+            pointers(logprobs_BT, inputs), (grad_logprobs_BT, partials_KP), width, plan, _BLOCK, num_warps=8
         )
-    return evaluated(partials_KP, slope_BT, plan)
+    return evaluated(partials_KP, grad_logprobs_BT, plan)
 
 
 def policy_loss(
@@ -65,27 +65,27 @@ def policy_loss(
     reference_logprobs_BT: Tensor | None = None,
 ) -> LossOutput:
     """As ``objective.loss.policy_loss``: shapes [B, T], to call ``backward()`` on."""
-    done = evaluate(logprobs_BT.detach(), Tokens.of(batch, old_logprobs_BT, reference_logprobs_BT), spec)
-    loss = with_gradient(done.loss.to(logprobs_BT.dtype), (logprobs_BT, done.slope_BT))
+    done = evaluate(logprobs_BT.detach(), LossInputs.from_batch(batch, old_logprobs_BT, reference_logprobs_BT), spec)
+    loss = with_gradient(done.loss.to(logprobs_BT.dtype), (logprobs_BT, done.grad_logprobs_BT))
     return LossOutput(loss=loss, sums=done.sums, maxima=done.maxima)
 
 
-def pointers(logprobs_BT: Tensor, tokens: Tokens) -> Pointers:
+def pointers(logprobs_BT: Tensor, inputs: LossInputs) -> Pointers:
     """Row-major views (a copy only where an input isn't), in one dtype: the kernels compute in that of ``logprobs``."""
     dtype = logprobs_BT.dtype
-    old, reference = tokens.old_logprobs_BT, tokens.reference_logprobs_BT
+    old, reference = inputs.old_logprobs_BT, inputs.reference_logprobs_BT
     return Pointers(
         logprobs=logprobs_BT.contiguous(),
         old=None if old is None else old.to(dtype).contiguous(),
-        sampler=tokens.sampler_logprobs_BT.to(dtype).contiguous(),
+        sampler=inputs.sampler_logprobs_BT.to(dtype).contiguous(),
         reference=None if reference is None else reference.to(dtype).contiguous(),
-        mask=tokens.mask_BT.contiguous(),
-        advantages=tokens.advantages_BT.to(dtype).contiguous(),
-        weights=tokens.weights_BT.to(dtype).contiguous(),
+        mask=inputs.mask_BT.contiguous(),
+        advantages=inputs.advantages_BT.to(dtype).contiguous(),
+        weights=inputs.weights_BT.to(dtype).contiguous(),
     )
 
 
-def evaluated(partials_KP: Tensor, slope_BT: Tensor, plan: Plan) -> Evaluated:
+def evaluated(partials_KP: Tensor, grad_logprobs_BT: Tensor, plan: Plan) -> LossAndGrad:
     """Loss and metrics from the programs' partial ones, [8, P], added in index order."""
     totals_K = torch.empty(len(COLUMNS), dtype=torch.float64, device=partials_KP.device)
     _reduce_kernel[(len(COLUMNS),)](partials_KP, totals_K, partials_KP.shape[1], SUMS, _REDUCE_BLOCK, num_warps=4)
@@ -94,9 +94,9 @@ def evaluated(partials_KP: Tensor, slope_BT: Tensor, plan: Plan) -> Evaluated:
         "correction/masked": plan.spec.correction not in ("mis", "icepop") and not plan.spec.off_policy_delta,
     }
     named = dict(zip(COLUMNS, totals_K.unbind(), strict=True))
-    return Evaluated(
+    return LossAndGrad(
         loss=named["loss"],
-        slope_BT=slope_BT,
+        grad_logprobs_BT=grad_logprobs_BT,
         sums={name: named[name] for name in COLUMNS[1:SUMS] if name not in unread or not unread[name]},
         maxima={name: named[name] for name in COLUMNS[SUMS:]},
     )
@@ -152,7 +152,7 @@ def _sequence_levels(pointers, row, width, PLAN: tl.constexpr, BLOCK: tl.constex
 
 
 @triton.jit
-def _block(pointers, slope_ptr, place, levels, PLAN: tl.constexpr, BLOCK: tl.constexpr):
+def _block(pointers, grad_ptr, place, levels, PLAN: tl.constexpr, BLOCK: tl.constexpr):
     """Write the gradient of one block of a sequence; its eight columns, per lane. ``place``: row, first, width."""
     row, first, width = place
     columns = first + tl.arange(0, BLOCK)
@@ -171,15 +171,15 @@ def _block(pointers, slope_ptr, place, levels, PLAN: tl.constexpr, BLOCK: tl.con
     factor = left
     if PLAN.spec.off_policy_delta > 0.0:
         factor = tl.where(advantage < 0.0, left, 1.0).to(weight.dtype)
-    slope, measured = token_objective(token, (level, mismatch, factor), kept, PLAN)
-    tl.store(slope_ptr + at, slope, mask=inside)
+    grad, measured = token_objective(token, (level, mismatch, factor), kept, PLAN)
+    tl.store(grad_ptr + at, grad, mask=inside)
     loss, kl, clipped, masked, apart, k3, furthest, ratio = measured
     return loss, kl, clipped, masked, apart, k3, furthest, tl.where(inside, ratio, 0.0)
 
 
 @triton.jit
 def _token_kernel(pointers, outputs, width, PLAN: tl.constexpr, BLOCK: tl.constexpr):
-    slope_ptr, partials_ptr = outputs
+    grad_ptr, partials_ptr = outputs
     program = tl.program_id(0)
     programs = tl.num_programs(0)
     if not PLAN.row_local:
@@ -187,14 +187,14 @@ def _token_kernel(pointers, outputs, width, PLAN: tl.constexpr, BLOCK: tl.conste
         a = tl.full([BLOCK], 0.0, pointers.logprobs.dtype.element_ty)
         b, c, d, e, f, g, h = a, a, a, a, a, a, a
         for first in range(0, width, BLOCK):
-            i, j, k, m, n, o, p, q = _block(pointers, slope_ptr, (program, first, width), levels, PLAN, BLOCK)
+            i, j, k, m, n, o, p, q = _block(pointers, grad_ptr, (program, first, width), levels, PLAN, BLOCK)
             a, b, c, d, e, f = a + i, b + j, c + k, d + m, e + n, f + o
             g, h = tl.maximum(g, p), tl.maximum(h, q)
     else:
         blocks = tl.cdiv(width, BLOCK)
         place = (program // blocks, (program % blocks) * BLOCK, width)
         one = tl.full((), 1.0, pointers.logprobs.dtype.element_ty)
-        a, b, c, d, e, f, g, h = _block(pointers, slope_ptr, place, (one, one, one), PLAN, BLOCK)
+        a, b, c, d, e, f, g, h = _block(pointers, grad_ptr, place, (one, one, one), PLAN, BLOCK)
     tl.store(partials_ptr + program, tl.sum(a))
     tl.store(partials_ptr + programs + program, tl.sum(b))
     tl.store(partials_ptr + 2 * programs + program, tl.sum(c))

@@ -1,9 +1,9 @@
 """K3's row kernel: one program per row of a tile of logits.
 
 One sweep over the row gives its log-sum-exp, the target's log π and the entropy; where the gradient is taken in the
-forward pass, the objective's slope follows at once (``device.token_objective``), and a second sweep overwrites the
-row by dL/dlogits. A row's one log π is float64: rounded to float32, some 10⁻⁶ at −15, it would be the largest error
-of the loss, as log π − log π_old is far smaller.
+forward pass, the objective's gradient by log π follows at once (``device.token_objective``), and a second sweep
+overwrites the row by dL/dlogits. A row's one log π is float64: rounded to float32, some 10⁻⁶ at −15, it would be the
+largest error of the loss, as log π − log π_old is far smaller.
 
 A bfloat16 gradient is written into the first half of its own float32 row: a matrix of row stride 2·V, which a matrix
 product reads as it is.
@@ -29,7 +29,7 @@ class RowPlan:
     token: Plan
     #: Find log-sum-exp, log π and entropy; else they are read from an earlier pass.
     measure: bool
-    #: Evaluate the objective; else the slope is read, if ``gradient``.
+    #: Evaluate the objective; else its gradient by log π is read, if ``gradient``.
     objective: bool
     #: Overwrite the tile by the gradient.
     gradient: bool
@@ -55,7 +55,7 @@ class RowOutputs(NamedTuple):
     #: [B, T] each; log π in float64.
     logprobs: Tensor
     entropies: Tensor
-    slopes: Tensor
+    grad_logprobs: Tensor
     #: Largest logit, and log Σ exp((logit − largest) / temperature), of each row: [R, 2].
     normalisers: Tensor
     #: [8, R], the columns of ``device.COLUMNS``.
@@ -91,22 +91,22 @@ def _sweep(row_ptr, vocabulary, scale, PLAN: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _overwrite(pointers, vocabulary, target, numbers, scale, PLAN: tl.constexpr, BLOCK: tl.constexpr):
-    """dL/dlogits = slope/temperature · ([v = target] − π(v)); at the target −expm1(log π), which keeps its digits
-    where π is near 1. ``numbers``: largest, log_total, logprob, slope."""
+    """dL/dlogits = grad_logprob/temperature · ([v = target] − π(v)); at the target −expm1(log π), which keeps its
+    digits where π is near 1. ``numbers``: largest, log_total, logprob, grad_logprob."""
     row_ptr, gradient_ptr = pointers
     dtype: tl.constexpr = row_ptr.dtype.element_ty
-    largest, log_total, logprob, slope = numbers
+    largest, log_total, logprob, grad_logprob = numbers
     lanes = tl.arange(0, BLOCK)
     at_target = -expm1(logprob.to(dtype))
     log_total = log_total.to(dtype)
-    slope = slope.to(dtype) * scale
+    grad_logprob = grad_logprob.to(dtype) * scale
     tl.debug_barrier()  # the target's logit has been read by all threads
     for first in range(0, vocabulary, BLOCK):
         columns = first + lanes
         below = tl.load(row_ptr + columns, mask=columns < vocabulary, other=float("-inf")) - largest
         if PLAN.tempered:
             below = below * scale
-        gradient = tl.where(columns == target, at_target, -tl.exp(below - log_total)) * slope
+        gradient = tl.where(columns == target, at_target, -tl.exp(below - log_total)) * grad_logprob
         if PLAN.narrow:
             tl.debug_barrier()  # a narrow store lands on logits of this block or an earlier one: all must be read
         tl.store(gradient_ptr + columns, gradient.to(gradient_ptr.dtype.element_ty), mask=columns < vocabulary)
@@ -114,7 +114,7 @@ def _overwrite(pointers, vocabulary, target, numbers, scale, PLAN: tl.constexpr,
 
 @triton.jit
 def _objective(inputs, outputs, row, place, rows, logprob, PLAN: tl.constexpr):
-    """The row's slope; its eight columns are stored. ``rows``: of all tiles."""
+    """The row's gradient by log π; its eight columns are stored. ``rows``: of all tiles."""
     kept = place >= 0
     spot = tl.maximum(place, 0)
     logprob = tl.where(kept, logprob, 0.0)
@@ -129,7 +129,7 @@ def _objective(inputs, outputs, row, place, rows, logprob, PLAN: tl.constexpr):
     weight = tl.load(inputs.weights + spot, mask=kept, other=0.0)
     token = (logprob, old, sampler, reference, advantage, weight)
     levels = (logprob - old, old - sampler, weight * 0.0 + 1.0)
-    slope, measured = token_objective(token, levels, kept, PLAN.token)
+    grad_logprob, measured = token_objective(token, levels, kept, PLAN.token)
     partials = outputs.partials + row
     tl.store(partials, measured[0])
     tl.store(partials + rows, measured[1])
@@ -139,7 +139,7 @@ def _objective(inputs, outputs, row, place, rows, logprob, PLAN: tl.constexpr):
     tl.store(partials + 5 * rows, measured[5])
     tl.store(partials + 6 * rows, measured[6])
     tl.store(partials + 7 * rows, measured[7])
-    return slope
+    return grad_logprob
 
 
 @triton.jit
@@ -171,11 +171,11 @@ def row_kernel(tile, inputs, outputs, sizes, temperature, PLAN: tl.constexpr, BL
         largest = tl.load(outputs.normalisers + 2 * row)
         log_total = tl.load(outputs.normalisers + 2 * row + 1)
     if PLAN.objective:
-        slope = _objective(inputs, outputs, row, place, rows, logprob, PLAN)
-        tl.store(outputs.slopes + spot, slope, mask=kept)
+        grad_logprob = _objective(inputs, outputs, row, place, rows, logprob, PLAN)
+        tl.store(outputs.grad_logprobs + spot, grad_logprob, mask=kept)
     elif PLAN.gradient:
-        slope = tl.load(outputs.slopes + spot, mask=kept, other=0.0)
+        grad_logprob = tl.load(outputs.grad_logprobs + spot, mask=kept, other=0.0)
     if PLAN.gradient:
-        numbers = (largest, log_total, logprob, slope)
+        numbers = (largest, log_total, logprob, grad_logprob)
         pointers = (row_ptr, gradient_ptr + line * gradient_stride)
         _overwrite(pointers, vocabulary, target, numbers, scale, PLAN, BLOCK)

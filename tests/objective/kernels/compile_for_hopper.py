@@ -21,7 +21,7 @@ from rlreason.objective.batch import Batch
 from rlreason.objective.kernels import advantage, linear, loss
 from rlreason.objective.kernels.groups import Groups
 from rlreason.objective.linear import HeadOptions
-from rlreason.objective.loss import Tokens
+from rlreason.objective.loss import LossInputs
 from rlreason.objective.presets import PRESETS
 from rlreason.objective.spec import ObjectiveSpec
 
@@ -99,7 +99,7 @@ def token_kernels(spec: ObjectiveSpec) -> None:
     some_BT = torch.zeros(32, 1024)
     loss.evaluate(
         some_BT,
-        Tokens(
+        LossInputs(
             mask_BT=some_BT,
             sampler_logprobs_BT=some_BT,
             advantages_BT=some_BT,

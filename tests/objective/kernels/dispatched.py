@@ -36,14 +36,14 @@ def test_group_advantage() -> None:
         truncated_N=step.truncated_N,
         baseline_N=step.baseline_N,
     )
-    assert isinstance(credit, advantage.DeviceCredit)
+    assert isinstance(credit, advantage.DeviceAdvantages)
     assert group_advantage.same_bits(credit, step.kernels(SPEC))
 
 
 def test_token_loss() -> None:
     now_BT, tokens = policy_loss.make(torch.float32)
     one, two = (module.evaluate(now_BT, tokens, SPEC) for module in (dispatch, loss))
-    assert torch.equal(one.slope_BT, two.slope_BT)
+    assert torch.equal(one.grad_logprobs_BT, two.grad_logprobs_BT)
     batch = linear_head.Case(torch.float32).batch
     now_BT = -torch.ones_like(batch.loss_mask_BT)
     three, four = (module.policy_loss(now_BT, now_BT - 0.1, batch, SPEC, now_BT - 0.2) for module in (dispatch, loss))

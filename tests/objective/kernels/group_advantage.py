@@ -10,9 +10,9 @@ from kernel_cases import DEVICE, DTYPES, GROUP_SPECS, TOLERANCE, difference
 from torch import Tensor
 
 from rlreason.objective import advantage as torch_path
-from rlreason.objective.advantage import Credit
+from rlreason.objective.advantage import Advantages
 from rlreason.objective.kernels import advantage as kernels
-from rlreason.objective.kernels.advantage import METRICS, DeviceCredit
+from rlreason.objective.kernels.advantage import METRICS, DeviceAdvantages
 from rlreason.objective.kernels.groups import Groups
 from rlreason.objective.presets import PRESETS
 from rlreason.objective.spec import ObjectiveSpec
@@ -45,7 +45,7 @@ class Step:
         self.truncated_N = (random(completions) < 0.3).to(DEVICE)
         self.baseline_N = random(completions).to(DEVICE, dtype)
 
-    def torch_path(self, spec: ObjectiveSpec) -> Credit:
+    def torch_path(self, spec: ObjectiveSpec) -> Advantages:
         return torch_path.group_advantage(
             self.rewards_N,
             self.group_N,
@@ -56,7 +56,7 @@ class Step:
             baseline_N=self.baseline_N,
         )
 
-    def kernels(self, spec: ObjectiveSpec, groups: Groups | None = None) -> DeviceCredit:
+    def kernels(self, spec: ObjectiveSpec, groups: Groups | None = None) -> DeviceAdvantages:
         return kernels.group_advantage(
             self.rewards_N,
             self.group_N if groups is None else groups,
@@ -68,7 +68,7 @@ class Step:
         )
 
 
-def differences(actual: Credit, expected: Credit) -> dict[str, float]:
+def differences(actual: Advantages, expected: Advantages) -> dict[str, float]:
     """Weights are compared relative to the largest, as they are far below 1."""
     assert torch.equal(actual.kept_N, expected.kept_N)
     assert torch.equal(actual.informative_G, expected.informative_G)
@@ -193,8 +193,8 @@ def test_flags_packing_index_and_metrics() -> None:
     assert dict(zip(METRICS, actual.metrics.tolist(), strict=True)) == pytest.approx(expected, rel=1e-12)
 
 
-def same_bits(one: DeviceCredit, two: DeviceCredit) -> bool:
-    names = (*(name for name in Credit.__slots__), *(name for name in DeviceCredit.__slots__))
+def same_bits(one: DeviceAdvantages, two: DeviceAdvantages) -> bool:
+    names = (*(name for name in Advantages.__slots__), *(name for name in DeviceAdvantages.__slots__))
     return all(torch.equal(getattr(one, name), getattr(two, name)) for name in names)
 
 

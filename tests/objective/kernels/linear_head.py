@@ -129,13 +129,13 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows_alone(logits_RV: Tensor, targets_R: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(log π, entropy, d log π/d logits) of given logits: the slope of each row is 1."""
+    """(log π, entropy, d log π/d logits) of given logits: the gradient by each row's log π is 1."""
     rows, vocabulary = logits_RV.shape
     tile_RV, zeros_R = logits_RV.clone(), logits_RV.new_zeros(rows)
     outputs = RowOutputs(
         logprobs=zeros_R.double(),
         entropies=zeros_R.clone(),
-        slopes=torch.ones_like(zeros_R),
+        grad_logprobs=torch.ones_like(zeros_R),
         normalisers=logits_RV.new_empty(rows, 2),
         partials=logits_RV.new_empty(8, rows),
     )

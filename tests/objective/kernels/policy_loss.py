@@ -12,14 +12,14 @@ from torch import Tensor
 from rlreason.objective import loss as torch_path
 from rlreason.objective.batch import Batch
 from rlreason.objective.kernels import loss as kernels
-from rlreason.objective.loss import Evaluated, Tokens
+from rlreason.objective.loss import LossAndGrad, LossInputs
 from rlreason.objective.presets import PRESETS
 from rlreason.objective.spec import ObjectiveSpec
 
 
 def make(
     dtype: torch.dtype, *, old: bool = True, reference: bool = True, shape: tuple[int, int] = (3, 37), seed: int = 0
-) -> tuple[Tensor, Tokens]:
+) -> tuple[Tensor, LossInputs]:
     """(log π, the rest): the second row has no loss token, and masked places hold nan."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -35,7 +35,7 @@ def make(
     def put(values: Tensor) -> Tensor:
         return values.to(DEVICE, dtype)
 
-    return put(now_BT), Tokens(
+    return put(now_BT), LossInputs(
         mask_BT=mask_BT.to(DEVICE),
         sampler_logprobs_BT=put(before_BT + 0.2 * normal(*shape)),
         advantages_BT=put(normal(*shape)),
@@ -45,12 +45,12 @@ def make(
     )
 
 
-def differences(actual: Evaluated, expected: Evaluated) -> dict[str, float]:
+def differences(actual: LossAndGrad, expected: LossAndGrad) -> dict[str, float]:
     assert actual.sums.keys() == expected.sums.keys()
     assert actual.maxima.keys() == expected.maxima.keys()
     return {
         "loss": difference(actual.loss, expected.loss),
-        "slope": difference(actual.slope_BT, expected.slope_BT),
+        "slope": difference(actual.grad_logprobs_BT, expected.grad_logprobs_BT),
         **{name: difference(actual.sums[name], value) for name, value in expected.sums.items()},
         **{name: difference(actual.maxima[name], value) for name, value in expected.maxima.items()},
     }
@@ -67,7 +67,7 @@ def test_as_the_torch_path(name: str, dtype: torch.dtype) -> None:
     actual = kernels.evaluate(now_BT, tokens, spec)
     apart = differences(actual, torch_path.evaluate(now_BT, tokens, spec))
     assert max(apart.values()) < TOLERANCE[dtype], apart
-    assert not actual.slope_BT[tokens.mask_BT == 0].any()
+    assert not actual.grad_logprobs_BT[tokens.mask_BT == 0].any()
 
 
 @pytest.mark.parametrize("name", TOKEN_SPECS)
@@ -118,7 +118,7 @@ def test_one_wild_token_stays_finite(name: str) -> None:
     wild = tuple(int(at) for at in tokens.mask_BT.nonzero()[0])
     now_BT[wild] -= 2000.0
     actual, expected = (module.evaluate(now_BT, tokens, TOKEN_SPECS[name]) for module in (kernels, torch_path))
-    assert bool(actual.slope_BT.isfinite().all())
+    assert bool(actual.grad_logprobs_BT.isfinite().all())
     assert max(differences(actual, expected).values()) < TOLERANCE[torch.float64]
 
 
@@ -128,7 +128,7 @@ def test_no_loss_token_is_a_differentiable_zero() -> None:
     for spec in (PRESETS["dapo"], PRESETS["gspo"]):
         done = kernels.evaluate(now_BT, empty, spec)
         assert float(done.loss) == 0.0
-        assert not done.slope_BT.any()
+        assert not done.grad_logprobs_BT.any()
 
 
 def test_backward_multiplies_the_gradient() -> None:
@@ -145,7 +145,7 @@ def test_backward_multiplies_the_gradient() -> None:
     )
     output = kernels.policy_loss(now_BT, tokens.old_logprobs_BT, batch, SMALL_STEP, tokens.reference_logprobs_BT)
     (output.loss * 3.0).backward()
-    expected = torch_path.evaluate(now_BT.detach(), tokens, SMALL_STEP).slope_BT
+    expected = torch_path.evaluate(now_BT.detach(), tokens, SMALL_STEP).grad_logprobs_BT
     assert now_BT.grad is not None
     assert difference(now_BT.grad, 3.0 * expected) < TOLERANCE[torch.float32]
     assert bool(expected.any())
@@ -157,7 +157,7 @@ def test_sequences_apart_are_sequences_together(name: str) -> None:
     spec = TOKEN_SPECS[name]
     whole = kernels.evaluate(now_BT, tokens, spec)
     parts = [kernels.evaluate(now_BT[one], tokens.rows(one), spec) for one in (slice(0, 2), slice(2, 3))]
-    assert torch.equal(torch.cat([part.slope_BT for part in parts]), whole.slope_BT)
+    assert torch.equal(torch.cat([part.grad_logprobs_BT for part in parts]), whole.grad_logprobs_BT)
     assert difference(sum((part.loss for part in parts), torch.zeros_like(whole.loss)), whole.loss) < 1e-12
 
 
@@ -166,5 +166,5 @@ def test_two_runs_agree_bit_for_bit() -> None:
     for name in ("dapo", "gspo"):
         one, two = (kernels.evaluate(now_BT, tokens, TOKEN_SPECS[name]) for _ in range(2))
         assert torch.equal(one.loss, two.loss)
-        assert torch.equal(one.slope_BT, two.slope_BT)
+        assert torch.equal(one.grad_logprobs_BT, two.grad_logprobs_BT)
         assert all(torch.equal(one.sums[key], two.sums[key]) for key in one.sums)

@@ -195,9 +195,14 @@ class RolloutPool:
                     self._replace(place, worker, f"did not answer for {self._limit(worker):g} s")
         return drawn
 
+    @property
+    def settled(self) -> bool:
+        """Whether every worker holds the newest version, and nothing is under way."""
+        return all(worker.version == self.newest and worker.call is None for worker in self._workers)
+
     def settle_deliveries(self) -> None:
         """Turn until every worker holds the newest version: only where nothing is being drawn."""
-        while any(worker.version != self.newest or worker.call is not None for worker in self._workers):
+        while not self.settled:
             self.turn()
 
     def sleep(self) -> None:

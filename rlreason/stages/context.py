@@ -17,10 +17,10 @@ from rlreason.policy.policies import Policy
 from rlreason.run.directory import RunDirectory
 from rlreason.run.manifest import StageEntry
 from rlreason.run.states import SavedState
-from rlreason.sampler.groups import sample_groups
+from rlreason.sampler.groups import draw_groups
+from rlreason.sampler.open import ServedModel
 from rlreason.sampler.placement import Samplers
 from rlreason.sampler.pool_sampler import PoolSampler
-from rlreason.sampler.served import ServedModel
 from rlreason.trainer.local import LocalTrainer, TrainerOptions
 from rlreason.types import EvalReport, Group, Problem, Sampler, SamplingParams, Scorer, StepReport
 
@@ -93,7 +93,7 @@ class Context:
 
     def draw_with(self, sampler: Sampler) -> Draw:
         """Draws with ``sampler`` and scores."""
-        return lambda problems, params: self.scorer.score(sample_groups(sampler, problems, params))
+        return lambda problems, params: self.scorer.score(list(draw_groups(sampler, problems, params)))
 
     def heldout_accuracy(self, draw: Draw, stage: str, problems: int, max_tokens: int) -> float:
         """Greedy accuracy of what ``draw`` draws with, on the first ``problems`` held-out problems."""

@@ -24,8 +24,9 @@ import torch
 from rlreason.config import GrpoStage
 from rlreason.objective.kl import kl_estimate
 from rlreason.policy.batch import rollout_sample
+from rlreason.sampler.pool import Record
 from rlreason.sampler.pool_sampler import PoolSampler
-from rlreason.sampler.stream import Ask, RolloutStream, scheduled
+from rlreason.sampler.stream import SCHEDULE, Ask, RolloutStream, scheduled
 from rlreason.stages.context import Context, Recorder
 from rlreason.stages.credit import advantages_of, completions_of, samples_of, useful_groups
 from rlreason.stages.loop import Commit, StepLoop
@@ -83,11 +84,11 @@ class GrpoWork:
 
     def closing(self) -> dict[str, float]:
         """See ``Work.closing``: what happened to the workers."""
-        return self.sampler.stats()
+        return self.sampler.stats.read()
 
     def position(self) -> dict[str, int]:
-        """See ``Work.position``: whose turn it is, and whether the newest weights were delivered."""
-        return self.sampler.position()
+        """See ``Work.position``: whether every worker holds the newest weights already, as after an evaluation."""
+        return {"delivered": int(self.sampler.pool.settled)}
 
 
 def learn(step: int, groups: Sequence[Group], stage: GrpoStage, trainer: Trainer, commit: Commit) -> dict[str, float]:
@@ -176,14 +177,29 @@ def ask(stage: GrpoStage, context: Context) -> Ask:
     return at
 
 
+def _recording(stage: GrpoStage, context: Context) -> Record:
+    return lambda line: context.run.append(stage.name, SCHEDULE, line)
+
+
+def _go_on(sampler: PoolSampler, stage: GrpoStage, recorder: Recorder, context: Context) -> None:
+    """Bring new workers to where those of the earlier process were."""
+    if stage.staleness:
+        for worker in range(sampler.pool.workers):  # who follows the schedule has to start them anew, too
+            _recording(stage, context)({"worker": worker, "restart": "the run was resumed"})
+    elif recorder.progress.position["delivered"]:
+        sampler.pool.settle_deliveries()
+        sampler.stats.read()  # these deliveries are in the metrics of the step before
+
+
 def run_grpo(stage: GrpoStage, context: Context, trainer: LocalTrainer, recorder: Recorder) -> None:
     """All steps of a GRPO stage that are still to be done."""
     progress = recorder.progress
     # A step that is trained and not recorded has made its version already.
     version = progress.done + (progress.pending is not None)
     doctor = MismatchDoctor(stage, context, trainer) if stage.diagnose_every else None
-    sampler = scheduled(context.sampler(trainer, version), stage, context)
-    sampler.go_on(progress.position)
+    sampler = scheduled(context.sampler(trainer, version), stage, _recording(stage, context), context.replay)
+    if recorder.saved is not None:
+        _go_on(sampler, stage, recorder, context)
     steps = range(version, stage.steps)
     colocated = context.recipe.cluster.colocate
     with RolloutStream(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +11,12 @@ from transformers import PreTrainedModel
 
 from rlreason.config import GrpoStage, OptimizerConfig, PolicyConfig
 from rlreason.objective.presets import PRESETS
-from rlreason.policy.batch import collate, rollout_row
-from rlreason.policy.optimizer import PolicyOptimizer
+from rlreason.policy.batch import collate, rollout_sample
 from rlreason.policy.policies import Policy, fresh_policy
-from rlreason.stages.context import Context
 from rlreason.stages.credit import useful_groups
-from rlreason.stages.grpo import GrpoRun, learn
-from rlreason.stages.losses import loss_logprobs
+from rlreason.stages.grpo import learn
+from rlreason.trainer.forward import loss_logprobs
+from rlreason.trainer.local import LocalTrainer, TrainerOptions
 from rlreason.types import Completion, Group, Problem, RewardResult, Verdict
 
 CPU = torch.device("cpu")
@@ -51,7 +49,7 @@ def groups_of(policy: Policy) -> list[Group]:
             blank = Completion(
                 prompt_ids=prompt,
                 token_ids=tokens,
-                logprobs_T=(0.0,) * len(tokens),
+                sampler_logprobs=(0.0,) * len(tokens),
                 text="",
                 finish_reason="length" if score == 0.5 else "stop",
             )
@@ -60,7 +58,7 @@ def groups_of(policy: Policy) -> list[Group]:
                 Completion(
                     prompt_ids=prompt,
                     token_ids=tokens,
-                    logprobs_T=tuple(logprobs),
+                    sampler_logprobs=logprobs,
                     text="",
                     finish_reason=blank.finish_reason,
                 )
@@ -77,12 +75,12 @@ def groups_of(policy: Policy) -> list[Group]:
 
 
 def logprobs_of(model: PreTrainedModel, completion: Completion) -> list[float]:
-    batch = collate([rollout_row(completion, 0.0, 0.0, "")], 0, CPU)
+    batch = collate([rollout_sample(completion)], 0, CPU)
     return loss_logprobs(model, batch)[0, -len(completion.token_ids) :].tolist()
 
 
-def run_of(policy: Policy, reference: PreTrainedModel | None = None, **changes: Any) -> GrpoRun:
-    stage = GrpoStage(
+def stage_of(**changes: Any) -> GrpoStage:
+    return GrpoStage(
         **{
             "kind": "grpo",
             "name": "grpo",
@@ -95,9 +93,22 @@ def run_of(policy: Policy, reference: PreTrainedModel | None = None, **changes: 
             **changes,
         }
     )
-    context = cast(Context, SimpleNamespace(threads=1, device=CPU))
-    optimizer = PolicyOptimizer(policy.model, stage.optimizer, stage.steps)
-    return GrpoRun(stage=stage, context=context, policy=policy, optimizer=optimizer, reference=reference)
+
+
+def learned(
+    step: int, groups: list[Group], policy: Policy, reference: Policy | None = None, **changes: Any
+) -> dict[str, float]:
+    """One step of a stage on ``policy``; ``reference``: another policy than the one that the trainer began with."""
+    stage = stage_of(**changes)
+    options = TrainerOptions(
+        optimizer=stage.optimizer, total_steps=stage.steps, micro_batch_tokens=stage.micro_batch_tokens
+    )
+    trainer = LocalTrainer(policy, options)
+    trainer._reference = None if reference is None else reference.freeze()
+    committed: list[int] = []
+    scalars = learn(step, groups, stage, trainer, lambda: committed.append(step))
+    assert committed == [step]  # once, before the first thing that lasts
+    return scalars
 
 
 def weights_of(policy: Policy) -> torch.Tensor:
@@ -110,11 +121,11 @@ def test_every_preset_takes_a_step(preset: str, updates: int) -> None:
     policy = policy_of(0)
     if updates > 1 and PRESETS[preset].ratio == "on_policy":
         with pytest.raises(ValueError, match="one update per step"):
-            run_of(policy, objective=preset, updates_per_step=updates)
+            stage_of(objective=preset, updates_per_step=updates)
         return
-    reference = policy_of(1).model if PRESETS[preset].kl_coef else None
+    reference = policy_of(1) if PRESETS[preset].kl_coef else None
     groups, before = groups_of(policy), weights_of(policy)
-    scalars = learn(1, groups, run_of(policy, reference, objective=preset, updates_per_step=updates))
+    scalars = learned(1, groups, policy, reference, objective=preset, updates_per_step=updates)
     assert scalars["grad_norm"] > 0.0
     assert scalars["mismatch/max"] < (1e-5 if updates == 1 else 1.0)
     assert bool(weights_of(policy).isfinite().all())
@@ -127,8 +138,7 @@ def test_how_a_step_is_cut_does_not_matter(preset: str) -> None:
     for tokens in (4096, 1):  # one micro-batch, or one for each completion
         policy = policy_of(0)
         groups = groups_of(policy)
-        reference = policy_of(1).model
-        steps.append(learn(1, groups, run_of(policy, reference, objective=preset, micro_batch_tokens=tokens)))
+        steps.append(learned(1, groups, policy, policy_of(1), objective=preset, micro_batch_tokens=tokens))
     assert steps[1] == pytest.approx(steps[0], rel=1e-4, abs=1e-6)
     assert steps[0]["loss"] == pytest.approx(steps[1]["loss"], abs=1e-6)
 
@@ -136,13 +146,12 @@ def test_how_a_step_is_cut_does_not_matter(preset: str) -> None:
 def test_kl_in_the_reward_is_the_sum_over_the_sequence() -> None:
     policy, other = policy_of(0), policy_of(1)
     groups = groups_of(policy)
-    run = run_of(policy, other.model, objective="rloo")
     wanted = []
     for group in groups:
         for completion in group.completions_G:
             now, reference = (logprobs_of(one.model, completion) for one in (policy, other))
             wanted.append(0.05 * sum(a - b for a, b in zip(now, reference, strict=True)))
-    scalars = learn(1, groups, run)
+    scalars = learned(1, groups, policy, other, objective="rloo")
     assert scalars["kl/penalty"] == pytest.approx(sum(wanted) / len(wanted), abs=1e-6)
     assert abs(scalars["kl/penalty"]) > 1e-4
 
@@ -158,12 +167,11 @@ def test_a_step_without_a_difference_leaves_the_policy_as_it_is() -> None:
         )
         for group in groups_of(policy)
     ]
-    run, before = run_of(policy), weights_of(policy)
-    assert learn(1, useful_groups(same, run.stage), run) == {}
+    before = weights_of(policy)
+    assert learned(1, useful_groups(same, stage_of()), policy) == {}
     assert torch.equal(weights_of(policy), before)
     for preset in PRESETS:
-        reference = policy_of(1).model if PRESETS[preset].kl_coef else None
-        assert learn(1, [], run_of(policy, reference, objective=preset)) == {}, preset
+        reference = policy_of(1) if PRESETS[preset].kl_coef else None
+        assert learned(1, [], policy, reference, objective=preset) == {}, preset
     # Without a group's baseline equal rewards still say something.
-    free = run_of(policy, policy_of(1).model, objective="reinforce_pp")
-    assert useful_groups(same, free.stage) == same
+    assert useful_groups(same, stage_of(objective="reinforce_pp")) == same

@@ -13,6 +13,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,13 +21,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rlreason.config import GrpoStage
 from rlreason.policy.attention import ATTENTION
-from rlreason.policy.policies import Policy
-from rlreason.policy.rescoring import Rescorer, WeightHistory
 from rlreason.policy.routing import find_routers
 from rlreason.stages.context import Context
-from rlreason.stages.losses import loss_logprobs
 from rlreason.stages.mismatch import FILE, MAX_TOKENS, MismatchDoctor, MismatchReport, diagnose
 from rlreason.stages.mismatch_chain import CAUSES, split
+from rlreason.trainer.local import LocalTrainer
+from rlreason.trainer.rescoring import Rescorer, WeightHistory
 from rlreason.types import Completion, Group, Problem
 
 BFLOAT16 = torch.bfloat16
@@ -71,7 +71,7 @@ def model_of(kind: str, dtype: torch.dtype = torch.float32, *, packs: bool = Fal
 @torch.no_grad()
 def drawn_by(model: PreTrainedModel, blank: Completion, temperature: float = 1.0) -> list[float]:
     """log π of each token of a completion, its row alone; the head in float32, as it is in the trainer."""
-    ids = torch.tensor([blank.prompt_ids + blank.token_ids])
+    ids = torch.tensor([[*blank.prompt_ids.tolist(), *blank.token_ids.tolist()]])
     hidden_TH = model.base_model(input_ids=ids[:, :-1]).last_hidden_state[0]
     logits_TV = hidden_TH.float() @ model.get_output_embeddings().weight.float().t() / temperature
     logprobs_T = torch.log_softmax(logits_TV, dim=-1).gather(1, ids[0, 1:, None])[:, 0]
@@ -87,7 +87,7 @@ def blanks(count: int = 12, longest: int = 24) -> list[Completion]:
         Completion(
             prompt_ids=prompts[number % 3],
             token_ids=(tokens := tuple(rng.randrange(VOCABULARY) for _ in range(rng.randrange(3, longest + 1)))),
-            logprobs_T=(0.0,) * len(tokens),
+            sampler_logprobs=(0.0,) * len(tokens),
             text="",
             finish_reason="stop",
         )
@@ -100,9 +100,8 @@ def sampled(sampler: PreTrainedModel, temperature: float = 1.0, version: int = 0
     return [
         replace(
             one,
-            logprobs_T=tuple(drawn_by(sampler, one, temperature)),
-            policy_version_min=version,
-            policy_version_max=version,
+            sampler_logprobs=tuple(drawn_by(sampler, one, temperature)),
+            policy_versions=version,
         )
         for one in blanks(**blank)
     ]
@@ -110,7 +109,7 @@ def sampled(sampler: PreTrainedModel, temperature: float = 1.0, version: int = 0
 
 def plus(completions: Sequence[Completion], noise: Sequence[Sequence[float]]) -> list[Completion]:
     return [
-        replace(one, logprobs_T=tuple(a + b for a, b in zip(one.logprobs_T, added, strict=True)))
+        replace(one, sampler_logprobs=one.sampler_logprobs + np.array(added))
         for one, added in zip(completions, noise, strict=True)
     ]
 
@@ -201,7 +200,7 @@ def test_weights_that_changed_within_a_sequence_are_staleness_of_its_first_part(
     mixed = [
         replace(
             one,
-            logprobs_T=(*old[at][:2], *new[at][2:]),
+            sampler_logprobs=(*old[at][:2], *new[at][2:]),
             policy_version_T=(0, 0) + (1,) * (len(one.token_ids) - 2),
             policy_version_max=1,
         )
@@ -259,13 +258,13 @@ def test_other_experts_than_the_trainers_are_the_routers(*, packs: bool) -> None
     gspo = examine(model_of("qwen3_moe", packs=packs), completions, objective="gspo")
     assert 'correction_level = "geometric"' in gspo.advice.setting
     # Of another shape than the model's experts, a report is not taken for one.
-    odd = [replace(one, routing_TLK=tuple((layers[0],) for layers in one.routing_TLK or ())) for one in completions]
+    odd = [replace(one, routed_experts=one.routed_experts[:, :1]) for one in completions]
     assert examine(model_of("qwen3_moe"), odd).experts == "own"
 
 
 def chosen_by(model: PreTrainedModel, blank: Completion) -> Tensor:
     """Experts of the positions that predict the completion's tokens, [T, L, K], from the routers' logits."""
-    ids = torch.tensor([(blank.prompt_ids + blank.token_ids)[:-1]])
+    ids = torch.tensor([[*blank.prompt_ids.tolist(), *blank.token_ids.tolist()][:-1]])
     with torch.no_grad():
         logits = model(input_ids=ids, output_router_logits=True).router_logits
     experts_TLK = torch.stack([layer.topk(2, dim=-1).indices for layer in logits], dim=1)
@@ -280,8 +279,7 @@ def held_to(model: PreTrainedModel, experts: Sequence[Tensor], rows: Sequence[Co
         free_PLK = torch.full((len(one.prompt_ids) - 1, *experts_TLK.shape[1:]), -1)
         with routers.replay(torch.cat([free_PLK, experts_TLK]).unbind(dim=1)):
             logprobs_T = tuple(drawn_by(model, one))
-        routing: Any = tuple(tuple(map(tuple, layers)) for layers in experts_TLK.tolist())
-        found.append(replace(one, logprobs_T=logprobs_T, routing_TLK=routing))
+        found.append(replace(one, sampler_logprobs=logprobs_T, routed_experts=experts_TLK.numpy()))
     return found
 
 
@@ -312,7 +310,7 @@ def test_what_nothing_explains_is_left_over() -> None:
     assert (unseen.advice.cause, unseen.experts) == ("residual", "own")
     assert "flip experts" in unseen.advice.reason
     assert "tis" in unseen.advice.setting, "nothing that a mask would leave out"
-    wild = [replace(noisy[0], logprobs_T=tuple(one - 1.0 for one in noisy[0].logprobs_T)), *noisy[1:]]
+    wild = [replace(noisy[0], sampler_logprobs=noisy[0].sampler_logprobs - 1.0), *noisy[1:]]
     assert "icepop" in examine(moe, wild, micro_batch_tokens=1).advice.setting
 
 
@@ -336,14 +334,14 @@ def all_at_once() -> tuple[Rescorer, list[Completion]]:
     noise = [[rng.gauss(0, 0.05) for _ in one.token_ids] for one in blanks()]
     completions = plus(sampled(model_of("qwen3_moe", BFLOAT16), 1.0, version=0), noise)
     nudge(model, 0.01)
-    return Rescorer(model, 1, history, completions, loss_logprobs, 4096), completions
+    return Rescorer(model, 1, history, completions, 4096), completions
 
 
 def test_the_parts_add_up_to_the_whole_token_by_token() -> None:
     rescorer, completions = all_at_once()
     found = split(rescorer, completions, 1, 0.6, (torch.float32, BFLOAT16))
     parts_N = sum(found.parts.values(), torch.zeros(rescorer.count, dtype=torch.float64))
-    sampler_N = torch.tensor([value for one in completions for value in one.logprobs_T], dtype=torch.float64)
+    sampler_N = torch.tensor([value for one in completions for value in one.sampler_logprobs], dtype=torch.float64)
     trainer_N = rescorer.score(1, torch.float32, 0.6).logprobs_N
     torch.testing.assert_close(parts_N, trainer_N - sampler_N, atol=1e-12, rtol=0)
     assert found.sampler_temperature == 1.0
@@ -358,7 +356,9 @@ def test_the_whole_is_what_the_metrics_say() -> None:
     completions = sampled(model_of("qwen3", BFLOAT16))
     report = examine(model, completions)
     differences = [
-        ours - theirs for one in completions for ours, theirs in zip(drawn_by(model, one), one.logprobs_T, strict=True)
+        ours - theirs
+        for one in completions
+        for ours, theirs in zip(drawn_by(model, one), one.sampler_logprobs, strict=True)
     ]
     assert report.total.mean == pytest.approx(sum(map(abs, differences)) / len(differences), abs=1e-5)
     assert report.total.max == pytest.approx(max(map(abs, differences)), abs=2e-5)
@@ -367,7 +367,7 @@ def test_the_whole_is_what_the_metrics_say() -> None:
 
 
 def test_few_are_taken_from_all_over() -> None:
-    many = [replace(one, logprobs_T=(-float(at),) * len(one.token_ids)) for at, one in enumerate(blanks(300))]
+    many = [replace(one, sampler_logprobs=(-float(at),) * len(one.token_ids)) for at, one in enumerate(blanks(300))]
     report = examine(model_of("qwen3"), many)
     assert report.completions == 64
     long = blanks(3, longest=6000)
@@ -388,11 +388,13 @@ def test_the_doctor_keeps_what_it_needs_and_writes_when_due() -> None:
 
     context = cast(Context, SimpleNamespace(run=SimpleNamespace(append=append)))
     stage = stage_of(diagnose_every=3, staleness=1, steps=8)
-    doctor = MismatchDoctor(stage, context, cast(Policy, SimpleNamespace(model=model)))
+    doctor = MismatchDoctor(
+        stage, context, cast(LocalTrainer, SimpleNamespace(model=model, weights=model.state_dict().items))
+    )
     before = sampled(model)
     for step in range(8):
         # Each step learns from what the version before drew.
-        groups = groups_of([replace(one, policy_version_min=max(0, step - 1)) for one in before])
+        groups = groups_of([replace(one, policy_versions=max(0, step - 1)) for one in before])
         before = sampled(model)
         doctor.look(step, groups)
         nudge(model, 0.02, seed=step)

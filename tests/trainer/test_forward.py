@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from rlreason.objective.batch import Batch, LossOutput
 from rlreason.objective.loss import policy_loss, supervised_loss
 from rlreason.objective.presets import PRESETS
 from rlreason.policy.attention import ATTENTION
-from rlreason.policy.batch import collate, make_batches, pack, rollout_row, supervised_row
+from rlreason.policy.batch import collate, make_batches, pack, rollout_sample, supervised_sample
 from rlreason.policy.logprobs import plain_head, takes_packed, target_entropy, target_logits, target_logprobs
-from rlreason.stages.losses import demonstration_loss, loss_logprobs, rollout_loss
-from rlreason.types import Batch, Completion, Row
+from rlreason.trainer.forward import CrossEntropyLoss, PolicyGradientLoss, loss_logprobs
+from rlreason.trainer.protocol import Models
+from rlreason.types import Completion, TrainingSample
 
 CPU = torch.device("cpu")
 SHAPE: dict[str, Any] = {
@@ -73,21 +75,28 @@ def make_model(name: str) -> PreTrainedModel:
 
 def make_batch() -> Batch:
     rows = [
-        rollout_row(
+        rollout_sample(
             Completion(
                 prompt_ids=tuple(range(3, 5 + i)),
                 token_ids=tuple(10 + (7 * i * t) % 29 for t in range(3 + i)),
-                logprobs_T=tuple(-3.0 - 0.1 * t for t in range(3 + i)),
+                sampler_logprobs=tuple(-3.0 - 0.1 * t for t in range(3 + i)),
                 text="",
                 finish_reason="stop",
             ),
-            advantage=(-1.0) ** i * (1 + i),
-            weight=0.05,
+            advantages=(-1.0) ** i * (1 + i),
+            weights=0.05,
             group_id="g",
         )
         for i in range(4)
     ]
     return collate(rows, 0, CPU)
+
+
+def rollout_loss(
+    model: PreTrainedModel, batch: Batch, preset: str, temperature: float, old_BT: Tensor | None = None
+) -> LossOutput:
+    loss = PolicyGradientLoss(spec=PRESETS[preset], temperature=temperature)
+    return loss(Models(policy=model), replace(batch, old_logprobs_BT=old_BT))
 
 
 def gradients(loss: Tensor, model: PreTrainedModel) -> list[Tensor]:
@@ -100,7 +109,7 @@ def test_the_loss_is_that_of_whole_logits(name: str) -> None:
     assert (plain_head(model) is not None) == MODELS[name][2]
     old_BT = batch.sampler_logprobs_BT + 0.1
     for temperature in (1.0, 0.7):
-        output = rollout_loss(model, batch, PRESETS["dapo"], temperature, old_BT)
+        output = rollout_loss(model, batch, "dapo", temperature, old_BT)
         logits_BTV = target_logits(model, batch) / temperature
         plain = policy_loss(target_logprobs(logits_BTV, batch), old_BT, batch, PRESETS["dapo"])
         assert float(output.loss.detach()) == pytest.approx(float(plain.loss.detach()), abs=1e-6)
@@ -110,7 +119,7 @@ def test_the_loss_is_that_of_whole_logits(name: str) -> None:
         for one, other in zip(gradients(output.loss, model), theirs, strict=True):
             assert torch.allclose(one, other, atol=1e-5 * max(1.0, float(other.abs().max())))
     # Canary: the temperature that is left out is far outside of the tolerance.
-    warm = rollout_loss(model, batch, PRESETS["dapo"], 1.0, old_BT)
+    warm = rollout_loss(model, batch, "dapo", 1.0, old_BT)
     assert abs(float(warm.loss.detach()) - float(plain.loss.detach())) > 1e-4
 
 
@@ -120,7 +129,7 @@ def test_supervised_loss_and_log_probabilities(name: str) -> None:
     mask_BT = batch.loss_mask_BT
     now_BT = target_logprobs(target_logits(model, batch), batch)
     plain = supervised_loss(now_BT, mask_BT, 9.0)
-    output = demonstration_loss(model, batch, 9.0)
+    output = CrossEntropyLoss(denominator=9.0)(Models(policy=model), batch)
     assert float(output.loss.detach()) == pytest.approx(float(plain.loss.detach()), abs=1e-5)
     for one, other in zip(gradients(output.loss, model), gradients(plain.loss, model), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
@@ -141,7 +150,7 @@ def test_asking_for_the_head_changes_nothing() -> None:
 
 def test_padding_changes_no_log_probability() -> None:
     model = make_model("experts")
-    short, long = supervised_row((8, 9, 10, 11), (0, 1, 1, 1)), supervised_row(range(3, 17), [1] * 14)
+    short, long = supervised_sample((8, 9, 10, 11), (0, 1, 1, 1)), supervised_sample(range(3, 17), [1] * 14)
     alone = loss_logprobs(model, collate([short], 0, CPU))[0]
     padded = loss_logprobs(model, collate([short, long], 0, CPU))[0, : len(alone)]
     assert torch.allclose(alone, padded, atol=1e-6)
@@ -150,26 +159,26 @@ def test_padding_changes_no_log_probability() -> None:
 def test_no_loss_token_is_a_zero_with_a_gradient() -> None:
     model, batch = make_model("dense, tied"), make_batch()
     empty = replace(batch, loss_mask_BT=torch.zeros_like(batch.loss_mask_BT))
-    output = rollout_loss(model, empty, PRESETS["grpo"], 1.0)
+    output = rollout_loss(model, empty, "grpo", 1.0)
     assert float(output.loss.detach()) == 0.0
     assert not any(grad.any() for grad in gradients(output.loss, model))
 
 
-def rollouts(prompts: list[int], completions: list[int]) -> list[Row]:
+def rollouts(prompts: list[int], completions: list[int]) -> list[TrainingSample]:
     """Rows of ``prompts`` tokens before ``completions`` tokens; rows of one prompt length have one prompt."""
     rows = []
     for i, (prompt, length) in enumerate(zip(prompts, completions, strict=True)):
         rows.append(
-            rollout_row(
+            rollout_sample(
                 Completion(
                     prompt_ids=tuple(3 + (prompt * t) % 31 for t in range(prompt)),
                     token_ids=tuple(3 + (5 * i + 7 * t) % 35 for t in range(length)),
-                    logprobs_T=tuple(-3.0 - 0.1 * t for t in range(length)),
+                    sampler_logprobs=tuple(-3.0 - 0.1 * t for t in range(length)),
                     text="",
                     finish_reason="stop",
                 ),
-                advantage=(-1.0) ** i * (1 + i),
-                weight=0.05,
+                advantages=(-1.0) ** i * (1 + i),
+                weights=0.05,
                 group_id=f"g{prompt}",
             )
         )
@@ -185,7 +194,7 @@ def of_step(model: PreTrainedModel, batches: list[Batch], preset: str) -> list[T
     """Loss and gradients of a step, π_old a little off."""
     total = []
     for batch in batches:
-        output = rollout_loss(model, batch, PRESETS[preset], 0.9, batch.sampler_logprobs_BT + 0.1)
+        output = rollout_loss(model, batch, preset, 0.9, batch.sampler_logprobs_BT + 0.1)
         total.append([output.loss.detach(), *gradients(output.loss, model)])
     return [torch.stack(parts).sum(0) for parts in zip(*total, strict=True)]
 
@@ -196,7 +205,7 @@ def apart(one: list[Tensor], other: list[Tensor]) -> float:
 
 @pytest.mark.parametrize("rows", [RAGGED, EVEN, SHORT], ids=["ragged", "even", "one token"])
 @pytest.mark.parametrize("name", ["dense, tied", "experts", "mixture, no query compression"])
-def test_packed_rows_have_the_loss_and_gradient_of_whole_ones(name: str, rows: list[Row]) -> None:
+def test_packed_rows_have_the_loss_and_gradient_of_whole_ones(name: str, rows: list[TrainingSample]) -> None:
     model = make_model(name)
     assert takes_packed(model)
     for preset in ("dapo", "gspo"):
@@ -241,7 +250,7 @@ def test_only_models_that_attend_to_all_of_the_past_are_packed() -> None:
 
 def test_the_packing_by_hand() -> None:
     rows = [
-        Row(token_ids=ids, loss_mask=(0,) * prompt + (1,) * (len(ids) - prompt), sampler_logprobs=(0.0,) * len(ids))
+        supervised_sample(ids, [0] * prompt + [1] * (len(ids) - prompt))
         for prompt, ids in ((2, (5, 6, 10, 11, 12)), (2, (5, 6, 13, 14, 15)), (1, (7, 16)))
     ]
     batch = pack(rows, 0, CPU)
@@ -267,12 +276,12 @@ def test_every_row_is_in_one_batch_within_the_budget(packed: bool) -> None:
             assert len(batch.places) == 1 or batch.token_ids_BT.numel() <= budget
             for place, targets, mask in zip(batch.places, batch.targets_BT, batch.loss_mask_BT, strict=True):
                 row = rows[place]
-                assert targets[mask > 0].tolist() == list(row.token_ids[row.prompt_length :])
+                assert targets[mask > 0].tolist() == row.token_ids[row.prompt_length :].tolist()
     sizes = [batch.token_ids_BT.numel() for batch in make_batches(rows, 100, 0, CPU, packed=packed)]
     assert len(sizes) > 1
     assert min(sizes) > max(sizes) / 2  # about the same work
 
 
 def test_rows_without_a_prompt_are_not_packed() -> None:
-    rows = [supervised_row((5, 6, 7), (1, 1, 1)), supervised_row((5, 6, 7), (0, 1, 1))]
+    rows = [supervised_sample((5, 6, 7), (1, 1, 1)), supervised_sample((5, 6, 7), (0, 1, 1))]
     assert all(batch.packing is None for batch in make_batches(rows, 100, 0, CPU, packed=True))

@@ -10,10 +10,12 @@ import inspect
 import math
 import threading
 import time
-from collections.abc import Awaitable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from rlreason.rewards.registry import check_options, resolve
+from rlreason.rewards.plugins import parse
+from rlreason.rewards.registry import Reward, check_options, resolve
 from rlreason.types import Completion, Problem, RewardResult, Verdict
 
 
@@ -21,9 +23,17 @@ from rlreason.types import Completion, Problem, RewardResult, Verdict
 class MixPart:
     """Example: ``MixPart(name="overlong", weight=0.5, options=(("buffer", 16), ("max_tokens", 48)))``."""
 
+    #: In metrics and details; of a plug-in file without its folders.
     name: str
     weight: float
     options: tuple[tuple[str, object], ...] = ()
+    #: What the registry looks up, where it isn't ``name``.
+    spec: str = ""
+
+    @property
+    def reward(self) -> Reward:
+        """The function behind it."""
+        return resolve(self.spec or self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +48,20 @@ class RewardMix:
     parts: tuple[MixPart, ...]
 
     @classmethod
-    def from_table(cls, table: Mapping[str, object]) -> RewardMix:
-        """Check names, weights and options of a ``[reward]`` table; ValueError says which key is wrong and why."""
+    def from_table(cls, table: Mapping[str, object], copies: Mapping[str, str] | None = None) -> RewardMix:
+        """Check names, weights and options of a ``[reward]`` table; ValueError says which key is wrong and why.
+
+        ``copies``: a plug-in as named in the table -> the one that is loaded instead of it.
+        """
         if not table:
             raise ValueError("reward: the table is empty; it needs at least one part, such as accuracy = 1.0")
-        parts = tuple(_part(name, value) for name, value in table.items())
+        labels = _labels(table)
+        parts = tuple(
+            _part(key, value, labels[key], copies[key] if copies and key in copies else key)
+            for key, value in table.items()
+        )
         for part in parts:
-            check_options(resolve(part.name), dict(part.options))
+            check_options(part.reward, dict(part.options))
         return cls(parts=_main_first(parts))
 
     def __call__(self, problem: Problem, completion: Completion) -> RewardResult:
@@ -79,24 +96,33 @@ class RewardMix:
         )
 
 
-def _part(name: str, value: object) -> MixPart:
+def _labels(keys: Iterable[str]) -> dict[str, str]:
+    """Key of the table -> name in metrics: short where that names one alone."""
+    short = {key: parse(key).label if ":" in key else key for key in keys}
+    counts = Counter(short.values())
+    return {key: label if counts[label] == 1 else key for key, label in short.items()}
+
+
+def _part(name: str, value: object, label: str, spec: str) -> MixPart:
     options = dict(value) if isinstance(value, Mapping) else {"weight": value}
     if "weight" not in options:
         raise ValueError(f"reward.{name}: no weight; write {{weight = 1.0, ...}}")
     weight = options.pop("weight")
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
         raise ValueError(f"reward.{name}: the weight must be a number, not {weight!r}")
-    return MixPart(name=name, weight=float(weight), options=tuple(sorted(options.items())))
+    return MixPart(
+        name=label, weight=float(weight), options=tuple(sorted(options.items())), spec="" if spec == label else spec
+    )
 
 
 def _main_first(parts: tuple[MixPart, ...]) -> tuple[MixPart, ...]:
     """Main part first: the others may ask for its verdict."""
-    main = next((p for p in parts if p.name == "accuracy" or resolve(p.name).verifier), parts[0])
+    main = next((p for p in parts if p.name == "accuracy" or p.reward.verifier), parts[0])
     return (main, *(p for p in parts if p is not main))
 
 
 def _call(part: MixPart, problem: Problem, completion: Completion, main: RewardResult | None) -> RewardResult:
-    entry = resolve(part.name)
+    entry = part.reward
     keywords = dict(part.options)
     if "verdict" in entry.injected:
         keywords["verdict"] = main.verdict if main else Verdict.UNPARSED

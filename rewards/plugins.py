@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -16,21 +17,63 @@ from rlreason.types import Completion, Problem, RewardResult, Verdict
 _Function = Callable[..., object]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a plug-in's name says. ``trl:judges/length.py:short`` is ``Target(prefix="trl", place="judges/length.py",
+    function="short")``."""
+
+    #: "trl", "verl" or "".
+    prefix: str
+    #: A file that ends in .py, or a module.
+    place: str
+    function: str
+
+    @property
+    def is_file(self) -> bool:
+        """Whether ``place`` is a file and not a module."""
+        return self.place.endswith(".py")
+
+    @property
+    def spec(self) -> str:
+        """The name again."""
+        return ":".join(part for part in (self.prefix, self.place, self.function) if part)
+
+    @property
+    def label(self) -> str:
+        """A name for metrics: without the folders, so that it stays when the file moves."""
+        return replace(self, place=Path(self.place).name).spec if self.is_file else self.spec
+
+
+def parse(spec: str) -> Target:
+    """Take a plug-in's name apart. Raises ValueError where it is none."""
+    prefix, _, rest = spec.partition(":")
+    if prefix not in _WRAPPERS or ":" not in rest:
+        prefix, rest = "", spec
+    place, _, function = rest.rpartition(":")
+    if not place or not function.isidentifier():
+        raise ValueError(f"plug-in {rest!r}: expected pkg.mod:function or path/file.py:function")
+    return Target(prefix=prefix, place=place, function=function)
+
+
 def load(spec: str) -> _Function:
     """The function that ``spec`` names, wrapped where it is written for another framework."""
-    prefix, _, rest = spec.partition(":")
-    if prefix == "trl" and ":" in rest:
-        return _from_trl(_load_target(rest))
-    if prefix == "verl" and ":" in rest:
-        return _from_verl(_load_target(rest))
-    return _load_target(spec)
+    target = parse(spec)
+    function = _load_target(target)
+    return _WRAPPERS[target.prefix](function) if target.prefix else function
 
 
-def _load_target(target: str) -> _Function:
-    place, _, name = target.rpartition(":")
-    if not place or not name.isidentifier():
-        raise ValueError(f"plug-in {target!r}: expected pkg.mod:function or path/file.py:function")
-    module = _load_file(place) if place.endswith(".py") else _load_module(place)
+def module_file(name: str) -> Path | None:
+    """The file of module ``name``, not run; None: it has none that can be found."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin)
+
+
+def _load_target(of: Target) -> _Function:
+    place, name, target = of.place, of.function, f"{of.place}:{of.function}"
+    module = _load_file(place) if of.is_file else _load_module(place)
     try:
         function = vars(module)[name]
     except KeyError:
@@ -89,7 +132,7 @@ def _from_trl(function: _Function) -> _Function:
             **_accepted(
                 function,
                 {
-                    "completion_ids": [list(completion.token_ids)],
+                    "completion_ids": [completion.token_ids.tolist()],
                     "trainer_state": None,
                     "id": [problem.id],
                     "source": [problem.source],
@@ -129,6 +172,9 @@ def _from_verl(function: _Function) -> _Function:
         )
 
     return call
+
+
+_WRAPPERS: dict[str, Callable[[_Function], _Function]] = {"trl": _from_trl, "verl": _from_verl}
 
 
 def _accepted(function: _Function, offered: dict[str, object]) -> dict[str, object]:

@@ -128,6 +128,14 @@ def resolve(name: str) -> Reward:
     )
 
 
+def entry_point_module(name: str) -> str | None:
+    """The module that an installed package offers reward ``name`` from; None: nothing but we does."""
+    _load_shipped()
+    if ":" in name or name in _REGISTERED:
+        return None
+    return next((entry.module for entry in metadata.entry_points(group=ENTRY_POINT_GROUP, name=name)), None)
+
+
 @lru_cache(maxsize=256)
 def resolve_verifier(name: str) -> Reward:
     """Like ``resolve``, for ``Problem.verifier``; a shipped reward that is no verifier is refused."""

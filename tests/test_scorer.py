@@ -42,7 +42,7 @@ def act(problem, completion):
     if word == "pid":
         return float(os.getpid())
     if word == "logprobs":
-        return float(len(completion.logprobs_T))
+        return float(int(completion.sampler_logprobs is not None))
     return float(word)
 
 def act_deep():
@@ -68,7 +68,7 @@ def group(*texts: str, name: str = "g") -> Group:
         group_id=name,
         problem=Problem(id=name, prompt="", verifier="math", reference="7"),
         completions_G=tuple(
-            Completion(prompt_ids=(1,), token_ids=(1, 2), logprobs_T=(-0.1, -0.2), text=t, finish_reason="stop")
+            Completion(prompt_ids=(1,), token_ids=(1, 2), sampler_logprobs=(-0.1, -0.2), text=t, finish_reason="stop")
             for t in texts
         ),
     )
@@ -182,10 +182,10 @@ def test_workers_go_when_the_parent_is_killed(mix: RewardMix, busy: bool) -> Non
     code = (
         "import sys, time, threading; from rlreason.rewards.mix import *; from rlreason.scorer import PoolScorer\n"
         "from rlreason.types import *\n"
-        f"mix = RewardMix(parts=(MixPart(name={mix.parts[0].name!r}, weight=1.0),))\n"
+        f"mix = RewardMix(parts=(MixPart(name={mix.parts[0].spec!r}, weight=1.0),))\n"
         "s = PoolScorer(mix, timeout=300)\n"
         "g = lambda t: [Group(group_id='g', problem=Problem(id='g', prompt='', verifier='', reference=''),\n"
-        "  completions_G=(Completion(prompt_ids=(), token_ids=(), logprobs_T=(), text=t, finish_reason='stop'),))]\n"
+        "  completions_G=(Completion(prompt_ids=(), token_ids=(), sampler_logprobs=None, text=t, finish_reason='stop'),))]\n"
         "print(int(s.score(g('pid'))[0].scores_G[0]), flush=True)\n"
         f"s.score(g('long C call')) if {busy} else time.sleep(300)\n"
     )

@@ -21,14 +21,13 @@ class MissingSource(UsageError):
 
 
 def locate(name: str, base: Path | None = None) -> Path:
-    """The file called ``name``: as given, in ``base``, in each folder of $RLREASON_DATA, in ``../shared/data``.
+    """The file called ``name``: in ``base``, in the current folder, in each folder of $RLREASON_DATA.
 
     Raises MissingSource listing where it was looked for.
     """
     given = Path(name).expanduser()
-    folders = [Path(), *([base] if base else [])]
+    folders = [*([base] if base else []), Path()]
     folders += [Path(folder) for folder in os.environ.get(DATA_PATH, "").split(os.pathsep) if folder]
-    folders.append(Path("../shared/data"))
     candidates = [given] if given.is_absolute() else list(dict.fromkeys(folder / given for folder in folders))
     for candidate in candidates:
         if candidate.is_file():
@@ -42,12 +41,15 @@ def locate(name: str, base: Path | None = None) -> Path:
     )
 
 
-def read_file(path: Path, form: RowFormat) -> list[Problem]:
-    """All problems of a .jsonl, .ndjson or .parquet file, in order. UsageError says what is wrong and where."""
+def read_file(path: Path, form: RowFormat, source: str | None = None) -> list[Problem]:
+    """All problems of a .jsonl, .ndjson or .parquet file, in order. UsageError says what is wrong and where.
+
+    ``source``: what the problems are named after where ``path`` is a copy of it.
+    """
     if path.suffix in (".jsonl", ".ndjson"):
-        return problems_from_rows(_jsonl_rows(path), form, source=str(path), unit="line")
+        return problems_from_rows(_jsonl_rows(path), form, source=source or str(path), unit="line")
     if path.suffix == ".parquet":
-        return problems_from_rows(_parquet_rows(path), form, source=str(path), unit="row")
+        return problems_from_rows(_parquet_rows(path), form, source=source or str(path), unit="row")
     raise UsageError(f"{path}: data files end in {', '.join(SUFFIXES)}; convert it to one of them")
 
 

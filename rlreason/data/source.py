@@ -6,7 +6,8 @@ resumes exactly, and rows are neither skipped nor repeated within an epoch.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -19,12 +20,14 @@ from rlreason.data.streams import permutation
 from rlreason.errors import UsageError, nearest
 from rlreason.types import Problem
 
-__all__ = ["ProblemSource", "SourceSpec", "open_source"]
+__all__ = ["FILE_ENDINGS", "ProblemSource", "SourcePart", "SourceSpec", "open_source"]
 
 #: Endings that mean a file and not a hub id, though not all of them can be read.
-_FILE_ENDINGS = (*SUFFIXES, ".json", ".csv", ".tsv", ".txt", ".gz", ".zst", ".arrow")
+FILE_ENDINGS = (*SUFFIXES, ".json", ".csv", ".tsv", ".txt", ".gz", ".zst", ".arrow")
 #: Problems of an endless task that stand for all of them in `texts` and in the fingerprint.
 _SPECIMENS = 1000
+#: Likewise of its held-out problems, which can be fewer.
+_HELDOUT_SPECIMENS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +50,24 @@ class SourceSpec:
     #: Of rows; a task has its own.
     verifier: str = "math"
     seed: int = 0
-    #: The recipe's folder: files are looked for there too.
+    #: The recipe's folder: files are looked for there first.
     base: Path | None = None
+    #: File, as named here -> the copy of it that is read instead.
+    copies: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourcePart:
+    """What one set of problems is. Example: ``SourcePart(origin="arithmetic", fingerprint="9f86…", size=None)``."""
+
+    #: Task name, path as found, or hub id.
+    origin: str
+    #: sha256 in hex of what it holds, but for how answers are checked.
+    fingerprint: str
+    #: Problems in it; None: endless.
+    size: int | None
+    #: Whether the origin is a file.
+    is_file: bool
 
 
 class _Supply(Protocol):
@@ -94,6 +113,14 @@ class _TaskSupply:
 
     def specimens(self) -> Sequence[Problem]:
         return [self.task.problem("train", index) for index in range(_SPECIMENS)]
+
+    def heldout_specimens(self) -> Sequence[Problem]:
+        """The first held-out problems; some tasks can make few."""
+        found: list[Problem] = []
+        with suppress(UsageError):
+            for index in range(_HELDOUT_SPECIMENS):
+                found.append(self.task.problem("heldout", index))
+        return found
 
     def identity(self) -> object:
         return [self.task.name, self.task.maker.options.model_dump(), self.task.seed]
@@ -211,11 +238,41 @@ class ProblemSource:
 
     def fingerprint(self) -> str:
         """sha256, in hex, of the content: every row, or a task's options, seed and first 1000 problems."""
-        digest = hashlib.sha256()
-        for supply in self._supplies:
-            for part in (supply.identity(), *map(asdict, supply.specimens())):
-                digest.update(json.dumps(part, sort_keys=True, default=str).encode() + b"\n")
-        return digest.hexdigest()
+        return _digest(
+            part for supply in self._supplies for part in (supply.identity(), *map(asdict, supply.specimens()))
+        )
+
+    @property
+    def train_part(self) -> SourcePart:
+        """What is trained on."""
+        return _part(self._train, self._train.specimens(), self._train.size)
+
+    @property
+    def heldout_part(self) -> SourcePart | None:
+        """What is held out; None: nothing. A task makes it, as many as are asked for."""
+        if self._heldout is None:
+            return None
+        if isinstance(self._heldout, _TaskSupply):
+            return _part(self._heldout, self._heldout.heldout_specimens(), None)
+        return _part(self._heldout, self._heldout.specimens(), self._heldout.size)
+
+
+def _part(supply: _Supply, specimens: Sequence[Problem], size: int | None) -> SourcePart:
+    # The verifier's name may be a file's, which is compared by its own hash and may have moved.
+    rows = ({**asdict(problem), "verifier": None} for problem in specimens)
+    return SourcePart(
+        origin=supply.origin,
+        fingerprint=_digest([supply.identity(), *rows]),
+        size=size,
+        is_file=supply.origin.endswith(FILE_ENDINGS),
+    )
+
+
+def _digest(parts: Iterable[object]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(json.dumps(part, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def open_source(spec: SourceSpec) -> ProblemSource:
@@ -249,7 +306,9 @@ def _open_one(name: str, spec: SourceSpec, key: str) -> _Supply:
     form = RowFormat(columns=spec.columns, answer_after=spec.answer_after, verifier=spec.verifier)
     if name in TASKS:
         return _TaskSupply(make_task(name, spec.options, spec.seed))
-    if name.endswith(_FILE_ENDINGS):
+    if name.endswith(FILE_ENDINGS):
+        if name in spec.copies:
+            return _RowSupply(read_file(spec.copies[name], form, source=name), name, spec.seed)
         path = locate(name, spec.base)
         return _RowSupply(read_file(path, form), str(path), spec.seed)
     if is_hub_id(name):

@@ -173,20 +173,20 @@ def test_settings_that_fit_no_row(tmp_path: Path) -> None:
 
 
 def test_where_files_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = [tmp_path / name for name in ("here", "recipe", "one", "two", "shared/data")]
+    places = [tmp_path / name for name in ("here", "recipe", "one", "two")]
     for place in places:
         place.mkdir(parents=True)
-    here, recipe, one, two, shared = places
+    here, recipe, one, two = places
     monkeypatch.chdir(here)
     monkeypatch.setenv("RLREASON_DATA", f"{one}:{two}")
     # From the last place to the first: each, once there, is taken before the ones after it.
-    for place in (shared, two, one, recipe, here):
+    for place in (two, one, here, recipe):
         write(place / "sums.jsonl", GOOD)
         assert locate("sums.jsonl", recipe).resolve() == place / "sums.jsonl"
     assert locate(str(two / "sums.jsonl")) == two / "sums.jsonl"
     with pytest.raises(UsageError) as raised:
         locate("sum.jsonl", recipe)
     assert str(raised.value) == (
-        f"no data file 'sum.jsonl'; did you mean 'sums.jsonl'? (looked for sum.jsonl, {recipe}/sum.jsonl, "
-        f"{one}/sum.jsonl, {two}/sum.jsonl, ../shared/data/sum.jsonl; folders can be added by $RLREASON_DATA)"
+        f"no data file 'sum.jsonl'; did you mean 'sums.jsonl'? (looked for {recipe}/sum.jsonl, sum.jsonl, "
+        f"{one}/sum.jsonl, {two}/sum.jsonl; folders can be added by $RLREASON_DATA)"
     )

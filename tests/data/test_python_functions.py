@@ -48,7 +48,7 @@ def fitting(examples: list[Example], output: int) -> list[str]:
 def verify(problem: Problem, answer: str) -> RewardResult:
     """The verdict that a run gives to a completion with this answer."""
     text = wrap("", answer, "tags")
-    completion = Completion(prompt_ids=(), token_ids=(), logprobs_T=(), text=text, finish_reason="stop")
+    completion = Completion(prompt_ids=(), token_ids=(), sampler_logprobs=None, text=text, finish_reason="stop")
     result = resolve_verifier(problem.verifier).function(problem, completion)
     assert isinstance(result, RewardResult)
     return result

@@ -9,7 +9,9 @@ from rlreason.types import Completion, Group, Problem, RewardResult, Verdict
 
 
 def group(name: str, verdicts: list[Verdict], tag: str) -> Group:
-    completion = Completion(prompt_ids=(1,), token_ids=(2, 3), logprobs_T=(-0.1, -0.2), text="x", finish_reason="stop")
+    completion = Completion(
+        prompt_ids=(1,), token_ids=(2, 3), sampler_logprobs=(-0.1, -0.2), text="x", finish_reason="stop"
+    )
     problem = Problem(id=name, prompt="?", verifier="math", reference="1", tags=(tag,))
     rewards = tuple(RewardResult(score=1.0 if v is Verdict.CORRECT else None, verdict=v) for v in verdicts)
     return Group(group_id=name, problem=problem, completions_G=(completion,) * len(verdicts), rewards_G=rewards)

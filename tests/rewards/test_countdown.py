@@ -13,7 +13,7 @@ REFERENCE = {"numbers": [3, 7, 25, 7], "target": 46}
 def check(answer: str, *, reference: object = REFERENCE, use_all: bool = False, wrap: bool = True) -> Verdict:
     problem = Problem(id="p", prompt="", verifier="countdown", reference=reference)  # type: ignore[arg-type]
     text = f"<think>x</think><answer>{answer}</answer>" if wrap else answer
-    completion = Completion(prompt_ids=(), token_ids=(), logprobs_T=(), text=text, finish_reason="stop")
+    completion = Completion(prompt_ids=(), token_ids=(), sampler_logprobs=None, text=text, finish_reason="stop")
     return countdown(problem, completion, use_all=use_all).verdict  # type: ignore[attr-defined,no-any-return]
 
 

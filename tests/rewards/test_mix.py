@@ -20,7 +20,7 @@ def completion(text: str, tokens: int = 10, finish: str = "stop") -> Completion:
     return Completion(
         prompt_ids=(),
         token_ids=(1,) * tokens,
-        logprobs_T=(),
+        sampler_logprobs=None,
         text=text,
         prefill="<think>",
         finish_reason=finish,  # type: ignore[arg-type]

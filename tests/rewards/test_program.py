@@ -363,7 +363,7 @@ def test_malformed_tests_are_broken(tests: dict[str, object]) -> None:
 
 def score(response: str, reference: object, **options: object) -> RewardResult:
     problem = Problem(id="1", prompt="", verifier="code", reference=reference)  # type: ignore[arg-type]
-    completion = Completion(prompt_ids=(), token_ids=(), logprobs_T=(), text=response, finish_reason="stop")
+    completion = Completion(prompt_ids=(), token_ids=(), sampler_logprobs=None, text=response, finish_reason="stop")
     return code(problem, completion, **options)  # type: ignore[arg-type]
 
 

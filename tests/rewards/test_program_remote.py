@@ -297,7 +297,7 @@ def test_as_a_verifier(service: Service, monkeypatch: pytest.MonkeyPatch) -> Non
     problem = Problem(id="p", prompt="", verifier="code_remote", reference=STDIN)
 
     def completion(text: str) -> Completion:
-        return Completion(prompt_ids=(), token_ids=(), logprobs_T=(), text=text, finish_reason="stop")
+        return Completion(prompt_ids=(), token_ids=(), sampler_logprobs=None, text=text, finish_reason="stop")
 
     right = completion(f"<think>hm</think>\n```python\n{SUM}```")
     monkeypatch.delenv(ENDPOINT_VARIABLE, raising=False)

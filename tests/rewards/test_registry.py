@@ -10,7 +10,7 @@ from rlreason.types import Completion, Problem, RewardResult, Verdict
 
 PROBLEM = Problem(id="p1", prompt="3+4=", verifier="math", reference="7", source="sums", tags=("easy",))
 COMPLETION = Completion(
-    prompt_ids=(1,), token_ids=(5, 6), logprobs_T=(), text="<answer>7</answer>", finish_reason="stop"
+    prompt_ids=(1,), token_ids=(5, 6), sampler_logprobs=None, text="<answer>7</answer>", finish_reason="stop"
 )
 
 

@@ -13,7 +13,7 @@ def completion(text: str, tokens: int = 10, *, cut: bool = False, prefill: str =
     return Completion(
         prompt_ids=(),
         token_ids=(1,) * tokens,
-        logprobs_T=(),
+        sampler_logprobs=None,
         text=text,
         prefill=prefill,
         finish_reason="length" if cut else "stop",

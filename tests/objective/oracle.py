@@ -148,28 +148,42 @@ def correction(spec: ObjectiveSpec, old: list[float], sampler: list[float], t: i
     return ratio if spec.correction_low <= ratio <= spec.correction_high else 0.0
 
 
-def gain(spec: ObjectiveSpec, a: float, now: list[float], old: list[float], sampler: list[float], t: int) -> float:
-    """S of token t."""
+def gain(
+    spec: ObjectiveSpec,
+    a: list[float],
+    now: list[float],
+    old: list[float],
+    sampler: list[float],
+    t: int,
+    by: float = 0.0,
+) -> float:
+    """S of token t. ``by``: moves log π of token t in all that has a gradient, and nowhere else. A sequence's ratio has
+    the gradient of the token that it multiplies: ρ · π_t/stop_gradient(π_t)."""
     logs = [x - y for x, y in zip(now, old, strict=True)]
     if spec.ratio == "geometric":
-        bounded = [min(x, spec.clip_high) if a > 0 else max(x, -spec.clip_low) for x in logs]
-        return math.exp(mean(bounded)) * a
-    ratio = {"token": math.exp(logs[t]), "sequence": math.exp(mean(logs)), "on_policy": 1.0}[spec.ratio]
-    bounded_ratio = min(max(ratio, 1 - spec.clip_low), 1 + spec.clip_high)
+
+        def bound(x: float, u: int) -> float:
+            return min(x, spec.clip_high) if a[u] > 0 else max(x, -spec.clip_low)
+
+        level = mean([bound(x, u) for u, x in enumerate(logs)])
+        return math.exp(level + bound(logs[t] + by, t) - bound(logs[t], t)) * a[t]
+    level = {"token": logs[t], "sequence": mean(logs), "on_policy": 0.0}[spec.ratio]
+    ratio = math.exp(level + by)
+    low, high = 1 - spec.clip_low, 1 + spec.clip_high
     if spec.clip == "none":
-        return ratio * a
+        return ratio * a[t]
     if spec.clip == "dppo_tv":
         change = math.exp(now[t]) - math.exp(sampler[t])
-        dropped = change > spec.clip_high if a > 0 else change < -spec.clip_low
-        return 0.0 if dropped else ratio * a
+        dropped = change > spec.clip_high if a[t] > 0 else change < -spec.clip_low
+        return 0.0 if dropped else ratio * a[t]
     if spec.clip == "cispo":
-        return bounded_ratio * a * now[t]
+        return min(max(math.exp(level), low), high) * a[t] * (now[t] + by)
     if spec.clip == "sapo":
-        tau = spec.sapo_tau_positive if a > 0 else spec.sapo_tau_negative
-        return 4 / tau / (1 + math.exp(-tau * (ratio - 1))) * a
+        tau = spec.sapo_tau_positive if a[t] > 0 else spec.sapo_tau_negative
+        return 4 / tau / (1 + math.exp(-tau * (ratio - 1))) * a[t]
     first = min(ratio, spec.delta) if spec.delta else ratio
-    value = min(first * a, bounded_ratio * a)
-    return max(value, spec.dual_clip * a) if spec.dual_clip and a < 0 else value
+    value = min(first * a[t], min(max(ratio, low), high) * a[t])
+    return max(value, spec.dual_clip * a[t]) if spec.dual_clip and a[t] < 0 else value
 
 
 def divergence(spec: ObjectiveSpec, now: float, old: float, reference: float) -> float:
@@ -179,19 +193,30 @@ def divergence(spec: ObjectiveSpec, now: float, old: float, reference: float) ->
     return {"k1": -d, "k2": d * d / 2, "k3": k3, "k3_unbiased": math.exp(now - old) * k3}[spec.kl_estimator]
 
 
-def loss(problem: Problem, spec: ObjectiveSpec) -> float:
-    """−J of the whole step."""
-    a, kept = advantages(problem, spec)
-    terms = []
-    for at, length in enumerate(problem.lengths):
-        if not kept[at]:
-            continue
-        now, old, sampler = problem.now[at], problem.old[at], problem.sampler[at]
-        drift = mean([s - p for s, p in zip(sampler, now, strict=True)])
-        left_out = spec.off_policy_delta > 0 and a[at] < 0 and drift > spec.off_policy_delta
-        for t in range(length):
-            term = 0.0 if left_out else -correction(spec, old, sampler, t) * gain(spec, a[at], now, old, sampler, t)
-            if spec.kl_in == "loss":
-                term += spec.kl_coef * divergence(spec, now[t], old[t], problem.reference[at][t])
-            terms.append(weight(problem, spec, kept, at) * term)
+def token_loss(problem: Problem, spec: ObjectiveSpec, a: list[float], at: int, t: int, by: float = 0.0) -> float:
+    """What token t of completion ``at`` adds to the loss, before its weight; ``a``: the advantage of each token of the
+    completion. ``by``: see ``gain``."""
+    now, old, sampler = problem.now[at], problem.old[at], problem.sampler[at]
+    drift = mean([s - p for s, p in zip(sampler, now, strict=True)])
+    left_out = spec.off_policy_delta > 0 and a[t] < 0 and drift > spec.off_policy_delta
+    term = 0.0 if left_out else -correction(spec, old, sampler, t) * gain(spec, a, now, old, sampler, t, by)
+    if spec.kl_in == "loss":
+        term += spec.kl_coef * divergence(spec, now[t] + by, old[t], problem.reference[at][t])
+    return term
+
+
+def loss_of(problem: Problem, spec: ObjectiveSpec, advantages: Rows, weights: Rows) -> float:
+    """−J of completions whose tokens have these advantages and weights."""
+    terms = [
+        weights[at][t] * token_loss(problem, spec, advantages[at], at, t)
+        for at, length in enumerate(problem.lengths)
+        for t in range(length)
+    ]
     return math.fsum(terms)
+
+
+def loss(problem: Problem, spec: ObjectiveSpec) -> float:
+    """−J of the whole step: all tokens of a completion have its advantage and its weight."""
+    a, kept = advantages(problem, spec)
+    weights = [[weight(problem, spec, kept, at)] * length for at, length in enumerate(problem.lengths)]
+    return loss_of(problem, spec, [[x] * length for x, length in zip(a, problem.lengths, strict=True)], weights)

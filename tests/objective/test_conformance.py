@@ -49,6 +49,7 @@ VARIANTS = {
     "overlong out": ObjectiveSpec(overlong="mask_from_baseline"),
 }
 SPECS = {**PRESETS, **VARIANTS}
+LOGPROBS = ("sampler_logprobs_BT", "old_logprobs_BT", "reference_logprobs_BT")
 each_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 
 
@@ -104,7 +105,7 @@ def spread(values_N: Tensor, width: int) -> Tensor:
     return padded(rows, values_N.dtype, 0.0, width)
 
 
-def tokens_of(
+def inputs_of(
     problem: oracle.Problem, earned: Advantages, spec: ObjectiveSpec, dtype: torch.dtype, width: int = 9
 ) -> LossInputs:
     """Padding holds nan: whatever reads it shows."""
@@ -120,7 +121,7 @@ def tokens_of(
 
 
 def run(problem: oracle.Problem, spec: ObjectiveSpec, dtype: torch.dtype, width: int = 9) -> LossAndGrad:
-    tokens = tokens_of(problem, credit(problem, spec, dtype), spec, dtype, width)
+    tokens = inputs_of(problem, credit(problem, spec, dtype), spec, dtype, width)
     return evaluate(padded(problem.now, dtype, width=width), tokens, spec)
 
 
@@ -184,7 +185,8 @@ def _score_slope(problem: oracle.Problem, spec: ObjectiveSpec, at: int, t: int) 
     c = oracle.correction(spec, old, sampler, t)
     factor = 1.0
     if spec.clip == "cispo":
-        factor = oracle.gain(spec, a[at], now, old, sampler, t) / (a[at] * now[t]) if a[at] else 0.0
+        gain = oracle.gain(spec, [a[at]] * len(now), now, old, sampler, t)
+        factor = gain / (a[at] * now[t]) if a[at] else 0.0
     return -oracle.weight(problem, spec, kept, at) * c * factor * a[at]
 
 
@@ -193,7 +195,7 @@ def test_gradcheck_of_the_autograd_function(spec: ObjectiveSpec) -> None:
     if spec.clip == "cispo" or spec.ratio == "on_policy":
         pytest.skip("the value has a stop_gradient: not the integral of its gradient (checked above by definition)")
     problem = make(6)
-    tokens = tokens_of(problem, credit(problem, spec, torch.float64), spec, torch.float64)
+    tokens = inputs_of(problem, credit(problem, spec, torch.float64), spec, torch.float64)
     clean = {name: torch.nan_to_num(getattr(tokens, name)) for name in ("sampler_logprobs_BT", "old_logprobs_BT")}
     ids = torch.zeros_like(tokens.mask_BT, dtype=torch.long)
     batch = Batch(
@@ -223,7 +225,7 @@ def test_order_padding_and_split_do_not_matter(spec: ObjectiveSpec) -> None:
     assert torch.allclose(shuffled.weights_N, earned.weights_N[order], rtol=0, atol=1e-15)
     assert float(run(problem, spec, torch.float64, width=30).loss) == pytest.approx(float(whole.loss), abs=1e-14)
     # Micro-batches, or ranks: every part is summed with the weights of the whole.
-    tokens = tokens_of(problem, earned, spec, torch.float64)
+    tokens = inputs_of(problem, earned, spec, torch.float64)
     now_BT = padded(problem.now, torch.float64)
     total, slopes = 0.0, torch.zeros_like(now_BT)
     for part in ([3, 0, 9], [4, 10, 11], [2, 1, 8, 5], [6, 7]):
@@ -235,16 +237,110 @@ def test_order_padding_and_split_do_not_matter(spec: ObjectiveSpec) -> None:
     assert torch.equal(slopes, whole.grad_logprobs_BT)
 
 
+Rows = oracle.Rows
+
+
+def token_credit(seed: int) -> tuple[Rows, Rows]:
+    """An advantage, of either sign, and a weight for each token of each completion."""
+    rng = random.Random(1000 + seed)
+    return [[rng.gauss(0, 1) for _ in range(n)] for n in LENGTHS], [
+        [rng.random() / 40 for _ in range(n)] for n in LENGTHS
+    ]
+
+
+def run_tokens(
+    problem: oracle.Problem, spec: ObjectiveSpec, advantages: Rows, weights: Rows, dtype: torch.dtype, fill: float
+) -> LossAndGrad:
+    """The loss of completions whose tokens have advantages of their own; ``fill``: stands wherever the mask is 0."""
+    inputs = replace(
+        inputs_of(problem, credit(problem, spec, dtype), spec, dtype),
+        advantages_BT=padded(advantages, dtype, fill),
+        weights_BT=padded(weights, dtype, fill),
+    )
+    for name in LOGPROBS:
+        values_BT = getattr(inputs, name)
+        inputs = inputs if values_BT is None else replace(inputs, **{name: values_BT.nan_to_num(fill, fill, fill)})
+    return evaluate(padded(problem.now, dtype, fill), inputs, spec)
+
+
 @each_spec
-def test_masked_tokens_have_exactly_no_effect(spec: ObjectiveSpec) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_advantages_of_tokens_are_the_formula(spec: ObjectiveSpec, seed: int) -> None:
+    problem, (advantages, weights) = make(seed), token_credit(seed)
+    expected = oracle.loss_of(problem, spec, advantages, weights)
+    step = 1e-6
+    for dtype, tolerance in EXACT.items():
+        found = run_tokens(problem, spec, advantages, weights, dtype, -7.0)
+        assert float(found.loss) == pytest.approx(expected, abs=tolerance)
+        other = run_tokens(problem, spec, advantages, weights, dtype, math.nan)
+        assert torch.equal(found.loss, other.loss)
+        assert torch.equal(found.grad_logprobs_BT, other.grad_logprobs_BT)
+        for at, t in ((at, t) for at, length in enumerate(LENGTHS) for t in range(length)):
+            ahead, behind = (oracle.token_loss(problem, spec, advantages[at], at, t, by) for by in (step, -step))
+            grad = weights[at][t] * (ahead - behind) / (2 * step)
+            assert float(found.grad_logprobs_BT[at, t]) == pytest.approx(grad, abs=max(tolerance, 1e-9))
+
+
+@each_spec
+def test_a_mean_over_the_sequence_in_place_of_its_tokens_is_seen(spec: ObjectiveSpec) -> None:
+    """Canary: advantages, then weights, averaged over each sequence."""
+    problem, (advantages, weights) = make(0), token_credit(0)
+
+    def averaged(rows: Rows) -> Rows:
+        return [[oracle.mean(row)] * len(row) if row else [] for row in rows]
+
+    exact = run_tokens(problem, spec, advantages, weights, torch.float64, 0.0)
+    for wrong in ((averaged(advantages), weights), (advantages, averaged(weights))):
+        found = run_tokens(problem, spec, *wrong, torch.float64, 0.0)
+        assert abs(float(found.loss) - oracle.loss_of(problem, spec, advantages, weights)) > 1e3 * EXACT[torch.float32]
+        assert float((found.grad_logprobs_BT - exact.grad_logprobs_BT).abs().max()) > 1e3 * EXACT[torch.float32]
+
+
+@each_spec
+def test_the_order_of_rows_and_their_split_do_not_matter_with_advantages_of_tokens(spec: ObjectiveSpec) -> None:
+    problem, (advantages, weights) = make(5), token_credit(5)
+    whole = run_tokens(problem, spec, advantages, weights, torch.float64, math.nan)
+    inputs = replace(
+        inputs_of(problem, credit(problem, spec, torch.float64), spec, torch.float64),
+        advantages_BT=padded(advantages, torch.float64),
+        weights_BT=padded(weights, torch.float64),
+    )
+    now_BT = padded(problem.now, torch.float64)
+    total = 0.0
+    for part in ([3, 0, 9], [4, 10, 11], [2, 1, 8, 5], [6, 7]):
+        rows = torch.tensor(part)
+        one = evaluate(now_BT[rows], inputs.rows(rows), spec)  # type: ignore[arg-type]
+        total += float(one.loss)
+        assert torch.equal(one.grad_logprobs_BT, whole.grad_logprobs_BT[rows])
+    assert total == pytest.approx(float(whole.loss), abs=1e-14)
+
+
+@each_spec
+@pytest.mark.parametrize("wild", [math.nan, math.inf, -math.inf, 1e38], ids=str)
+def test_masked_tokens_have_exactly_no_effect(spec: ObjectiveSpec, wild: float) -> None:
+    """Whatever stands there, in the sampler's log-probabilities alone or in everything."""
     problem = make(2)
-    tokens = tokens_of(problem, credit(problem, spec, torch.float32), spec, torch.float32)
-    now_BT = padded(problem.now, torch.float32)
-    first = evaluate(now_BT, tokens, spec)  # padding is nan
-    other = evaluate(now_BT.nan_to_num(nan=-7.0), tokens, spec)
-    assert torch.equal(first.loss, other.loss)
-    assert torch.equal(first.grad_logprobs_BT, other.grad_logprobs_BT)
-    assert torch.equal(first.grad_logprobs_BT[tokens.mask_BT == 0], torch.zeros(int((tokens.mask_BT == 0).sum())))
-    assert math.isfinite(float(first.loss))
-    for name, value in {**first.sums, **first.maxima}.items():
-        assert math.isfinite(float(value)), name
+    inputs = inputs_of(problem, credit(problem, spec, torch.float32), spec, torch.float32)
+    masked_BT = inputs.mask_BT == 0
+
+    def holding(value: float, *names: str) -> LossInputs:
+        given = {name: getattr(inputs, name) for name in names}
+        return replace(
+            inputs, **{name: None if v is None else v.masked_fill(masked_BT, value) for name, v in given.items()}
+        )
+
+    now_BT = padded(problem.now, torch.float32, 0.0)
+    clean = holding(0.0, *LOGPROBS)
+    spoilt = replace(clean, sampler_logprobs_BT=clean.sampler_logprobs_BT.masked_fill(masked_BT, wild))
+    first = evaluate(now_BT, clean, spec)
+    for others in (
+        evaluate(now_BT, spoilt, spec),
+        evaluate(now_BT.masked_fill(masked_BT, wild), holding(wild, *LOGPROBS, "advantages_BT", "weights_BT"), spec),
+    ):
+        assert torch.equal(first.loss, others.loss)
+        assert torch.equal(first.grad_logprobs_BT, others.grad_logprobs_BT)
+        assert not others.grad_logprobs_BT[masked_BT].any()
+        assert math.isfinite(float(first.loss))
+        for name, value in {**others.sums, **others.maxima}.items():
+            assert math.isfinite(float(value)), name
+            assert torch.equal(value, {**first.sums, **first.maxima}[name]), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -150,6 +151,29 @@ def test_masked_positions_have_no_effect_at_all() -> None:
         found.append([*results(output.loss, leaf, head), output.logprobs_BT, output.entropy_BT])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     assert not found[0][1][batch.loss_mask_BT == 0].any()
+
+
+@pytest.mark.parametrize("wild", [math.nan, math.inf, -math.inf, 1e38], ids=str)
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("name", SPECS)
+def test_what_the_sampler_says_of_a_masked_token_has_no_effect(name: str, old: bool, wild: float) -> None:
+    hidden, weight, batch, old_BT, reference_BT = make(torch.float32)
+    spoilt = replace(batch, sampler_logprobs_BT=batch.sampler_logprobs_BT.masked_fill(batch.loss_mask_BT == 0, wild))
+    found = []
+    for given in (batch, spoilt):
+        leaves = with_grad(hidden, weight)
+        output = linear_policy_loss(*leaves, given, SPECS[name], old_BT if old else None, reference_BT)
+        found.append([*results(output.loss, *leaves), *output.sums.values(), *output.maxima.values()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert bool(found[1][0].isfinite())
+
+
+@pytest.mark.parametrize("field", ["advantages_BT", "weights_BT"])
+def test_one_number_for_a_whole_sequence_is_refused(field: str) -> None:
+    hidden, weight, batch, old_BT, _ = make(torch.float32)
+    narrow = replace(batch, **{field: torch.ones((B, 1))})
+    with pytest.raises(ValueError, match=rf"{field} holds one number for each target: its shape is \[4, 1\]"):
+        linear_policy_loss(hidden, weight, narrow, PRESETS["dapo"], old_BT)
 
 
 def test_given_rows_with_padding_are_the_rows_of_the_mask() -> None:

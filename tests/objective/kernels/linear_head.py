@@ -287,6 +287,37 @@ def test_forward_gradient_is_refused_where_a_sequence_decides() -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("wild", [torch.nan, torch.inf, -torch.inf, 1e38], ids=str)
+@pytest.mark.parametrize("name", ["dapo", "grpo", "gspo", "mis geometric", "off-policy mask"])
+def test_what_stands_at_masked_places_has_no_effect(name: str, wild: float) -> None:
+    """The sampler's log-probabilities, old ones, the reference's, advantages and weights; nan among hidden states."""
+    case = Case(torch.float32, seed=8)
+    found = []
+    for value in (0.0, wild):
+        masked_BT = case.batch.loss_mask_BT == 0
+        filled = {
+            name: getattr(case.batch, name).masked_fill(masked_BT, value)
+            for name in ("sampler_logprobs_BT", "advantages_BT", "weights_BT")
+        }
+        case.batch = replace(case.batch, **filled)
+        case.old = case.old.masked_fill(masked_BT, value)
+        case.reference = case.reference.masked_fill(masked_BT, value)
+        found.append(case.kernels(TOKEN_SPECS[name])[1])
+    assert set(differences(found[1], found[0]).values()) == {0.0}
+    assert bool(found[0]["weight"].any())
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("field", ["advantages_BT", "weights_BT"])
+@pytest.mark.parametrize("name", ["dapo", "gspo"])
+def test_a_sequence_s_mean_in_place_of_its_tokens_is_seen(name: str, field: str) -> None:
+    case = Case(torch.float64, seed=9)
+    expected, values_BT = case.dense(PRESETS[name]), getattr(case.batch, field)
+    case.batch = replace(case.batch, **{field: values_BT.mean(dim=1, keepdim=True).expand_as(values_BT)})
+    assert differences(case.kernels(PRESETS[name])[1], expected)["weight"] > 1e-3
+
+
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("name", ["dapo", "gspo"])
 def test_padding_carries_nothing(name: str) -> None:
     case = Case(torch.float64, seed=4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def differences(actual: LossAndGrad, expected: LossAndGrad) -> dict[str, float]:
     assert actual.maxima.keys() == expected.maxima.keys()
     return {
         "loss": difference(actual.loss, expected.loss),
-        "slope": difference(actual.grad_logprobs_BT, expected.grad_logprobs_BT),
+        "gradient": difference(actual.grad_logprobs_BT, expected.grad_logprobs_BT),
         **{name: difference(actual.sums[name], value) for name, value in expected.sums.items()},
         **{name: difference(actual.maxima[name], value) for name, value in expected.maxima.items()},
     }
@@ -109,7 +109,7 @@ def test_the_tolerance_sees_a_small_change(name: str, dtype: torch.dtype) -> Non
     here, there = CANARIES[name]
     now_BT, tokens = make(dtype, shape=(6, 200), seed=3)
     apart = differences(kernels.evaluate(now_BT, tokens, here), torch_path.evaluate(now_BT, tokens, there))
-    assert max(apart["loss"], apart["slope"]) > TOLERANCE[dtype], apart
+    assert max(apart["loss"], apart["gradient"]) > TOLERANCE[dtype], apart
 
 
 @pytest.mark.parametrize("name", ["dapo", "cispo", "gspo", "sapo", "ratio sequence, cispo", "kl k3_unbiased"])
@@ -120,6 +120,34 @@ def test_one_wild_token_stays_finite(name: str) -> None:
     actual, expected = (module.evaluate(now_BT, tokens, TOKEN_SPECS[name]) for module in (kernels, torch_path))
     assert bool(actual.grad_logprobs_BT.isfinite().all())
     assert max(differences(actual, expected).values()) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("wild", [torch.nan, torch.inf, -torch.inf, 1e38], ids=str)
+@pytest.mark.parametrize("name", TOKEN_SPECS)
+def test_what_stands_at_masked_places_has_no_effect(name: str, wild: float) -> None:
+    now_BT, inputs = make(torch.float32, seed=8)
+    dropped_BT = inputs.mask_BT == 0
+    named = {field.name: getattr(inputs, field.name) for field in fields(inputs) if field.name != "mask_BT"}
+
+    def holding(value: float) -> LossAndGrad:
+        filled = {name: values.masked_fill(dropped_BT, value) for name, values in named.items()}
+        return kernels.evaluate(now_BT.masked_fill(dropped_BT, value), replace(inputs, **filled), TOKEN_SPECS[name])
+
+    clean, spoilt = holding(0.0), holding(wild)
+    assert set(differences(spoilt, clean).values()) == {0.0}
+    assert bool(clean.grad_logprobs_BT.any())
+
+
+@pytest.mark.parametrize("field", ["advantages_BT", "weights_BT"])
+@pytest.mark.parametrize("name", TOKEN_SPECS)
+def test_a_sequence_s_mean_in_place_of_its_tokens_is_seen(name: str, field: str) -> None:
+    now_BT, inputs = make(torch.float32, seed=8)
+    averaged = getattr(inputs, field).mean(dim=1, keepdim=True).expand_as(now_BT)
+    apart = differences(
+        kernels.evaluate(now_BT, replace(inputs, **{field: averaged}), TOKEN_SPECS[name]),
+        torch_path.evaluate(now_BT, inputs, TOKEN_SPECS[name]),
+    )
+    assert min(apart["loss"], apart["gradient"]) > 1e3 * TOLERANCE[torch.float32], apart
 
 
 def test_no_loss_token_is_a_differentiable_zero() -> None:

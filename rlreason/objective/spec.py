@@ -2,10 +2,11 @@
 
 The loss over a step is one sum over all loss tokens t of all sequences i of all groups g,
 
-    L = Σ_i Σ_t w_i [ −c_it · S(ρ_it, A_i) + kl_coef · KL_it ]
+    L = Σ_i Σ_t w_it [ −c_it · S(ρ_it, A_it) + kl_coef · KL_it ]
 
-``baseline`` and ``scale`` make A from the rewards, ``ratio`` and ``clip`` make S, ``kl_*`` the KL term, ``correction*``
-c, ``aggregation`` the weight w, ``overlong`` what truncated sequences do. ``docs/objectives.md`` has the table.
+``baseline`` and ``scale`` make A from the rewards, one for all tokens of a sequence; the loss takes one for each token.
+``ratio`` and ``clip`` make S, ``kl_*`` the KL term, ``correction*`` c, ``aggregation`` the weight w, ``overlong`` what
+truncated sequences do. ``docs/objectives.md`` has the table.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class ObjectiveSpec:
     correction_level: Level = "token"
     correction_low: float = 0.0
     correction_high: float = 2.0
-    #: Leave out sequences with A < 0 whose mean log(π_sampler/π) exceeds this (DeepSeek-V3.2). 0: off.
+    #: Leave out tokens with A < 0 of sequences whose mean log(π_sampler/π) exceeds this (DeepSeek-V3.2). 0: off.
     off_policy_delta: float = 0.0
     #: w. token: one mean over all tokens; sequence: mean of each sequence's mean; sequence_sum: sum of each sequence
     #: over max_tokens (Dr. GRPO); group_token: mean of each group's mean over its tokens.

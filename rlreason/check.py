@@ -9,23 +9,32 @@ from rlreason.config import EvalStage, GrpoStage, Recipe, RejectStage, SftStage,
 from rlreason.data.prompts import PromptFormat
 from rlreason.data.source import ProblemSource, SourceSpec, open_source
 from rlreason.errors import UsageError
+from rlreason.inputs import RecipeFiles, absolute_recipe
 from rlreason.rewards.mix import RewardMix
 from rlreason.rewards.registry import resolve_verifier
+from rlreason.run.inputs import InputFile, KnownInputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedRecipe:
     """A recipe whose rewards resolve and whose data could be read."""
 
+    #: With the data that was taken, and every file and folder by its absolute path.
     recipe: Recipe
     mix: RewardMix
     source: ProblemSource
     prompt_format: PromptFormat
+    #: The files that it was read from.
+    inputs: tuple[InputFile, ...]
 
 
-def check(recipe: Recipe, base: Path) -> CheckedRecipe:
-    """Resolve rewards and read the data. ``base`` is the recipe's folder. Raises UsageError on the first fault."""
-    mix = reward_mix(recipe)
+def check(recipe: Recipe, base: Path, known: KnownInputs | None = None) -> CheckedRecipe:
+    """Resolve rewards and read the data. ``base`` is the recipe's folder; ``known`` are the inputs of the run that is
+    gone on with or followed. Raises UsageError on the first fault.
+    """
+    files = RecipeFiles(base=base, known=known)
+    recipe = absolute_recipe(recipe, files)
+    mix = reward_mix(recipe, files)
     source = open_source(
         SourceSpec(
             train=recipe.data.train,
@@ -33,24 +42,36 @@ def check(recipe: Recipe, base: Path) -> CheckedRecipe:
             options=recipe.data.options,
             columns=recipe.data.columns,
             answer_after=recipe.data.answer_after,
-            verifier=recipe.data.verifier,
+            verifier=files.loaded(recipe.data.verifier),
             seed=recipe.seed,
             base=base,
+            copies=files.copies,
         )
     )
     _check_needs(recipe, source)
     style = PromptFormat(system=recipe.data.system, style=recipe.data.answer_style)
-    return CheckedRecipe(recipe=recipe, mix=mix, source=source, prompt_format=style)
+    taken = _taken(recipe, source)
+    data = [files.data_files[name] for name in (taken.data.train, taken.data.heldout) if name in files.data_files]
+    inputs = (*data, *files.rewards.values())
+    return CheckedRecipe(recipe=taken, mix=mix, source=source, prompt_format=style, inputs=inputs)
 
 
-def reward_mix(recipe: Recipe) -> RewardMix:
+def _taken(recipe: Recipe, source: ProblemSource) -> Recipe:
+    """Of several names for its data, the one that was read."""
+    update: dict[str, str | None] = {"train": source.train_origin}
+    if recipe.data.heldout is not None:
+        update["heldout"] = source.heldout_origin
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=update)})
+
+
+def reward_mix(recipe: Recipe, files: RecipeFiles) -> RewardMix:
     """The recipe's rewards by name. Raises UsageError for an unknown reward, option or verifier."""
     try:
-        mix = RewardMix.from_table(recipe.reward)
+        mix = RewardMix.from_table(recipe.reward, {name: files.loaded(name) for name in recipe.reward})
     except ValueError as error:
         raise UsageError(f"[reward] {error}") from error
     try:
-        resolve_verifier(recipe.data.verifier)
+        resolve_verifier(files.loaded(recipe.data.verifier))
     except ValueError as error:
         raise UsageError(f"data.verifier: {error}") from error
     return mix

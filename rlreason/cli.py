@@ -1,6 +1,7 @@
 """The command line: wires rooms together, decides nothing.
 
-Exit codes: 0 success, 1 the job failed (one-line reason), 2 usage or recipe error.
+Exit codes: 0 success, 1 the job failed (one-line reason), 2 usage or recipe error, 130 and 143 ended by Ctrl-C and
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -35,28 +35,45 @@ OverridesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as stage.grpo.steps=10.")
 ]
 
+AcceptOption = Annotated[bool, typer.Option(help="Go on although data files or reward code changed.")]
+
 
 @app.command()
 def run(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default runs/<recipe>-<time>.")] = None,
-    resume: Annotated[bool, typer.Option(help="Continue the run in --out; finished stages are not redone.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue the run in --out, as `rlreason resume` does.")] = False,
+    accept_changes: AcceptOption = False,
     replay: Annotated[Path | None, typer.Option(help="Follow the recorded schedule of this asynchronous run.")] = None,
 ) -> None:
     """Run every stage of a recipe and write a report."""
     from rlreason.config import load, locate
+    from rlreason.job import JobOptions, run_job
 
     if resume and out is None:
         raise UsageError("--resume needs --out: which run directory to continue")
     path = locate(recipe)
-    loaded = load(path, tuple(overrides or ()))
-    folder = out or Path("runs") / f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    from rlreason.job import JobOptions, run_job
+    options = JobOptions(folder=out, command=_command(), resume=resume, accept_changes=accept_changes, replay=replay)
+    report = run_job(load(path, tuple(overrides or ())), path, options, console)
+    console.print(f"report: {report}", soft_wrap=True)
 
-    command = shlex.join(["rlreason", *sys.argv[1:]])
-    options = JobOptions(folder=folder, command=command, resume=resume, replay=replay)
-    report = run_job(loaded, path, options, console)
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run directory to go on with.")],
+    overrides: OverridesArgument = None,
+    accept_changes: AcceptOption = False,
+) -> None:
+    """Go on with a run where it was interrupted, mid-stage; a stage may be given more steps."""
+    from rlreason.config import load
+    from rlreason.job import JobOptions, run_job
+    from rlreason.run.manifest import read
+
+    read(run_dir / "manifest.json")
+    path = run_dir / "recipe.toml"
+    options = JobOptions(folder=run_dir, command=_command(), resume=True, accept_changes=accept_changes)
+    report = run_job(load(path, tuple(overrides or ())), path, options, console)
     console.print(f"report: {report}", soft_wrap=True)
 
 
@@ -162,26 +179,38 @@ def copy(
 
 def main() -> None:
     """Entry point: turns exceptions into exit codes and one-line messages."""
+    from rlreason.run.interrupt import Interrupted, catching_signals
+
     try:
-        app()
+        with catching_signals():
+            app()
     except UsageError as error:
-        errors.print(f"[bold red]error:[/bold red] {_plain(error)}", soft_wrap=True)
+        errors.print(f"[bold red]error:[/bold red] {_plain(str(error))}", soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("interrupted; finished stages are kept: continue with --resume")
-        sys.exit(1)
+    except Interrupted as error:
+        errors.print(_plain("; ".join(_notes(error)) or str(error)), soft_wrap=True)
+        sys.exit(error.exit_code)
     except Exception as error:
         if os.environ.get("RLREASON_DEBUG"):
             raise
-        name = type(error).__name__
+        notes = "; ".join(_notes(error)) or "RLREASON_DEBUG=1 shows the traceback"
         errors.print(
-            f"[bold red]failed:[/bold red] {name}: {_plain(error)} (RLREASON_DEBUG=1 shows the traceback)",
-            soft_wrap=True,
+            f"[bold red]failed:[/bold red] {type(error).__name__}: {_plain(f'{error} ({notes})')}", soft_wrap=True
         )
         sys.exit(1)
 
 
-def _plain(error: BaseException) -> str:
+def _command() -> str:
+    return shlex.join(["rlreason", *sys.argv[1:]])
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What was added to an error on its way: where its traceback is, how to go on."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    return notes
+
+
+def _plain(text: str) -> str:
     from rich.markup import escape
 
-    return escape(" ".join(str(error).split()))
+    return escape(" ".join(text.split()))

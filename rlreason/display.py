@@ -22,6 +22,11 @@ SHOWN = (
 LOG_EVERY = 10.0
 
 
+def _unit(kind: str) -> str:
+    """What a stage of this kind counts."""
+    return "problems" if kind == "reject" else "models" if kind == "eval" else "steps"
+
+
 class RichDisplay:
     """A bar per stage with its newest numbers; ``held-out`` stays until it is measured again."""
 
@@ -50,7 +55,7 @@ class RichDisplay:
             self._progress.start()
             self._progress.add_task(stage, total=total, numbers="")
         else:
-            self._console.print(f"{stage} ({kind}, {total} steps)")
+            self._console.print(f"{stage} ({kind}, {total} {_unit(kind)})")
 
     def advance(self, steps: int, scalars: Mapping[str, float]) -> None:
         """``steps`` more are done; ``scalars`` are the newest numbers."""

@@ -1,79 +1,245 @@
-"""One `rlreason run`: checks, run directory, pipeline, report."""
+"""One `rlreason run` or `rlreason resume`: checks, run directory, pipeline, report."""
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tomli_w
 from rich.console import Console
 
+import rlreason
 from rlreason.check import CheckedRecipe, check
-from rlreason.config import Recipe
+from rlreason.config import Recipe, load, recipe_toml
+from rlreason.config.changes import allowed_changes, differences
+from rlreason.data.source import SourcePart
 from rlreason.display import RichDisplay
 from rlreason.errors import UsageError
 from rlreason.report import build
-from rlreason.run.directory import RunDirectory, now
-from rlreason.run.manifest import DataEntry, Manifest, StageEntry, fresh
+from rlreason.run import lock, manifest
+from rlreason.run.directory import RunDirectory, now, refuse_used
+from rlreason.run.inputs import KnownInputs, keep_inputs
+from rlreason.run.interrupt import Interrupted, catching_signals
+from rlreason.run.lock import locked
+from rlreason.run.manifest import DataEntry, StageEntry, fresh
 from rlreason.scorer import PoolScorer
 
 if TYPE_CHECKING:
+    from rlreason.sampler.placement import Samplers
     from rlreason.stages.context import Context
-    from rlreason.stages.samplers import Samplers
 
+Tell = Callable[[str], None]
 
-def recipe_toml(recipe: Recipe) -> str:
-    """The effective recipe as TOML; what is None is left out, as TOML has no null."""
-    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+ERROR_LOG = "error.log"
+#: A run with more metrics and rollouts than this gets no report when it is interrupted: there may be 30 seconds left.
+QUICK_REPORT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobOptions:
-    """How a recipe is run: its run directory, whether that run is continued, the command for the manifest, and the run
-    whose recorded schedules are followed."""
+    """How a recipe is run."""
 
-    folder: Path
+    #: Run directory. None: a new one in runs/.
+    folder: Path | None
+    #: For the manifest.
     command: str
+    #: Continue the run in ``folder``.
     resume: bool = False
+    #: Go on although data files or reward code changed.
+    accept_changes: bool = False
+    #: The run whose recorded schedules are followed.
     replay: Path | None = None
 
 
 def run_job(recipe: Recipe, path: Path, options: JobOptions, console: Console) -> Path:
-    """Run a recipe and return the path of its report.
+    """Run a recipe, read from ``path``, and return the path of its report.
 
-    Raises UsageError before any model is built where recipe, rewards or data are wrong.
+    Raises UsageError before any model is built where recipe, rewards or data are wrong, and Interrupted after SIGTERM
+    or Ctrl-C, the stage's state saved. The traceback of a failure is in ``error.log`` of the run directory.
     """
-    folder = options.folder
-    checked = check(recipe, path.parent)
-    _check_replay(recipe, options)
-    _require_training_packages()
+
+    tell = _teller(console)
+    _check_endpoints(recipe)
+    with ExitStack() as stack:
+        known = _known_inputs(path, options)
+        if options.resume:
+            assert options.folder is not None
+            stack.enter_context(locked(options.folder, tell))
+        elif options.folder is not None:
+            _refuse_folder(options.folder, tell)
+        checked = check(recipe, path.parent, known)
+        _check_replay(checked.recipe, options)
+        _require_training_packages()
+        if options.resume:
+            assert known is not None
+            run = _take_up(checked, known, tell)
+        else:
+            folder = options.folder or _new_folder(recipe.name)
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder, tell))
+            run = _begin(folder, checked, options.command)
+        run.tell = tell
+        tell(f"{recipe.name}: {len(recipe.stage)} stages, seed {recipe.seed} -> {run.root}")
+        _run(checked, run, console, options.replay)
+        return build(run.root)
+
+
+def _teller(console: Console) -> Tell:
+    return lambda text: console.print(text, markup=False, soft_wrap=True)
+
+
+def _run(checked: CheckedRecipe, run: RunDirectory, console: Console, replay: Path | None) -> None:
+    """Run the stages that are not done; say in the run directory how it ended where it didn't end well."""
     from rlreason.policy.model import quiet_loading
     from rlreason.policy.process import prepare_process
-    from rlreason.stages.pipeline import Pipeline, device_names
+    from rlreason.stages.pipeline import Pipeline
 
     quiet_loading()
     prepare_process()
-    if options.resume:
-        run = RunDirectory.resume(folder)
-    else:
-        run = RunDirectory.create(folder, recipe_toml(recipe), _manifest(checked, options.command, device_names()))
     display = RichDisplay(console)
-    console.print(f"{recipe.name}: {len(recipe.stage)} stages, seed {recipe.seed} -> {folder}", soft_wrap=True)
     try:
-        with _scorer(checked) as scorer, _samplers(checked) as samplers:
-            Pipeline(_context(checked, run, scorer, samplers, display, options.replay)).run()
-    except BaseException:
+        with catching_signals(), _scorer(checked) as scorer, _samplers(checked) as samplers:
+            Pipeline(_context(checked, run, scorer, samplers, display, replay)).run()
+    except Interrupted as error:
         display.stop()
-        # The report of a failed run shows what was written until then; its own trouble must not hide the failure.
-        with suppress(Exception):
-            build(folder)
+        error.add_note(_interrupted(run, error))
+        if sum(path.stat().st_size for path in run.root.rglob("*.jsonl")) <= QUICK_REPORT_BYTES:
+            _report_anyway(run.root)
         raise
-    return build(folder)
+    except BaseException as error:
+        display.stop()
+        if isinstance(error, Exception) and not isinstance(error, UsageError):
+            _log_error(run.root, error)
+        _report_anyway(run.root)
+        raise
+
+
+def _known_inputs(path: Path, options: JobOptions) -> KnownInputs | None:
+    """Files of the run that is gone on with or followed; of a recipe out of any other run directory, its copies."""
+    root = options.folder if options.resume else options.replay
+    if root is not None:
+        entries = tuple(manifest.read(root / "manifest.json").inputs)
+        return KnownInputs(root=root, entries=entries, accept=options.accept_changes)
+    if (path.parent / "manifest.json").is_file():
+        entries = tuple(manifest.read(path.parent / "manifest.json").inputs)
+        return KnownInputs(root=path.parent, entries=entries, must_match=False)
+    return None
+
+
+def _refuse_folder(folder: Path, tell: Tell) -> None:
+    """Raise UsageError where no run can be begun in ``folder``; one in use is named as such."""
+    if (folder / lock.NAME).exists():
+        with locked(folder, tell):
+            pass
+    refuse_used(folder)
+
+
+def _new_folder(name: str) -> Path:
+    """runs/<name>-<time>, made; -2, -3… where runs began in the same second."""
+    first = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    for number in itertools.count(1):
+        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError
+
+
+def _begin(folder: Path, checked: CheckedRecipe, command: str) -> RunDirectory:
+    """A new run directory: recipe, manifest, and copies of the files that the recipe names."""
+    from rlreason.stages.pipeline import device_names
+
+    recipe = checked.recipe
+    record = fresh(command, recipe.seed, now(), device_names())
+    record.data = {name: _entry(part) for name, part in _parts(checked).items()}
+    record.stages = [StageEntry(name=stage.name, kind=stage.kind) for stage in recipe.stage]
+    return RunDirectory.create(folder, recipe_toml(recipe), record, checked.inputs)
+
+
+def _take_up(checked: CheckedRecipe, known: KnownInputs, tell: Tell) -> RunDirectory:
+    """The run of ``known``, where it can go on with this recipe, these files and these problems."""
+    run = RunDirectory.resume(known.root)
+    changes = allowed_changes(load(run.root / "recipe.toml"), checked.recipe, str(run.root))
+    known.changes += _changed_problems(checked, run, accept=known.accept)
+    if run.manifest.rlreason_version != rlreason.__version__:
+        tell(f"{run.root} was begun by rlreason {run.manifest.rlreason_version}; this is {rlreason.__version__}")
+    what = [*map(str, changes.differences), *known.changes]
+    for line in what:
+        tell(f"changed: {line}")
+    for name in changes.extended:
+        again = run.extend(name)
+        if again:
+            tell(f"done anew, as they descend from {name}: {', '.join(again)}")
+    if known.changes:
+        run.manifest.inputs = keep_inputs(run.root, checked.inputs)
+        run.manifest.data = {name: _entry(part) for name, part in _parts(checked).items()}
+    if what:
+        run.change(recipe_toml(checked.recipe), what)
+    return run
+
+
+def _changed_problems(checked: CheckedRecipe, run: RunDirectory, *, accept: bool) -> list[str]:
+    """Problems of tasks and hubs that are not those that the run was begun with; files are compared by their hash.
+
+    Raises UsageError where there are some and ``accept`` is False.
+    """
+    what = []
+    for name, part in _parts(checked).items():
+        if part.is_file or name not in run.manifest.data:
+            continue
+        before = run.manifest.data[name].fingerprint
+        if before == part.fingerprint:
+            continue
+        if not accept:
+            raise UsageError(
+                f"data.{name}: the problems of {part.origin!r} are no longer those that {run.root} was begun with "
+                f"(their sha256 was {before} and is {part.fingerprint}): go on with them as they are now by "
+                "--accept-changes, or start anew"
+            )
+        what.append(f"problems of data.{name}: sha256 was {before[:16]}… and is {part.fingerprint[:16]}…")
+    return what
+
+
+def _parts(checked: CheckedRecipe) -> dict[str, SourcePart]:
+    """ "train" and, where there is one, "heldout"."""
+    heldout = checked.source.heldout_part
+    return {"train": checked.source.train_part} | ({} if heldout is None else {"heldout": heldout})
+
+
+def _entry(part: SourcePart) -> DataEntry:
+    return DataEntry(source=part.origin, fingerprint=part.fingerprint, size=part.size)
+
+
+def _interrupted(run: RunDirectory, error: Interrupted) -> str:
+    """Note the interruption in the manifest; in one line what happened and how to go on."""
+    stage, name = None, error.signal.name
+    with suppress(OSError):
+        stage = run.interrupted(str(error))
+    if stage is None:
+        return f"interrupted by {name} between two stages: go on with `rlreason resume {run.root}`"
+    step = run.newest_state(stage)
+    saved = "nothing of it was saved yet, it will begin anew" if step is None else "its state is saved"
+    return f"interrupted by {name} in stage {stage}; {saved}: go on with `rlreason resume {run.root}`"
+
+
+def _log_error(root: Path, error: Exception) -> None:
+    """Write the traceback into error.log and note that on the error."""
+    with suppress(OSError), (root / ERROR_LOG).open("a", encoding="utf-8") as file:
+        file.write(f"{now()}\n{''.join(traceback.format_exception(error))}\n")
+        error.add_note(f"traceback in {root / ERROR_LOG}; go on with `rlreason resume {root}`")
+
+
+def _report_anyway(root: Path) -> None:
+    """The report of a run that failed shows what was written until then; its own trouble must not hide the failure."""
+    with suppress(Exception):
+        build(root)
 
 
 def _require_training_packages() -> None:
@@ -82,15 +248,11 @@ def _require_training_packages() -> None:
         raise UsageError(f"training needs {', '.join(missing)}: pip install 'rlreason[train]'")
 
 
-def _manifest(checked: CheckedRecipe, command: str, gpus: list[str]) -> Manifest:
-    recipe, source = checked.recipe, checked.source
-    manifest = fresh(command, recipe.seed, now(), gpus)
-    entry = DataEntry(source=source.origins[0], fingerprint=source.fingerprint(), size=source.train_size)
-    manifest.data["train"] = entry
-    if source.has_heldout:
-        manifest.data["heldout"] = entry.model_copy(update={"source": source.origins[-1], "size": None})
-    manifest.stages = [StageEntry(name=stage.name, kind=stage.kind) for stage in recipe.stage]
-    return manifest
+def _check_endpoints(recipe: Recipe) -> None:
+    """Keys are in the environment now, and not found missing when their stage begins."""
+    for name, endpoint in recipe.endpoint.items():
+        if endpoint.api_key_env is not None and endpoint.api_key_env not in os.environ:
+            raise UsageError(f"endpoint.{name}.api_key_env: the environment has no variable {endpoint.api_key_env}")
 
 
 def _scorer(checked: CheckedRecipe) -> PoolScorer:
@@ -100,7 +262,7 @@ def _scorer(checked: CheckedRecipe) -> PoolScorer:
 
 @contextmanager
 def _samplers(checked: CheckedRecipe) -> Iterator[Samplers]:
-    from rlreason.stages.samplers import Samplers
+    from rlreason.sampler.placement import Samplers
 
     threads = checked.recipe.cluster.threads or os.cpu_count() or 1
     samplers = Samplers(checked.recipe, checked.prompt_format, threads)
@@ -142,9 +304,8 @@ def _check_replay(recipe: Recipe, options: JobOptions) -> None:
     if options.replay is None:
         return
     path = options.replay / "recipe.toml"
-    if not path.is_file():
-        raise UsageError(f"--replay {options.replay}: no run directory, it has no recipe.toml")
-    if path.read_text(encoding="utf-8") != recipe_toml(recipe):
-        raise UsageError(f"--replay {options.replay}: that run had another recipe; run {path}")
+    different = differences(load(path), recipe)
+    if different:
+        raise UsageError(f"--replay {options.replay}: that run had another recipe ({different[0]}); run {path}")
     if recipe.sampler.delivery == "delta":
         raise UsageError('--replay needs sampler.delivery = "full": a worker may take versions in another order')

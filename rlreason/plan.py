@@ -21,6 +21,8 @@ def describe(recipe: Recipe, path: Path) -> str:
     if recipe.student is not None:
         lines.append(f"  student  {_model(recipe, student=True)}")
     lines.append(f"  sampler  {_sampler(recipe)}")
+    lines += [f"  endpoint {name}: {one.model} at {one.url}" for name, one in recipe.endpoint.items()]
+    lines.append(f"  states   {_states(recipe)}")
     if source.overlap:
         lines.append(f"  WARNING  {source.overlap} held-out prompts are also training prompts")
     for number, stage in enumerate(recipe.stage, start=1):
@@ -56,6 +58,14 @@ def _sampler(recipe: Recipe) -> str:
     proof = "every delivery proved" if sampler.canary else "deliveries NOT proved (sampler.canary = false)"
     rows = f"at most {sampler.max_rows} rows at once"
     return f"{engine.get(sampler.engine, sampler.engine)}; {where[cluster.kind]}{workers}; {rows}; {proof}"
+
+
+def _states(recipe: Recipe) -> str:
+    trainer = recipe.trainer
+    when = f"every {trainer.save_every} steps, " if trainer.save_every else ""
+    kept = f"; newest {trainer.keep_checkpoints} step checkpoints kept" if trainer.keep_checkpoints else ""
+    best = f"; the best by {trainer.best_metric} kept" if trainer.best_metric else ""
+    return f"{when}when interrupted and at the end of a stage{kept}{best}"
 
 
 def _staleness(stage: GrpoStage) -> str:

@@ -181,6 +181,16 @@ class ProblemSource:
         return tuple(supply.origin for supply in self._supplies)
 
     @property
+    def train_origin(self) -> str:
+        """Where training problems come from."""
+        return self._train.origin
+
+    @property
+    def heldout_origin(self) -> str | None:
+        """Where held-out problems come from; None: there are none."""
+        return None if self._heldout is None else self._heldout.origin
+
+    @property
     def train_size(self) -> int | None:
         """Problems in an epoch; None for a task, which has no epochs."""
         return self._train.size

@@ -13,7 +13,7 @@ from pathlib import Path
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
-class DiskFull(RuntimeError):
+class DiskFull(OSError):
     """A file system has no room left. What was being written was taken back; what was there before is still there."""
 
 

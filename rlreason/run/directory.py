@@ -13,6 +13,7 @@ from pydantic import JsonValue
 
 from rlreason.errors import UsageError
 from rlreason.run import atomic, lock, manifest
+from rlreason.run.inputs import InputFile, keep_inputs
 from rlreason.run.interrupt import deferred
 from rlreason.run.manifest import Change, Manifest, StageEntry
 from rlreason.run.states import SavedState, StageStates, StateRecord, cut_files, file_lengths
@@ -41,10 +42,15 @@ class RunDirectory:
         self._marks: dict[str, dict[str, int]] = {}
 
     @classmethod
-    def create(cls, root: Path, recipe_toml: str, record: Manifest) -> RunDirectory:
-        """Start a run in an empty or new folder. Raises UsageError where one is already there."""
+    def create(cls, root: Path, recipe_toml: str, record: Manifest, inputs: Sequence[InputFile] = ()) -> RunDirectory:
+        """Start a run in an empty or new folder, with copies of the files that the recipe names.
+
+        Raises UsageError where one is already there.
+        """
         refuse_used(root)
-        (root / "stages").mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
+        record.inputs = keep_inputs(root, inputs)
+        (root / "stages").mkdir(exist_ok=True)
         (root / "eval").mkdir(exist_ok=True)
         atomic.write_text(root / "recipe.toml", recipe_toml)
         directory = cls(root, record)
@@ -125,6 +131,10 @@ class RunDirectory:
         entry.trained_tokens = record.trained_tokens
         self.current = name
         self.save()
+        if found:
+            self.tell(f"{name}: going on from its state of step {record.step}")
+        elif entry.resumed:
+            self.tell(f"{name}: beginning anew, as it has no state")
         return entry, SavedState(step=record.step, progress=record.progress, folder=found[1]) if found else None
 
     def mark(self, name: str) -> None:

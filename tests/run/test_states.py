@@ -139,7 +139,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(tmp_path: Path, damage: obj
     assert found is not None
     assert found.step == 50
     assert len(lines(again)) == 50
-    assert told == again.notes
+    assert told == [*again.notes, "rl: going on from its state of step 50"]
     assert "going on from step-00000050" in told[0]
     assert "step-00000100" in told[0]
     # The damaged one no longer counts as a state, so the next save keeps two good ones.

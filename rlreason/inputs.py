@@ -1,0 +1,141 @@
+"""The files that a recipe names, by absolute path: the recipe's folder is looked into first, then the current one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rlreason.config import PolicyConfig, Recipe
+from rlreason.data.files import MissingSource, locate
+from rlreason.data.source import FILE_ENDINGS
+from rlreason.errors import UsageError
+from rlreason.rewards import plugins
+from rlreason.rewards.registry import entry_point_module
+from rlreason.run.inputs import InputFile, Kind, KnownInputs
+
+
+@dataclass(slots=True, kw_only=True)
+class RecipeFiles:
+    """Makes the names of a recipe absolute paths; ``known``: inputs of the run that is gone on with or followed."""
+
+    base: Path
+    known: KnownInputs | None = None
+    #: Data file, by absolute path -> what it is.
+    data_files: dict[str, InputFile] = field(default_factory=dict)
+    #: Reward code likewise, modules by name.
+    rewards: dict[str, InputFile] = field(default_factory=dict)
+
+    @property
+    def copies(self) -> dict[str, Path]:
+        """Data files that are read from somewhere else than their path says."""
+        return {path: one.file for path, one in self.data_files.items() if str(one.file) != path}
+
+    def data(self, names: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        """``data.train`` or ``data.heldout`` with every file that is there as an absolute path."""
+        if isinstance(names, str):
+            return self._data_file(names)
+        return tuple(map(self._data_file, names))
+
+    def _data_file(self, name: str) -> str:
+        if not name.endswith(FILE_ENDINGS):
+            return name
+        try:
+            found: Path | None = _absolute(locate(name, self.base))
+        except MissingSource:
+            found = None
+        one = self._resolve("data", name, found)
+        if one is None:
+            return name
+        self.data_files[one.path] = one
+        return one.path
+
+    def reward(self, spec: str) -> str:
+        """A reward's or verifier's name with a plug-in file as an absolute path; other names stay as they are.
+
+        Raises ValueError where the name is no plug-in's or its file is not there.
+        """
+        if ":" not in spec:
+            module = entry_point_module(spec)
+            if module is not None:
+                self._module(module)
+            return spec
+        target = plugins.parse(spec)
+        if not target.is_file:
+            self._module(target.place)
+            return spec
+        place = Path(target.place).expanduser()
+        candidates = [place] if place.is_absolute() else [self.base / place, Path(place)]
+        found = next((_absolute(path) for path in candidates if path.is_file()), None)
+        one = self._resolve("reward", target.place, found)
+        if one is None:
+            looked = ", ".join(map(str, candidates))
+            raise ValueError(f"plug-in file {target.place!r} does not exist (looked for {looked})")
+        self.rewards[one.path] = one
+        return replace(target, place=one.path).spec
+
+    def loaded(self, spec: str) -> str:
+        """What is loaded for ``spec``, one that ``reward`` gave: the same name with the file that is read."""
+        if ":" not in spec:
+            return spec
+        target = plugins.parse(spec)
+        return replace(target, place=str(self.rewards[target.place].file)).spec if target.is_file else spec
+
+    def model(self, config: PolicyConfig) -> PolicyConfig:
+        """A model's table with a local folder as an absolute path; a hub id stays."""
+        if config.path is None:
+            return config
+        place = Path(config.path).expanduser()
+        for folder in [place] if place.is_absolute() else [self.base / place, place]:
+            if folder.is_dir():
+                return config.model_copy(update={"path": str(_absolute(folder))})
+        return config
+
+    def _module(self, name: str) -> None:
+        file = plugins.module_file(name)
+        if file is not None and file.is_file():
+            known = self.known or KnownInputs(root=self.base, entries=())
+            self.rewards[name] = known.module(name, file)
+
+    def _resolve(self, kind: Kind, name: str, found: Path | None) -> InputFile | None:
+        if self.known is not None:
+            return self.known.resolve(kind, name, found)
+        return None if found is None else InputFile(kind=kind, path=str(found), file=found)
+
+
+def _absolute(path: Path) -> Path:
+    """Without following links, whose target may change."""
+    return Path(os.path.abspath(path))
+
+
+def absolute_recipe(recipe: Recipe, files: RecipeFiles) -> Recipe:
+    """The recipe with every file and folder that it names as an absolute path.
+
+    Raises UsageError for a plug-in that is not there.
+    """
+    heldout = recipe.data.heldout
+    data = recipe.data.model_copy(
+        update={
+            "train": files.data(recipe.data.train),
+            "heldout": None if heldout is None else files.data(heldout),
+            "verifier": _reward(files, recipe.data.verifier, "data.verifier:"),
+        }
+    )
+    student = recipe.student
+    return recipe.model_copy(
+        update={
+            "policy": files.model(recipe.policy),
+            "student": None if student is None else files.model(student),
+            "data": data,
+            "reward": {_reward(files, name, "[reward]"): term for name, term in recipe.reward.items()},
+        }
+    )
+
+
+def _reward(files: RecipeFiles, spec: str, place: str) -> str:
+    try:
+        return files.reward(spec)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"{place} {error}") from error

@@ -37,6 +37,7 @@ def evaluate_model(request: EvalRequest) -> list[str]:
     from rlreason.policy.model import count_parameters, default_device, quiet_loading, resolve_dtype
     from rlreason.policy.policies import load_policy
     from rlreason.policy.process import prepare_process
+    from rlreason.sampler.groups import draw_groups
     from rlreason.sampler.open import inline_sampler
 
     quiet_loading()
@@ -52,13 +53,8 @@ def evaluate_model(request: EvalRequest) -> list[str]:
     lines = []
     with PoolScorer(RewardMix.from_table({"accuracy": 1.0}), workers=1) as scorer:
         for suite, source in opened:
-            engine = inline_sampler(
-                policy.model,
-                policy.tokenizer,
-                PromptFormat(style=suite.answer_style),
-                threads=os.cpu_count() or 1,
-            )
-            groups = scorer.score(engine.sample(source.heldout(request.problems), params))
+            engine = inline_sampler(policy, PromptFormat(style=suite.answer_style), threads=os.cpu_count() or 1)
+            groups = scorer.score(list(draw_groups(engine, source.heldout(request.problems), params)))
             report = summarize(groups, request.model, suite.name)
             report = replace(report, parameters=count_parameters(policy.model)[0])
             lines.append(_line(report))

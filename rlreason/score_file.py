@@ -30,7 +30,7 @@ class _ScoreRow:
 
 def _score_row(mix: RewardMix, verifier: str, row: _ScoreRow) -> RewardResult:
     problem = Problem(id=str(row.key), prompt="", verifier=verifier, reference=row.reference)
-    completion = Completion(prompt_ids=(), token_ids=(), sampler_logprobs=None, text=row.response, finish_reason="stop")
+    completion = Completion.from_text(row.response)
     return mix(problem, completion)
 
 

@@ -56,7 +56,7 @@ def _set_arrays(noun: Any, **arrays: tuple[Any, Any, int | None]) -> None:
         object.__setattr__(noun, name, array)
 
 
-def _equal_fields(self: Any, other: object) -> bool:
+def _equal_fields(self: Any, other: Any) -> Any:
     """Field by field; arrays are equal where all of their entries are."""
     if type(self) is not type(other):
         return NotImplemented
@@ -64,10 +64,11 @@ def _equal_fields(self: Any, other: object) -> bool:
 
     for one in fields(self):
         mine, theirs = getattr(self, one.name), getattr(other, one.name)
-        if isinstance(mine, np.ndarray) or isinstance(theirs, np.ndarray):
-            if mine is None or theirs is None or not np.array_equal(mine, theirs):
-                return False
-        elif mine != theirs:
+        if mine is None or theirs is None:
+            same = mine is theirs
+        else:
+            same = bool(np.array_equal(mine, theirs)) if isinstance(mine, np.ndarray) else bool(mine == theirs)
+        if not same:
             return False
     return True
 
@@ -163,9 +164,9 @@ class Completion:
     #: Assistant text that the chat template already wrote into the prompt, such as ``<think>``.
     prefill: str = ""
     #: Tokens that carry loss, bool [T]. None: all.
-    loss_mask: BoolArray | None = None
-    #: Version of the weights that each token was drawn with, int32 [T]; one number for all of them; None: 0.
-    policy_versions: IntArray | int | None = None
+    loss_mask: BoolArray = None  # type: ignore[assignment]  # __post_init__ makes an array of it
+    #: Version of the weights that each token was drawn with, int32 [T]; a number stands for all of them.
+    policy_versions: IntArray = 0  # type: ignore[assignment]
     #: Log-probability of each token under a teacher, float32 [T].
     teacher_logprobs: FloatArray | None = None
     #: Experts that each layer with experts sent the position to that predicted each token, uint8 [T, L, K].
@@ -176,10 +177,10 @@ class Completion:
         import numpy as np
 
         count = len(self.token_ids)
-        versions = 0 if self.policy_versions is None else self.policy_versions
-        if isinstance(versions, int):
-            versions = np.full(count, versions, dtype=np.int32)
-        mask = np.ones(count, dtype=np.bool_) if self.loss_mask is None else self.loss_mask
+        mask: Any = self.loss_mask
+        mask = np.ones(count, dtype=np.bool_) if mask is None else mask
+        versions: Any = self.policy_versions
+        versions = np.full(count, versions, dtype=np.int32) if isinstance(versions, int) else versions
         _set_arrays(
             self,
             prompt_ids=(self.prompt_ids, np.int32, None),
@@ -194,15 +195,23 @@ class Completion:
     __eq__ = _equal_fields
     __hash__ = None  # type: ignore[assignment]
 
+    @classmethod
+    def from_text(cls, text: str) -> Completion:
+        """A text that no engine of ours drew, to be scored: it has no tokens."""
+        import numpy as np
+
+        none = np.zeros(0, dtype=np.int32)
+        return cls(prompt_ids=none, token_ids=none, sampler_logprobs=None, text=text, finish_reason="stop")
+
     @property
     def policy_version_min(self) -> int:
         """Oldest version that drew one of its tokens; 0 of an empty completion."""
-        return int(min(self.policy_versions, default=0))  # type: ignore[arg-type]
+        return int(min(self.policy_versions, default=0))
 
     @property
     def policy_version_max(self) -> int:
         """Newest version that drew one of its tokens; 0 of an empty completion."""
-        return int(max(self.policy_versions, default=0))  # type: ignore[arg-type]
+        return int(max(self.policy_versions, default=0))
 
     @property
     def response(self) -> str:
@@ -260,11 +269,11 @@ class TrainingSample:
     #: bool [T]; False on the prompt, and on tokens that the policy did not write.
     loss_mask: BoolArray
     #: float32 [T]: log-probability under the sampling distribution; 0 where masked.
-    sampler_logprobs: FloatArray | float = 0.0
+    sampler_logprobs: FloatArray = 0.0  # type: ignore[assignment]  # __post_init__ makes an array of it
     #: float32 [T]: advantage of each token.
-    advantages: FloatArray | float = 0.0
+    advantages: FloatArray = 0.0  # type: ignore[assignment]
     #: float32 [T]: weight of each token in the whole step's loss, which is a plain sum over tokens.
-    weights: FloatArray | float = 0.0
+    weights: FloatArray = 0.0  # type: ignore[assignment]
     #: float32 [T]: the trainer's own log-probability before the first update of the step. None: on-policy.
     old_logprobs: FloatArray | None = None
     #: float32 [T]: log-probability under the reference policy, where the objective has a KL term.
@@ -281,7 +290,7 @@ class TrainingSample:
 
         count = len(self.token_ids)
 
-        def spread(value: FloatArray | float) -> FloatArray:
+        def spread(value: Any) -> Any:
             return np.full(count, value, dtype=np.float32) if isinstance(value, (int, float)) else value
 
         _set_arrays(

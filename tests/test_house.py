@@ -20,12 +20,13 @@ ALLOWED = {
     "run": set(),
     "report": set(),
     "data": set(),
-    "policy": {"data", "config"},
+    "policy": {"objective", "data", "config"},
+    "trainer": {"objective", "policy", "config"},
     "sampler": {"data", "config"},
-    "stages": {"objective", "policy", "sampler", "data", "run", "config"},
+    "stages": {"objective", "policy", "trainer", "sampler", "data", "run", "config"},
 }
 #: Files outside the rooms that may import what they need: they wire.
-TORCH_ROOMS = {"objective", "policy", "sampler", "stages", "job", "doctor", "evaluation"}
+TORCH_ROOMS = {"objective", "policy", "trainer", "sampler", "stages", "job", "doctor", "evaluation"}
 MAX_FUNCTION, MAX_FILE, MAX_PARAMETERS = 60, 400, 7
 
 

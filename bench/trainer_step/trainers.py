@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from types import SimpleNamespace
 from typing import Any, cast
 
-import torch
 from datasets import Dataset
 from rollouts import GROUP, Rollouts
 from torch import Tensor
@@ -16,10 +14,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rlreason.config import GrpoStage, OptimizerConfig
 from rlreason.objective.presets import expand
-from rlreason.policy.optimizer import PolicyOptimizer
 from rlreason.policy.policies import Policy
-from rlreason.stages.context import Context
-from rlreason.stages.grpo import GrpoRun, learn
+from rlreason.stages.grpo import learn
+from rlreason.trainer.local import LocalTrainer, TrainerOptions
+from rlreason.trainer.protocol import StepStats
 from rlreason.types import Completion, Group, Problem, RewardResult, Verdict
 
 RATE, MOST_TOKENS = 1e-5, 64
@@ -36,7 +34,7 @@ class Ours:
         self.model = model.train()
         self.groups = _groups(rollouts)
         computed = sum(map(len, rollouts.prompts)) + sum(len(row) - 1 for row in rollouts.completions)
-        stage = GrpoStage(
+        self.stage = GrpoStage(
             kind="grpo",
             name="step",
             steps=10**6,
@@ -50,38 +48,33 @@ class Ours:
             optimizer=OptimizerConfig(lr=RATE, betas=(0.9, 0.999), warmup_steps=0, schedule="constant",
                                       weight_decay=0.0),
         )  # fmt: skip
-        self.optimizer = PolicyOptimizer(model, stage.optimizer, stage.steps)
-        context = cast(Context, SimpleNamespace(threads=threads, device=torch.device("cpu")))
-        self.run = GrpoRun(
-            stage=stage,
-            context=context,
-            policy=Policy(model=model, tokenizer=tokenizer),
-            optimizer=self.optimizer,
-            reference=None,
+        options = TrainerOptions(
+            optimizer=self.stage.optimizer,
+            total_steps=self.stage.steps,
+            micro_batch_tokens=self.stage.micro_batch_tokens,
+            threads=threads,
         )
+        self.trainer = LocalTrainer(Policy(model=model, tokenizer=tokenizer), options)
 
     def step(self) -> None:
         """One update."""
-        learn(0, self.groups, self.run)
+        learn(0, self.groups, self.stage, self.trainer, lambda: None)
 
     def gradients(self) -> tuple[float, dict[str, Tensor]]:
         """Loss, and gradients before they are clipped; the weights stay."""
         found: dict[str, Tensor] = {}
 
         class Look:
-            def step(_, __: int) -> tuple[Tensor, float]:
+            """The trainer, but for its optimizer step."""
+
+            forward_backward = self.trainer.forward_backward
+
+            def step(_, __: int) -> StepStats:
                 found.update((name, p.grad.clone()) for name, p in self.model.named_parameters())
                 self.model.zero_grad()
-                return torch.zeros(()), 0.0
+                return StepStats(grad_norm=0.0, learning_rate=0.0, moved=0.0)
 
-        run = GrpoRun(
-            stage=self.run.stage,
-            context=self.run.context,
-            policy=self.run.policy,
-            optimizer=cast(PolicyOptimizer, Look()),
-            reference=None,
-        )
-        return learn(0, self.groups, run)["loss"], found
+        return learn(0, self.groups, self.stage, cast(LocalTrainer, Look()), lambda: None)["loss"], found
 
 
 class Trl:
@@ -145,7 +138,7 @@ def _groups(rollouts: Rollouts) -> list[Group]:
                     Completion(
                         prompt_ids=tuple(prompt),
                         token_ids=tuple(ids),
-                        logprobs_T=(0.0,) * len(ids),
+                        sampler_logprobs=(0.0,) * len(ids),
                         text="",
                         finish_reason="stop",
                     )

@@ -159,9 +159,9 @@ def _batch(
         token_ids_BT=inputs,
         targets_BT=filled([row.token_ids for row in rows], pad_id, np.int64),
         loss_mask_BT=filled([row.loss_mask for row in rows], 0.0),
-        sampler_logprobs_BT=filled([_array(row.sampler_logprobs) for row in rows], 0.0),
-        advantages_BT=filled([_array(row.advantages) for row in rows], 0.0),
-        weights_BT=filled([_array(row.weights) for row in rows], 0.0),
+        sampler_logprobs_BT=filled([row.sampler_logprobs for row in rows], 0.0),
+        advantages_BT=filled([row.advantages for row in rows], 0.0),
+        weights_BT=filled([row.weights for row in rows], 0.0),
         old_logprobs_BT=table([row.old_logprobs for row in rows], 0.0),
         reference_logprobs_BT=table([row.reference_logprobs for row in rows], 0.0),
         teacher_logprobs_BT=table([row.teacher_logprobs for row in rows], 0.0),
@@ -171,15 +171,10 @@ def _batch(
     )
 
 
-def _array(values: npt.NDArray[np.float32] | float) -> npt.NDArray[np.float32]:
-    assert not isinstance(values, (int, float))  # ``TrainingSample`` spreads a number over its tokens
-    return values
-
-
 def _distinct(arrays: Arrays) -> tuple[list[int], list[npt.NDArray[Any]]]:
     """(number of each array, the different ones in order of appearance)."""
     numbers: dict[bytes, int] = {}
-    different = []
+    different: list[npt.NDArray[Any]] = []
     found = []
     for array in arrays:
         number = numbers.setdefault(array.tobytes(), len(numbers))
@@ -241,6 +236,5 @@ def rollout_sample(
 
 def trained_tokens(completion: Completion) -> npt.NDArray[np.bool_]:
     """Tokens of the completion that carry loss, bool [T]: the policy's own, with a finite sampler log-probability."""
-    mask = completion.loss_mask
-    assert mask is not None  # ``Completion`` fills it
-    return mask if completion.sampler_logprobs is None else mask & np.isfinite(completion.sampler_logprobs)
+    mask_T = completion.loss_mask
+    return mask_T if completion.sampler_logprobs is None else mask_T & np.isfinite(completion.sampler_logprobs)

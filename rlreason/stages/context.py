@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from pydantic import JsonValue, TypeAdapter
 
 from rlreason.config import DistillStage, GrpoStage, Recipe, SftStage
 from rlreason.data.prompts import PromptFormat
@@ -111,8 +112,11 @@ class Progress:
     pending: dict[str, float] | None = None
     #: Best value of ``trainer.best_metric`` so far.
     best: float | None = None
-    #: Counters of the stage's own.
-    position: dict[str, int] = field(default_factory=dict)
+    #: What else the stage must know, of its own.
+    position: dict[str, JsonValue] = field(default_factory=dict)
+
+
+_PROGRESS = TypeAdapter(Progress)
 
 
 @dataclass(slots=True)
@@ -133,7 +137,7 @@ class Recorder:
 
     def __post_init__(self) -> None:
         self._seconds = self.entry.seconds
-        self.progress = Progress() if self.saved is None else Progress(**self.saved.progress)
+        self.progress = Progress() if self.saved is None else _PROGRESS.validate_python(dict(self.saved.progress))
         if self.saved is not None and self.progress.pending is None:
             self.saved_at = self.progress.done
 

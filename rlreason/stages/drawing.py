@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import TypeAdapter
 
 from rlreason.sampler.groups import draw_groups, group_ids
 from rlreason.stages.context import Context
-from rlreason.types import Completion, Group, Problem, RewardResult, Sampler, SamplingParams, Verdict
+from rlreason.types import Completion, Group, Problem, RewardResult, Sampler, SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnCompletion:
+    """A scored completion without its log-probabilities; see ``Completion`` and ``RewardResult``."""
+
+    text: str
+    prefill: str
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+    policy_version: int
+    reward: RewardResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnGroup:
+    """A line of the journal, and of an evaluation's completions."""
+
+    group_id: str
+    problem_id: str
+    completions: tuple[DrawnCompletion, ...]
+
+
+_JSON = TypeAdapter(DrawnGroup)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,19 +56,16 @@ class DrawnJournal:
         if not self.path.exists():
             return {}
         by_id = dict(zip(group_ids(problems, stream), problems, strict=True))
-        found = {}
-        for line in self.path.read_text(encoding="utf-8").split("\n")[:-1]:  # what follows the last end is torn
-            row = json.loads(line)
-            if row["group_id"] in by_id:
-                found[row["group_id"]] = _group(row, by_id[row["group_id"]])
-        return found
+        lines = self.path.read_bytes().split(b"\n")[:-1]  # what follows the last end of a line is torn
+        rows = [_JSON.validate_json(line) for line in lines]
+        return {row.group_id: _group(row, by_id[row.group_id]) for row in rows if row.group_id in by_id}
 
     def add(self, group: Group) -> None:
         """Keep a scored group."""
         if self.path.exists():
             self._cut_torn_line()
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(group_row(group), ensure_ascii=False) + "\n")
+        with self.path.open("ab") as file:
+            file.write(as_line(group))
 
     def clear(self) -> None:
         """Forget all: the part is over."""
@@ -56,6 +80,11 @@ class DrawnJournal:
             if file.read(1) != b"\n":
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def as_line(group: Group) -> bytes:
+    """A scored group as a line of JSON."""
+    return _JSON.dump_json(group_row(group)) + b"\n"
 
 
 def scored_groups(
@@ -79,55 +108,37 @@ def _take(scoring: deque[Future[Group]], known: dict[str, Group], journal: Drawn
     known[group.group_id] = group
 
 
-def group_row(group: Group) -> dict[str, object]:
-    """A scored group as JSON: everything but log-probabilities, which only training needs."""
-    return {
-        "group_id": group.group_id,
-        "problem_id": group.problem.id,
-        "completions": [
-            {
-                "text": completion.text,
-                "prefill": completion.prefill,
-                "token_ids": completion.token_ids.tolist(),
-                "finish_reason": completion.finish_reason,
-                "policy_version": completion.policy_version_max,
-                "policy_version_min": completion.policy_version_min,
-                "verdict": reward.verdict,
-                "score": reward.score,
-                "extracted": reward.extracted,
-                "parts": dict(reward.parts),
-                "detail": reward.detail,
-                "seconds": reward.seconds,
-            }
+def group_row(group: Group) -> DrawnGroup:
+    """A scored group as JSON has it: everything but log-probabilities, which only training needs."""
+    return DrawnGroup(
+        group_id=group.group_id,
+        problem_id=group.problem.id,
+        completions=tuple(
+            DrawnCompletion(
+                text=completion.text,
+                prefill=completion.prefill,
+                token_ids=tuple(completion.token_ids.tolist()),
+                finish_reason=completion.finish_reason,
+                policy_version=completion.policy_version_max,
+                reward=reward,
+            )
             for completion, reward in zip(group.completions_G, group.rewards_G, strict=True)
-        ],
-    }
-
-
-def _group(row: dict[str, list[dict[str, object]]], problem: Problem) -> Group:
-    completions, rewards = [], []
-    for one in row["completions"]:
-        completions.append(
-            Completion(
-                prompt_ids=(),
-                token_ids=one["token_ids"],
-                sampler_logprobs=None,
-                text=str(one["text"]),
-                prefill=str(one["prefill"]),
-                finish_reason=one["finish_reason"],
-                policy_versions=one["policy_version"],
-            )
-        )
-        rewards.append(
-            RewardResult(
-                score=one["score"],
-                verdict=Verdict(str(one["verdict"])),
-                extracted=one["extracted"],
-                parts=one["parts"],
-                detail=str(one["detail"]),
-                seconds=one["seconds"],
-            )
-        )
-    return Group(
-        group_id=str(row["group_id"]), problem=problem, completions_G=tuple(completions), rewards_G=tuple(rewards)
+        ),
     )
+
+
+def _group(row: DrawnGroup, problem: Problem) -> Group:
+    completions = tuple(
+        Completion(
+            prompt_ids=np.zeros(0, dtype=np.int32),
+            token_ids=np.asarray(one.token_ids, dtype=np.int32),
+            sampler_logprobs=None,
+            text=one.text,
+            prefill=one.prefill,
+            finish_reason=one.finish_reason,
+            policy_versions=np.full(len(one.token_ids), one.policy_version, dtype=np.int32),
+        )
+        for one in row.completions
+    )
+    rewards = tuple(one.reward for one in row.completions)
+    return Group(group_id=row.group_id, problem=problem, completions_G=completions, rewards_G=rewards)

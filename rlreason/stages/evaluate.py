@@ -9,7 +9,7 @@ from rlreason.config import EvalStage
 from rlreason.run import atomic
 from rlreason.run.interrupt import deferred
 from rlreason.stages.context import Context, Recorder
-from rlreason.stages.drawing import DrawnJournal, group_row, scored_groups
+from rlreason.stages.drawing import DrawnJournal, as_line, scored_groups
 from rlreason.stages.rollouts import log_groups
 from rlreason.types import EvalReport, Sampler, SamplingParams, StepReport
 
@@ -47,8 +47,8 @@ def run_evaluation(stage: EvalStage, context: Context, model: MeasuredModel, rec
     }
     with deferred():
         target = context.run.root / "eval" / f"{stage.name}-{model.name}.json"
-        lines = [json.dumps(group_row(group), ensure_ascii=False) + "\n" for group in groups]
-        atomic.write_text(target.with_suffix(".completions.jsonl"), "".join(lines))
+        lines = b"".join(as_line(group) for group in groups)
+        atomic.write_text(target.with_suffix(".completions.jsonl"), lines.decode())
         atomic.write_text(target, json.dumps(row, indent=2) + "\n")
         log_groups(context.run, stage.name, 0, groups[:40], None)
         progress = recorder.progress

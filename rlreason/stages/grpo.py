@@ -20,14 +20,16 @@ from statistics import fmean
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 
 from rlreason.config import GrpoStage
+from rlreason.errors import UsageError
 from rlreason.objective.kl import kl_estimate
 from rlreason.policy.batch import rollout_sample
 from rlreason.sampler.pool import Record
 from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.sampler.stream import SCHEDULE, Ask, RolloutStream, scheduled
-from rlreason.stages.context import Context, Recorder
+from rlreason.stages.context import Context, Progress, Recorder
 from rlreason.stages.credit import advantages_of, completions_of, samples_of, useful_groups
 from rlreason.stages.loop import Commit, StepLoop
 from rlreason.stages.mismatch import MismatchDoctor
@@ -86,9 +88,18 @@ class GrpoWork:
         """See ``Work.closing``: what happened to the workers."""
         return self.sampler.stats.read()
 
-    def position(self) -> dict[str, int]:
-        """See ``Work.position``: whether every worker holds the newest weights already, as after an evaluation."""
-        return {"delivered": int(self.sampler.pool.settled)}
+    def position(self) -> dict[str, JsonValue]:
+        """See ``Work.position``: whether every worker holds the newest weights already, as after an evaluation; and the
+        ledger of groups, for runs that draw ahead.
+
+        A group is trained once or under way: none is dropped for its staleness, which is bounded by when it begins.
+        """
+        trained = self.recorder.progress.done + (self.recorder.progress.pending is not None)
+        return {
+            "delivered": self.sampler.pool.settled,
+            "groups_trained": trained * self.stage.problems_per_step,
+            "groups_under_way": {name: list(ids) for name, ids in self.stream.under_way.items()},
+        }
 
 
 def learn(step: int, groups: Sequence[Group], stage: GrpoStage, trainer: Trainer, commit: Commit) -> dict[str, float]:
@@ -181,14 +192,25 @@ def _recording(stage: GrpoStage, context: Context) -> Record:
     return lambda line: context.run.append(stage.name, SCHEDULE, line)
 
 
-def _go_on(sampler: PoolSampler, stage: GrpoStage, recorder: Recorder, context: Context) -> None:
+def _go_on(sampler: PoolSampler, stage: GrpoStage, progress: Progress, context: Context) -> None:
     """Bring new workers to where those of the earlier process were."""
     if stage.staleness:
         for worker in range(sampler.pool.workers):  # who follows the schedule has to start them anew, too
             _recording(stage, context)({"worker": worker, "restart": "the run was resumed"})
-    elif recorder.progress.position["delivered"]:
+    elif progress.position["delivered"]:
         sampler.pool.settle_deliveries()
         sampler.stats.read()  # these deliveries are in the metrics of the step before
+
+
+def _check_ledger(stream: RolloutStream, under_way: JsonValue) -> None:
+    """What was under way when the state was saved must have been asked for again: nothing is lost, nothing doubled."""
+    assert isinstance(under_way, dict)
+    for name, ids in under_way.items():
+        if stream.under_way and stream.under_way[name] != ids:
+            raise UsageError(
+                f"the groups of {name} are not those that were under way when the state was saved: "
+                "the data gives other problems than then"
+            )
 
 
 def run_grpo(stage: GrpoStage, context: Context, trainer: LocalTrainer, recorder: Recorder) -> None:
@@ -199,12 +221,14 @@ def run_grpo(stage: GrpoStage, context: Context, trainer: LocalTrainer, recorder
     doctor = MismatchDoctor(stage, context, trainer) if stage.diagnose_every else None
     sampler = scheduled(context.sampler(trainer, version), stage, _recording(stage, context), context.replay)
     if recorder.saved is not None:
-        _go_on(sampler, stage, recorder, context)
+        _go_on(sampler, stage, progress, context)
     steps = range(version, stage.steps)
     colocated = context.recipe.cluster.colocate
     with RolloutStream(
         sampler, context.scorer, ask(stage, context), steps, stage.staleness, colocated=colocated
     ) as stream:
+        if recorder.saved is not None:
+            _check_ledger(stream, progress.position["groups_under_way"])
         work = GrpoWork(
             stage=stage,
             context=context,

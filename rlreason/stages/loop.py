@@ -11,6 +11,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pydantic import JsonValue
+
 from rlreason.config import DistillStage, GrpoStage, SftStage
 from rlreason.run.interrupt import Interrupted, check, deferred
 from rlreason.stages.context import Context, Recorder, is_due
@@ -42,7 +44,7 @@ class Work(Protocol):
         """More metrics, once all else of the step is over."""
         ...
 
-    def position(self) -> dict[str, int]:
+    def position(self) -> dict[str, JsonValue]:
         """What a state must hold of the work beside the step."""
         ...
 

@@ -155,7 +155,7 @@ def _cut(completion: Completion, length: int) -> Completion:
     return replace(
         completion,
         token_ids=completion.token_ids[:length],
-        loss_mask=None,
+        loss_mask=completion.loss_mask[:length],
         sampler_logprobs=None if logprobs_T is None else logprobs_T[:length],
         policy_versions=completion.policy_versions[:length],
         teacher_logprobs=None,

@@ -17,6 +17,7 @@ from rlreason.types import Completion, Group, Message, Problem, Sampler, Samplin
 TRACES = "traces.jsonl"
 #: Problems drawn between two progress lines.
 CHUNK = 256
+COUNTS = ("drawn", "solved", "kept")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ def run_reject(stage: RejectStage, context: Context, sampler: Sampler, recorder:
     """
     progress = recorder.progress
     journal = DrawnJournal(path=context.run.stage_folder(stage.name) / "drawn.journal")
-    counts = {"drawn": 0, "solved": 0, "kept": 0} | progress.position
+    counts = {name: int(str(progress.position[name])) if progress.position else 0 for name in COUNTS}
     starts = range(0, stage.problems, CHUNK)
     for chunk in range(progress.done, len(starts)):
         problems = context.source.train(stage.first_problem + starts[chunk], min(CHUNK, stage.problems - starts[chunk]))
@@ -59,7 +60,7 @@ def run_reject(stage: RejectStage, context: Context, sampler: Sampler, recorder:
         groups = scored_groups(context, sampler, problems, params, journal)
         with deferred():
             _record_chunk(chunk, groups, counts, stage, context, recorder)
-            progress.done, progress.position = chunk + 1, dict(counts)
+            progress.done, progress.position = chunk + 1, {**counts}
             recorder.save()
             journal.clear()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pydantic import JsonValue
+
 from rlreason.config import DistillStage, SftStage
 from rlreason.data.streams import permutation
 from rlreason.policy.batch import supervised_sample
@@ -60,7 +62,7 @@ class SupervisedWork:
         """Nothing more."""
         return {}
 
-    def position(self) -> dict[str, int]:
+    def position(self) -> dict[str, JsonValue]:
         """Samples are a function of the step."""
         return {}
 

@@ -1,0 +1,275 @@
+"""Kills runs at random points, resumes them, and compares each with the uninterrupted run, bit for bit.
+
+    python bench/resume/kill.py --points 40                     # staleness 0, transformers
+    python bench/resume/kill.py --points 5 --engine vllm        # two vLLM workers over Ray
+    python bench/resume/kill.py --points 5 --staleness 1        # how far an asynchronous run differs
+
+A point is a moment between the first and the last stage's end, drawn evenly over the uninterrupted run's time. The run
+is ended there with SIGKILL (``--signal TERM``: SIGTERM), resumed with `rlreason resume`, and must leave the same
+weights, metrics (clocks aside), rollouts, traces and evaluations. Writes bench/resume/results/<name>.json and the
+marked block of docs/run_directory.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "bench"))
+from documents import replace_block  # noqa: E402
+
+RESULTS = Path(__file__).with_name("results")
+SHAPE = """
+hidden_size = 64
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
+head_dim = 32
+intermediate_size = 64
+tie_word_embeddings = true
+max_position_embeddings = 256
+"""
+RECIPE = f"""
+name = "killed"
+seed = 1
+[policy]
+model_type = "qwen3_moe"
+[policy.model]
+{SHAPE}
+moe_intermediate_size = 32
+num_experts = 4
+num_experts_per_tok = 2
+[student]
+model_type = "qwen3"
+[student.model]
+{SHAPE}
+[data]
+train = "arithmetic"
+options = {{ min_terms = 2, max_terms = 3, max_total = 9, negatives = false }}
+[reward]
+accuracy = 1.0
+format = 0.1
+[trainer]
+save_every = 3
+[sampler]
+engine = "ENGINE"
+kv_cache_gib = 0.0625
+[cluster]
+kind = "KIND"
+rollout_workers = 2
+threads = 1
+[[stage]]
+kind = "sft"
+name = "cold_start"
+model = "policy"
+demonstrations = 200
+steps = 60
+batch_size = 32
+eval_every = 20
+eval_problems = 20
+optimizer = {{ lr = 1e-2, schedule = "cosine" }}
+[[stage]]
+kind = "grpo"
+name = "grpo"
+steps = 20
+problems_per_step = 8
+samples_per_problem = 4
+max_tokens = 32
+eval_every = 4
+eval_problems = 20
+staleness = STALENESS
+optimizer = {{ lr = 1e-3 }}
+[[stage]]
+kind = "reject"
+name = "traces"
+problems = 600
+samples_per_problem = 2
+max_tokens = 32
+[[stage]]
+kind = "distill"
+name = "distilled"
+steps = 40
+batch_size = 8
+optimizer = {{ lr = 1e-2 }}
+[[stage]]
+kind = "eval"
+name = "final"
+models = ["cold_start", "grpo", "distilled"]
+problems = 100
+max_tokens = 32
+"""
+#: Metrics that measure time.
+CLOCKS = ("time", "seconds", "tokens_per_second", "delivery/seconds")
+
+
+def rlreason(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The command line in ``folder``, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "rlreason", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], limit: float = 900.0) -> str:
+    """Its output; raises RuntimeError with it where the process fails."""
+    output, _ = process.communicate(timeout=limit)
+    if process.returncode:
+        raise RuntimeError(output[-3000:])
+    return output
+
+
+def stages(run: Path) -> list[dict[str, Any]]:
+    """The manifest's entries; none where the run has not begun."""
+    path = run / "manifest.json"
+    found: list[dict[str, Any]] = json.loads(path.read_text())["stages"] if path.exists() else []
+    return found
+
+
+def running(run: Path) -> str | None:
+    """The stage that is under way."""
+    return next((entry["name"] for entry in stages(run) if entry["status"] == "running"), None)
+
+
+def kill_at(folder: Path, seconds: float, number: signal.Signals) -> tuple[str, float]:
+    """Start a run and end it ``seconds`` after its first stage began; (stage that was under way, seconds it took)."""
+    process, run = rlreason(folder, "run", "recipe.toml", "--out", "run"), folder / "run"
+    while running(run) is None and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(seconds)
+    stage = running(run) or "between"
+    began = time.monotonic()
+    if number is signal.SIGKILL:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    process.communicate(timeout=300)
+    return (stage if process.returncode else "after the end"), time.monotonic() - began
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """A *.jsonl file without what measures time."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        {key: value for key, value in row.items() if key not in CLOCKS and not key.startswith("seconds/")}
+        for row in rows
+    ]
+
+
+def differences(whole: Path, other: Path) -> list[str]:
+    """What of a run is not as in the uninterrupted one."""
+    found = []
+    for path in sorted((whole / "stages").glob("*/*.jsonl")):
+        name = path.relative_to(whole)
+        if path.name != "schedule.jsonl" and lines(path) != lines(other / name):
+            found.append(str(name))
+    ours, theirs = stages(whole), stages(other)
+    for one, two in zip(ours, theirs, strict=True):
+        if one["sha256"] != two["sha256"]:
+            found.append(f"weights of {one['name']}")
+        if (one["sampled_tokens"], one["trained_tokens"]) != (two["sampled_tokens"], two["trained_tokens"]):
+            found.append(f"tokens of {one['name']}")
+    for path in sorted((whole / "eval").glob("*.json")):
+        if path.read_text() != (other / "eval" / path.name).read_text():
+            found.append(f"eval/{path.name}")
+    return found
+
+
+def lost_or_doubled(run: Path) -> list[str]:
+    """Metrics of the GRPO stage whose steps are not 0, 1, 2 …, and groups that were trained twice."""
+    rows = lines(next((run / "stages").glob("*-grpo/metrics.jsonl")))
+    found = [] if [row["step"] for row in rows] == list(range(len(rows))) else ["a step is lost or doubled"]
+    logged = Counter(
+        (row["group_id"], row["sample"]) for row in lines(next((run / "stages").glob("*-grpo/rollouts.jsonl")))
+    )
+    return found + [f"{key} twice" for key, count in logged.items() if count > 1]
+
+
+def accuracies(run: Path) -> dict[str, float]:
+    """Final accuracy of each model."""
+    found = {}
+    for path in sorted((run / "eval").glob("*.json")):
+        row = json.loads(path.read_text())
+        found[row["model"]] = row["accuracy"]["value"]
+    return found
+
+
+def main() -> None:
+    """Run the points and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
+    parser.add_argument("--staleness", type=int, default=0)
+    parser.add_argument("--signal", choices=["KILL", "TERM"], default="KILL")
+    arguments = parser.parse_args()
+    number = signal.Signals[f"SIG{arguments.signal}"]
+    over_ray = arguments.engine == "vllm" or arguments.staleness
+    text = RECIPE.replace("ENGINE", arguments.engine).replace("KIND", "ray" if over_ray else "inline")
+    text = text.replace("STALENESS", str(arguments.staleness))
+    rng, rows = random.Random(arguments.seed), []
+    with tempfile.TemporaryDirectory() as temporary:
+        whole = Path(temporary, "whole")
+        whole.mkdir()
+        (whole / "recipe.toml").write_text(text)
+        finish(rlreason(whole, "run", "recipe.toml", "--out", "run"))
+        length = sum(entry["seconds"] for entry in stages(whole / "run"))
+        for point in range(arguments.points):
+            folder = Path(temporary, f"point{point}")
+            folder.mkdir()
+            (folder / "recipe.toml").write_text(text)
+            seconds = rng.uniform(0.0, length)
+            stage, took = kill_at(folder, seconds, number)
+            if stage != "after the end":
+                finish(rlreason(folder, "resume", "run"))
+            wrong = lost_or_doubled(folder / "run")
+            differs = differences(whole / "run", folder / "run")
+            row = {"stage": stage, "at": round(seconds, 2), "differs": differs, "wrong": wrong, "ended": round(took, 2)}
+            row["accuracy"] = accuracies(folder / "run")
+            rows.append(row)
+            print(point, row, flush=True)
+            shutil.rmtree(folder)
+        reference = accuracies(whole / "run")
+    write(arguments, rows, reference)
+
+
+def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], reference: dict[str, float]) -> None:
+    """Results as data, and their line in the documentation."""
+    name = f"{arguments.engine}-staleness{arguments.staleness}-{arguments.signal.lower()}"
+    RESULTS.mkdir(exist_ok=True)
+    result = {"points": rows, "uninterrupted": reference}
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    table = [
+        "| killed by | engine | staleness | points (by stage) | equal bit for bit | lost or doubled |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in sorted(RESULTS.glob("*.json")):
+        engine, staleness, how = path.stem.rsplit("-", 2)
+        points = json.loads(path.read_text())["points"]
+        by_stage = ", ".join(f"{stage} {count}" for stage, count in Counter(p["stage"] for p in points).items())
+        equal, wrong = sum(not point["differs"] for point in points), sum(bool(point["wrong"]) for point in points)
+        table.append(
+            f"| SIG{how.upper()} | {engine} | {staleness.removeprefix('staleness')} | {len(points)} ({by_stage}) "
+            f"| {equal} of {len(points)} | {wrong} |"
+        )
+    replace_block(ROOT / "docs" / "run_directory.md", "kill", "\n".join(table))
+
+
+if __name__ == "__main__":
+    main()

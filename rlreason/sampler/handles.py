@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -140,7 +140,8 @@ class InlineCluster:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayOptions:
-    """Which Ray, and what each worker may use of it. ``gpus`` may be a fraction: two actors then share a GPU."""
+    """Which Ray, and what each worker may use of it. ``gpus`` may be a fraction: two actors then share a GPU; with
+    ``cpus`` 0 a worker shares the cores of others."""
 
     address: str | None = None
     workers: int = 1
@@ -252,9 +253,10 @@ class RayCluster:
 
     def _place(self) -> None:
         options = self._options
-        bundle: Mapping[str, float] = {"CPU": options.cpus} | ({"GPU": options.gpus} if options.gpus else {})
+        bundle = {key: need for key, need in (("CPU", options.cpus), ("GPU", options.gpus)) if need}
+        bundle = bundle or {"memory": 1.0}  # a place must ask for something: a byte
         group = self._group = self._ray.util.placement_group(
-            [dict(bundle)] * options.workers, strategy="SPREAD" if options.spread else "PACK"
+            [bundle] * options.workers, strategy="SPREAD" if options.spread else "PACK"
         )
         total = self._ray.cluster_resources()
         short = {

@@ -19,9 +19,6 @@ from rlreason.sampler.pool import Patience, RolloutPool
 from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.sampler.worker import RolloutWorker
 
-#: Ray's account of the CPUs of a pool that shares those of the one opened before it.
-SHARED_CPUS = 0.001
-
 
 @dataclass(slots=True)
 class Samplers:
@@ -117,6 +114,6 @@ class Samplers:
             workers = max(1, int((gpus - 1) / each)) if each else (os.cpu_count() or 1)
         # Without GPUs the pools of further roles, which draw while the first waits for them, share the first's cores.
         shares = not each and any(not pool.closed for pool in self._pools.values())
-        cpus = SHARED_CPUS if shares else cluster.cpus_per_worker
+        cpus = 0.0 if shares else cluster.cpus_per_worker
         options = RayOptions(address=cluster.address, workers=workers, cpus=cpus, gpus=each, spread=cluster.spread)
         return RayCluster(options), workers

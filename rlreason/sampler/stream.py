@@ -95,6 +95,12 @@ class RolloutStream:
             self.sampler.sleep()
         return groups
 
+    @property
+    def under_way(self) -> dict[str, list[str]]:
+        """Ids of the groups that were asked for and not taken yet, by step: "step 7" -> its groups, in order."""
+        with self._changed:
+            return {name: list(order.keys) for name, order in self._orders.items() if name.startswith("step ")}
+
     def draw(self, problems: Sequence[Problem], params: SamplingParams) -> list[Group]:
         """Scored groups of other problems, drawn with the newest weights."""
         self._place("other", problems, params, self.sampler.version, 0)
@@ -123,6 +129,8 @@ class RolloutStream:
     ) -> None:
         """Ask for groups. ``position``: whose turn the first of them is, a function of what is asked for alone, so that
         a run that goes on gives its workers what the uninterrupted one would have given them."""
+        if not self._staleness:  # first of all: a worker without work here would take the weights some time
+            self.sampler.pool.settle_deliveries()
         groups = requests_of(problems, params, min_version)
         order = _Order(keys=[requests[0].group_id for requests in groups])
         with self._changed:

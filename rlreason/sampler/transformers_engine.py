@@ -232,7 +232,7 @@ class TransformersEngine:
                 sampler_logprobs=logprobs_T[:length].copy(),
                 text="",
                 finish_reason="stop" if int(ids_T[length - 1]) in stops else "length",
-                policy_versions=self._version,
+                policy_versions=np.full(length, self._version, dtype=np.int32),
             )
         return completions
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -12,6 +13,9 @@ from rlreason.sampler.jobs import EngineSpec, Job, Progress
 from rlreason.sampler.vllm_engine import VllmEngine
 from rlreason.sampler.vllm_extension import WeightReceiver
 from rlreason.sampler.worker import Receipt, RolloutWorker
+
+if TYPE_CHECKING:
+    from rlreason.types import IntArray
 
 
 class PackedExperts(WeightReceiver):
@@ -52,8 +56,8 @@ class ForgetfulEngine(VllmEngine):
     def _forget_caches(self) -> None:
         pass
 
-    def _prompt(self, prompt_ids: tuple[int, ...]) -> dict[str, object]:
-        return {"prompt_token_ids": list(prompt_ids)}
+    def _prompt(self, prompt_ids: Sequence[int] | IntArray) -> dict[str, object]:
+        return {"prompt_token_ids": [int(token) for token in prompt_ids]}
 
 
 class ForgetfulWorker(RolloutWorker):

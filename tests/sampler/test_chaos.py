@@ -15,21 +15,18 @@ from typing import Any
 import psutil
 import pytest
 from faults import DyingWorker
-from policies import PROBLEMS, make_policy, nudge
+from policies import PROBLEMS, make_policy, nudge, open_pool
 
-from rlreason.data.prompts import PromptFormat
 from rlreason.policy.policies import Policy
 from rlreason.rewards.mix import RewardMix
-from rlreason.sampler.canary import Canary
 from rlreason.sampler.handles import RayCluster, RayHandle, RayOptions
 from rlreason.sampler.jobs import EngineKind, VllmOptions
-from rlreason.sampler.open import engine_spec
-from rlreason.sampler.pool import Patience, RolloutPool
+from rlreason.sampler.pool import Patience
 from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.sampler.schedule import LiveSchedule
+from rlreason.sampler.stream import RolloutStream
 from rlreason.sampler.worker import RolloutWorker
 from rlreason.scorer import PoolScorer
-from rlreason.stages.stream import RolloutStream
 from rlreason.types import Group, Problem, SamplingParams
 
 ray: Any = pytest.importorskip("ray", reason="Ray is not installed")
@@ -38,14 +35,11 @@ STEPS = 4
 PER_STEP = 12
 
 
-def pool_of(
+def sampler_of(
     policy: Policy, kind: EngineKind, patience: Patience, worker: type[RolloutWorker] = RolloutWorker
-) -> RolloutPool:
-    spec = engine_spec(
-        kind, policy.model, policy.tokenizer, max_rows=16, max_length=None, vllm=VllmOptions(kv_cache_bytes=64 << 20)
-    )
+) -> PoolSampler:
     cluster = RayCluster(RayOptions(workers=2), worker)
-    return RolloutPool(cluster, spec, 2, canary=Canary(policy.model, 256), patience=patience)
+    return open_pool(policy, cluster, kind, max_rows=16, vllm=VllmOptions(kv_cache_bytes=64 << 20), patience=patience)
 
 
 def ask(step: int) -> tuple[list[Problem], SamplingParams]:
@@ -77,8 +71,8 @@ def leftovers() -> Iterator[None]:
     assert set(os.listdir("/dev/shm")) - segments == set()
 
 
-def process_of(pool: RolloutPool, place: int) -> int:
-    handle = pool._workers[place].handle
+def process_of(sampler: PoolSampler, place: int) -> int:
+    handle = sampler.pool._workers[place].handle
     assert isinstance(handle, RayHandle)
     return int(ray.get(handle.process)[1])
 
@@ -90,13 +84,11 @@ def after(seconds: float, act: Callable[[], None]) -> threading.Thread:
 
 
 def run(
-    policy: Policy, pool: RolloutPool, staleness: int, disturb: Callable[[int, PoolScorer], None]
+    policy: Policy, sampler: PoolSampler, staleness: int, disturb: Callable[[int, PoolScorer], None]
 ) -> list[list[Group]]:
     """All steps of a stream; ``disturb(step, scorer)`` runs while step's groups are drawn."""
-    sampler = PoolSampler(pool, policy.tokenizer, PromptFormat())
-    sampler.publish(policy.model.state_dict(), 0)
-    pool.settle_deliveries()
-    pool.reschedule(LiveSchedule(2, in_flight=staleness > 0))
+    sampler.pool.settle_deliveries()
+    sampler.pool.reschedule(LiveSchedule(2, in_flight=staleness > 0))
     steps = []
     with (
         PoolScorer(RewardMix.from_table({"accuracy": 1.0}), workers=1) as scorer,
@@ -106,7 +98,7 @@ def run(
             disturb(step, scorer)
             steps.append(stream.take(step))
             nudge(policy, 0.001, step)
-            stream.publish(policy.model.state_dict(), step + 1)
+            stream.publish(policy.weights(), step + 1, policy.expectations(sampler.probes))
     return steps
 
 
@@ -123,40 +115,40 @@ def check(steps: list[list[Group]]) -> None:
 def test_workers_are_killed_and_stopped(staleness: int, leftovers: None) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed")
     policy = make_policy("qwen3_moe")
-    pool = pool_of(policy, "vllm", Patience(working=12.0))
+    sampler = sampler_of(policy, "vllm", Patience(working=12.0))
     hit: list[int] = []
 
     def disturb(step: int, scorer: PoolScorer) -> None:
         if step == 1:
-            hit.append(process_of(pool, 0))
+            hit.append(process_of(sampler, 0))
             after(0.5, lambda: os.kill(hit[0], signal.SIGKILL))
         if step == 2:
-            hit.append(process_of(pool, 1))
+            hit.append(process_of(sampler, 1))
             after(0.3, lambda: os.kill(hit[1], signal.SIGSTOP))
             worker = scorer._pool._workers[0].process.pid
             after(0.3, lambda: os.kill(worker, signal.SIGKILL))
 
     try:
-        steps = run(policy, pool, staleness, disturb)
+        steps = run(policy, sampler, staleness, disturb)
         check(steps)
-        stats = pool.stats.read()
+        stats = sampler.stats.read()
         assert stats["workers/replaced"] >= 2
         assert not any(psutil.pid_exists(pid) for pid in hit)
         versions = {c.policy_version_min for group in steps[-1] for c in group.completions_G}
         assert versions <= {STEPS - 1, STEPS - 1 - staleness}
     finally:
-        pool.close()
+        sampler.close()
 
 
 def test_workers_that_keep_dying_end_the_run(leftovers: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     policy = make_policy("qwen3")
-    pool = pool_of(policy, "transformers", Patience(working=30.0), DyingWorker)
+    sampler = sampler_of(policy, "transformers", Patience(working=30.0), DyingWorker)
     try:
-        with pytest.raises(RuntimeError, match=r"4 rollout workers died and none finished a group; the last, \d"):
-            run(policy, pool, 0, lambda step, scorer: None)
+        with pytest.raises(RuntimeError, match=r"4 rollout workers died and none finished a completion; the last, \d"):
+            run(policy, sampler, 0, lambda step, scorer: None)
     finally:
-        pool.close()
+        sampler.close()
 
 
 def test_a_script_that_is_interrupted_leaves_nothing(tmp_path: Path, leftovers: None) -> None:
@@ -165,12 +157,12 @@ import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_chaos import *
 policy = make_policy("qwen3")
-pool = pool_of(policy, "transformers", Patience())
+sampler = sampler_of(policy, "transformers", Patience())
 try:
-    run(policy, pool, 1, lambda step, scorer: print("step", step, flush=True))
+    run(policy, sampler, 1, lambda step, scorer: print("step", step, flush=True))
     time.sleep(60)
 finally:
-    pool.close()
+    sampler.close()
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     assert process.stdout is not None

@@ -31,7 +31,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("bucket_bytes", [1, 100, 1 << 20])
 def test_everything_arrives_bit_for_bit(bucket_bytes: int) -> None:
     weights = weights_of(0)
-    parcel = Packer(bucket_bytes=bucket_bytes).pack(weights, version=3)
+    parcel = Packer(bucket_bytes=bucket_bytes).pack(weights.items(), version=3)
     opened = Receiver().open(parcel.manifest, parcel.buckets, keep=False)
     assert list(opened) == ["embed", "bf16", "strided", "scalar", "ids"]  # tied tensors travel once
     assert equal(weights, opened)
@@ -41,7 +41,7 @@ def test_everything_arrives_bit_for_bit(bucket_bytes: int) -> None:
 
 
 def test_one_flipped_bit_changes_the_checksum() -> None:
-    parcel = Packer().pack(weights_of(0), version=0)
+    parcel = Packer().pack(weights_of(0).items(), version=0)
     parcel.buckets[0][parcel.manifest.entries[1].offset] ^= 1
     received = checksums(Receiver().open(parcel.manifest, parcel.buckets, keep=False))
     wrong = [name for name, checksum in received.items() if checksum != parcel.manifest.checksums[name]]
@@ -50,13 +50,13 @@ def test_one_flipped_bit_changes_the_checksum() -> None:
 
 def test_changes_only() -> None:
     packer, receiver = Packer(delta=True), Receiver()
-    first = packer.pack(weights_of(0), version=0)
+    first = packer.pack(weights_of(0).items(), version=0)
     receiver.open(first.manifest, first.buckets, keep=True)
     assert first.manifest.base is None
     weights = weights_of(0)
     weights["embed"][2, 3] += 1.0
     weights["bf16"][0, 0] = -weights["bf16"][0, 0]
-    second = packer.pack(weights, version=1)
+    second = packer.pack(weights.items(), version=1)
     assert second.manifest.base == 0
     assert [entry.changed for entry in second.manifest.entries] == [1, 1, 0, 0, 0]
     assert sum(entry.size for entry in second.manifest.entries) == (8 + 4) + (8 + 2)
@@ -66,26 +66,37 @@ def test_changes_only() -> None:
     # A worker that missed a version, or is new, is told so, and takes the whole.
     with pytest.raises(DeliveryError, match="changes since version 0, but the worker holds nothing"):
         Receiver().open(second.manifest, second.buckets, keep=True)
-    third = packer.pack(weights_of(2), version=2)
+    third = packer.pack(weights_of(2).items(), version=2)
     late = Receiver()
     late.open(first.manifest, first.buckets, keep=True)
     with pytest.raises(DeliveryError, match="changes since version 1, but the worker holds version 0"):
         late.open(third.manifest, third.buckets, keep=True)
-    whole = packer.whole()
+    whole = packer.whole(third)
     assert whole.manifest.base is None
     assert whole.manifest.version == 2
     assert equal(weights_of(2), late.open(whole.manifest, whole.buckets, keep=True))
+    before = packer.whole(second)  # whatever was packed since
+    assert before.manifest.version == 1
+    assert equal(weights, Receiver().open(before.manifest, before.buckets, keep=True))
 
 
 def test_changes_are_compared_bit_by_bit() -> None:
     packer, receiver = Packer(delta=True), Receiver()
     before = {"w": torch.tensor([0.0, float("nan"), 1.0])}
-    parcel = packer.pack(before, version=0)
+    parcel = packer.pack(before.items(), version=0)
     receiver.open(parcel.manifest, parcel.buckets, keep=True)
-    parcel = packer.pack({"w": torch.tensor([-0.0, float("nan"), 1.0])}, version=1)
+    parcel = packer.pack({"w": torch.tensor([-0.0, float("nan"), 1.0])}.items(), version=1)
     assert parcel.manifest.entries[0].changed == 1  # minus zero is a change, an equal nan is none
     opened = receiver.open(parcel.manifest, parcel.buckets, keep=True)
     assert torch.signbit(opened["w"]).tolist()[0]
+
+
+def test_tensors_may_be_made_one_after_the_other() -> None:
+    """A freed tensor's memory is given to the next one, which is no tie."""
+    made = ((f"layer.{i}", torch.full((1000,), float(i))) for i in range(20))
+    parcel = Packer(bucket_bytes=5000).pack(made, version=0)
+    opened = Receiver().open(parcel.manifest, parcel.buckets, keep=False)
+    assert [float(tensor[0]) for tensor in opened.values()] == [float(i) for i in range(20)]
 
 
 def test_few() -> None:

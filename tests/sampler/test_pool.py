@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pytest
-from policies import PROBLEMS, make_policy, nudge
+from policies import PROBLEMS, make_policy, nudge, open_pool, publish, sample, tokens
 
 from rlreason.data.prompts import PromptFormat
 from rlreason.policy.policies import Policy
-from rlreason.sampler.canary import Canary
-from rlreason.sampler.delivery import DeliveryError, Packer
+from rlreason.sampler.delivery import DeliveryError, Packer, Parcel
+from rlreason.sampler.groups import requests_of
 from rlreason.sampler.handles import InlineCluster, InlineHandle, WorkerDied
-from rlreason.sampler.open import engine_spec, inline_sampler
-from rlreason.sampler.pool import RolloutPool
+from rlreason.sampler.jobs import Job, Progress
+from rlreason.sampler.open import inline_sampler
 from rlreason.sampler.pool_sampler import PoolSampler
-from rlreason.sampler.worker import RolloutWorker
+from rlreason.sampler.schedule import LiveSchedule
+from rlreason.sampler.worker import Receipt, RolloutWorker
 from rlreason.types import Group, SamplingParams
 
 PARAMS = SamplingParams(samples_per_problem=2, max_tokens=12, seed=1, stream="s")
@@ -47,32 +51,20 @@ class Dead:
         raise WorkerDied("it died")
 
 
-def pool_of(policy: Policy, cluster: InlineCluster, *, delta: bool = False, workers: int = 2) -> PoolSampler:
-    spec = engine_spec("transformers", policy.model, policy.tokenizer, max_rows=64, max_length=None)
-    pool = RolloutPool(cluster, spec, workers, canary=Canary(policy.model, 256), packer=Packer(delta=delta))
-    sampler = PoolSampler(pool, policy.tokenizer, PromptFormat())
-    sampler.publish(policy.model.state_dict(), 0)
-    return sampler
-
-
 def expected(policy: Policy) -> list[Group]:
-    return inline_sampler(policy.copy_model(), policy.tokenizer, PromptFormat()).sample(PROBLEMS, PARAMS)
-
-
-def tokens(groups: list[Group]) -> list[tuple[int, ...]]:
-    return [completion.token_ids for group in groups for completion in group.completions_G]
+    return sample(inline_sampler(policy, PromptFormat()), PROBLEMS, PARAMS)
 
 
 @pytest.mark.parametrize("delta", [False, True])
 def test_weights_arrive_whole_or_as_changes(delta: bool) -> None:
     policy = make_policy("qwen3_moe")
-    sampler = pool_of(policy, InlineCluster(RolloutWorker), delta=delta)
+    sampler = open_pool(policy, InlineCluster(RolloutWorker), packer=Packer(delta=delta))
     for version in range(1, 4):
-        assert tokens(sampler.sample(PROBLEMS, PARAMS)) == tokens(expected(policy))
+        assert tokens(sample(sampler, PROBLEMS, PARAMS)) == tokens(expected(policy))
         nudge(policy, 0.05, version)
-        sampler.publish(policy.model.state_dict(), version)
-    sampler.publish(policy.model.state_dict(), 4)  # a worker that missed a version takes everything
-    assert tokens(sampler.sample(PROBLEMS, PARAMS)) == tokens(expected(policy))
+        publish(sampler, policy, version)
+    publish(sampler, policy, 4)  # a worker that missed a version takes everything
+    assert tokens(sample(sampler, PROBLEMS, PARAMS)) == tokens(expected(policy))
 
 
 @pytest.mark.parametrize("delta", [False, True])
@@ -80,11 +72,11 @@ def test_weights_arrive_whole_or_as_changes(delta: bool) -> None:
 def test_a_dead_worker_loses_no_group(deaths: set[int], delta: bool) -> None:
     policy = make_policy("qwen3")
     cluster = MortalCluster(RolloutWorker, deaths=deaths)
-    sampler = pool_of(policy, cluster, delta=delta)
+    sampler = open_pool(policy, cluster, packer=Packer(delta=delta))
     sampler.pool.settle_deliveries()
     nudge(policy, 0.05, 1)
-    sampler.publish(policy.model.state_dict(), 1)
-    groups = sampler.sample(PROBLEMS, PARAMS)
+    publish(sampler, policy, 1)
+    groups = sample(sampler, PROBLEMS, PARAMS)
     assert [group.problem for group in groups] == PROBLEMS
     assert tokens(groups) == tokens(expected(policy))
     assert sampler.pool.stats.read()["workers/replaced"] == len({death for death in deaths if death <= cluster.calls})
@@ -93,29 +85,166 @@ def test_a_dead_worker_loses_no_group(deaths: set[int], delta: bool) -> None:
 
 def test_workers_sleep_and_are_given_weights_when_they_wake() -> None:
     policy = make_policy("qwen3")
-    sampler = pool_of(policy, InlineCluster(RolloutWorker))
-    sampler.sample(PROBLEMS[:2], PARAMS)
+    sampler = open_pool(policy, InlineCluster(RolloutWorker))
+    sample(sampler, PROBLEMS[:2], PARAMS)
     sampler.pool.sleep()
     nudge(policy, 0.05, 1)
     sampler.pool.wake()
-    sampler.publish(policy.model.state_dict(), 1)
-    assert tokens(sampler.sample(PROBLEMS, PARAMS)) == tokens(expected(policy))
+    publish(sampler, policy, 1)
+    assert tokens(sample(sampler, PROBLEMS, PARAMS)) == tokens(expected(policy))
 
 
-def test_the_trainers_model_must_be_what_was_published() -> None:
+def test_the_trainers_answers_must_be_of_what_was_published() -> None:
     policy = make_policy("qwen3")
-    sampler = pool_of(policy, InlineCluster(RolloutWorker))
-    weights = {name: tensor.clone() for name, tensor in policy.model.state_dict().items()}
+    sampler = open_pool(policy, InlineCluster(RolloutWorker))
+    weights = [(name, tensor.clone()) for name, tensor in policy.weights()]
     nudge(policy, 0.05, 1)
-    sampler.publish(weights, 1)  # those of before: the canary compares with the model as it is now
-    with pytest.raises(DeliveryError, match=r"log-probabilities are .* off the trainer's"):
-        sampler.sample(PROBLEMS[:1], PARAMS)
+    sampler.publish(weights, 1, policy.expectations(sampler.probes))
+    with pytest.raises(DeliveryError, match=r"are .* off the trainer's .*computes what it should .*, or the trainer"):
+        sample(sampler, PROBLEMS[:1], PARAMS)
+    with pytest.raises(ValueError, match="version 2 was published with 0 expectations for 4 probes"):
+        sampler.publish(policy.weights(), 2)
+
+
+def test_the_engines_answers_must_be_of_what_was_delivered() -> None:
+    class Stale(RolloutWorker):
+        """Its engine keeps one tensor."""
+
+        def deliver(self, manifest: Any, *arguments: Any) -> Receipt:
+            receipt = super().deliver(manifest, *arguments)
+            if manifest.version:
+                tensor = self._built._model.state_dict()["model.layers.1.mlp.up_proj.weight"]  # type: ignore[attr-defined]
+                tensor.mul_(2.0)
+                return replace(receipt, opinions=self._built.probe(*arguments[:2]))
+            return receipt
+
+    policy = make_policy("qwen3")
+    for packer in (Packer(), Packer(delta=True)):
+        sampler = open_pool(policy, InlineCluster(Stale), packer=packer, workers=1)
+        sampler.pool.settle_deliveries()
+        nudge(policy, 0.05, 1)
+        publish(sampler, policy, 1)
+        with pytest.raises(
+            DeliveryError, match=r"the first module whose output differs is model\.layers\.1\.mlp .*up_proj"
+        ):
+            sampler.pool.settle_deliveries()
+
+
+def test_a_late_worker_gets_the_version_that_it_was_promised() -> None:
+    """It is started anew, holding nothing, while the next version is packed and stored."""
+    entered, go = threading.Event(), threading.Event()
+    main = threading.current_thread()
+
+    class Slow(InlineCluster):
+        def store(self, parcel: Parcel) -> Sequence[object]:
+            if parcel.manifest.version == 2 and threading.current_thread() is main:
+                entered.set()
+                assert go.wait(60)
+            return super().store(parcel)
+
+    policy = make_policy("qwen3")
+    sampler = open_pool(policy, Slow(RolloutWorker), packer=Packer(delta=True), workers=1)
+    pool = sampler.pool
+    pool.reschedule(LiveSchedule(1, in_flight=True))
+    pool.settle_deliveries()
+    nudge(policy, 0.05, 1)
+    publish(sampler, policy, 1)
+    pool._replace(0, pool._workers[0], "for the test")
+    held: list[object] = []
+
+    def pump() -> None:
+        entered.wait(60)
+        try:
+            while pool._workers[0].version != 1:
+                pool.turn(0.1)
+            held.append(pool._workers[0].version)
+        except BaseException as error:
+            held.append(error)
+        go.set()
+
+    thread = threading.Thread(target=pump)
+    thread.start()
+    nudge(policy, 0.05, 2)
+    publish(sampler, policy, 2)
+    thread.join()
+    assert held == [1]
+    assert pool.stats.read()["delivery/canary"] < 5e-5
+    assert tokens(sample(sampler, PROBLEMS, PARAMS)) == tokens(expected(policy))
+
+
+@pytest.mark.parametrize("wrong", ["version", "checksums", "answers"])
+def test_a_delivery_that_is_overtaken_is_proved(wrong: str) -> None:
+    """A newer version is published before the worker has said what it makes of the last one."""
+
+    class Wrong(RolloutWorker):
+        def deliver(self, *arguments: Any) -> Receipt:
+            receipt = super().deliver(*arguments)
+            if wrong == "version":
+                return replace(receipt, version=99)
+            if wrong == "checksums":
+                return replace(receipt, checksums={})
+            opinions = tuple(replace(one, logprobs=tuple(x - 1.0 for x in one.logprobs)) for one in receipt.opinions)
+            return replace(receipt, opinions=opinions)
+
+    policy = make_policy("qwen3")
+    sampler = open_pool(policy, InlineCluster(Wrong), workers=1)
+    pool = sampler.pool
+    pool._collect(0.0)  # the engine is built
+    pool._start(0, pool._workers[0])  # version 0 is on its way
+    nudge(policy, 0.05, 1)
+    publish(sampler, policy, 1)
+    with pytest.raises(DeliveryError, match="delivery of version 0 to rollout worker 0"):
+        pool._collect(0.1)
+
+
+def test_a_dead_workers_finished_completions_are_not_drawn_again() -> None:
+    handed: list[list[str]] = []
+
+    class Half(RolloutWorker):
+        """Draws every other job of its first call and dies at its second."""
+
+        first = True
+
+        def advance(self, jobs: Sequence[Job], seconds: float, steps: int | None = None) -> Progress:
+            handed.append([job.key for job in jobs])
+            if not Half.first:
+                return super().advance(jobs, seconds, steps)
+            Half.first = False
+            return super().advance(jobs[::2], seconds, steps)
+
+    policy = make_policy("qwen3")
+    # Calls: two builds, two deliveries, then draws: the fifth is the first worker's half, the seventh its second draw.
+    sampler = open_pool(policy, MortalCluster(Half, deaths={7}))
+    groups = sample(sampler, PROBLEMS, PARAMS)
+    assert tokens(groups) == tokens(expected(policy))
+    again = [key for keys in handed[1:] for key in keys if key in handed[0]]
+    assert sorted(again) == sorted(handed[0][1::2])
+    assert sampler.stats.read()["completions/duplicate"] == 0.0
+
+
+def test_a_group_shares_its_prompt() -> None:
+    policy = make_policy("qwen3")
+    group = sample(open_pool(policy, InlineCluster(RolloutWorker)), PROBLEMS[:1], PARAMS)[0]
+    assert group.completions_G[0].prompt_ids is group.completions_G[1].prompt_ids
+    assert group.completions_G[0].prompt_ids.dtype == np.int32
+
+
+def test_what_is_under_way_is_given_up_for_another_model() -> None:
+    policy = make_policy("qwen3")
+    sampler = open_pool(policy, InlineCluster(RolloutWorker))
+    sampler.ask([request for requests in requests_of(PROBLEMS, PARAMS) for request in requests])
+    sampler.pool.follow(sampler.pool._spec, None, Packer())
+    assert sampler.unfinished == 0
+    other = make_policy("qwen3", seed=1)
+    again = PoolSampler(sampler.pool, policy.tokenizer, PromptFormat())
+    publish(again, other, 0)
+    assert tokens(sample(again, PROBLEMS, PARAMS)) == tokens(expected(other))
 
 
 def test_a_problem_twice_in_a_step_is_two_groups() -> None:
     policy = make_policy("qwen3")
-    sampler = pool_of(policy, InlineCluster(RolloutWorker), workers=1)
-    groups = sampler.sample([PROBLEMS[0], PROBLEMS[0]], PARAMS)
+    sampler = open_pool(policy, InlineCluster(RolloutWorker), workers=1)
+    groups = sample(sampler, [PROBLEMS[0], PROBLEMS[0]], PARAMS)
     assert [group.problem for group in groups] == [PROBLEMS[0], PROBLEMS[0]]
     assert groups[0].group_id != groups[1].group_id
     assert tokens(groups[:1]) != tokens(groups[1:])

@@ -10,21 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-from policies import PROBLEMS, make_policy, nudge
+from policies import PROBLEMS, make_policy, nudge, open_pool, publish, sample, tokens
 
 from rlreason.data.prompts import PromptFormat
-from rlreason.policy.batch import collate, rollout_row
+from rlreason.policy.batch import collate, rollout_sample
 from rlreason.policy.policies import Policy
 from rlreason.sampler.canary import Canary
 from rlreason.sampler.delivery import DeliveryError, Packer
+from rlreason.sampler.groups import requests_of
 from rlreason.sampler.handles import RayCluster, RayOptions
 from rlreason.sampler.jobs import EngineSpec, VllmOptions
 from rlreason.sampler.open import engine_spec, inline_sampler
-from rlreason.sampler.pool import RolloutPool
 from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.sampler.schedule import LiveSchedule
 from rlreason.sampler.worker import RolloutWorker
-from rlreason.stages.losses import loss_logprobs
+from rlreason.trainer.forward import loss_logprobs
 from rlreason.types import Group, SamplingParams
 
 ray: Any = pytest.importorskip("ray", reason="Ray is not installed")
@@ -52,17 +52,14 @@ def spec_of(policy: Policy, extension: str | None = None) -> EngineSpec:
     vllm = VllmOptions(kv_cache_bytes=64 << 20)
     if extension is not None:
         vllm = replace(vllm, extension=f"faults.{extension}")
-    return engine_spec("vllm", policy.model, policy.tokenizer, max_rows=64, max_length=None, vllm=vllm)
+    return engine_spec("vllm", policy, max_rows=64, max_length=None, vllm=vllm)
 
 
 def open_sampler(
     policy: Policy, workers: int, spec: EngineSpec | None = None, worker: type[RolloutWorker] = RolloutWorker
 ) -> PoolSampler:
     cluster = RayCluster(RayOptions(workers=workers), worker)
-    pool = RolloutPool(cluster, spec or spec_of(policy), workers, canary=Canary(policy.model, 256))
-    sampler = PoolSampler(pool, policy.tokenizer, FORMAT)
-    sampler.publish(policy.model.state_dict(), 0)
-    return sampler
+    return open_pool(policy, cluster, "vllm", workers, vllm=(spec or spec_of(policy)).vllm)
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 worker", "2 workers"])
@@ -71,9 +68,9 @@ def follow(request: pytest.FixtureRequest) -> Iterator[Callable[[Policy], PoolSa
     pool = open_sampler(make_policy("qwen3"), request.param).pool
 
     def with_policy(policy: Policy) -> PoolSampler:
-        pool.follow(spec_of(policy), Canary(policy.model, 256), Packer())
+        pool.follow(spec_of(policy), Canary(policy.vocabulary, 256, policy.dtype), Packer())
         sampler = PoolSampler(pool, policy.tokenizer, FORMAT)
-        sampler.publish(policy.model.state_dict(), 0)
+        publish(sampler, policy, 0)
         return sampler
 
     yield with_policy
@@ -82,7 +79,7 @@ def follow(request: pytest.FixtureRequest) -> Iterator[Callable[[Policy], PoolSa
 
 def differences(policy: Policy, groups: list[Group], temperature: float) -> torch.Tensor:
     """|sampler − trainer| of every sampled token's log-probability."""
-    rows = [rollout_row(c, 0.0, 0.0, g.group_id) for g in groups for c in g.completions_G]
+    rows = [rollout_sample(c) for g in groups for c in g.completions_G]
     batch = collate(rows, policy.tokenizer.pad_token_id, torch.device("cpu"))
     ours = loss_logprobs(policy.model, batch, temperature)
     return (ours - batch.sampler_logprobs_BT)[batch.loss_mask_BT.bool()].abs()
@@ -93,20 +90,19 @@ def test_logprobs_are_the_trainers_through_twenty_updates(follow: Callable[[Poli
     policy = make_policy(kind)
     sampler = follow(policy)
     params = SamplingParams(samples_per_problem=4, max_tokens=24, seed=3, stream="before")
-    groups = sampler.sample(PROBLEMS, params)
+    groups = sample(sampler, PROBLEMS, params)
     assert [group.problem for group in groups] == PROBLEMS
     assert len({len(c.token_ids) for g in groups for c in g.completions_G}) > 3
     assert float(differences(policy, groups, 1.0).max()) < TOLERANCE
     assert float(differences(policy, groups, 1.001).max()) > TOLERANCE  # canary of the tolerance
     for version in range(1, UPDATES + 1):
         nudge(policy, 0.01, version)
-        sampler.publish(policy.model.state_dict(), version)
+        publish(sampler, policy, version)
         if version % 5 == 0:  # else the newest alone is taken
             sampler.pool.settle_deliveries()
-    after = sampler.sample(PROBLEMS, replace(params, stream="after", temperature=0.7))
+    after = sample(sampler, PROBLEMS, replace(params, stream="after", temperature=0.7))
     assert float(differences(policy, after, 0.7).max()) < TOLERANCE
-    assert {c.policy_version_T for g in after for c in g.completions_G if len(c.token_ids) == 1} <= {(UPDATES,)}
-    assert {c.policy_version_min for g in after for c in g.completions_G} == {UPDATES}
+    assert {int(v) for g in after for c in g.completions_G for v in c.policy_versions} == {UPDATES}
     assert float(differences(make_policy(kind), after, 0.7).max()) > 0.1  # the old weights say something else
     assert sampler.pool.stats.read()["delivery/canary"] < TOLERANCE
 
@@ -114,22 +110,22 @@ def test_logprobs_are_the_trainers_through_twenty_updates(follow: Callable[[Poli
 def test_same_seed_same_tokens_and_greedy_is_the_other_engines(follow: Callable[[Policy], PoolSampler]) -> None:
     policy = make_policy("qwen3_moe", seed=1)
     params = SamplingParams(samples_per_problem=3, max_tokens=16, seed=5, stream="s")
-    first = follow(policy).sample(PROBLEMS, params)
+    first = sample(follow(policy), PROBLEMS, params)
     sampler = follow(policy)
-    assert sampler.sample(PROBLEMS, params) == first
-    other = sampler.sample(PROBLEMS, replace(params, seed=6))
-    assert [g.completions_G[0].token_ids for g in other] != [g.completions_G[0].token_ids for g in first]
-    assert len({c.token_ids for c in first[0].completions_G}) > 1  # samples of a group differ
+    assert sample(sampler, PROBLEMS, params) == first
+    other = sample(sampler, PROBLEMS, replace(params, seed=6))
+    assert tokens(other) != tokens(first)
+    assert len(set(tokens(first[:1]))) > 1  # samples of a group differ
     greedy = SamplingParams(temperature=0.0, max_tokens=16, stream="greedy")
-    reference = inline_sampler(policy.copy_model(), policy.tokenizer, FORMAT).sample(PROBLEMS, greedy)
-    for ours, theirs in zip(sampler.sample(PROBLEMS, greedy), reference, strict=True):
-        assert ours.completions_G[0].token_ids == theirs.completions_G[0].token_ids
+    reference = sample(inline_sampler(policy, FORMAT), PROBLEMS, greedy)
+    for ours, theirs in zip(sample(sampler, PROBLEMS, greedy), reference, strict=True):
+        assert tokens([ours]) == tokens([theirs])
         assert ours.completions_G[0].text == theirs.completions_G[0].text
         assert ours.completions_G[0].finish_reason == theirs.completions_G[0].finish_reason
     nothing = replace(params, temperature=1.0, top_k=1, stream="top1")
-    assert {c.logprobs_T for g in sampler.sample(PROBLEMS[:2], nothing) for c in g.completions_G} == {
-        (0.0,) * len(c.token_ids) for g in sampler.sample(PROBLEMS[:2], nothing) for c in g.completions_G
-    }  # log-probabilities are those of the distribution that was drawn from
+    for group in sample(sampler, PROBLEMS[:2], nothing):
+        for completion in group.completions_G:  # log-probabilities are those of the distribution that was drawn from
+            assert completion.sampler_logprobs.tolist() == [0.0] * len(completion.token_ids)
 
 
 def test_weights_change_between_two_tokens_of_a_group() -> None:
@@ -138,24 +134,23 @@ def test_weights_change_between_two_tokens_of_a_group() -> None:
     pool = sampler.pool
     pool.settle_deliveries()
     pool.reschedule(LiveSchedule(1, in_flight=True))
-    old = policy.copy_model()
+    old = policy.frozen_copy()
     params = SamplingParams(samples_per_problem=2, max_tokens=200, seed=1, stream="long")
-    pool.ask(sampler.jobs(PROBLEMS, params))
-    drawn = pool.turn(5.0)
+    sampler.ask([request for requests in requests_of(PROBLEMS, params) for request in requests])
+    drawn = sampler.poll(0.0)  # the first slice is under way
     nudge(policy, 0.02, 1)
-    sampler.publish(policy.model.state_dict(), 1)
-    while pool.unfinished:
-        drawn += pool.turn(5.0)
-    groups = [sampler.group(one) for one in drawn]
-    pool.close()
-    both = [c for g in groups for c in g.completions_G if c.policy_version_min == 0 and c.policy_version_max == 1]
+    publish(sampler, policy, 1)
+    while sampler.unfinished:
+        drawn += sampler.poll(5.0)
+    sampler.close()
+    both = [c for _, c in drawn if c.policy_version_min == 0 and c.policy_version_max == 1]
     assert len(both) > 3
     for completion in both:
-        assert completion.policy_version_T == tuple(sorted(completion.policy_version_T))
-        rows = [rollout_row(completion, 0.0, 0.0, "g")]
+        assert completion.policy_versions.tolist() == sorted(completion.policy_versions.tolist())
+        rows = [rollout_sample(completion)]
         batch = collate(rows, policy.tokenizer.pad_token_id, torch.device("cpu"))
         said = batch.sampler_logprobs_BT[batch.loss_mask_BT.bool()]
-        versions = torch.tensor(completion.policy_version_T)
+        versions = torch.from_numpy(completion.policy_versions)
         for version, model in ((0, old), (1, policy.model)):
             computed = loss_logprobs(model, batch, 1.0)[batch.loss_mask_BT.bool()]
             assert float((computed - said)[versions == version].abs().max()) < TOLERANCE
@@ -191,7 +186,7 @@ def test_the_canary_catches(fault: str, kind: str, message: str) -> None:
         for version in range(1, 4):
             sampler.pool.settle_deliveries()
             nudge(policy, 0.02, version)
-            sampler.publish(policy.model.state_dict(), version)
+            publish(sampler, policy, version)
 
     try:
         with pytest.raises(DeliveryError, match=message):

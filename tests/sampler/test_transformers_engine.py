@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from policies import copy_of, sample, tokens
 
 from rlreason.config import PolicyConfig
 from rlreason.data.procedural import make_task
 from rlreason.data.prompts import PromptFormat
-from rlreason.policy.batch import collate, rollout_row
+from rlreason.policy.batch import collate, rollout_sample
 from rlreason.policy.policies import Policy, fresh_policy
 from rlreason.sampler.delivery import DeliveryError
 from rlreason.sampler.draw import uniforms
-from rlreason.sampler.open import inline_sampler
+from rlreason.sampler.groups import requests_of
+from rlreason.sampler.jobs import Job, Progress
+from rlreason.sampler.open import engine_spec, inline_sampler
 from rlreason.sampler.pool_sampler import PoolSampler
-from rlreason.sampler.transformers_engine import choose
-from rlreason.stages.losses import loss_logprobs
+from rlreason.sampler.transformers_engine import TransformersEngine, choose
+from rlreason.trainer.forward import loss_logprobs
 from rlreason.types import Problem, SamplingParams
 
 TASK = make_task("arithmetic", {"min_terms": 2, "max_terms": 6}, seed=0)
@@ -41,7 +49,7 @@ def make_policy(kind: str, seed: int = 0) -> Policy:
 
 
 def make_sampler(policy: Policy, max_rows: int = 512) -> PoolSampler:
-    return inline_sampler(policy.copy_model(), policy.tokenizer, PromptFormat(), max_rows=max_rows)
+    return inline_sampler(copy_of(policy), PromptFormat(), max_rows=max_rows)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe"])
@@ -49,8 +57,8 @@ def make_sampler(policy: Policy, max_rows: int = 512) -> PoolSampler:
 def test_sampler_and_trainer_agree_on_every_token(kind: str, temperature: float) -> None:
     policy = make_policy(kind)
     params = SamplingParams(samples_per_problem=4, max_tokens=24, temperature=temperature, seed=3, stream="s")
-    groups = make_sampler(policy).sample(PROBLEMS, params)
-    rows = [rollout_row(c, 0.0, 0.0, g.group_id) for g in groups for c in g.completions_G]
+    groups = sample(make_sampler(policy), PROBLEMS, params)
+    rows = [rollout_sample(c) for g in groups for c in g.completions_G]
     assert len({len(row.token_ids) for row in rows}) > 3  # ragged prompts and completions
     batch = collate(rows, policy.tokenizer.pad_token_id, torch.device("cpu"))
     ours = loss_logprobs(policy.model, batch, temperature)
@@ -65,22 +73,19 @@ def test_sampler_and_trainer_agree_on_every_token(kind: str, temperature: float)
 def test_draws_depend_on_problem_and_sample_alone() -> None:
     policy = make_policy("qwen3")
     params = SamplingParams(samples_per_problem=3, max_tokens=16, seed=1, stream="grpo/0")
-    together = make_sampler(policy).sample(PROBLEMS, params)
-    apart = [make_sampler(policy, max_rows=3).sample([problem], params)[0] for problem in reversed(PROBLEMS)]
+    together = sample(make_sampler(policy), PROBLEMS, params)
+    apart = [sample(make_sampler(policy, max_rows=3), [problem], params)[0] for problem in reversed(PROBLEMS)]
     for whole, single in zip(together, reversed(apart), strict=True):
-        assert [c.token_ids for c in whole.completions_G] == [c.token_ids for c in single.completions_G]
-    other = make_sampler(policy).sample(PROBLEMS, SamplingParams(samples_per_problem=3, max_tokens=16, seed=2))
-    assert [g.completions_G[0].token_ids for g in together] != [g.completions_G[0].token_ids for g in other]
+        assert tokens([whole]) == tokens([single])
+    other = sample(make_sampler(policy), PROBLEMS, SamplingParams(samples_per_problem=3, max_tokens=16, seed=2))
+    assert tokens(together) != tokens(other)
 
 
 def test_threads_change_no_completion() -> None:
     policy = make_policy("qwen3_moe")
     params = SamplingParams(samples_per_problem=4, max_tokens=16, seed=1, stream="s")
-    engines = [
-        inline_sampler(policy.copy_model(), policy.tokenizer, PromptFormat(), max_rows=8, threads=threads)
-        for threads in (1, 3)
-    ]
-    assert engines[0].sample(PROBLEMS, params) == engines[1].sample(PROBLEMS, params)
+    engines = [inline_sampler(policy, PromptFormat(), max_rows=8, threads=threads) for threads in (1, 3)]
+    assert sample(engines[0], PROBLEMS, params) == sample(engines[1], PROBLEMS, params)
 
 
 def test_samples_follow_the_distribution() -> None:
@@ -115,16 +120,16 @@ def test_publish_is_a_delivery_of_its_own() -> None:
     policy, other = make_policy("qwen3"), make_policy("qwen3", seed=1)
     sampler = make_sampler(policy)
     params = SamplingParams(samples_per_problem=2, max_tokens=8)
-    before = sampler.sample(PROBLEMS[:2], params)
+    before = sample(sampler, PROBLEMS[:2], params)
     with torch.no_grad():
         for parameter in policy.model.parameters():
             parameter.add_(1.0)
-    assert sampler.sample(PROBLEMS[:2], params) == before  # the trainer's weights are not the sampler's
-    sampler.publish(other.model.state_dict(), version=5)
-    after = sampler.sample(PROBLEMS[:2], params)
+    assert sample(sampler, PROBLEMS[:2], params) == before  # the trainer's weights are not the sampler's
+    sampler.publish(other.weights(), version=5)
+    after = sample(sampler, PROBLEMS[:2], params)
     assert sampler.version == 5
     assert {c.policy_version_max for g in after for c in g.completions_G} == {5}
-    assert after[0].completions_G[0].token_ids != before[0].completions_G[0].token_ids
+    assert tokens(after) != tokens(before)
 
 
 def test_publish_refuses_other_weights() -> None:
@@ -132,23 +137,23 @@ def test_publish_refuses_other_weights() -> None:
     weights = policy.model.state_dict()
     kept = {name: tensor for name, tensor in weights.items() if "layers.1.mlp.up_proj" not in name}
     sampler = make_sampler(policy)
-    sampler.publish(kept, version=1)
+    sampler.publish(kept.items(), version=1)
     with pytest.raises(DeliveryError, match=r"version 1 .*layers\.1\.mlp\.up_proj\.weight, and the engine kept"):
-        sampler.sample(PROBLEMS[:1], SamplingParams(max_tokens=2))
+        sample(sampler, PROBLEMS[:1], SamplingParams(max_tokens=2))
     sampler = make_sampler(policy)
-    sampler.publish({**weights, "lm_heed.weight": torch.zeros(2)}, version=1)
+    sampler.publish({**weights, "lm_heed.weight": torch.zeros(2)}.items(), version=1)
     with pytest.raises(DeliveryError, match=r"the model has no lm_heed\.weight"):
-        sampler.sample(PROBLEMS[:1], SamplingParams(max_tokens=2))
+        sample(sampler, PROBLEMS[:1], SamplingParams(max_tokens=2))
 
 
 def test_stop_and_length() -> None:
     policy = make_policy("qwen3")
     end = policy.tokenizer.eos_token_id
-    groups = make_sampler(policy).sample(PROBLEMS, SamplingParams(samples_per_problem=8, max_tokens=12, seed=5))
+    groups = sample(make_sampler(policy), PROBLEMS, SamplingParams(samples_per_problem=8, max_tokens=12, seed=5))
     completions = [c for g in groups for c in g.completions_G]
     assert {c.finish_reason for c in completions} == {"stop", "length"}
     for completion in completions:
-        assert len(completion.logprobs_T) == len(completion.token_ids) <= 12
+        assert len(completion.sampler_logprobs) == len(completion.token_ids) <= 12
         stopped = completion.finish_reason == "stop"
         assert stopped == (completion.token_ids[-1] == end)
         assert end not in completion.token_ids[:-1]
@@ -156,11 +161,95 @@ def test_stop_and_length() -> None:
 
 
 def test_an_empty_list_of_problems() -> None:
-    assert make_sampler(make_policy("qwen3")).sample([], SamplingParams()) == []
+    assert sample(make_sampler(make_policy("qwen3")), [], SamplingParams()) == []
 
 
 def test_messages_and_unicode_reach_the_prompt() -> None:
     policy = make_policy("qwen3")
     problem = Problem(id="x", prompt="3+5=é", verifier="math", reference="8")
-    group = make_sampler(policy).sample([problem], SamplingParams(max_tokens=2))[0]
+    group = sample(make_sampler(policy), [problem], SamplingParams(max_tokens=2))[0]
     assert group.completions_G[0].prompt_ids[-1] == policy.tokenizer.unk_token_id
+
+
+class Interrupt(BaseException):
+    """As a signal's handler raises it."""
+
+
+def test_a_signal_ends_the_drawing_at_the_next_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_policy("qwen3")
+    sampler = inline_sampler(policy, PromptFormat(), max_rows=8, threads=2)
+    steps, decode = [], TransformersEngine._decode
+
+    def counted(self: TransformersEngine, *arguments: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 5:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return decode(self, *arguments)
+
+    def handler(*_: object) -> None:
+        raise Interrupt
+
+    monkeypatch.setattr(TransformersEngine, "_decode", counted)
+    before = signal.signal(signal.SIGUSR1, handler)
+    params = SamplingParams(samples_per_problem=8, max_tokens=200, temperature=1.0, seed=1)
+    never_ends = replace(sampler.pool._spec, stop_ids=())
+    sampler.pool._workers[0].handle.worker._make_engine = lambda _: TransformersEngine(never_ends, policy.frozen_copy())
+    try:
+        with pytest.raises(Interrupt):
+            sample(sampler, PROBLEMS, params)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(steps) < 100  # of 12 batches of 199 steps
+    assert not [thread for thread in threading.enumerate() if "ThreadPoolExecutor" in thread.name]
+    sampler.close()
+
+
+def test_another_thread_may_interrupt() -> None:
+    policy = make_policy("qwen3")
+    engine = TransformersEngine(replace(engine_spec("transformers", policy, max_rows=8, max_length=None), stop_ids=()))
+    params = SamplingParams(max_tokens=100_000)
+    engine.submit([Job(key="a", group_id="a", problem_id="a", sample=0, prompt_ids=np.array([1, 2]), params=params)])
+    found: list[Progress] = []
+    thread = threading.Thread(target=lambda: found.append(engine.advance(1.0)))
+    thread.start()
+    while thread.is_alive():
+        engine.interrupt()
+        thread.join(0.1)
+    assert found[0].drawn == ()
+    assert engine.advance(1.0).steps == 0  # it was forgotten
+
+
+def test_part_of_a_group_is_drawn_as_in_the_whole() -> None:
+    """What is left of a group whose worker died."""
+    policy = make_policy("qwen3")
+    params = SamplingParams(samples_per_problem=4, max_tokens=16, seed=1, stream="s")
+    whole = sample(make_sampler(policy), PROBLEMS[:3], params)
+    sampler = make_sampler(policy)
+    requests = [group[place] for place, group in zip((0, 2, 3), requests_of(PROBLEMS[:3], params), strict=True)]
+    requests.append(requests_of(PROBLEMS[:3], params)[0][3])
+    sampler.ask(requests)
+    drawn = {request.key: completion for request, completion in sampler.poll(1.0)}
+    for request in requests:
+        group = next(group for group in whole if group.group_id == request.group_id)
+        assert drawn[request.key].token_ids.tolist() == group.completions_G[request.sample].token_ids.tolist()
+
+
+def test_not_a_number_stays_in_the_completion() -> None:
+    policy = make_policy("qwen3")
+    with torch.no_grad():
+        policy.model.get_output_embeddings().weight[3] = torch.nan
+    completion = sample(make_sampler(policy), PROBLEMS[:1], SamplingParams(max_tokens=4))[0].completions_G[0]
+    assert np.isnan(completion.sampler_logprobs).all()
+
+
+def test_inline_engines_share_the_models_memory() -> None:
+    policy = make_policy("qwen3")
+    sampler = inline_sampler(policy, PromptFormat())
+    sample(sampler, PROBLEMS[:1], SamplingParams(max_tokens=2))
+    engine = sampler.pool._workers[0].handle.worker._engine
+    ours, theirs = engine._model.state_dict(), policy.model.state_dict()
+    assert {name: tensor.data_ptr() for name, tensor in ours.items()} == {
+        name: tensor.data_ptr() for name, tensor in theirs.items()
+    }
+    assert sampler.stats.read()["workers/replaced"] == 0.0
+    assert "delivery/seconds" not in sampler.stats.read()

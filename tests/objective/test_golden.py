@@ -1,8 +1,9 @@
 """One advantage and one weight for all tokens of a sequence: the numbers of the code that knew nothing else, as bits.
 
-``fixtures/one_advantage_per_sequence.json`` was written by ``PYTHONPATH=. python tests/objective/golden.py FILE`` in a checkout of
-f782ad6, the last commit whose ``Batch`` had ``advantages_B1`` and ``weights_B1``: there ``golden.py`` imports ``Batch``
-and ``LossOutput`` from ``rlreason.types``, and its ``batch()`` passes the two [B, 1] tensors themselves.
+``fixtures/one_advantage_per_sequence.json`` was written by ``PYTHONPATH=. python tests/objective/golden.py FILE`` in a
+checkout of f782ad6, the last commit whose ``Batch`` had ``advantages_B1`` and ``weights_B1``: there ``golden.py``
+imports ``Batch`` and ``LossOutput`` from ``rlreason.types``, and its ``batch()`` passes the two [B, 1] tensors
+themselves.
 """
 
 from __future__ import annotations

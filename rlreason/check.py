@@ -12,6 +12,7 @@ from rlreason.errors import UsageError
 from rlreason.inputs import RecipeFiles, absolute_recipe
 from rlreason.rewards.mix import RewardMix
 from rlreason.rewards.registry import resolve_verifier
+from rlreason.run import manifest
 from rlreason.run.inputs import InputFile, KnownInputs
 
 
@@ -30,9 +31,10 @@ class CheckedRecipe:
 
 def check(recipe: Recipe, base: Path, known: KnownInputs | None = None) -> CheckedRecipe:
     """Resolve rewards and read the data. ``base`` is the recipe's folder; ``known`` are the inputs of the run that is
-    gone on with or followed. Raises UsageError on the first fault.
+    gone on with or followed; without, those of a recipe out of a run directory stand in for files that are gone.
+    Raises UsageError on the first fault.
     """
-    files = RecipeFiles(base=base, known=known)
+    files = RecipeFiles(base=base, known=known or _copies_in(base))
     recipe = absolute_recipe(recipe, files)
     mix = reward_mix(recipe, files)
     source = open_source(
@@ -52,8 +54,16 @@ def check(recipe: Recipe, base: Path, known: KnownInputs | None = None) -> Check
     style = PromptFormat(system=recipe.data.system, style=recipe.data.answer_style)
     taken = _taken(recipe, source)
     data = [files.data_files[name] for name in (taken.data.train, taken.data.heldout) if name in files.data_files]
-    inputs = (*data, *files.rewards.values())
+    inputs = tuple(dict.fromkeys((*data, *files.rewards.values())))
     return CheckedRecipe(recipe=taken, mix=mix, source=source, prompt_format=style, inputs=inputs)
+
+
+def _copies_in(base: Path) -> KnownInputs | None:
+    """The copies that a run directory has of its inputs; None where ``base`` is none."""
+    path = base / "manifest.json"
+    if not path.is_file():
+        return None
+    return KnownInputs(root=base, entries=tuple(manifest.read(path).inputs), must_match=False)
 
 
 def _taken(recipe: Recipe, source: ProblemSource) -> Recipe:

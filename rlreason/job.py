@@ -68,7 +68,7 @@ def run_job(recipe: Recipe, path: Path, options: JobOptions, console: Console) -
     tell = _teller(console)
     _check_endpoints(recipe)
     with ExitStack() as stack:
-        known = _known_inputs(path, options)
+        known = _known_inputs(options)
         if options.resume:
             assert options.folder is not None
             stack.enter_context(locked(options.folder, tell))
@@ -121,16 +121,13 @@ def _run(checked: CheckedRecipe, run: RunDirectory, console: Console, replay: Pa
         raise
 
 
-def _known_inputs(path: Path, options: JobOptions) -> KnownInputs | None:
-    """Files of the run that is gone on with or followed; of a recipe out of any other run directory, its copies."""
+def _known_inputs(options: JobOptions) -> KnownInputs | None:
+    """Files of the run that is gone on with or followed."""
     root = options.folder if options.resume else options.replay
-    if root is not None:
-        entries = tuple(manifest.read(root / "manifest.json").inputs)
-        return KnownInputs(root=root, entries=entries, accept=options.accept_changes)
-    if (path.parent / "manifest.json").is_file():
-        entries = tuple(manifest.read(path.parent / "manifest.json").inputs)
-        return KnownInputs(root=path.parent, entries=entries, must_match=False)
-    return None
+    if root is None:
+        return None
+    entries = tuple(manifest.read(root / "manifest.json").inputs)
+    return KnownInputs(root=root, entries=entries, accept=options.accept_changes)
 
 
 def _refuse_folder(folder: Path, tell: Tell) -> None:

@@ -80,7 +80,8 @@ class KnownInputs:
                 f"{entry.path} changed since {self.root} was begun: its sha256 was {entry.sha256} and is {digest}"
                 f"{copy}. Put it back, or go on with it as it is now by --accept-changes"
             )
-        self.changes.append(what)
+        if what not in self.changes:
+            self.changes.append(what)
 
     def module(self, name: str, file: Path) -> InputFile:
         """An installed plug-in ``name`` in ``file``, compared."""

@@ -1,0 +1,110 @@
+"""What of a recipe may be different when its run is taken up again, and that the docs say the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlreason.config import (
+    ClusterConfig,
+    EndpointConfig,
+    GrpoStage,
+    Recipe,
+    SamplerConfig,
+    TrainerConfig,
+    load,
+    recipe_toml,
+)
+from rlreason.config.changes import FREE, allowed_changes, differences
+from rlreason.errors import UsageError
+
+RECIPE = """
+name = "tiny"
+[data]
+train = "arithmetic"
+[endpoint.big]
+url = "http://localhost:8000/v1"
+model = "m"
+[reward]
+accuracy = 1.0
+"judges/a.py:judge" = 0.5
+[[stage]]
+kind = "sft"
+name = "cold"
+model = "policy"
+steps = 3
+[[stage]]
+kind = "grpo"
+name = "rl"
+steps = 3
+problems_per_step = 4
+max_tokens = 8
+"""
+
+
+def recipe(tmp_path: Path, *overrides: str, text: str = RECIPE) -> Recipe:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return load(path, overrides)
+
+
+def test_a_default_that_is_written_out_is_no_difference(tmp_path: Path) -> None:
+    first = recipe(tmp_path)
+    assert differences(first, recipe(tmp_path, text=recipe_toml(first))) == []
+    assert differences(first, recipe(tmp_path, "trainer.save_every=50", "stage.rl.objective.clip_low=0.2")) == []
+
+
+def test_keys_that_change_no_result_may_change(tmp_path: Path) -> None:
+    overrides = ("cluster.reward_workers=3", "endpoint.big.url=http://other/v1", "stage.rl.micro_batch_tokens=99")
+    changes = allowed_changes(recipe(tmp_path), recipe(tmp_path, *overrides), "runs/a")
+    assert list(map(str, changes.differences)) == [
+        "endpoint.big.url: 'http://localhost:8000/v1' -> 'http://other/v1'",
+        "cluster.reward_workers: 1 -> 3",
+        "stage.rl.micro_batch_tokens: 16384 -> 99",
+    ]
+    assert changes.extended == ()
+
+
+def test_a_stage_may_be_given_more_steps_and_not_fewer(tmp_path: Path) -> None:
+    more = allowed_changes(recipe(tmp_path), recipe(tmp_path, "stage.rl.steps=5"), "runs/a")
+    assert (more.extended, str(more.differences[0])) == (("rl",), "stage.rl.steps: 3 -> 5")
+    with pytest.raises(UsageError, match=r"begun with stage\.rl\.steps = 3, not 2: .* more steps, not fewer"):
+        allowed_changes(recipe(tmp_path), recipe(tmp_path, "stage.rl.steps=2"), "runs/a")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed=1", "seed = 0, not 1"),
+        ("stage.rl.optimizer.lr=1e-5", "stage.rl.optimizer.lr = 1e-06, not 1e-05"),
+        ("reward.accuracy=0.5", "reward.accuracy = 1.0, not 0.5"),
+        ("reward.format=0.5", "reward.format = nothing, not 0.5"),
+        ('reward."judges/a.py:judge"=1', 'reward."judges/a.py:judge" = 0.5, not 1.0'),
+        ("cluster.reward_timeout=5", "cluster.reward_timeout = 10.0, not 5.0"),
+        ("cluster.kind=inline", "cluster.kind = 'auto', not 'inline'"),
+        ("sampler.max_length=64", "sampler.max_length = nothing, not 64"),
+        ("endpoint.big.model=other", "endpoint.big.model = 'm', not 'other'"),
+        ("trainer.checkpoint_dtype=bfloat16", "trainer.checkpoint_dtype = 'auto', not 'bfloat16'"),
+        ("stage.cold.name=warm", "the stages cold, rl, and the recipe now has warm, rl"),
+    ],
+)
+def test_others_are_refused_by_name_with_both_values(tmp_path: Path, override: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        allowed_changes(recipe(tmp_path), recipe(tmp_path, override), "runs/a")
+    assert str(caught.value).startswith(f"runs/a was begun with {words}")
+
+
+def test_every_free_key_is_a_key_and_in_the_docs() -> None:
+    tables = {
+        "trainer": TrainerConfig,
+        "sampler": SamplerConfig,
+        "cluster": ClusterConfig,
+        "endpoint.*": EndpointConfig,
+        "stage.*": GrpoStage,
+    }
+    keys = {f"{table}.{key}" for table, schema in tables.items() for key in schema.model_fields}
+    text = (Path(__file__).parents[2] / "docs" / "run_directory.md").read_text(encoding="utf-8")
+    for key in FREE:
+        assert key in keys | set(Recipe.model_fields)
+        assert f"`{key}`" in text

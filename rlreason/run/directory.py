@@ -39,7 +39,6 @@ class RunDirectory:
         self.tell: Callable[[str], None] = lambda note: None
         #: The stage that was begun last and is not finished.
         self.current: str | None = None
-        self._marks: dict[str, dict[str, int]] = {}
 
     @classmethod
     def create(cls, root: Path, recipe_toml: str, record: Manifest, inputs: Sequence[InputFile] = ()) -> RunDirectory:
@@ -121,7 +120,6 @@ class RunDirectory:
         found = self._states(name).newest(self._note)
         record = found[0] if found else StateRecord(step=0)
         cut_files(folder, record.files, self._note)
-        self._marks.pop(name, None)
         if entry.started is None:
             entry.started = now()
         else:
@@ -137,14 +135,6 @@ class RunDirectory:
             self.tell(f"{name}: beginning anew, as it has no state")
         return entry, SavedState(step=record.step, progress=record.progress, folder=found[1]) if found else None
 
-    def mark(self, name: str) -> None:
-        """A step is done: what was appended up to here belongs to it.
-
-        Of a stage that calls this, a state holds the files as they were at the last mark; so one saved in the middle of
-        a step leaves out that step's lines.
-        """
-        self._marks[name] = file_lengths(self.stage_folder(name))
-
     def save_state(self, name: str, step: int, progress: Mapping[str, JsonValue], fill: Fill | None = None) -> None:
         """Save what the stage needs to go on after ``step`` steps: ``progress`` and what ``fill`` writes into a folder.
 
@@ -158,7 +148,7 @@ class RunDirectory:
             record = StateRecord(
                 step=step,
                 progress=dict(progress),
-                files=self._marks[name] if name in self._marks else file_lengths(folder),
+                files=file_lengths(folder),
                 seconds=entry.seconds,
                 sampled_tokens=entry.sampled_tokens,
                 trained_tokens=entry.trained_tokens,

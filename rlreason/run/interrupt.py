@@ -119,6 +119,7 @@ def deferred() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    reinstall()
     _state.depth += 1
     try:
         yield

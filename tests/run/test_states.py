@@ -189,19 +189,6 @@ def test_a_file_that_lost_its_end_is_told(tmp_path: Path) -> None:
     assert lines(again) == ['{"step": 0}']
 
 
-def test_marks_leave_out_the_step_that_was_under_way(tmp_path: Path) -> None:
-    run = new_run(tmp_path / "run")
-    run.begin("rl", [])
-    steps(run, 0, 7)
-    run.mark("rl")
-    run.append("rl", "rollouts.jsonl", {"step": 7})
-    save(run, 7)
-    again = RunDirectory.resume(tmp_path / "run")
-    again.begin("rl", [])
-    assert len(lines(again)) == 7
-    assert lines(again, "rollouts.jsonl") == []
-
-
 def test_saving_a_step_twice_replaces_it_where_something_changed(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     run.begin("rl", [])

@@ -103,6 +103,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write weights (safetensors), config, tokenizer and chat template: a folder transformers and vLLM load."""
     model.save_pretrained(folder)
+    # transformers notes how the tokenizer was loaded, which says nothing of it and differs from process to process.
+    for noise in ("local_files_only", "is_local"):
+        tokenizer.init_kwargs.pop(noise, None)
     tokenizer.save_pretrained(folder)
 
 

@@ -201,8 +201,7 @@ def test_weights_that_changed_within_a_sequence_are_staleness_of_its_first_part(
         replace(
             one,
             sampler_logprobs=(*old[at][:2], *new[at][2:]),
-            policy_version_T=(0, 0) + (1,) * (len(one.token_ids) - 2),
-            policy_version_max=1,
+            policy_versions=(0, 0) + (1,) * (len(one.token_ids) - 2),
         )
         for at, one in enumerate(blanks())
     ]

@@ -41,6 +41,8 @@ options = {{ min_terms = 2, max_terms = 3, max_total = 9, negatives = false }}
 [reward]
 accuracy = 1.0
 format = 0.1
+[trainer]
+save_every = 2
 [cluster]
 threads = 1
 [[stage]]
@@ -163,36 +165,83 @@ def test_traces_are_verified_and_from_training_problems(uninterrupted: Path) -> 
         assert int(answer) == eval(row["prompt"].rstrip("="))
 
 
-@pytest.mark.parametrize("stage", ["cold_start", "grpo"])
-def test_kill_and_resume_equals_the_uninterrupted_run(uninterrupted: Path, tmp_path: Path, stage: str) -> None:
-    process = start(tmp_path, "--out", "run")
-    run = tmp_path / "run"
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        if (run / "manifest.json").exists():
-            status = {entry["name"]: entry["status"] for entry in manifest(run)["stages"]}
-            if status[stage] == "done":
-                break
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    before = {entry["name"]: entry for entry in manifest(run)["stages"]}
-    assert before[stage]["status"] == "done"
-    finished = [name for name, entry in before.items() if entry["status"] == "done"]
-    assert "final" not in finished
-    resumed = start(tmp_path, "--out", "run", "--resume")
-    output, _ = resumed.communicate(timeout=300)
-    assert resumed.returncode == 0, output
+#: Metrics that measure time.
+CLOCKS = ("time", "seconds", "tokens_per_second", "delivery/seconds")
+
+
+def lines(path: Path) -> list[dict]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in CLOCKS and not k.startswith("seconds/")} for row in rows]
+
+
+def assert_equal_runs(run: Path, whole: Path) -> None:
+    """Weights, metrics, rollouts, traces, diagnoses and evaluations, bit for bit; no line lost or doubled."""
+    ours, theirs = ({entry["name"]: entry for entry in manifest(one)["stages"]} for one in (run, whole))
+    for name, entry in theirs.items():
+        for key in ("sha256", "sampled_tokens", "trained_tokens", "status", "parameters"):
+            assert ours[name][key] == entry[key], (name, key)
+    for path in sorted((whole / "stages").glob("*/*.jsonl")):
+        assert lines(run / path.relative_to(whole)) == lines(path), path.name
+    for path in sorted((whole / "eval").iterdir()):
+        if path.suffix == ".json":
+            assert (run / "eval" / path.name).read_text() == path.read_text()
+
+
+def count(run: Path, pattern: str) -> int:
+    """Lines of a stage's file; 0 where there is none yet."""
+    return sum(path.read_bytes().count(b"\n") for path in run.glob(f"stages/{pattern}"))
+
+
+#: Where a run is ended: when a file of its stage has so many lines. save_every is 2.
+POINTS = {
+    "between two states of sft": ("*-cold_start/metrics.jsonl", 31),
+    "before the first state of grpo": ("*-grpo/metrics.jsonl", 1),
+    "grpo": ("*-grpo/metrics.jsonl", 3),
+    "in a chunk of reject": ("*-traces/drawn.journal", 20),
+    "the second chunk of reject": ("*-traces/metrics.jsonl", 1),
+    "distill": ("*-distilled/metrics.jsonl", 3),
+    "eval, by problem": ("*-final/drawn.journal", 5),
+    "eval, the second model": ("*-final/metrics.jsonl", 1),
+}
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["KILL", "TERM"])
+def test_a_run_ended_anywhere_goes_on_as_if_nothing_had_happened(
+    uninterrupted: Path, tmp_path: Path, point: str, number: signal.Signals
+) -> None:
+    process, run = start(tmp_path, "--out", "run"), tmp_path / "run"
+    pattern, enough = POINTS[point]
+    while count(run, pattern) < enough and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode in (-number, 128 + number), output
+    stage = pattern.partition("/")[0].removeprefix("*-")
+    entries = {entry["name"]: entry for entry in manifest(run)["stages"]}
+    before = {name: entry for name, entry in entries.items() if entry["status"] == "done"}
+    if number is signal.SIGTERM:
+        assert process.returncode == 143
+        assert f"interrupted by SIGTERM in stage {stage}" in " ".join(output.split())
+        assert "rlreason resume run" in " ".join(output.split())
+        assert entries[stage]["status"] == "interrupted"
+        if stage in ("cold_start", "grpo", "distilled"):  # what was trained is in a state, whatever save_every says
+            newest = sorted((run / "stages").glob(f"*-{stage}/state/step-*"))[-1]
+            assert int(newest.name.removeprefix("step-")) >= enough - 1
+    resumed = subprocess.run(
+        [sys.executable, "-m", "rlreason", "resume", str(run)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     after = {entry["name"]: entry for entry in manifest(run)["stages"]}
-    for name in finished:
-        assert after[name] == before[name], f"{name} was redone"
-        assert f"{name} (" not in output
-    whole = {entry["name"]: entry for entry in manifest(uninterrupted)["stages"]}
-    for name in ("cold_start", "grpo", "distilled"):
-        assert after[name]["sha256"] == whole[name]["sha256"], f"{name} differs from the uninterrupted run"
-    for model in ("cold_start", "grpo", "distilled"):
-        file = f"eval/final-{model}.json"
-        assert (run / file).read_text() == (uninterrupted / file).read_text()
+    assert {name: after[name] for name in before} == before, "a finished stage was done again"
+    assert after[stage]["resumed"] == (stage not in before)
+    assert_equal_runs(run, uninterrupted)
 
 
 def test_a_second_start_in_the_same_folder_is_refused(uninterrupted: Path) -> None:

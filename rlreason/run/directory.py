@@ -60,8 +60,9 @@ class RunDirectory:
     def resume(cls, root: Path) -> RunDirectory:
         """Take up a run. Raises UsageError where there is none. That its recipe fits is for the caller to see to."""
         directory = cls(root, manifest.read(root / "manifest.json"))
-        for folder in (root, *(directory.stage_folder(entry.name) for entry in directory.manifest.stages)):
-            atomic.recover(folder)
+        for entry in directory.manifest.stages:
+            for folder in (directory.stage_folder(entry.name), directory.stage_folder(entry.name) / "checkpoints"):
+                atomic.recover(folder)
         return directory
 
     def change(self, recipe_toml: str, what: Sequence[str]) -> None:

@@ -260,6 +260,15 @@ def test_step_checkpoints_are_pruned_and_the_best_is_not(tmp_path: Path) -> None
     assert sorted(path.name for path in folder.iterdir()) == ["best", "step-000100", "step-000150"]
 
 
+def test_checkpoints_put_aside_by_a_killed_replacement_come_back(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    run.begin("rl", [])
+    best = run.save_checkpoint("rl", "best", write_label)
+    best.rename(best.with_name(".best.old"))
+    RunDirectory.resume(tmp_path / "run")
+    assert (best / "config.json").read_text() == "{}"
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -1,4 +1,4 @@
-"""Every noun that crosses a room. Standard library only; everyone imports this file, it imports no one.
+"""Every noun that crosses a room. Standard library only; everyone imports this file, it imports no room.
 
 Axes in names: G = completions of one group, P = prompt tokens, T = tokens of one completion or training sample,
 L = layers with experts, K = experts per token, V = vocabulary. NumPy is imported where arrays are made, not here.
@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from rlreason.arrays import equal_fields, set_arrays
+
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from torch import Tensor
 
-    IntArray = npt.NDArray[np.int32]
-    FloatArray = npt.NDArray[np.float32]
-    BoolArray = npt.NDArray[np.bool_]
-    ByteArray = npt.NDArray[np.uint8]
+    from rlreason.arrays import BoolArray, ByteArray, FloatArray, IntArray
 
 #: What a verifier checks against: one gold answer, several accepted ones, or structured data (tests, numbers…).
 Reference = str | tuple[str, ...] | Mapping[str, object]
@@ -41,36 +38,6 @@ class Verdict(StrEnum):
     UNPARSED = "unparsed"
     TIMED_OUT = "timed_out"
     BROKEN = "broken"
-
-
-def _set_arrays(noun: Any, **arrays: tuple[Any, Any, int | None]) -> None:
-    """Set frozen fields from (values, dtype, length); None stays None, a length of None is not checked."""
-    import numpy as np
-
-    for name, (values, dtype, length) in arrays.items():
-        if values is None:
-            continue
-        array = np.asarray(values, dtype=dtype)
-        if length is not None and len(array) != length:
-            raise ValueError(f"{type(noun).__name__}.{name} has {len(array)} entries for {length} tokens")
-        object.__setattr__(noun, name, array)
-
-
-def _equal_fields(self: Any, other: Any) -> Any:
-    """Field by field; arrays are equal where all of their entries are."""
-    if type(self) is not type(other):
-        return NotImplemented
-    import numpy as np
-
-    for one in fields(self):
-        mine, theirs = getattr(self, one.name), getattr(other, one.name)
-        if mine is None or theirs is None:
-            same = mine is theirs
-        else:
-            same = bool(np.array_equal(mine, theirs)) if isinstance(mine, np.ndarray) else bool(mine == theirs)
-        if not same:
-            return False
-    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +148,7 @@ class Completion:
         mask = np.ones(count, dtype=np.bool_) if mask is None else mask
         versions: Any = self.policy_versions
         versions = np.full(count, versions, dtype=np.int32) if isinstance(versions, int) else versions
-        _set_arrays(
+        set_arrays(
             self,
             prompt_ids=(self.prompt_ids, np.int32, None),
             token_ids=(self.token_ids, np.int32, count),
@@ -192,7 +159,7 @@ class Completion:
             routed_experts=(self.routed_experts, np.uint8, count),
         )
 
-    __eq__ = _equal_fields
+    __eq__ = equal_fields
     __hash__ = None  # type: ignore[assignment]
 
     @classmethod
@@ -260,8 +227,8 @@ class TrainingSample:
     """One training sequence: prompt and completion. Every array has one length; entry t describes token t.
 
     Example: ``TrainingSample(token_ids=(1, 9, 11, 2), loss_mask=(0, 0, 1, 1), sampler_logprobs=(0, 0, -0.1, -0.2),
-    advantages=(0, 0, 1, 1), weights=(0, 0, 0.125, 0.125), group_id="grpo/3/p17")``. Whatever sequence is given is turned
-    into the dtype below; one number stands for all tokens.
+    advantages=(0, 0, 1, 1), weights=(0, 0, 0.125, 0.125), group_id="grpo/3/p17")``. Whatever sequence is given gets the
+    dtype below; one number stands for all tokens.
     """
 
     #: int32 [T].
@@ -293,7 +260,7 @@ class TrainingSample:
         def spread(value: Any) -> Any:
             return np.full(count, value, dtype=np.float32) if isinstance(value, (int, float)) else value
 
-        _set_arrays(
+        set_arrays(
             self,
             token_ids=(self.token_ids, np.int32, count),
             loss_mask=(self.loss_mask, np.bool_, count),
@@ -306,7 +273,7 @@ class TrainingSample:
             routed_experts=(self.routed_experts, np.uint8, count),
         )
 
-    __eq__ = _equal_fields
+    __eq__ = equal_fields
     __hash__ = None  # type: ignore[assignment]
 
     @property

@@ -11,7 +11,7 @@ from rlreason.types import Completion, SamplingParams
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rlreason.types import IntArray
+    from rlreason.arrays import IntArray
 
 EngineKind = Literal["transformers", "vllm"]
 

@@ -24,7 +24,7 @@ from rlreason.sampler.jobs import Drawn, EngineSpec, Job, Opinion, Progress
 from rlreason.types import Completion
 
 if TYPE_CHECKING:
-    from rlreason.types import IntArray
+    from rlreason.arrays import IntArray
 
 #: vLLM in this very process, without its usage report; without an accelerator also without torch.compile, which
 #: would cost more seconds than it saves, and without pinning every engine to the first core.

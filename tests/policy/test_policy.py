@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from rlreason.config import PolicyConfig, load, locate
 from rlreason.data.prompts import TAGS, wrap
 from rlreason.errors import UsageError
-from rlreason.policy.batch import collate, make_batches, rollout_sample, supervised_sample
+from rlreason.policy.batch import collate, make_batches, pack, rollout_sample, supervised_sample, trained_tokens
 from rlreason.policy.model import check_shape, count_parameters, load_tokenizer, meta_model
 from rlreason.policy.policies import fresh_policy, load_policy
 from rlreason.policy.tokenizer import bpe_tokenizer, character_tokenizer
@@ -130,6 +132,53 @@ def test_the_shift_by_hand() -> None:
     assert batch.advantages_BT.tolist() == [[0, 2, 2], [-1, 0, 0]]
     assert batch.weights_BT.tolist() == [[0, 0.5, 0.5], [0.25, 0, 0]]
     assert batch.sampler_logprobs_BT.tolist() == [pytest.approx([0, -0.1, -0.2]), pytest.approx([-0.1, 0, 0])]
+
+
+def test_a_rollout_of_several_turns_is_a_completion_with_gaps_in_its_mask() -> None:
+    """The tool's answer, 31 32, is read and not learnt from."""
+    turns = Completion(
+        prompt_ids=(5, 6),
+        token_ids=(7, 8, 31, 32, 9),
+        sampler_logprobs=(-0.1, -0.2, 0.0, 0.0, -0.3),
+        loss_mask=(True, True, False, False, True),
+        teacher_logprobs=(-1, -2, -3, -4, -5),
+        routed_experts=[[[0, 1]]] * 5,
+        text="",
+        finish_reason="stop",
+    )
+    sample = rollout_sample(turns, advantages=[1, 2, 3, 4, 5], weights=0.5)
+    assert sample.loss_mask.tolist() == [0, 0, 1, 1, 0, 0, 1]
+    assert sample.advantages.tolist() == [0, 0, 1, 2, 0, 0, 5]
+    assert sample.weights.tolist() == [0, 0, 0.5, 0.5, 0, 0, 0.5]
+    for batch in (collate([sample], 0, CPU), pack([sample], 0, CPU)):
+        mask_T = batch.loss_mask_BT[0] > 0
+        assert batch.targets_BT[0][mask_T].tolist() == [7, 8, 9]
+        assert batch.advantages_BT[0][mask_T].tolist() == [1, 2, 5]
+        assert batch.teacher_logprobs_BT is not None
+        assert batch.teacher_logprobs_BT[0][mask_T].tolist() == [-1, -2, -5]
+        assert batch.routed_experts is not None
+        assert batch.routed_experts[0][mask_T].tolist() == [[[0, 1]]] * 3
+        assert batch.old_logprobs_BT is None
+
+
+def test_a_token_without_a_finite_sampler_log_probability_carries_no_loss() -> None:
+    nan, inf = float("nan"), float("inf")
+    drawn = Completion(
+        prompt_ids=(5,),
+        token_ids=(7, 8, 9, 10),
+        sampler_logprobs=(-0.1, nan, -inf, -0.2),
+        text="",
+        finish_reason="stop",
+    )
+    assert trained_tokens(drawn).tolist() == [True, False, False, True]
+    sample = rollout_sample(drawn, 2.0, 0.25)
+    assert sample.loss_mask.tolist() == [0, 1, 0, 0, 1]
+    assert bool(np.isfinite(sample.sampler_logprobs).all())
+    assert sample.weights.tolist() == [0, 0.25, 0, 0, 0.25]
+    with pytest.raises(ValueError, match="no sampler log-probabilities"):
+        rollout_sample(replace(drawn, sampler_logprobs=None))
+    with pytest.raises(ValueError, match="sampler_logprobs has 1 entries for 4 tokens"):
+        replace(drawn, sampler_logprobs=(0.0,))
 
 
 def test_pack_keeps_every_row_within_the_budget() -> None:

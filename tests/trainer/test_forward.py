@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -188,6 +189,15 @@ def rollouts(prompts: list[int], completions: list[int]) -> list[TrainingSample]
 RAGGED = rollouts([5, 5, 9, 5, 9, 9], [4, 1, 6, 3, 2, 6])
 EVEN = rollouts([5, 5, 5, 5], [4, 1, 6, 3])
 SHORT = rollouts([5, 5, 9, 9], [1, 1, 1, 1])
+#: Several turns: every third token is not the policy's, and every token has an advantage of its own.
+TURNS = [
+    replace(
+        row,
+        loss_mask=row.loss_mask & (np.arange(len(row.token_ids)) % 3 != 1),
+        advantages=row.advantages * np.arange(len(row.token_ids)),
+    )
+    for row in RAGGED
+]
 
 
 def of_step(model: PreTrainedModel, batches: list[Batch], preset: str) -> list[Tensor]:
@@ -203,7 +213,7 @@ def apart(one: list[Tensor], other: list[Tensor]) -> float:
     return max(float((a - b).abs().max() / b.abs().max().clamp(min=1.0)) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("rows", [RAGGED, EVEN, SHORT], ids=["ragged", "even", "one token"])
+@pytest.mark.parametrize("rows", [RAGGED, EVEN, SHORT, TURNS], ids=["ragged", "even", "one token", "turns"])
 @pytest.mark.parametrize("name", ["dense, tied", "experts", "mixture, no query compression"])
 def test_packed_rows_have_the_loss_and_gradient_of_whole_ones(name: str, rows: list[TrainingSample]) -> None:
     model = make_model(name)

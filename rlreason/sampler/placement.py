@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 
 import torch
+from transformers import AutoTokenizer
 
 from rlreason.config import Recipe
 from rlreason.data.prompts import PromptFormat
@@ -18,6 +19,7 @@ from rlreason.sampler.open import ServedModel, engine_spec, installed, why_not_v
 from rlreason.sampler.pool import Patience, RolloutPool
 from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.sampler.worker import RolloutWorker
+from rlreason.types import Sampler
 
 
 @dataclass(slots=True)
@@ -54,6 +56,27 @@ class Samplers:
         sampler = PoolSampler(self._pools[role], model.tokenizer, self.prompt_format)
         sampler.publish(model.weights(), version, model.expectations(sampler.probes))
         return sampler
+
+    def endpoint(self, name: str) -> Sampler:
+        """A sampler of the server in ``[endpoint.name]``; who opens it closes it.
+
+        Raises UsageError where its tokenizer can't be loaded, its key is not set, or httpx is not installed.
+        """
+        if not installed("httpx"):
+            raise UsageError(f"endpoint {name!r} needs httpx: pip install 'rlreason[train]'")
+        from rlreason.sampler.endpoint import EndpointSampler
+
+        config = self.recipe.endpoint[name]
+        tokenizer = None
+        if config.tokenizer is not None:
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+            except (OSError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise UsageError(
+                    f"endpoint.{name}.tokenizer = {config.tokenizer!r}: can't be loaded: {reason}"
+                ) from error
+        return EndpointSampler(name, config, self.prompt_format, tokenizer)
 
     def describe(self, role: str = "policy") -> str:
         """Engine and cluster of ``role`` in a few words; "" before its first ``open``."""

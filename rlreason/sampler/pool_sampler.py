@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +18,7 @@ from rlreason.sampler.pool import PoolStats, RolloutPool
 from rlreason.types import Completion, Request
 
 if TYPE_CHECKING:
-    from rlreason.types import IntArray
+    from rlreason.arrays import IntArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,4 +139,16 @@ class PoolSampler:
         # The tokenizer wants Python's integers; the token that ended the turn is not text.
         ids = drawn.token_ids[:-1] if drawn.finish_reason == "stop" else drawn.token_ids
         text = self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
-        return asked.request, replace(drawn, prompt_ids=asked.prompt_ids, text=text, prefill=asked.prefill)
+        arrays = _copies(drawn) | {"prompt_ids": asked.prompt_ids}
+        return asked.request, replace(drawn, text=text, prefill=asked.prefill, **arrays)
+
+
+def _copies(drawn: Completion) -> dict[str, Any]:
+    """Arrays of ``drawn`` that must not be written to: what came over Ray lies in its object store, and stays there for
+    as long as anyone looks at it."""
+    arrays = {one.name: getattr(drawn, one.name) for one in fields(drawn)}
+    return {
+        name: array.copy()
+        for name, array in arrays.items()
+        if isinstance(array, np.ndarray) and not array.flags.writeable
+    }

@@ -15,7 +15,7 @@ from rlreason.sampler.vllm_extension import WeightReceiver
 from rlreason.sampler.worker import Receipt, RolloutWorker
 
 if TYPE_CHECKING:
-    from rlreason.types import IntArray
+    from rlreason.arrays import IntArray
 
 
 class PackedExperts(WeightReceiver):

@@ -28,18 +28,19 @@ import torch
 from models import MODELS, PROBLEMS, SEQUENCES, make_policy
 
 from rlreason.data.prompts import PromptFormat
-from rlreason.policy.batch import collate, rollout_row
+from rlreason.policy.batch import collate, rollout_sample
 from rlreason.policy.policies import Policy
 from rlreason.policy.process import prepare_process
 from rlreason.run.manifest import describe_hardware, installed_packages
 from rlreason.sampler.canary import Canary
 from rlreason.sampler.delivery import Packer, as_bytes, unique_tensors
+from rlreason.sampler.groups import draw_groups
 from rlreason.sampler.handles import RayCluster, RayOptions
 from rlreason.sampler.open import engine_spec, inline_sampler
 from rlreason.sampler.pool import RolloutPool
 from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.sampler.vllm_engine import CPU_ENVIRONMENT, ENVIRONMENT
-from rlreason.stages.losses import loss_logprobs
+from rlreason.trainer.forward import loss_logprobs
 from rlreason.types import Group, SamplingParams
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,7 +104,7 @@ class Side:
             self.pipe.send(order)
             return self.pipe.recv()  # type: ignore[no-any-return]
         groups, seconds = self.groups(order)
-        ids = [[one.token_ids for one in group.completions_G] for group in groups]
+        ids = [[tuple(one.token_ids.tolist()) for one in group.completions_G] for group in groups]
         return seconds, sum(len(one) for group in ids for one in group), ids
 
     def groups(self, order: int | str) -> tuple[list[Group], float]:
@@ -111,7 +112,7 @@ class Side:
         assert self.sampler is not None
         how = params(order if isinstance(order, int) else 0, greedy=order == "greedy")
         began = time.perf_counter()
-        groups = self.sampler.sample(PROBLEMS, how)
+        groups = list(draw_groups(self.sampler, PROBLEMS, how))
         return groups, time.perf_counter() - began
 
 
@@ -121,7 +122,7 @@ def gate(sides: dict[str, Side], policy: Policy) -> float:
     if any(ids != greedy["transformers"] for ids in greedy.values()):
         raise SystemExit("the engines draw different tokens at temperature 0")
     groups, _ = sides["worker"].groups(0)
-    rows = [rollout_row(c, 0.0, 0.0, g.group_id) for g in groups for c in g.completions_G]
+    rows = [rollout_sample(c) for g in groups for c in g.completions_G]
     batch = collate(rows, policy.tokenizer.pad_token_id, torch.device("cpu"))
     with torch.no_grad():
         apart = (loss_logprobs(policy.model, batch, 1.0) - batch.sampler_logprobs_BT)[batch.loss_mask_BT.bool()]
@@ -141,9 +142,9 @@ def throughput(name: str, rounds: int) -> dict[str, Any]:
     process.start()
     pool = open_pool(policy)
     worker = PoolSampler(pool, policy.tokenizer, FORMAT)
-    worker.publish(policy.model.state_dict(), 0)
+    publish(worker, policy, 0)
     pool.settle_deliveries()
-    inline = inline_sampler(policy.copy_model(), policy.tokenizer, FORMAT, max_rows=256)
+    inline = inline_sampler(policy, FORMAT, max_rows=256)
     assert ours.recv() == "up"
     sides = {"raw vLLM": Side(pipe=ours), "worker": Side(sampler=worker), "transformers": Side(sampler=inline)}
     difference = gate(sides, policy)
@@ -170,23 +171,28 @@ def throughput(name: str, rounds: int) -> dict[str, Any]:
 
 def open_pool(policy: Policy) -> RolloutPool:
     """One Ray worker with vLLM, every delivery proved."""
-    spec = engine_spec("vllm", policy.model, policy.tokenizer, max_rows=SEQUENCES, max_length=256)
-    return RolloutPool(RayCluster(RayOptions(workers=1)), spec, 1, canary=Canary(policy.model, 256))
+    spec = engine_spec("vllm", policy, max_rows=SEQUENCES, max_length=256)
+    canary = Canary(policy.vocabulary, 256, policy.dtype)
+    return RolloutPool(RayCluster(RayOptions(workers=1)), spec, 1, canary=canary)
+
+
+def publish(sampler: PoolSampler, policy: Policy, version: int) -> None:
+    """Make the policy's weights the newest, with what they are proved with."""
+    sampler.publish(policy.weights(), version, policy.expectations(sampler.probes))
 
 
 def deliver(policy: Policy, sampler: PoolSampler, rounds: int) -> dict[str, Any]:
     """Seconds of one copy in memory, of packing, and of a whole delivery until it is proved."""
-    weights = policy.model.state_dict()
-    arrays = [as_bytes(tensor) for tensor in unique_tensors(weights).values()]
+    arrays = [as_bytes(tensor) for _, tensor in unique_tensors(policy.weights())]
     copies, packs, wholes = [], [], []
     for version in range(1, rounds + 1):
         began = time.perf_counter()
         for array in arrays:
             array.copy()
         copied = time.perf_counter()
-        Packer().pack(weights, version)
+        Packer().pack(policy.weights(), version)
         packed = time.perf_counter()
-        sampler.publish(weights, version)
+        publish(sampler, policy, version)
         sampler.pool.settle_deliveries()
         wholes.append(time.perf_counter() - packed)
         copies.append(copied - began)

@@ -158,12 +158,12 @@ class _RayCall:
     def result(self) -> Any:
         try:
             return self.ray.get(self.reference)
-        except (self.ray.exceptions.RayActorError, self.ray.exceptions.ObjectLostError) as error:
-            raise WorkerDied(" ".join(str(error).split())[:300]) from error
         except self.ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, DeliveryError):
                 raise error.cause from None
             raise WorkerFailed(f"{type(error.cause).__name__}: {error.cause}") from error
+        except self.ray.exceptions.RayError as error:  # killed for its memory, its node lost, its answer lost
+            raise WorkerDied(" ".join(str(error).split())[:300]) from error
 
 
 @dataclass(slots=True)

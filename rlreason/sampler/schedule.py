@@ -9,6 +9,8 @@ from typing import Protocol
 
 from rlreason.sampler.jobs import Job
 
+#: Why a worker was started anew where a run went on: what was being drawn then was asked for, and drawn, twice.
+RESUMED = "the run was resumed"
 #: Seconds that a worker draws before it reports, so that weights and new jobs can be slipped in.
 SLICE = 0.5
 
@@ -108,13 +110,18 @@ class ReplayedSchedule:
     """Does what an earlier run recorded, worker by worker, to the engine step."""
 
     def __init__(self, lines: Iterable[Mapping[str, object]], workers: int) -> None:
-        """``lines``: rows of schedule.jsonl. Raises ValueError where they are of more workers."""
+        """``lines``: rows of schedule.jsonl. Raises ValueError where they are of more workers, or of a stage that was
+        broken off and resumed."""
         self.position = 0
         self._ops: list[deque[Mapping[str, object]]] = [deque() for _ in range(workers)]
         self._jobs: dict[str, Job] = {}
         for line in lines:
             worker = line["worker"]
             assert isinstance(worker, int)
+            if line.get("restart") == RESUMED:
+                raise ValueError(
+                    "the run was resumed in the middle of this stage, and what it drew twice can't be replayed"
+                )
             if worker >= workers:
                 raise ValueError(
                     f"the schedule is of at least {worker + 1} rollout workers, and this run has {workers}"

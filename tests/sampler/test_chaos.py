@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,28 +49,61 @@ def ask(step: int) -> tuple[list[Problem], SamplingParams]:
     return problems, SamplingParams(samples_per_problem=4, max_tokens=200, seed=1, stream=f"grpo/{step}")
 
 
-def descendants() -> dict[int, str]:
-    """Processes below this one, and those of Ray, which leave it."""
-    found = {}
-    for process in psutil.process_iter(["pid", "name", "cmdline"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if "ray" in line and ("raylet" in line or "gcs_server" in line or "ray::" in line or "/ray/" in line):
-            found[process.info["pid"]] = line[:80]
-    for process in psutil.Process().children(recursive=True):
-        found[process.pid] = process.name()
-    return found
+#: In the environment of every process that a test starts, Ray's among them, which leave its process group.
+MARK = "RLREASON_TEST_MARK"
+
+
+class Traces:
+    """What the processes of one test are, and the segments of shared memory that they were seen to use."""
+
+    def __init__(self, mark: str) -> None:
+        self._mark = mark
+        self.segments: set[str] = set()
+        #: Names of processes.
+        self.seen: set[str] = set()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def processes(self) -> dict[int, str]:
+        """Those that run now."""
+        found = {}
+        for process in psutil.process_iter(["pid", "name"]):
+            with suppress(psutil.Error):
+                if process.environ().get(MARK) == self._mark:
+                    found[process.pid] = process.name()
+        return found
+
+    def end(self) -> None:
+        """Look no more."""
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._end.wait(0.3):
+            for pid, process in self.processes().items():
+                self.seen.add(process)
+                with suppress(OSError):
+                    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+                        _, found, name = line.partition("/dev/shm/")
+                        if found and not name.endswith(" (deleted)"):
+                            self.segments.add(name)
 
 
 @pytest.fixture
-def leftovers() -> Iterator[None]:
-    """After the test: the same processes and shared-memory segments as before."""
-    before, segments = set(descendants()), set(os.listdir("/dev/shm"))
+def leftovers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """After the test: none of its processes and shared-memory segments. Those of others on this machine don't count."""
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv(MARK, mark)
+    traces = Traces(mark)
     yield
     deadline = time.monotonic() + 20
-    while set(descendants()) - before and time.monotonic() < deadline:
+    while traces.processes() and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert {pid: name for pid, name in descendants().items() if pid not in before} == {}
-    assert set(os.listdir("/dev/shm")) - segments == set()
+    traces.end()
+    assert any("ray" in name for name in traces.seen), "nothing was seen of the workers"
+    assert traces.processes() == {}
+    assert traces.segments & set(os.listdir("/dev/shm")) == set()
 
 
 def process_of(sampler: PoolSampler, place: int) -> int:

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from rlreason.sampler.jobs import Job
-from rlreason.sampler.schedule import Deliver, Draw, LiveSchedule, ReplayedSchedule, Restart, WorkerState, record_of
+from rlreason.sampler.schedule import (
+    RESUMED,
+    Deliver,
+    Draw,
+    LiveSchedule,
+    ReplayedSchedule,
+    Restart,
+    WorkerState,
+    record_of,
+)
 from rlreason.types import SamplingParams
 
 
@@ -119,3 +128,5 @@ def test_a_record_is_followed() -> None:
     assert schedule.next(0, idle(0), 2) is None
     with pytest.raises(ValueError, match="at least 2 rollout workers, and this run has 1"):
         ReplayedSchedule(lines, 1)
+    with pytest.raises(ValueError, match="the run was resumed in the middle of this stage"):
+        ReplayedSchedule([*lines, {"worker": 0, "restart": RESUMED}], 2)

@@ -18,6 +18,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -107,7 +108,7 @@ optimizer = {{ lr = 1e-2 }}
 kind = "eval"
 name = "final"
 models = ["cold_start", "grpo", "distilled"]
-problems = 100
+problems = 80
 max_tokens = 32
 """
 #: Metrics that measure time.
@@ -172,13 +173,27 @@ def lines(path: Path) -> list[dict[str, Any]]:
     ]
 
 
+def _differing(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[str]:
+    """Keys that differ in some line, or the number of lines."""
+    if len(ours) != len(theirs):
+        return [f"{len(ours)} and {len(theirs)} lines"]
+    keys = (
+        key for one, two in zip(ours, theirs, strict=True) for key in one.keys() | two.keys() if _differ(one, two, key)
+    )
+    return sorted(set(keys))
+
+
+def _differ(one: dict[str, Any], two: dict[str, Any], key: str) -> bool:
+    return (key in one) != (key in two) or (key in one and one[key] != two[key])
+
+
 def differences(whole: Path, other: Path) -> list[str]:
     """What of a run is not as in the uninterrupted one."""
     found = []
     for path in sorted((whole / "stages").glob("*/*.jsonl")):
         name = path.relative_to(whole)
-        if path.name != "schedule.jsonl" and lines(path) != lines(other / name):
-            found.append(str(name))
+        if path.name != "schedule.jsonl":
+            found += [f"{name}: {what}" for what in _differing(lines(path), lines(other / name))]
     ours, theirs = stages(whole), stages(other)
     for one, two in zip(ours, theirs, strict=True):
         if one["sha256"] != two["sha256"]:
@@ -201,13 +216,14 @@ def lost_or_doubled(run: Path) -> list[str]:
     return found + [f"{key} twice" for key, count in logged.items() if count > 1]
 
 
-def accuracies(run: Path) -> dict[str, float]:
-    """Final accuracy of each model."""
+def outcome(run: Path) -> dict[str, float]:
+    """Where the run came out: final accuracy of each model, and the reward of the last five GRPO steps."""
     found = {}
     for path in sorted((run / "eval").glob("*.json")):
         row = json.loads(path.read_text())
         found[row["model"]] = row["accuracy"]["value"]
-    return found
+    rewards = [row["reward/mean"] for row in lines(next((run / "stages").glob("*-grpo/metrics.jsonl")))]
+    return found | {"reward": sum(rewards[-5:]) / 5}
 
 
 def main() -> None:
@@ -241,34 +257,63 @@ def main() -> None:
             wrong = lost_or_doubled(folder / "run")
             differs = differences(whole / "run", folder / "run")
             row = {"stage": stage, "at": round(seconds, 2), "differs": differs, "wrong": wrong, "ended": round(took, 2)}
-            row["accuracy"] = accuracies(folder / "run")
+            row["outcome"] = outcome(folder / "run")
             rows.append(row)
             print(point, row, flush=True)
             shutil.rmtree(folder)
-        reference = accuracies(whole / "run")
-    write(arguments, rows, reference)
+        uninterrupted = [outcome(whole / "run")]
+        for more in range(arguments.points - 1 if arguments.staleness else 0):  # they differ among themselves
+            folder = Path(temporary, f"whole{more}")
+            folder.mkdir()
+            (folder / "recipe.toml").write_text(text)
+            finish(rlreason(folder, "run", "recipe.toml", "--out", "run"))
+            uninterrupted.append(outcome(folder / "run"))
+    write(arguments, rows, uninterrupted)
 
 
-def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], reference: dict[str, float]) -> None:
+def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], uninterrupted: list[dict[str, float]]) -> None:
     """Results as data, and their line in the documentation."""
     name = f"{arguments.engine}-staleness{arguments.staleness}-{arguments.signal.lower()}"
     RESULTS.mkdir(exist_ok=True)
-    result = {"points": rows, "uninterrupted": reference}
+    result = {"points": rows, "uninterrupted": uninterrupted}
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     table = [
-        "| killed by | engine | staleness | points (by stage) | equal bit for bit | lost or doubled |",
-        "|---|---|---|---|---|---|",
+        "| ended by | engine | staleness | points, by stage | equal bit for bit | steps or groups lost or doubled |"
     ]
+    table.append("|---|---|---|---|---|---|")
+    notes = []
     for path in sorted(RESULTS.glob("*.json")):
         engine, staleness, how = path.stem.rsplit("-", 2)
-        points = json.loads(path.read_text())["points"]
+        found = json.loads(path.read_text())
+        points = found["points"]
         by_stage = ", ".join(f"{stage} {count}" for stage, count in Counter(p["stage"] for p in points).items())
         equal, wrong = sum(not point["differs"] for point in points), sum(bool(point["wrong"]) for point in points)
+        lag = staleness.removeprefix("staleness")
         table.append(
-            f"| SIG{how.upper()} | {engine} | {staleness.removeprefix('staleness')} | {len(points)} ({by_stage}) "
-            f"| {equal} of {len(points)} | {wrong} |"
+            f"| SIG{how.upper()} | {engine} | {lag} | {len(points)}: {by_stage} | {equal} of {len(points)} | {wrong} |"
         )
-    replace_block(ROOT / "docs" / "run_directory.md", "kill", "\n".join(table))
+        slowest = max(point["ended"] for point in points)
+        if how == "term":
+            notes.append(f"SIGTERM, {engine}, staleness {lag}: ended within {slowest:.1f} s at most, state saved.")
+        if lag != "0":
+            notes.append(f"Staleness {lag}: {_spread(found)}")
+    text = "\n".join([*table, *(f"\n{note}" for note in notes)])
+    replace_block(ROOT / "docs" / "run_directory.md", "kill", text)
+
+
+def _spread(found: dict[str, Any]) -> str:
+    """How far resumed asynchronous runs are from uninterrupted ones, beside how far those are from each other."""
+    parts = []
+    for kind, outcomes in (
+        ("uninterrupted", found["uninterrupted"]),
+        ("ended and resumed", [point["outcome"] for point in found["points"]]),
+    ):
+        rewards = [one["reward"] for one in outcomes]
+        parts.append(
+            f"{len(rewards)} runs {kind}: mean reward of the last five steps {statistics.fmean(rewards):.3f} "
+            f"({min(rewards):.3f} to {max(rewards):.3f})"
+        )
+    return "what drew a token depends on time, so no two runs are equal: " + "; ".join(parts) + "."
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python bench/resume/kill.py --points 5 --engine vllm        # two vLLM workers over Ray
     python bench/resume/kill.py --points 5 --staleness 1        # how far an asynchronous run differs
 
-A point is a moment between the first and the last stage's end, drawn evenly over the uninterrupted run's time. The run
-is ended there with SIGKILL (``--signal TERM``: SIGTERM), resumed with `rlreason resume`, and must leave the same
+A point is a random stage, a random number of its steps, and a random part of the step behind them. The run is ended
+there with SIGKILL (``--signal TERM``: SIGTERM), resumed with `rlreason resume`, and must leave the same
 weights, metrics (clocks aside), rollouts, traces and evaluations. Writes bench/resume/results/<name>.json and the
 marked block of docs/run_directory.md.
 """
@@ -148,20 +148,28 @@ def running(run: Path) -> str | None:
     return next((entry["name"] for entry in stages(run) if entry["status"] == "running"), None)
 
 
-def kill_at(folder: Path, seconds: float, number: signal.Signals) -> tuple[str, float]:
-    """Start a run and end it ``seconds`` after its first stage began; (stage that was under way, seconds it took)."""
+def kill_at(folder: Path, stage: str, steps: int, delay: float, number: signal.Signals) -> tuple[str, float]:
+    """Start a run and end it ``delay`` seconds after ``stage`` had so many lines of metrics; (stage that was under
+    way, seconds it took to end)."""
     process, run = rlreason(folder, "run", "recipe.toml", "--out", "run"), folder / "run"
-    while running(run) is None and process.poll() is None:
-        time.sleep(0.01)
-    time.sleep(seconds)
-    stage = running(run) or "between"
+
+    def reached() -> bool:
+        entry = next((one for one in stages(run) if one["name"] == stage), None)
+        found = list((run / "stages").glob(f"*-{stage}/metrics.jsonl"))
+        lines_so_far = found[0].read_bytes().count(b"\n") if found else 0
+        return entry is not None and entry["status"] != "pending" and lines_so_far >= steps
+
+    while not reached() and process.poll() is None:
+        time.sleep(0.005)
+    time.sleep(delay)
+    under_way = running(run) or "between"
     began = time.monotonic()
     if number is signal.SIGKILL:
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
     process.communicate(timeout=300)
-    return (stage if process.returncode else "after the end"), time.monotonic() - began
+    return (under_way if process.returncode else "after the end"), time.monotonic() - began
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -245,18 +253,25 @@ def main() -> None:
         whole.mkdir()
         (whole / "recipe.toml").write_text(text)
         finish(rlreason(whole, "run", "recipe.toml", "--out", "run"))
-        length = sum(entry["seconds"] for entry in stages(whole / "run"))
+        counts = {
+            entry["name"]: len(lines(next((whole / "run" / "stages").glob(f"*-{entry['name']}/metrics.jsonl"))))
+            for entry in stages(whole / "run")
+        }
+        taken = {entry["name"]: entry["seconds"] for entry in stages(whole / "run")}
         for point in range(arguments.points):
             folder = Path(temporary, f"point{point}")
             folder.mkdir()
             (folder / "recipe.toml").write_text(text)
-            seconds = rng.uniform(0.0, length)
-            stage, took = kill_at(folder, seconds, number)
+            aim = rng.choice(list(counts))
+            steps = rng.randrange(counts[aim])
+            delay = rng.uniform(0.0, 1.2 * taken[aim] / counts[aim])
+            stage, took = kill_at(folder, aim, steps, delay, number)
             if stage != "after the end":
                 finish(rlreason(folder, "resume", "run"))
             wrong = lost_or_doubled(folder / "run")
             differs = differences(whole / "run", folder / "run")
-            row = {"stage": stage, "at": round(seconds, 2), "differs": differs, "wrong": wrong, "ended": round(took, 2)}
+            at = f"{aim}, step {steps}, {delay:.2f} s later"
+            row = {"stage": stage, "at": at, "differs": differs, "wrong": wrong, "ended": round(took, 2)}
             row["outcome"] = outcome(folder / "run")
             rows.append(row)
             print(point, row, flush=True)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from rlreason.types import Completion, SamplingParams
 
@@ -92,6 +95,62 @@ class Progress:
 
     drawn: tuple[Drawn, ...]
     steps: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """On its way to another process: the arrays of all completions in one piece each, and no prompts, which are
+        known there."""
+        completions = [one.completion for one in self.drawn]
+        rest = [
+            (
+                one.finish_reason,
+                None if one.loss_mask.all() else one.loss_mask,
+                one.teacher_logprobs,
+                one.routed_experts,
+            )
+            for one in completions
+        ]
+        arrays = (
+            _joined([one.token_ids for one in completions], np.int32),
+            _joined([one.sampler_logprobs for one in completions if one.sampler_logprobs is not None], np.float32),
+            _joined([one.policy_versions for one in completions], np.int32),
+        )
+        lengths = [(len(one.token_ids), one.sampler_logprobs is not None) for one in completions]
+        return _unpacked, (self.steps, [one.key for one in self.drawn], lengths, arrays, rest)
+
+
+def _joined(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
+    return np.concatenate([np.zeros(0, dtype=dtype), *arrays])
+
+
+def _unpacked(
+    steps: int,
+    keys: Sequence[str],
+    lengths: Sequence[tuple[int, bool]],
+    arrays: tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]],
+    rest: Sequence[tuple[Any, Any, Any, Any]],
+) -> Progress:
+    """What ``Progress.__reduce__`` made."""
+    token_ids, logprobs, versions = (array.copy() for array in arrays)  # what Ray holds may not be written to
+    nothing = np.zeros(0, dtype=np.int32)
+    drawn, at, logprobs_at = [], 0, 0
+    for key, (length, has_logprobs), (finish_reason, loss_mask, teacher_logprobs, routed_experts) in zip(
+        keys, lengths, rest, strict=True
+    ):
+        completion = Completion(
+            prompt_ids=nothing,
+            token_ids=token_ids[at : at + length],
+            sampler_logprobs=logprobs[logprobs_at : logprobs_at + length] if has_logprobs else None,
+            text="",
+            finish_reason=finish_reason,
+            policy_versions=versions[at : at + length],
+            loss_mask=loss_mask,
+            teacher_logprobs=teacher_logprobs,
+            routed_experts=routed_experts,
+        )
+        drawn.append(Drawn(key=key, completion=completion))
+        at += length
+        logprobs_at += length if has_logprobs else 0
+    return Progress(drawn=tuple(drawn), steps=steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

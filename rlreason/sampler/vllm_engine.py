@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +65,9 @@ class VllmEngine:
         self._engine = self._llm.llm_engine
         self._live: dict[str, _Live] = {}
         self._done: list[Drawn] = []
+        #: Jobs under way of each group, and whether one has none left since the last ``advance``.
+        self._of_group: Counter[str] = Counter()
+        self._group_done = False
         self._version = 0
         self._probes = 0
 
@@ -72,17 +76,18 @@ class VllmEngine:
         for job in jobs:
             request_id = self._engine.add_request(job.key, self._prompt(job.prompt_ids), self._params(job))
             self._live[job.key] = _Live(job, request_id, self._version)
+            self._of_group[job.group_id] += 1
 
     def advance(self, seconds: float, steps: int | None = None) -> Progress:
-        """See ``Engine.advance``. Returns early with what is done after a third of the time."""
+        """See ``Engine.advance``. Returns early, after a third of the time, where a group is done."""
         began, taken = time.monotonic(), 0
         while self._live if steps is None else taken < steps:
             self._step()
             taken += 1
             passed = time.monotonic() - began
-            if steps is None and (passed >= seconds or (self._done and passed >= seconds / 3)):
+            if steps is None and (passed >= seconds or (self._group_done and passed >= seconds / 3)):
                 break
-        drawn, self._done = tuple(self._done), []
+        drawn, self._done, self._group_done = tuple(self._done), [], False
         return Progress(drawn=drawn, steps=taken)
 
     def load(self, weights: Mapping[str, Tensor], version: int) -> tuple[str, ...]:
@@ -138,6 +143,7 @@ class VllmEngine:
         self._engine.abort_request([live.request_id for live in self._live.values()], internal=True)
         self._live.clear()
         self._done.clear()
+        self._of_group.clear()
 
     def interrupt(self) -> None:
         """Nothing to do: ``advance`` ends by itself after its seconds."""
@@ -157,6 +163,10 @@ class VllmEngine:
                 others.append(output)
             else:
                 self._done.append(Drawn(key=live.job.key, completion=_completion(output.outputs[0], live)))
+                self._of_group[live.job.group_id] -= 1
+                if not self._of_group[live.job.group_id]:
+                    del self._of_group[live.job.group_id]
+                    self._group_done = True
         return others
 
     def _forget_caches(self) -> None:
@@ -182,6 +192,7 @@ class VllmEngine:
             flat_logprobs=True,  # one list, where vLLM would otherwise make two objects a token
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,  # it is this request's alone
         )
 
 

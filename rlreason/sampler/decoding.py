@@ -15,6 +15,8 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rlreason.policy.support import check_options
+
 #: The attention of the embedded engine's models: transformers' "sdpa" but for steps of one token.
 ATTENTION = "rlreason_decoding"
 #: Positions by which a full cache layer grows.
@@ -36,8 +38,9 @@ def attend(
     """transformers' attention function, as "sdpa": query [R, Q, T, D], key and value [R, N, K, D] -> [R, T, Q, D].
 
     With one token a row (T = 1) the Q/N heads that share a key are its queries, so that keys and values are read where
-    they are; "sdpa" with a mask copies both Q/N times first.
+    they are; "sdpa" with a mask copies both Q/N times first. Raises UsageError for an option that "sdpa" would drop.
     """
+    check_options(options)
     rows, heads, steps, size = query.shape
     shared = heads // key.shape[1]
     same_for_all = attention_mask is None or attention_mask.shape[1:3] == (1, 1)

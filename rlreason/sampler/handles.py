@@ -291,7 +291,7 @@ def start_ray(ray: Any, address: str | None) -> bool:
         return True
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # actors without GPUs keep the variables as set
     ray.init(
-        num_cpus=max(os.cpu_count() or 1, 1),
+        num_cpus=usable_cores(),
         object_store_memory=None if torch.cuda.is_available() else OBJECT_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,

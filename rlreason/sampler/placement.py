@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 
 import torch
 from transformers import AutoTokenizer
 
 from rlreason.config import Recipe
+from rlreason.cores import usable_cores
 from rlreason.data.prompts import PromptFormat
 from rlreason.errors import UsageError
 from rlreason.sampler.canary import Canary
@@ -134,7 +134,7 @@ class Samplers:
             each = float(self.recipe.sampler.tensor_parallel) if gpus else 0.0
         workers = cluster.rollout_workers
         if not workers:
-            workers = max(1, int((gpus - 1) / each)) if each else (os.cpu_count() or 1)
+            workers = max(1, int((gpus - 1) / each)) if each else usable_cores()
         # Without GPUs the pools of further roles, which draw while the first waits for them, share the first's cores.
         shares = not each and any(not pool.closed for pool in self._pools.values())
         cpus = 0.0 if shares else cluster.cpus_per_worker

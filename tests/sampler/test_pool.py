@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,12 +17,12 @@ from rlreason.policy.policies import Policy
 from rlreason.sampler.delivery import DeliveryError, Packer, Parcel
 from rlreason.sampler.groups import requests_of
 from rlreason.sampler.handles import InlineCluster, InlineHandle, WorkerDied
-from rlreason.sampler.jobs import Job, Progress
+from rlreason.sampler.jobs import Drawn, Job, Progress
 from rlreason.sampler.open import inline_sampler
 from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.sampler.schedule import LiveSchedule
 from rlreason.sampler.worker import Receipt, RolloutWorker
-from rlreason.types import Group, SamplingParams
+from rlreason.types import Completion, Group, SamplingParams
 
 PARAMS = SamplingParams(samples_per_problem=2, max_tokens=12, seed=1, stream="s")
 
@@ -248,3 +249,31 @@ def test_a_problem_twice_in_a_step_is_two_groups() -> None:
     assert [group.problem for group in groups] == [PROBLEMS[0], PROBLEMS[0]]
     assert groups[0].group_id != groups[1].group_id
     assert tokens(groups[:1]) != tokens(groups[1:])
+
+
+def test_progress_travels_whole_but_for_prompts() -> None:
+    full = Completion(
+        prompt_ids=(1, 2),
+        token_ids=(3, 4, 5),
+        sampler_logprobs=(-0.5, np.nan, -np.inf),
+        text="",
+        finish_reason="length",
+        loss_mask=(True, False, True),
+        policy_versions=(6, 6, 7),
+        teacher_logprobs=(-1.0, -2.0, -3.0),
+        routed_experts=np.arange(12).reshape(3, 2, 2),
+    )
+    bare = Completion(prompt_ids=(1,), token_ids=(9,), sampler_logprobs=None, text="", finish_reason="stop")
+    empty = Completion(prompt_ids=(1,), token_ids=(), sampler_logprobs=(), text="", finish_reason="length")
+    sent = Progress(drawn=tuple(Drawn(key=str(i), completion=c) for i, c in enumerate((full, bare, empty))), steps=4)
+    came = pickle.loads(pickle.dumps(sent))
+    assert (came.steps, [one.key for one in came.drawn]) == (4, ["0", "1", "2"])
+    for one, other in zip(came.drawn, sent.drawn, strict=True):
+        assert len(one.completion.prompt_ids) == 0
+        for name in ("token_ids", "sampler_logprobs", "loss_mask", "policy_versions", "teacher_logprobs"):
+            ours, theirs = getattr(one.completion, name), getattr(other.completion, name)
+            assert (ours is None) == (theirs is None)
+            assert ours is None or np.array_equal(ours, theirs, equal_nan=ours.dtype == np.float32)
+        assert one.completion.finish_reason == other.completion.finish_reason
+    assert came.drawn[0].completion.routed_experts.tolist() == full.routed_experts.tolist()
+    assert pickle.loads(pickle.dumps(Progress(drawn=(), steps=1))).drawn == ()

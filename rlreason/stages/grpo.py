@@ -23,6 +23,7 @@ import torch
 from pydantic import JsonValue
 
 from rlreason.config import GrpoStage
+from rlreason.diagnose.mismatch import MismatchDoctor
 from rlreason.errors import UsageError
 from rlreason.objective.kl import kl_estimate
 from rlreason.policy.batch import rollout_sample
@@ -32,7 +33,6 @@ from rlreason.sampler.stream import SCHEDULE, Ask, RolloutStream, scheduled
 from rlreason.stages.context import Context, Progress, Recorder
 from rlreason.stages.credit import advantages_of, completions_of, samples_of, useful_groups
 from rlreason.stages.loop import Commit, StepLoop
-from rlreason.stages.mismatch import MismatchDoctor
 from rlreason.stages.rollouts import log_groups, nonfinite_logprobs, staleness, summarize
 from rlreason.trainer.forward import PolicyGradientLoss
 from rlreason.trainer.local import LocalTrainer
@@ -218,7 +218,7 @@ def run_grpo(stage: GrpoStage, context: Context, trainer: LocalTrainer, recorder
     progress = recorder.progress
     # A step that is trained and not recorded has made its version already.
     version = progress.done + (progress.pending is not None)
-    doctor = MismatchDoctor(stage, context, trainer) if stage.diagnose_every else None
+    doctor = MismatchDoctor(stage, context.run, trainer) if stage.diagnose_every else None
     sampler = scheduled(context.sampler(trainer, version), stage, _recording(stage, context), context.replay)
     if recorder.saved is not None:
         _go_on(sampler, stage, progress, context)

@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlreason.config import GrpoStage
+from rlreason.diagnose.mismatch_advice import Advice, Findings, advise
+from rlreason.diagnose.mismatch_chain import CAUSES, Experts, Split, split
 from rlreason.objective.kl import kl_estimate
 from rlreason.policy.batch import trained_tokens
-from rlreason.stages.context import Context, is_due
-from rlreason.stages.mismatch_advice import Advice, Findings, advise
-from rlreason.stages.mismatch_chain import CAUSES, Experts, Split, split
+from rlreason.run.directory import RunDirectory
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.rescoring import Rescorer, WeightHistory
 from rlreason.types import Completion, Group
@@ -68,8 +68,8 @@ class MismatchReport:
 class MismatchDoctor:
     """Keeps the weights that a diagnosis will need, and makes one where it is due."""
 
-    def __init__(self, stage: GrpoStage, context: Context, trainer: LocalTrainer) -> None:
-        self._stage, self._context, self._trainer = stage, context, trainer
+    def __init__(self, stage: GrpoStage, run: RunDirectory, trainer: LocalTrainer) -> None:
+        self._stage, self._run, self._trainer = stage, run, trainer
         # Version s − staleness may have drawn what step s learns from; one more shows a delivery that went missing.
         self._history = WeightHistory(stage.staleness + 1)
 
@@ -78,12 +78,13 @@ class MismatchDoctor:
         if self._is_due(step):
             report = diagnose(groups, step, self._trainer.model, self._history, self._stage)
             if report is not None:
-                self._context.run.append(self._stage.name, FILE, asdict(report))
+                self._run.append(self._stage.name, FILE, asdict(report))
         if any(self._is_due(later) for later in range(step + 1, step + self._stage.staleness + 2)):
             self._history.add(step, dict(self._trainer.weights()))
 
     def _is_due(self, step: int) -> bool:
-        return step < self._stage.steps and is_due(step, self._stage.diagnose_every, self._stage.steps)
+        every, steps = self._stage.diagnose_every, self._stage.steps
+        return every > 0 and step < steps and ((step + 1) % every == 0 or step + 1 == steps)
 
 
 def diagnose(

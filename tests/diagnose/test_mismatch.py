@@ -20,11 +20,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rlreason.config import GrpoStage
+from rlreason.diagnose.mismatch import FILE, MAX_TOKENS, MismatchDoctor, MismatchReport, diagnose
+from rlreason.diagnose.mismatch_chain import CAUSES, split
 from rlreason.policy.attention import ATTENTION
 from rlreason.policy.routing import find_routers
-from rlreason.stages.context import Context
-from rlreason.stages.mismatch import FILE, MAX_TOKENS, MismatchDoctor, MismatchReport, diagnose
-from rlreason.stages.mismatch_chain import CAUSES, split
+from rlreason.run.directory import RunDirectory
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.rescoring import Rescorer, WeightHistory
 from rlreason.types import Completion, Group, Problem
@@ -385,10 +385,10 @@ def test_the_doctor_keeps_what_it_needs_and_writes_when_due() -> None:
         assert (stage, file) == ("grpo", FILE)
         lines.append(json.loads(json.dumps(row)))
 
-    context = cast(Context, SimpleNamespace(run=SimpleNamespace(append=append)))
+    run = cast(RunDirectory, SimpleNamespace(append=append))
     stage = stage_of(diagnose_every=3, staleness=1, steps=8)
     doctor = MismatchDoctor(
-        stage, context, cast(LocalTrainer, SimpleNamespace(model=model, weights=model.state_dict().items))
+        stage, run, cast(LocalTrainer, SimpleNamespace(model=model, weights=model.state_dict().items))
     )
     before = sampled(model)
     for step in range(8):

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlreason.stages.mismatch_advice import NEGLIGIBLE
+from rlreason.diagnose.mismatch_advice import NEGLIGIBLE
 from rlreason.trainer.rescoring import Rescorer, Scores
 from rlreason.types import Completion
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlreason.config import PolicyConfig
-from rlreason.data.procedural import make_task
+from rlreason.tasks.procedural import make_task
 from rlreason.errors import UsageError
 from rlreason.evaluation import EvalRequest, evaluate_model
 from rlreason.policy.policies import fresh_policy

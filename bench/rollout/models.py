@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rlreason.config import PolicyConfig
-from rlreason.data.procedural import make_task
+from rlreason.tasks.procedural import make_task
 from rlreason.policy.policies import Policy, fresh_policy
 
 TASK = make_task("arithmetic", {"min_terms": 3, "max_terms": 6}, seed=0)

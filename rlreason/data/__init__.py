@@ -1,1 +1,1 @@
-"""Problems in: files, hub data sets and procedural tasks; prompts and tags. Imports no torch, ray or vllm."""
+"""Problems in: files, hub data sets, named sets and their mixes; prompts and tags. Imports no torch, ray or vllm."""

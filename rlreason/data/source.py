@@ -14,10 +14,10 @@ from typing import Protocol
 
 from rlreason.data.files import SUFFIXES, MissingSource, locate, read_file
 from rlreason.data.hub import is_hub_id, read_hub
-from rlreason.data.procedural import TASKS, Task, make_task
 from rlreason.data.rows import Columns, RowFormat
-from rlreason.data.streams import permutation
 from rlreason.errors import UsageError, nearest
+from rlreason.streams import permutation
+from rlreason.tasks.procedural import TASKS, Task, make_task
 from rlreason.types import Problem
 
 __all__ = ["FILE_ENDINGS", "ProblemSource", "SourcePart", "SourceSpec", "open_source"]

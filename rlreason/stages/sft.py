@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from rlreason.config import DistillStage, SftStage
-from rlreason.data.streams import permutation
+from rlreason.streams import permutation
 from rlreason.policy.batch import supervised_sample
 from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.stages.context import Context, Recorder

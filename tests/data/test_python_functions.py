@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import pytest
 
-from rlreason.data.procedural import make_task
 from rlreason.data.prompts import wrap
 from rlreason.errors import UsageError
 from rlreason.rewards.program import check_program
 from rlreason.rewards.registry import resolve_verifier
+from rlreason.tasks.procedural import make_task
 from rlreason.types import Completion, Problem, RewardResult, Verdict
 
 NAMES = "abcdef"

@@ -11,11 +11,11 @@ from itertools import pairwise
 
 import pytest
 
-from rlreason.data.arithmetic import Step, work_out, written
-from rlreason.data.procedural import make_task
-from rlreason.data.streams import Stream, permutation
-from rlreason.data.task import split_of
 from rlreason.errors import UsageError
+from rlreason.streams import Stream, permutation
+from rlreason.tasks.arithmetic import Step, work_out, written
+from rlreason.tasks.procedural import make_task
+from rlreason.tasks.task import split_of
 from rlreason.types import Problem
 
 PINNED_STREAM = [913, 559, 994, 150, 566]
@@ -237,7 +237,7 @@ def test_problems_depend_on_nothing_but_seed_split_and_index(name: str) -> None:
     backwards = [other.problem(split, i) for split in ("heldout", "train") for i in reversed(range(30))]
     assert forwards == backwards[::-1]
     assert make_task(name, {}, 4).problem("train", 0) != one.problem("train", 0)
-    code = f"from rlreason.data.procedural import make_task; print(make_task({name!r}, {{}}, 3).problem('train', 7))"
+    code = f"from rlreason.tasks.procedural import make_task; print(make_task({name!r}, {{}}, 3).problem('train', 7))"
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert fresh.stdout.strip() == str(one.problem("train", 7))
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rlreason.config import PolicyConfig
-from rlreason.data.procedural import make_task
+from rlreason.tasks.procedural import make_task
 from rlreason.data.prompts import PromptFormat
 from rlreason.policy.policies import Policy, fresh_policy
 from rlreason.sampler.canary import Canary

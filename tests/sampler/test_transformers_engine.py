@@ -15,7 +15,7 @@ import torch
 from policies import copy_of, sample, tokens
 
 from rlreason.config import PolicyConfig
-from rlreason.data.procedural import make_task
+from rlreason.tasks.procedural import make_task
 from rlreason.data.prompts import PromptFormat
 from rlreason.policy.batch import collate, rollout_sample
 from rlreason.policy.policies import Policy, fresh_policy

@@ -15,8 +15,8 @@ from typing import Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rlreason.data.streams import Stream
 from rlreason.errors import UsageError, nearest
+from rlreason.streams import Stream
 from rlreason.types import Problem, Reference
 
 __all__ = ["Draft", "Maker", "Options", "Split", "Task", "parse_options", "split_of"]
@@ -48,7 +48,7 @@ class Draft:
 
 
 class Maker(Protocol):
-    """What one task adds: ``rlreason.data.arithmetic`` is a short example."""
+    """What one task adds: ``rlreason.tasks.arithmetic`` is a short example."""
 
     @property
     def name(self) -> str: ...

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from pydantic import Field, field_validator
 
-from rlreason.data.streams import Stream
-from rlreason.data.task import PATIENCE, Draft, Options, Split, Task, parse_options
 from rlreason.errors import UsageError
+from rlreason.streams import Stream
+from rlreason.tasks.task import PATIENCE, Draft, Options, Split, Task, parse_options
 
 __all__ = ["CountdownOptions", "countdown"]
 

@@ -13,9 +13,9 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rlreason.data.streams import Stream
-from rlreason.data.task import PATIENCE, Draft, Options, Split, Task, parse_options
 from rlreason.errors import UsageError
+from rlreason.streams import Stream
+from rlreason.tasks.task import PATIENCE, Draft, Options, Split, Task, parse_options
 
 __all__ = ["ArithmeticOptions", "arithmetic"]
 

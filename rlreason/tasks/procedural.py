@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping
 
-from rlreason.data.arithmetic import arithmetic
-from rlreason.data.countdown import countdown
-from rlreason.data.python_functions import python_functions
-from rlreason.data.task import Split, Task
 from rlreason.errors import UsageError, nearest
+from rlreason.tasks.arithmetic import arithmetic
+from rlreason.tasks.countdown import countdown
+from rlreason.tasks.python_functions import python_functions
+from rlreason.tasks.task import Split, Task
 
 __all__ = ["TASKS", "Split", "Task", "make_task"]
 

@@ -21,7 +21,10 @@ def wilson(successes: float, count: int) -> Interval:
     spread = Z95**2 / count
     centre = (share + spread / 2) / (1 + spread)
     half = Z95 * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
-    return Interval(value=share, low=max(0.0, centre - half), high=min(1.0, centre + half), count=count)
+    # At the ends the bound is the end itself; the formula would leave a rounding error such as 5.6e-17 there.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == count else min(1.0, centre + half)
+    return Interval(value=share, low=low, high=high, count=count)
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.util import find_spec
 
 import rlreason
+from rlreason.cores import usable_cores
 from rlreason.run.manifest import describe_hardware, installed_packages
 
 #: Package -> what is lost without it, and how to get it.
@@ -31,7 +31,7 @@ def findings() -> list[str]:
 
         gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     hardware = describe_hardware(gpus)
-    usable = len(os.sched_getaffinity(0)) if platform.system() == "Linux" else hardware.cores
+    usable = usable_cores()
     lines = [
         f"rlreason {rlreason.__version__}, Python {platform.python_version()} on {platform.system()}",
         f"hardware: {hardware.cpu}, {usable} of {hardware.cores} cores usable, {hardware.memory_gib:g} GiB, "

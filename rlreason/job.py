@@ -19,6 +19,7 @@ import rlreason
 from rlreason.check import CheckedRecipe, check
 from rlreason.config import Recipe, load, recipe_toml
 from rlreason.config.changes import allowed_changes, differences
+from rlreason.cores import usable_cores
 from rlreason.data.source import SourcePart
 from rlreason.display import RichDisplay
 from rlreason.errors import UsageError
@@ -105,8 +106,8 @@ def _run(checked: CheckedRecipe, run: RunDirectory, console: Console, replay: Pa
     prepare_process()
     display = RichDisplay(console)
     try:
-        with catching_signals(), _scorer(checked) as scorer, _samplers(checked) as samplers:
-            Pipeline(_context(checked, run, scorer, samplers, display, replay)).run()
+        with catching_signals(), open_scorer(checked) as scorer, open_samplers(checked) as samplers:
+            Pipeline(context_of(checked, run, scorer, samplers, display, replay)).run()
     except Interrupted as error:
         display.stop()
         error.add_note(_interrupted(run, error))
@@ -252,16 +253,18 @@ def _check_endpoints(recipe: Recipe) -> None:
             raise UsageError(f"endpoint.{name}.api_key_env: the environment has no variable {endpoint.api_key_env}")
 
 
-def _scorer(checked: CheckedRecipe) -> PoolScorer:
+def open_scorer(checked: CheckedRecipe) -> PoolScorer:
+    """The recipe's rewards in worker processes; a context manager."""
     cluster = checked.recipe.cluster
     return PoolScorer(checked.mix, workers=cluster.reward_workers, timeout=cluster.reward_timeout)
 
 
 @contextmanager
-def _samplers(checked: CheckedRecipe) -> Iterator[Samplers]:
+def open_samplers(checked: CheckedRecipe) -> Iterator[Samplers]:
+    """What opens the recipe's samplers, closed at the end."""
     from rlreason.sampler.placement import Samplers
 
-    threads = checked.recipe.cluster.threads or os.cpu_count() or 1
+    threads = checked.recipe.cluster.threads or usable_cores()
     samplers = Samplers(checked.recipe, checked.prompt_format, threads)
     try:
         yield samplers
@@ -269,14 +272,15 @@ def _samplers(checked: CheckedRecipe) -> Iterator[Samplers]:
         samplers.close()
 
 
-def _context(
+def context_of(
     checked: CheckedRecipe,
     run: RunDirectory,
     scorer: PoolScorer,
     samplers: Samplers,
     display: RichDisplay,
-    replay: Path | None,
+    replay: Path | None = None,
 ) -> Context:
+    """All that a stage is given."""
     from rlreason.eval.summary import summarize
     from rlreason.policy.model import default_device
     from rlreason.stages.context import Context

@@ -204,6 +204,8 @@ class EvalStage(Section):
     samples_per_problem: int = Field(1, ge=1)
     temperature: float = Field(0.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
+    #: Draw from the most probable tokens only, so many of them; 0: from all.
+    top_k: int = Field(0, ge=0)
     max_tokens: int = Field(ge=1)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from rlreason.cores import usable_cores
 from rlreason.errors import UsageError
 from rlreason.sampler.delivery import DeliveryError, Parcel
 from rlreason.sampler.vllm_engine import CPU_ENVIRONMENT, ENVIRONMENT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,9 @@ class DrawnGroup:
     problem_id: str
     completions: tuple[DrawnCompletion, ...]
 
+
+#: Told how many problems are done, of how many.
+Watch = Callable[[int, int], None]
 
 _JSON = TypeAdapter(DrawnGroup)
 
@@ -88,17 +91,26 @@ def as_line(group: Group) -> bytes:
 
 
 def scored_groups(
-    context: Context, sampler: Sampler, problems: Sequence[Problem], params: SamplingParams, journal: DrawnJournal
+    context: Context,
+    sampler: Sampler,
+    problems: Sequence[Problem],
+    params: SamplingParams,
+    journal: DrawnJournal,
+    watch: Watch = lambda done, total: None,
 ) -> list[Group]:
-    """The scored group of each problem, in order; those in the journal are not drawn again."""
+    """The scored group of each problem, in order; those in the journal are not drawn again. ``watch`` is told how many
+    are there."""
     known = journal.read(problems, params.stream)
     scoring: deque[Future[Group]] = deque()
+    watch(len(known), len(problems))
     for group in draw_groups(sampler, problems, params, done=known):
         scoring.append(context.scorer.submit(group))
         while scoring and scoring[0].done():
             _take(scoring, known, journal)
+            watch(len(known), len(problems))
     while scoring:
         _take(scoring, known, journal)
+        watch(len(known), len(problems))
     return [known[group_id] for group_id in group_ids(problems, params.stream)]
 
 

@@ -9,9 +9,9 @@ from rlreason.config import EvalStage
 from rlreason.run import atomic
 from rlreason.run.interrupt import deferred
 from rlreason.stages.context import Context, Recorder
-from rlreason.stages.drawing import DrawnJournal, as_line, scored_groups
+from rlreason.stages.drawing import DrawnJournal, Watch, as_line, scored_groups
 from rlreason.stages.rollouts import log_groups
-from rlreason.types import EvalReport, Sampler, SamplingParams, StepReport
+from rlreason.types import EvalReport, Group, Sampler, SamplingParams, StepReport
 
 SUITE = "heldout"
 
@@ -25,26 +25,45 @@ class MeasuredModel:
     parameters: tuple[int, int] = (0, 0)
 
 
-def run_evaluation(stage: EvalStage, context: Context, model: MeasuredModel, recorder: Recorder) -> EvalReport:
-    """One model of an eval stage: drawn and scored by problem, written, one metrics line, a state."""
+def measure(
+    stage: EvalStage,
+    context: Context,
+    model: MeasuredModel,
+    journal: DrawnJournal,
+    watch: Watch = lambda done, total: None,
+    seed: int | None = None,
+) -> tuple[EvalReport, list[Group]]:
+    """One model on the held-out problems, drawn and scored by problem: what an eval stage and `rlreason eval` both do,
+    so that they agree. ``seed``: of the draws; None: the recipe's."""
     params = SamplingParams(
         samples_per_problem=stage.samples_per_problem,
         temperature=stage.temperature,
         top_p=stage.top_p,
+        top_k=stage.top_k,
         max_tokens=stage.max_tokens,
-        seed=context.recipe.seed,
+        seed=context.recipe.seed if seed is None else seed,
         stream=f"{stage.name}/{model.name}",
     )
-    journal = DrawnJournal(path=context.run.stage_folder(stage.name) / "drawn.journal")
-    groups = scored_groups(context, model.sampler, context.source.heldout(stage.problems), params, journal)
-    report = replace(context.evaluate(groups, model.name, SUITE), parameters=model.parameters[0])
-    row = {
+    groups = scored_groups(context, model.sampler, context.source.heldout(stage.problems), params, journal, watch)
+    return replace(context.evaluate(groups, model.name, SUITE), parameters=model.parameters[0]), groups
+
+
+def report_row(stage: EvalStage, report: EvalReport, model: MeasuredModel) -> dict[str, object]:
+    """A report as its JSON file has it."""
+    return {
         "stage": stage.name,
         **asdict(report),
         "samples": stage.samples_per_problem,
         "temperature": stage.temperature,
         "active_parameters": model.parameters[1],
     }
+
+
+def run_evaluation(stage: EvalStage, context: Context, model: MeasuredModel, recorder: Recorder) -> EvalReport:
+    """One model of an eval stage: measured, written, one metrics line, a state."""
+    journal = DrawnJournal(path=context.run.stage_folder(stage.name) / "drawn.journal")
+    report, groups = measure(stage, context, model, journal)
+    row = report_row(stage, report, model)
     with deferred():
         target = context.run.root / "eval" / f"{stage.name}-{model.name}.json"
         lines = b"".join(as_line(group) for group in groups)

@@ -70,7 +70,7 @@ class Pipeline:
         if isinstance(stage, EvalStage):
             return self._evaluate(stage, recorder)
         if isinstance(stage, RejectStage):
-            with self._model(stage, self._model_of(stage)) as model:
+            with self.open_model(stage, self._model_of(stage)) as model:
                 run_reject(stage, self._context, model.sampler, recorder)
             return f"{recorder.entry.sampled_tokens:,} tokens sampled"
         trainer = self._trainer(stage, recorder)
@@ -110,14 +110,14 @@ class Pipeline:
         parts = []
         for index, name in enumerate(stage.models):
             if index >= recorder.progress.done:
-                with self._model(stage, name) as model:
+                with self.open_model(stage, name) as model:
                     run_evaluation(stage, self._context, model, recorder)
             accuracy = read_accuracy(self._context, stage, name)
             parts.append(f"{name} {accuracy['value']:.1%} [{accuracy['low']:.1%}, {accuracy['high']:.1%}]")
         return " · ".join(parts)
 
     @contextmanager
-    def _model(self, stage: EvalStage | RejectStage, name: str) -> Iterator[MeasuredModel]:
+    def open_model(self, stage: EvalStage | RejectStage, name: str) -> Iterator[MeasuredModel]:
         """A model that is only drawn from: the weights of a policy in a sampler, or a server that has its own."""
         if name in self._recipe.endpoint:
             sampler = self._context.samplers.endpoint(name)

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from rlreason.config.data import DataConfig, DataSetConfig
 from rlreason.errors import nearest
 
 
@@ -63,6 +64,8 @@ def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str
 def _descend(current: Any, part: str) -> Any:
     for candidate in _candidates(current):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            if candidate is DataConfig and part not in candidate.model_fields:
+                return DataSetConfig
             if part in candidate.model_fields:
                 return candidate.model_fields[part].annotation
             kind = candidate.model_fields.get("kind")

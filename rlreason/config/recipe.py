@@ -10,13 +10,12 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from rlreason.config.data import CurriculumConfig, DataChoice, DataConfig, Scalar
 from rlreason.config.engine import ClusterConfig, EndpointConfig, SamplerConfig, Section, TrainerConfig
-from rlreason.data.rows import Columns
 from rlreason.errors import nearest
 from rlreason.objective.presets import expand
 from rlreason.objective.spec import ObjectiveSpec
 
-Scalar = str | int | float | bool
 #: Names of stages and endpoints.
 NAME = r"^[a-z0-9][a-z0-9_]*$"
 
@@ -42,25 +41,6 @@ class PolicyConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
-class DataConfig(Section):
-    """Where problems come from and how they are asked."""
-
-    #: A procedural task (arithmetic, countdown), a JSONL or Parquet file, or a hub id; several: the first that exists.
-    train: str | tuple[str, ...]
-    #: Likewise; a procedural task has its own held-out problems.
-    heldout: str | tuple[str, ...] | None = None
-    #: Options of a procedural task.
-    options: dict[str, Scalar] = Field(default_factory=dict)
-    #: Which column of a data file holds what; of several names the first that the file has.
-    columns: Columns = Columns()
-    #: The gold answer is what follows this marker in the answer column.
-    answer_after: str | None = None
-    #: How answers of file and hub data are checked; procedural tasks name their own.
-    verifier: str = "math"
-    system: str | None = None
-    answer_style: Literal["tags", "boxed"] = "tags"
-
-
 class OptimizerConfig(Section):
     """AdamW and its schedule."""
 
@@ -82,6 +62,8 @@ class TrainingStage(Section):
     #: Tokens that one micro-batch computes at most, a shared prompt counted once; changes memory and speed, never the
     #: loss.
     micro_batch_tokens: int = Field(16384, ge=1)
+    #: Named set whose held-out problems are evaluated; default: those of the stage's own set, or ``data.heldout``.
+    heldout: str | None = None
     #: Steps between held-out evaluations; 0 never, the last step always counts when it is not 0.
     eval_every: int = Field(0, ge=0)
     #: Held-out problems of each of these evaluations, and the longest answer they may have.
@@ -95,6 +77,8 @@ class SftStage(TrainingStage):
     kind: Literal["sft"]
     #: "policy" or "student" build or load that model; a stage name continues from it. Default: the last trained.
     model: str | None = None
+    #: Named set that is trained on, or a mix of several with their shares; default ``data.train``.
+    data: DataChoice | None = None
     batch_size: int = Field(64, ge=1)
     #: Distinct demonstrations; None takes all that there are (a procedural task never runs out).
     demonstrations: int | None = Field(None, ge=1)
@@ -105,6 +89,10 @@ class GrpoStage(TrainingStage):
 
     kind: Literal["grpo"]
     model: str | None = None
+    #: Named set that is trained on, or a mix of several with their shares; default ``data.train``.
+    data: DataChoice | None = None
+    #: Pass over problems that are always solved, and ask them again later; needs ``staleness = 0``.
+    curriculum: CurriculumConfig | None = None
     #: Training problems to pass over first, such as those that the cold start showed.
     first_problem: int = Field(0, ge=0)
     problems_per_step: int = Field(ge=1)
@@ -152,6 +140,11 @@ class GrpoStage(TrainingStage):
                 f"staleness = {self.staleness} trains on completions of older weights, and objective.correction = "
                 '"none" would not weigh them: use correction = "tis" (the default), "mis" or "icepop", or staleness = 0'
             )
+        if self.staleness and self.curriculum is not None:
+            raise ValueError(
+                f"staleness = {self.staleness} asks for problems before it is known how the last ones went, so that a "
+                "curriculum could not be resumed exactly: use staleness = 0 or no curriculum"
+            )
         if self.objective.baseline == "given":
             raise ValueError('objective baseline = "given" needs baselines from a critic, which no stage trains yet')
         if self.updates_per_step > self.problems_per_step:
@@ -169,6 +162,8 @@ class RejectStage(Section):
     name: str = Field(pattern=NAME)
     #: As in training stages; an endpoint's name draws from that server.
     model: str | None = None
+    #: Named set that is trained on, or a mix of several with their shares; default ``data.train``.
+    data: DataChoice | None = None
     #: Training problems to pass over first.
     first_problem: int = Field(0, ge=0)
     problems: int = Field(ge=1)
@@ -200,6 +195,8 @@ class EvalStage(Section):
     name: str = Field(pattern=NAME)
     #: Names of training stages and endpoints, and policy or student.
     models: tuple[str, ...] = Field(min_length=1)
+    #: Named set whose held-out problems are measured; default ``data.heldout``.
+    data: str | None = None
     problems: int = Field(500, ge=1)
     samples_per_problem: int = Field(1, ge=1)
     temperature: float = Field(0.0, ge=0)
@@ -254,6 +251,7 @@ class Recipe(Section):
         rejects: list[str] = []
         for stage in self.stage:
             self._check_references(stage, trained, rejects)
+            self._check_data(stage)
             if isinstance(stage, RejectStage):
                 rejects.append(stage.name)
             elif not isinstance(stage, EvalStage):
@@ -286,6 +284,16 @@ class Recipe(Section):
                     f"({', '.join(rejects)}){nearest(stage.traces, rejects)}"
                 )
             self._check_teacher(stage, stage.traces or rejects[-1])
+
+    def _check_data(self, stage: Stage) -> None:
+        place = f"stage.{stage.name}."
+        if isinstance(stage, (SftStage, GrpoStage, RejectStage)):
+            self.data.check_choice(stage.data, place + "data")
+        asked = (
+            stage.data if isinstance(stage, EvalStage) else stage.heldout if isinstance(stage, TrainingStage) else None
+        )
+        if asked is not None:
+            self.data.check_choice(asked, place + ("data" if isinstance(stage, EvalStage) else "heldout"))
 
     def _check_endpoint_names(self) -> None:
         taken = {"policy": "table", "student": "table"} | {stage.name: "stage" for stage in self.stage}

@@ -1,0 +1,141 @@
+"""The recipe's tables of problems: ``[data]`` for one set, ``[data.NAME]`` for several, and what stages say of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
+
+from rlreason.config.engine import Section
+from rlreason.data.places import AnyOf, PassRate, Where
+from rlreason.data.rows import Columns
+from rlreason.errors import nearest
+
+Scalar = str | int | float | bool
+#: A set's name, or several with their shares: ``{ gsm8k = 0.7, math = 0.3 }``.
+DataChoice = str | dict[str, float]
+SET_NAME = r"[a-z0-9][a-z0-9_]*"
+
+
+def _is_where(value: Any) -> Any:
+    """``value``, where it has the form of a ``Where``: one sentence for what pydantic says in three."""
+    places = value if isinstance(value, list | tuple) else [value]
+    for place in places:
+        names = place["any_of"] if isinstance(place, dict) and list(place) == ["any_of"] else None
+        are_names = isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names)
+        if not (isinstance(place, str | AnyOf) or are_names):
+            raise ValueError(
+                f"{value!r} is neither a task, file or hub id, nor a list of these, nor {{ any_of = [...] }}"
+            )
+    if not places:
+        raise ValueError("is empty; give a task, a file or a hub id")
+    return value
+
+
+Origin = Annotated[Where, BeforeValidator(_is_where)]
+
+
+class ProblemTable(Section):
+    """How problems are read and asked: the same keys in ``[data]`` and in every ``[data.NAME]``."""
+
+    #: Options of a procedural task.
+    options: dict[str, Scalar] = Field(default_factory=dict)
+    #: Which column of a data file holds what; of several names the first that the file has.
+    columns: Columns = Columns()
+    #: The gold answer is what follows this marker in the answer column.
+    answer_after: str | None = None
+    #: How answers of file and hub data are checked; procedural tasks name their own.
+    verifier: str = "math"
+    #: System prompt of problems that bring none of their own.
+    system: str | None = None
+    answer_style: Literal["tags", "boxed"] = "tags"
+    #: Arguments for the tokenizer's chat template, such as ``enable_thinking = false``.
+    chat_template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+    #: Share of the rows that is held out, chosen by a hash of the prompt: the same rows for every seed.
+    split: float = Field(0.0, ge=0, lt=1)
+    #: Leave rows out that can't be read, and say how many, instead of refusing the first.
+    skip_bad_rows: bool = False
+    #: Train only on rows whose measured pass rate lies in a range.
+    pass_rate: PassRate | None = None
+
+
+class DataSetConfig(ProblemTable):
+    """A named set of problems, ``[data.NAME]``."""
+
+    #: A procedural task, a file, or a hub id; ``{ any_of = [...] }``: the first that there is; a list: all of them.
+    path: Origin
+
+
+class DataConfig(ProblemTable):
+    """Where problems come from and how they are asked; further keys are named sets, ``[data.NAME]``."""
+
+    model_config = Section.model_config | {"extra": "allow"}
+    __pydantic_extra__: dict[str, DataSetConfig] = Field(init=False)
+
+    #: What stages train on that name no data of their own: as ``path`` of a named set, or the name of one.
+    train: Origin | None = None
+    #: What is held out of training for evaluations, likewise; a procedural task has its own held-out problems.
+    heldout: Origin | None = None
+    #: Go on although held-out prompts are also training prompts; accuracy on them says little.
+    allow_overlap: bool = False
+    #: A prompt that leaves no room for an answer stops the run, or is left out and counted.
+    overlong_prompts: Literal["refuse", "drop"] = "refuse"
+
+    @property
+    def sets(self) -> Mapping[str, DataSetConfig]:
+        """The named sets."""
+        return self.__pydantic_extra__
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names(cls, table: Any) -> Any:
+        for name, value in table.items() if isinstance(table, dict) else ():
+            if name in cls.model_fields or isinstance(value, DataSetConfig):
+                continue
+            near = nearest(name, cls.model_fields)
+            if not isinstance(value, dict) or (near and "path" not in value):
+                raise ValueError(
+                    f"unknown key data.{name}{near}; allowed here: {', '.join(cls.model_fields)}, and named sets, "
+                    f"such as [data.gsm8k] with a path"
+                )
+            if re.fullmatch(SET_NAME, name) is None:
+                raise ValueError(f"data.{name}: names of sets are small letters, digits and _, such as gsm8k_hard")
+        return table
+
+    @model_validator(mode="after")
+    def _fits(self) -> DataConfig:
+        if self.train is None and not self.sets:
+            raise ValueError("data.train is missing: name a task, a file or a hub id, or make sets [data.NAME]")
+        if self.split and self.heldout is not None:
+            raise ValueError("data.split holds rows of data.train out, and data.heldout names others: use one of them")
+        for place, one in (("data", self), *((f"data.{name}", one) for name, one in self.sets.items())):
+            rate = one.pass_rate
+            if rate is not None and not rate.min <= rate.max:
+                raise ValueError(f"{place}.pass_rate: min = {rate.min:g} is over max = {rate.max:g}")
+        return self
+
+    def check_choice(self, choice: DataChoice | None, place: str) -> None:
+        """Raise ValueError where ``choice``, the value of the key ``place``, names no set or has impossible shares."""
+        if choice is None:
+            if self.train is None:
+                raise ValueError(f"{place} is missing, and there is no data.train: name one of {', '.join(self.sets)}")
+            return
+        for name in [choice] if isinstance(choice, str) else choice:
+            if name not in self.sets:
+                known = ", ".join(self.sets) or "none: add [data." + name + "] with a path"
+                raise ValueError(f"{place}: no set {name!r}{nearest(name, self.sets)} (sets: {known})")
+        if isinstance(choice, dict) and (not choice or min(choice.values()) <= 0):
+            raise ValueError(
+                f"{place} = {choice}: a mix needs sets with shares above 0, such as {{ a = 0.7, b = 0.3 }}"
+            )
+
+
+class CurriculumConfig(Section):
+    """Problems that are always solved teach nothing: pass over them, and ask again later."""
+
+    #: Times in a row that all completions of a problem must be correct before it is passed over.
+    skip_solved_after: int = Field(2, ge=1)
+    #: Steps after which it is asked again.
+    retry_after: int = Field(100, ge=1)

@@ -141,11 +141,14 @@ def end_of_turn_id(tokenizer: Tokenizer) -> int:
     return tokenizer.eos_token_id
 
 
-def stop_token_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Tokens that end a sample: the end of turn first, then eos where it is another token."""
-    end = end_of_turn_id(tokenizer)
+def stop_token_ids(tokenizer: Tokenizer, others: Sequence[int] = ()) -> tuple[int, ...]:
+    """Tokens that end a sample: the end of turn first, then eos and ``others``, each once.
+
+    ``others``: those that the model's generation config names, such as GLM's ``<|user|>``, which its chat template
+    writes only before the next turn, or Llama 3's ``<|eom_id|>``.
+    """
     eos = tokenizer.eos_token_id
-    return (end,) if eos is None or eos == end else (end, eos)
+    return tuple(dict.fromkeys((end_of_turn_id(tokenizer), *(() if eos is None else (eos,)), *others)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rlreason.attention_options import check_options
 from rlreason.objective.batch import Packing
 
 #: The attention of every policy: transformers' "sdpa", unless a forward call brings a ``PackedLayout``.
@@ -74,8 +75,12 @@ def attend(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: [1, heads, L, D] each with a layout, whatever "sdpa" takes without."""
+    """transformers' attention function: [1, heads, L, D] each with a layout, whatever "sdpa" takes without.
+
+    Raises UsageError for an option that "sdpa" would drop, such as the sinks of gpt-oss or Gemma 2's soft cap.
+    """
     layout = options.pop(_LAYOUT, None)
+    check_options(options)
     if layout is None:
         plain: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options

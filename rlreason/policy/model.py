@@ -1,18 +1,18 @@
-"""Building, loading and saving policies as plain Hugging Face folders. One of the few files that touch torch models."""
+"""Building models from a config, and what can be counted of any. One of the few files that touch torch models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from rlreason.errors import UsageError
 from rlreason.policy.attention import ATTENTION
+from rlreason.policy.support import check_supported, own_attention
 
 if TYPE_CHECKING:
     from rlreason.config import PolicyConfig
@@ -40,23 +40,45 @@ def build_model(
 ) -> PreTrainedModel:
     """A fresh model of ``policy.model_type`` with random weights that depend on ``seed`` alone.
 
-    Raises UsageError where transformers knows no such model type or refuses an option.
+    Raises UsageError where transformers knows no such model type or refuses an option, and for a model that would be
+    computed wrongly.
     """
-    settings: dict[str, object] = dict(policy.model)
-    settings.setdefault("vocab_size", len(tokenizer))
-    settings.setdefault("pad_token_id", tokenizer.pad_token_id)
-    settings.setdefault("eos_token_id", tokenizer.eos_token_id)
-    settings.setdefault("bos_token_id", None)
-    try:
-        config = AutoConfig.for_model(policy.model_type, **settings)
-    except ValueError as error:
-        raise UsageError(f"[policy] model_type {policy.model_type!r}: {str(error).splitlines()[0]}") from error
-    config.use_cache = False
+    config = fresh_config(policy, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
+        model = _from_config(config)
     cast_parameters(model, dtype)
     return model.to(device=device)
+
+
+def fresh_config(policy: PolicyConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> PretrainedConfig:
+    """The config of a model built from nothing; ``tokenizer`` gives the vocabulary and the special tokens.
+
+    Raises as ``build_model`` does.
+    """
+    settings: dict[str, object] = dict(policy.model)
+    if tokenizer is not None:
+        settings.setdefault("vocab_size", len(tokenizer))
+        settings.setdefault("pad_token_id", tokenizer.pad_token_id)
+        settings.setdefault("eos_token_id", tokenizer.eos_token_id)
+        settings.setdefault("bos_token_id", None)
+    where = f"[policy] model_type {policy.model_type!r}"
+    try:
+        config: PretrainedConfig = AutoConfig.for_model(policy.model_type, **settings)
+    except (ValueError, StrictDataclassError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UsageError(f"{where}: {' '.join(lines[:2])}") from error
+    check_supported(config, where)
+    return config
+
+
+def _from_config(config: PretrainedConfig) -> PreTrainedModel:
+    try:
+        return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
+    except KeyError as error:
+        if error.args != (ATTENTION,):
+            raise
+        raise own_attention(config) from error
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
@@ -67,46 +89,6 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-
-
-def load_model(path: str | Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """Load a Hugging Face folder or hub id with its parameters in ``dtype``.
-
-    Raises UsageError naming the path when it can't be read.
-    """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, attn_implementation=ATTENTION)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"can't load a model from {path}: {str(error).splitlines()[0]}") from error
-    return model.to(device=device)
-
-
-def check_shape(model: PreTrainedModel, expected: Mapping[str, object], path: str) -> None:
-    """Raise UsageError where the loaded config differs from what the recipe says of it: another model than meant."""
-    config = model.config.to_dict()
-    for name, value in expected.items():
-        if name in config and config[name] != value:
-            raise UsageError(f"{path} has {name} = {config[name]}, but the recipe expects {value}")
-
-
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face folder or hub id. Raises UsageError where there is none or no chat template."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"can't load a tokenizer from {path}: {str(error).splitlines()[0]}") from error
-    if tokenizer.chat_template is None:
-        raise UsageError(f"the tokenizer in {path} has no chat template; use an instruct model or add one")
-    return tokenizer
-
-
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write weights (safetensors), config, tokenizer and chat template: a folder transformers and vLLM load."""
-    model.save_pretrained(folder)
-    # transformers notes how the tokenizer was loaded, which says nothing of it and differs from process to process.
-    for noise in ("local_files_only", "is_local"):
-        tokenizer.init_kwargs.pop(noise, None)
-    tokenizer.save_pretrained(folder)
 
 
 def expert_count(model: PreTrainedModel) -> int:
@@ -127,8 +109,17 @@ def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
     return total, total - routed * (experts - chosen) // experts
 
 
-def meta_model(policy: PolicyConfig) -> PreTrainedModel:
+def generation_eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    """Every token that the generation config, or the config where it has none, says ends a generation."""
+    generation = model.generation_config
+    found = None if generation is None else generation.eos_token_id
+    found = model.config.eos_token_id if found is None else found
+    ids = [] if found is None else found if isinstance(found, list) else [found]
+    return tuple(int(one) for one in ids)
+
+
+def meta_model(policy: PolicyConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:
     """The model that ``policy.model`` describes on the meta device: shapes and counts without any memory."""
-    config = AutoConfig.for_model(policy.model_type, **policy.model)
+    config = fresh_config(policy, tokenizer)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return _from_config(config)

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlreason.data.prompts import stop_token_ids
 from rlreason.errors import UsageError
+from rlreason.policy.loading import load_model, load_tokenizer
 from rlreason.policy.logprobs import next_logprobs
-from rlreason.policy.model import build_model, load_model, load_tokenizer, save_model
+from rlreason.policy.model import build_model, generation_eos_ids
+from rlreason.policy.saving import save_model
+from rlreason.policy.support import longest_sequence
 from rlreason.policy.tokenizer import bpe_tokenizer, character_tokenizer
 
 if TYPE_CHECKING:
@@ -33,8 +37,11 @@ class Policy:
 
     @property
     def architecture(self) -> Mapping[str, object]:
-        """The model's config as a dict, with ``architectures`` and ``model_type``; nothing of where it came from."""
+        """The model's config as a dict, with ``architectures``, ``model_type`` and, whatever the config calls it,
+        ``max_position_embeddings`` where it has a limit; nothing of where it came from."""
         config = {key: value for key, value in self.model.config.to_dict().items() if key not in ORIGIN}
+        longest = longest_sequence(self.model.config)
+        config |= {} if longest is None else {"max_position_embeddings": longest}
         return config | {"architectures": [type(self.model).__name__], "model_type": self.model.config.model_type}
 
     @property
@@ -53,6 +60,11 @@ class Policy:
         tokenizer = self.tokenizer
         found = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         return 0 if found is None else int(found)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a sample: the end of turn, then every eos of the tokenizer and the generation config."""
+        return stop_token_ids(self.tokenizer, generation_eos_ids(self.model))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor by transformers' names, in the model's dtype; tied ones come under each of their names."""

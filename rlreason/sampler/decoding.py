@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rlreason.policy.support import check_options
+from rlreason.attention_options import check_options
 
 #: The attention of the embedded engine's models: transformers' "sdpa" but for steps of one token.
 ATTENTION = "rlreason_decoding"

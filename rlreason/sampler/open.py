@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rlreason.data.prompts import PromptFormat, stop_token_ids
+from rlreason.data.prompts import PromptFormat
+from rlreason.errors import UsageError
 from rlreason.sampler.handles import InlineCluster
 from rlreason.sampler.jobs import EngineKind, EngineSpec, VllmOptions
 from rlreason.sampler.pool import RolloutPool
@@ -42,6 +43,11 @@ class ServedModel(Protocol):
     @property
     def tokenizer(self) -> Any:
         """Its transformers tokenizer."""
+        ...
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a sample, the end of turn first."""
         ...
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -83,8 +89,13 @@ def engine_spec(
     threads: int = 1,
     vllm: VllmOptions | None = None,
 ) -> EngineSpec:
-    """The engine that draws with a model of ``model``'s architecture."""
-    stop_ids = stop_token_ids(model.tokenizer)
+    """The engine that draws with a model of ``model``'s architecture.
+
+    Raises UsageError where neither the model nor ``max_length`` says how long a sequence may be.
+    """
+    stop_ids = model.stop_ids
+    if max_length is None and "max_position_embeddings" not in model.architecture:
+        raise UsageError("the model says no longest sequence: set sampler.max_length")
     pad_id = model.tokenizer.pad_token_id
     return EngineSpec(
         kind=kind,

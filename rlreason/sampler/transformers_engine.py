@@ -164,7 +164,7 @@ class TransformersEngine:
     def _uniforms(self, jobs: list[Job]) -> Tensor:
         params = jobs[0].params
         if params.temperature == 0.0:
-            return torch.zeros((1, 1)).expand(len(jobs), params.max_tokens)
+            return torch.zeros((1, 1), device=self._model.device).expand(len(jobs), params.max_tokens)
         table = [
             uniforms(job.params.seed, job.params.stream, job.problem_id, job.sample, params.max_tokens) for job in jobs
         ]

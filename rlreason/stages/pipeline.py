@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 import torch
 
 from rlreason.config import DistillStage, EvalStage, GrpoStage, PolicyConfig, RejectStage, SftStage, Stage
-from rlreason.policy.model import check_shape, count_parameters, resolve_dtype
+from rlreason.policy.loading import check_shape
+from rlreason.policy.model import count_parameters, resolve_dtype
 from rlreason.policy.policies import Policy, fresh_policy, load_policy
 from rlreason.run import atomic
 from rlreason.run.interrupt import Interrupted, deferred
@@ -63,6 +64,7 @@ class Pipeline:
         recorder.count_seconds()
         entry.sampler = self._context.samplers.describe() or None
         run.finish(stage.name)
+        self._context.trackers.stage_done(run, stage.name)
         self._context.display.end(message)
 
     def _dispatch(self, stage: Stage, recorder: Recorder) -> str:

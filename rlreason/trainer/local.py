@@ -91,6 +91,11 @@ class LocalTrainer:
         return self._policy.tokenizer
 
     @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """See ``Trainer.stop_ids``."""
+        return self._policy.stop_ids
+
+    @property
     def parameters(self) -> tuple[int, int]:
         """See ``Trainer.parameters``."""
         return count_parameters(self._policy.model)

@@ -104,8 +104,8 @@ class Trainer(Protocol):
     """Owns a policy that learns, its optimizer, and the frozen models that its loss looks at.
 
     Parameters, moments and accumulated gradients are float32; the compute dtype is ``dtype``. Its public face as a
-    model to draw with (``architecture``, ``dtype``, ``vocabulary``, ``tokenizer``, ``weights``, ``expectations``) is
-    what ``rlreason.sampler`` asks for.
+    model to draw with (``architecture``, ``dtype``, ``vocabulary``, ``tokenizer``, ``stop_ids``, ``weights``,
+    ``expectations``) is what ``rlreason.sampler`` asks for.
     """
 
     @property
@@ -126,6 +126,11 @@ class Trainer(Protocol):
     @property
     def tokenizer(self) -> Any:
         """The tokenizer that the model was trained with."""
+        ...
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a sample, the end of turn first."""
         ...
 
     @property

@@ -1,0 +1,185 @@
+"""Reading models and tokenizers from Hugging Face folders and the hub; what is wrong with one is said in one line.
+
+``inspect_model`` reads all but the numbers: the checks before a run's first stage use it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from rlreason.errors import UsageError
+from rlreason.policy.attention import ATTENTION
+from rlreason.policy.support import check_supported, own_attention
+
+#: A hub id is owner/name; anything else can only be a folder.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+#: Tensors named in a message.
+_NAMED = 3
+
+
+def locate_model(path: str | Path) -> str:
+    """``path`` where it is a folder with a model's config, or a hub id.
+
+    Raises UsageError for a folder that is not there, without asking the hub for it, and for one without a config.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UsageError(f"{folder} holds no model: it has no config.json{_elsewhere(folder)}")
+        return str(folder)
+    name = str(path)
+    local = name.startswith((".", "~", "/")) or _HUB_ID.fullmatch(name) is None or Path(name).parent.is_dir()
+    if folder.exists():
+        raise UsageError(f"{name} is a file; a model is a folder with config.json and weights")
+    if local:
+        raise UsageError(f"no such folder: {name} (a model is a folder, or a hub id such as owner/name)")
+    return name
+
+
+def _elsewhere(folder: Path) -> str:
+    """Where a run's or a stage's folder has its checkpoints."""
+    found = sorted({*folder.glob("checkpoint/config.json"), *folder.glob("stages/*/checkpoint/config.json")})
+    return f"; did you mean {found[-1].parent}?" if found else ""
+
+
+def read_config(path: str | Path) -> PretrainedConfig:
+    """The config of a model that is supported.
+
+    A list of pad tokens, as some Llama checkpoints have, counts as its first. Raises UsageError naming the path.
+    """
+    place = locate_model(path)
+    try:
+        config = _read_config(place)
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise UsageError(f"can't read the model's config in {path}: {_first_line(error)}") from error
+    check_supported(config, str(path))
+    return config
+
+
+def _read_config(place: str) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(place)
+    except StrictDataclassError:
+        settings, _ = PretrainedConfig.get_config_dict(place)
+        pads = settings.get("pad_token_id")
+        if not isinstance(pads, list) or not pads or settings.get("model_type") not in CONFIG_MAPPING:
+            raise
+        return CONFIG_MAPPING[settings["model_type"]].from_dict({**settings, "pad_token_id": pads[0]})
+
+
+def load_model(path: str | Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """Load a Hugging Face folder or hub id with its parameters in ``dtype``.
+
+    Raises UsageError naming the path when it can't be read, when its tensors are not exactly the model's, and where the
+    model is one that would be computed wrongly.
+    """
+    return _load(path, dtype=dtype).to(device=device)
+
+
+def inspect_model(path: str | Path) -> PreTrainedModel:
+    """The model on the meta device: names and shapes of the checkpoint's tensors are compared, no number is read.
+
+    Raises as ``load_model`` does.
+    """
+    return _load(path, device_map="meta")
+
+
+def _load(path: str | Path, **options: Any) -> PreTrainedModel:
+    config = read_config(path)
+    place = locate_model(path)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is wrong with the tensors is raised below
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            place,
+            config=config,
+            attn_implementation=ATTENTION,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
+        )
+    except SafetensorError as error:
+        raise UsageError(f"can't load a model from {path}: {_broken_file(Path(place)) or error}") from error
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        if error.args == (ATTENTION,):
+            raise own_attention(config) from error
+        raise UsageError(f"can't load a model from {path}: {_first_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    _check_tensors(path, model, found)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _check_tensors(path: str | Path, model: PreTrainedModel, found: Mapping[str, Any]) -> None:
+    """Raise UsageError where a tensor of the model would stay random, or one of the checkpoint would be left out."""
+    name = type(model).__name__
+    if found["missing_keys"]:
+        raise UsageError(
+            f"the checkpoint in {path} lacks tensors of {name}, which would be random: {_few(found['missing_keys'])}"
+        )
+    if found["mismatched_keys"]:
+        shapes = [f"{key} is {list(given)}, not {list(wanted)}" for key, given, wanted in found["mismatched_keys"]]
+        raise UsageError(f"tensors of the checkpoint in {path} have other shapes than {name}'s: {_few(shapes)}")
+    if found["unexpected_keys"]:
+        raise UsageError(
+            f"the checkpoint in {path} has tensors that {name} has not and would lose: {_few(found['unexpected_keys'])}"
+        )
+
+
+def _few(names: Iterable[str]) -> str:
+    first = sorted(names)
+    more = f" and {len(first) - _NAMED} more" if len(first) > _NAMED else ""
+    return ", ".join(first[:_NAMED]) + more
+
+
+def _broken_file(folder: Path) -> str:
+    """Which safetensors file can't be read; "" where all can."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            return f"{file.name} is damaged or cut off ({_first_line(error)}): copy it anew"
+    return ""
+
+
+def check_shape(model: PreTrainedModel, expected: Mapping[str, object], path: str) -> None:
+    """Raise UsageError where the loaded config differs from what the recipe says of it: another model than meant."""
+    config = model.config.to_dict()
+    for name, value in expected.items():
+        if name in config and config[name] != value:
+            raise UsageError(f"{path} has {name} = {config[name]}, but the recipe expects {value}")
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face folder or hub id. Raises UsageError where there is none or no chat template."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(locate_model(path))
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise UsageError(f"can't load a tokenizer from {path}: {_first_line(error)}") from error
+    if tokenizer.chat_template is None:
+        raise UsageError(f"the tokenizer in {path} has no chat template; use an instruct model or add one")
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if isinstance(error, StrictDataclassError) else lines[0] if lines else repr(error)

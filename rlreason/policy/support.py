@@ -1,0 +1,69 @@
+"""Which models can be trained and drawn from here, and which are refused before they are wrong in silence.
+
+Our attention functions have names of their own, so transformers' checks of "sdpa" pass them by. What those checks and
+the config tells is asked here, before any weight is loaded; ``rlreason.attention_options`` looks at what each layer
+hands to its attention. docs/models.md has the table that this file decides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
+
+from rlreason.errors import UsageError
+
+#: Kinds of layers whose past is a plain cache of keys and values.
+_PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+#: Where configs keep a soft cap on attention scores.
+_SOFT_CAPS = ("attn_logit_softcapping",)
+_INSTEAD = "docs/models.md lists the models that work"
+
+
+def check_supported(config: PretrainedConfig, where: str) -> None:
+    """Raise UsageError where a model of ``config`` would be computed wrongly, or can't be drawn from.
+
+    ``where`` names it in the message: a path, or a table of the recipe.
+    """
+    why_not = _why_not(config)
+    if why_not:
+        raise UsageError(f"{where} ({config.model_type}) {why_not}. {_INSTEAD}")
+
+
+def _why_not(config: PretrainedConfig) -> str:
+    if config.is_encoder_decoder:
+        return "is an encoder-decoder model; rlreason trains decoders"
+    if config.get_text_config() is not config:
+        return (
+            "is a multimodal model, and rlreason trains text models: its other towers would be lost when it is saved. "
+            "Save its language model as a checkpoint of its own"
+        )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return "is no causal language model"
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    settings = config.to_dict()
+    others = sorted(set(settings.get("layer_types") or ()) - _PLAIN_LAYERS)
+    if model._is_stateful or others:
+        kinds = f" ({', '.join(others)})" if others else ""
+        return f"has layers with a recurrent state{kinds}, which neither sampler of rlreason is proved with"
+    if any(settings.get(name) for name in _SOFT_CAPS):
+        return 'has a soft cap on attention scores, which "sdpa" attention does not compute'
+    if not model._supports_sdpa:
+        return 'has attention (such as sinks) that transformers does not compute with "sdpa"'
+    return ""
+
+
+def own_attention(config: PretrainedConfig) -> UsageError:
+    """The error of models that have a table of attention classes, such as Falcon."""
+    return UsageError(
+        f"models of type {config.model_type!r} have attention classes of their own, which rlreason's can't replace. "
+        f"{_INSTEAD}"
+    )
+
+
+def longest_sequence(config: PretrainedConfig) -> int | None:
+    """Positions that a model of ``config`` has been made for; None where it says none (ALiBi, for example)."""
+    if "max_position_embeddings" not in {*config.to_dict(), *config.attribute_map}:
+        return None
+    found = config.max_position_embeddings
+    return int(found) if found else None

@@ -1,97 +1,179 @@
-"""`rlreason eval`: any model folder on any problems, with the verifiers that training uses."""
+"""`rlreason eval`: a model or a run on held-out problems, by the code that a run's eval stages use.
+
+Three ways in, one way through: a run's own held-out problems, other data with the run's prompts, or any model. Each
+becomes a recipe with an eval stage (``eval_plan``), and ``stages.evaluate.measure`` does the rest.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-from dataclasses import asdict, dataclass, replace
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rlreason.data.prompts import PromptFormat
-from rlreason.data.source import ProblemSource, SourceSpec, open_source
+from rich.console import Console
+
+from rlreason.check import CheckedRecipe, check
+from rlreason.display import RichDisplay
 from rlreason.errors import UsageError
-from rlreason.eval.suites import SUITES, Suite
-from rlreason.eval.summary import summarize
-from rlreason.rewards.mix import RewardMix
+from rlreason.eval_plan import EvalRequest, Measurement, measurements
+from rlreason.progress import counting
 from rlreason.run import atomic
-from rlreason.scorer import PoolScorer
-from rlreason.types import EvalReport, SamplingParams
+from rlreason.run.directory import RunDirectory, now
+from rlreason.run.interrupt import Interrupted
+from rlreason.run.manifest import fresh
+from rlreason.types import EvalReport
+
+if TYPE_CHECKING:
+    from rlreason.stages.context import Context
+
+__all__ = ["EvalRequest", "evaluate_model"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalRequest:
-    """What to measure. ``samples`` 1 is greedy; more draw at temperature 1 and give pass@k."""
+def evaluate_model(request: EvalRequest, console: Console | None = None) -> list[EvalReport]:
+    """Measure suite after suite; each is printed and, with ``out``, written as soon as it is done.
 
-    model: str
-    suites: tuple[str, ...]
-    data: str | None
-    samples: int
-    problems: int
-    max_tokens: int
-    out: Path | None
-
-
-def evaluate_model(request: EvalRequest) -> list[str]:
-    """Measure and return one line a suite. Raises UsageError for unknown suites, data or models."""
-    opened = [(suite, _open(suite, request.data)) for suite in _suites(request.suites)]
-    from rlreason.policy.model import count_parameters, default_device, quiet_loading, resolve_dtype
-    from rlreason.policy.policies import load_policy
+    In ``out``: ``<suite>.json`` with the report and the options, ``<suite>.completions.jsonl`` with every completion.
+    What was drawn before a break is kept there too, and the same request goes on with it. Raises UsageError before any
+    model is loaded for suites, data, options or an ``out`` that can't be.
+    """
+    console = console or Console(highlight=False)
+    planned = measurements(request)
+    checked = [check(one.recipe, one.base) for one in planned]
+    _check_out(request.out)
+    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"evaluating needs {', '.join(missing)}: pip install 'rlreason[train]'")
+    from rlreason.policy.model import quiet_loading
     from rlreason.policy.process import prepare_process
-    from rlreason.sampler.groups import draw_groups
-    from rlreason.sampler.open import inline_sampler
 
     quiet_loading()
     prepare_process()
-    device = default_device()
-    policy = load_policy(request.model, resolve_dtype("auto", device), device)
-    params = SamplingParams(
-        samples_per_problem=request.samples,
-        temperature=0.0 if request.samples == 1 else 1.0,
-        max_tokens=request.max_tokens,
-        stream="eval",
-    )
-    lines = []
-    with PoolScorer(RewardMix.from_table({"accuracy": 1.0}), workers=1) as scorer:
-        for suite, source in opened:
-            engine = inline_sampler(policy, PromptFormat(style=suite.answer_style), threads=os.cpu_count() or 1)
-            groups = scorer.score(list(draw_groups(engine, source.heldout(request.problems), params)))
-            report = summarize(groups, request.model, suite.name)
-            report = replace(report, parameters=count_parameters(policy.model)[0])
-            lines.append(_line(report))
+    reports = []
+    for one, recipe in zip(planned, checked, strict=True):
+        console.print(f"{one.suite}: {_what(one, recipe)}", markup=False, soft_wrap=True)
+        try:
+            report = _measure(one, recipe, request.out, console)
+        except Interrupted as error:
+            kept = "nothing of it is kept: --out FOLDER keeps what is drawn"
             if request.out is not None:
-                _write(report, request)
-    return lines
+                kept = f"what was drawn is kept in {request.out}: the same command goes on with it"
+            error.add_note(f"interrupted by {error.signal.name} in suite {one.suite}; {kept}")
+            raise
+        console.print(line(report), markup=False, soft_wrap=True)
+        reports.append(report)
+    return reports
 
 
-def _suites(names: tuple[str, ...]) -> list[Suite]:
-    from rlreason.errors import nearest
+def _measure(one: Measurement, checked: CheckedRecipe, out: Path | None, console: Console) -> EvalReport:
+    from rlreason.job import context_of, open_samplers, open_scorer
+    from rlreason.stages.drawing import DrawnJournal, as_line
+    from rlreason.stages.evaluate import measure, report_row
+    from rlreason.stages.pipeline import Pipeline
 
-    unknown = next((name for name in names if name not in SUITES), None)
-    if unknown is not None:
-        raise UsageError(f"unknown suite {unknown!r}{nearest(unknown, SUITES)}; suites: {', '.join(SUITES)}")
-    return [SUITES[name] for name in names]
+    run = one.run or RunDirectory(Path(), fresh("rlreason eval", 0, now(), []))
+    (name,) = one.stage.models
+    with open_scorer(checked) as scorer, open_samplers(checked) as samplers, _folder(out) as folder:
+        context = context_of(checked, run, scorer, samplers, RichDisplay(console))
+        journal = DrawnJournal(path=folder / f".{one.suite}-{_key(one, context)}.journal")
+        pipeline = Pipeline(context)
+        with pipeline.open_model(one.stage, name) as model, counting(console, one.suite, "problems") as watch:
+            found, groups = measure(one.stage, context, model, journal, watch, one.seed)
+        report = replace(found, suite=one.suite, model=one.model)
+        if out is not None:
+            row = {**report_row(one.stage, report, model), "options": _options(one, checked)}
+            lines = b"".join(as_line(group) for group in groups)
+            atomic.write_text(folder / f"{one.suite}.completions.jsonl", lines.decode())
+            atomic.write_text(folder / f"{one.suite}.json", json.dumps(row, indent=2) + "\n")
+        journal.clear()
+    return report
 
 
-def _open(suite: Suite, data: str | None) -> ProblemSource:
-    problems = data or suite.data
-    if problems is None:
-        raise UsageError(f"suite {suite.name!r} has no data of its own: give --data FILE or a task such as arithmetic")
-    return open_source(
-        SourceSpec(train=problems, heldout=problems, answer_after=suite.answer_after, verifier=suite.verifier)
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    """Where files go; without ``out`` one that is gone afterwards."""
+    if out is not None:
+        yield out
+        return
+    with tempfile.TemporaryDirectory(prefix="rlreason-eval-") as folder:
+        yield Path(folder)
+
+
+def _check_out(out: Path | None) -> None:
+    """Results can be written there: found out now, not when they are there."""
+    if out is None:
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UsageError(f"--out {out}: no folder that can be written ({error.strerror})") from error
+
+
+def _key(one: Measurement, context: Context) -> str:
+    """The same for the same model, problems and options alone: what was drawn for others is no part of this."""
+    problems = context.source.heldout(one.stage.problems)
+    parts = [_identity(one), one.stage.model_dump_json(), str(one.seed), repr(context.prompt_format)]
+    parts += [one.recipe.sampler.model_dump_json(), json.dumps(one.recipe.reward, sort_keys=True), repr(problems)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def _identity(one: Measurement) -> str:
+    """The model: a checkpoint's checksum, else its folder's files by size and time, else its name."""
+    (name,) = one.stage.models
+    if one.run is not None and name not in {"policy", "student"}:
+        return str(one.run.manifest.stage(name).sha256)
+    path = Path(one.recipe.policy.path or "")
+    files = sorted(path.glob("*")) if one.recipe.policy.path and path.is_dir() else []
+    return repr(
+        [one.model, one.recipe.endpoint, [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]]
     )
 
 
-def _line(report: EvalReport) -> str:
+def _options(one: Measurement, checked: CheckedRecipe) -> Mapping[str, object]:
+    """What an evaluation depends on, beside the model."""
+    return {
+        "data": checked.source.heldout_origin,
+        "task_options": dict(checked.recipe.data.options),
+        "system": checked.prompt_format.system,
+        "answer_style": checked.prompt_format.style,
+        "engine": checked.recipe.sampler.engine,
+        "seed": one.seed,
+        **one.stage.model_dump(include={"problems", "max_tokens", "top_p", "top_k"}),
+    }
+
+
+def _what(one: Measurement, checked: CheckedRecipe) -> str:
+    """In a few words: on what, and how."""
+    stage, system = one.stage, checked.prompt_format.system
+    given = ", ".join(f"{key} = {value}" for key, value in checked.recipe.data.options.items())
+    data = f"{checked.source.heldout_origin}{f' ({given})' if given else ''}"
+    how = "greedy"
+    if stage.temperature:
+        cut = (
+            f"{f', top-p {stage.top_p:g}' if stage.top_p < 1 else ''}{f', top-k {stage.top_k}' if stage.top_k else ''}"
+        )
+        how = f"{stage.samples_per_problem} samples at temperature {stage.temperature:g}{cut}"
+    prompt = "no system prompt" if system is None else f"system prompt {system[:40]!r}"
+    style = checked.prompt_format.style
+    return f"{one.model} on {data}, {how}, at most {stage.max_tokens} tokens, answers in {style}, {prompt}"
+
+
+def line(report: EvalReport) -> str:
+    """A report in one line."""
     accuracy = report.accuracy
-    passes = "  ".join(f"pass@{k} {value:.1%}" for k, value in report.pass_at_k.items() if k > 1)
+    passes = "".join(f"  pass@{k} {value:.1%}" for k, value in report.pass_at_k.items() if k > 1)
+    silent = {kind: report.verdicts[kind] for kind in ("timed_out", "broken") if kind in report.verdicts}
+    without = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in silent.items())
     return (
         f"{report.suite}: {accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}] of {accuracy.count} problems"
-        f"  {passes}  {report.mean_tokens:.1f} tokens, {report.parameters:,} parameters"
+        f"{passes}  {report.mean_tokens:.1f} tokens"
+        + (f", {report.parameters:,} parameters" if report.parameters else "")
+        + (f"; WITHOUT A VERDICT: {without} of {sum(report.verdicts.values())} answers" if without else "")
     )
-
-
-def _write(report: EvalReport, request: EvalRequest) -> None:
-    assert request.out is not None
-    request.out.mkdir(parents=True, exist_ok=True)
-    row = {**asdict(report), "samples": request.samples, "temperature": 0.0 if request.samples == 1 else 1.0}
-    atomic.write_text(request.out / f"{report.suite}.json", json.dumps(row, indent=2) + "\n")

@@ -8,10 +8,13 @@ import os
 import tempfile
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from rlreason.errors import UsageError
+from rlreason.progress import Watch
 from rlreason.rewards.mix import MixPart, RewardMix
 from rlreason.rewards.pool import Pool
 from rlreason.rewards.registry import resolve_verifier
@@ -35,13 +38,21 @@ def _score_row(mix: RewardMix, verifier: str, row: _ScoreRow) -> RewardResult:
 
 
 def score_file(
-    verifier: str, input_path: Path, output_path: Path, *, workers: int = 1, timeout: float = 10.0
+    verifier: str,
+    input_path: Path,
+    output_path: Path,
+    *,
+    workers: int = 1,
+    timeout: float = 10.0,
+    watch: Watch = lambda done, total: None,
 ) -> dict[str, int]:
     """Score every row and return how many got each verdict. Streams: memory does not grow with the file.
 
     Rows in: ``{"id", "response", "reference"}`` (reference: text, a list of texts, or a mapping), or ``"tests"`` in
     place of ``"reference"`` for code. Rows out: ``{"id", "verdict", "score", "extracted", "seconds", "detail"}``.
-    The output file appears only when all rows are done. Raises UsageError that names file and line.
+    The output file appears only when all rows are done; where ``output_path`` is a link, it is the file behind it. What
+    is no file, such as /dev/stdout, is written to as rows are scored. ``watch`` is told how many are. Raises UsageError
+    that names file and line, and for an output that can't be, before anything is scored.
     """
     try:
         resolve_verifier(verifier)
@@ -49,8 +60,10 @@ def score_file(
         raise UsageError(str(error)) from None
     if workers < 1 or timeout <= 0:
         raise UsageError(f"score needs workers >= 1 and timeout > 0, not {workers} and {timeout}")
+    output_path = _checked_output(output_path)
+    total = None
     if input_path.is_file():  # a bad row is reported before any work is done; a pipe can't be read twice
-        deque(_rows(input_path), maxlen=0)
+        total = sum(1 for _ in _rows(input_path))
     counts: Counter[str] = Counter()
     keys: deque[object] = deque()
 
@@ -60,23 +73,50 @@ def score_file(
             yield row
 
     job = functools.partial(_score_row, RewardMix(parts=(MixPart(name="accuracy", weight=1.0),)), verifier)
-    if not output_path.parent.is_dir():
-        raise UsageError(f"{output_path}: the folder {output_path.parent} does not exist")
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{output_path.name}.", dir=output_path.parent)
+    with _opened(output_path) as out, Pool(job, workers=workers, timeout=timeout) as pool:
+        for number, outcome in enumerate(pool.imap(feed()), start=1):
+            result = as_reward(outcome)
+            counts[result.verdict.value] += 1
+            out.write(json.dumps(_row_out(keys.popleft(), result)) + "\n")
+            watch(number, total)
+    return dict(counts)
+
+
+def _checked_output(path: Path) -> Path:
+    """The file behind ``path``. Raises UsageError where no file can be written there."""
+    path = path.resolve()
+    if path.is_dir():
+        raise UsageError(f"--output {path} is a folder: give a file")
+    if not path.parent.is_dir():
+        raise UsageError(f"--output {path}: the folder {path.parent} does not exist")
+    if not os.access(path if _is_special(path) else path.parent, os.W_OK):
+        raise UsageError(f"--output {path}: no right to write there")
+    return path
+
+
+def _is_special(path: Path) -> bool:
+    """Whether ``path`` is there and no plain file: a pipe or a device, which nothing may replace."""
+    return path.exists() and not path.is_file()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """``path`` to write to: all or nothing where it is a file."""
+    if _is_special(path):
+        with path.open("w", encoding="utf-8") as out:
+            yield out
+        return
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as out, Pool(job, workers=workers, timeout=timeout) as pool:
-            for outcome in pool.imap(feed()):
-                result = as_reward(outcome)
-                counts[result.verdict.value] += 1
-                out.write(json.dumps(_row_out(keys.popleft(), result)) + "\n")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+            yield out
             out.flush()
             os.fsync(out.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, output_path)
+        os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return dict(counts)
 
 
 def _umask() -> int:

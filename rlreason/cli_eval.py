@@ -1,0 +1,116 @@
+"""`rlreason eval`, `rlreason score` and `rlreason suites`: the commands that judge answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlreason.cores import usable_cores
+from rlreason.errors import UsageError
+from rlreason.eval.suites import SUITES
+from rlreason.terminal import console, say
+
+judging = typer.Typer()
+_NAMES = ", ".join(SUITES)
+
+
+@judging.command(name="eval")
+def evaluate(  # noqa: PLR0913, PLR0917  every option of the command
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|RUN_DIR[:STAGE]", help="A Hugging Face folder, a hub id, or a run and its training stage."
+        ),
+    ],
+    suite: Annotated[str, typer.Option(help=f"Suites, comma separated: {_NAMES}.")] = "heldout",
+    data: Annotated[str | None, typer.Option(help="Problems: JSONL or Parquet file, hub id, or task name.")] = None,
+    problems: Annotated[int | None, typer.Option(min=1, help="Problems per suite, at most.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Samples per problem; 1 is greedy.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="0 is greedy; default 1 with several samples.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Most probable tokens only; 0: all.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the draws.")] = None,
+    system: Annotated[str | None, typer.Option(help='System prompt; "" for none.')] = None,
+    answer_style: Annotated[str | None, typer.Option(help="tags or boxed: how answers are prompted.")] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="Column of --data with the question.")] = None,
+    answer_column: Annotated[str | None, typer.Option(help="Column of --data with the gold answer.")] = None,
+    answer_after: Annotated[str | None, typer.Option(help='Marker before the gold answer; "" for none.')] = None,
+    verifier: Annotated[str | None, typer.Option(help="How answers are checked, such as math or code.")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, transformers or vllm.")] = None,
+    url: Annotated[str | None, typer.Option(help="OpenAI-compatible server that has MODEL, up to /v1.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="With --url: render prompts here, with this tokenizer.")] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="With --url: environment variable with the key.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that check answers.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results and completions; a broken off one goes on.")
+    ] = None,
+) -> None:
+    """Measure a model on held-out problems, with 95 % intervals.
+
+    A run directory brings its data, options, system prompt, format, verifier and engine: `rlreason eval runs/q:grpo`
+    is what the run's report says of that stage. Without :STAGE it is the last one that trained. Options say what is
+    different. docs/eval.md has examples.
+    """
+    from rlreason.evaluation import EvalRequest, evaluate_model
+
+    given = (("--tokenizer", tokenizer), ("--api-key-env", api_key_env))
+    lonely = next((name for name, value in given if value is not None), None)
+    if url is None and lonely is not None:
+        raise UsageError(f"{lonely} is of a server: give --url too")
+    request = EvalRequest(
+        model=model,
+        suites=tuple(name.strip() for name in suite.split(",")),
+        data=data,
+        problems=problems,
+        samples=samples,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        system=system,
+        answer_style=answer_style,
+        prompt_column=prompt_column,
+        answer_column=answer_column,
+        answer_after=answer_after,
+        verifier=verifier,
+        engine=engine,
+        url=url,
+        tokenizer=tokenizer,
+        api_key_env=api_key_env,
+        workers=workers,
+        out=out,
+    )
+    evaluate_model(request, console)
+
+
+@judging.command()
+def suites() -> None:
+    """List the suites of `rlreason eval --suite` and where their problems are looked for."""
+    for one in SUITES.values():
+        names = (one.data,) if isinstance(one.data, str) else one.data or ("--data",)
+        say(f"{one.name:<12} {one.about}: {', else '.join(names)}")
+
+
+@judging.command()
+def score(
+    verifier: Annotated[
+        str, typer.Option(help="Verifier's name, such as math or code, or a plug-in file.py:function.")
+    ],
+    input: Annotated[Path, typer.Option(help="JSONL rows {id, response, reference}; tests for code.")],  # noqa: A002
+    output: Annotated[Path, typer.Option(help="JSONL verdicts, same order.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one a core.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for one row, queueing not counted.")] = 10.0,
+) -> None:
+    """Score a file of responses with a verifier."""
+    from rlreason.progress import counting
+    from rlreason.score_file import score_file
+
+    with counting(console, verifier, "rows") as watch:
+        counts = score_file(verifier, input, output, workers=workers or usable_cores(), timeout=timeout, watch=watch)
+    say(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "no rows")

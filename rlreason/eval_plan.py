@@ -1,0 +1,282 @@
+"""From what `rlreason eval` was asked to recipes that say it: an evaluation is an eval stage like those of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from rlreason.config import (
+    ClusterConfig,
+    DataConfig,
+    EndpointConfig,
+    EvalStage,
+    PolicyConfig,
+    Recipe,
+    SamplerConfig,
+    TrainingStage,
+    load,
+)
+from rlreason.config.errors import explain
+from rlreason.data.rows import Columns
+from rlreason.errors import UsageError, nearest
+from rlreason.eval.suites import SUITES, Suite
+from rlreason.run import manifest
+from rlreason.run.directory import RunDirectory
+from rlreason.tasks.procedural import TASKS
+
+_Table = TypeVar("_Table", Recipe, DataConfig, EvalStage, SamplerConfig, ClusterConfig, EndpointConfig)
+
+MANIFEST = "manifest.json"
+#: The suite that has no data of its own.
+HELDOUT = "heldout"
+#: What is asked where neither the request nor a run says it.
+PROBLEMS, MAX_TOKENS = 500, 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalRequest:
+    """What to measure and how. None: as the run has it, where ``model`` is one; otherwise the default.
+
+    Example: ``EvalRequest(model="runs/q:grpo")`` is what that run's eval stage measured;
+    ``EvalRequest(model="Qwen/Qwen3-0.6B", suites=("gsm8k",), samples=4)`` draws at temperature 1 and gives pass@k.
+    """
+
+    #: A Hugging Face folder, a hub id, RUN_DIR or RUN_DIR:STAGE; with ``url`` the name that the server gives its model.
+    model: str
+    #: Names of suites; empty: "heldout".
+    suites: tuple[str, ...] = ()
+    #: Problems of the suite "heldout": a file, hub id or task.
+    data: str | None = None
+    problems: int | None = None
+    samples: int | None = None
+    max_tokens: int | None = None
+    #: None: 0 for one sample, which is greedy; 1 for more.
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    #: System prompt; "": none.
+    system: str | None = None
+    answer_style: str | None = None
+    prompt_column: str | None = None
+    answer_column: str | None = None
+    #: "": the whole cell is the answer.
+    answer_after: str | None = None
+    verifier: str | None = None
+    engine: str | None = None
+    #: An OpenAI-compatible server that has the model.
+    url: str | None = None
+    #: Tokenizer of the server's model; None: the server's chat template makes the prompts.
+    tokenizer: str | None = None
+    api_key_env: str | None = None
+    #: Processes that check answers.
+    workers: int | None = None
+    #: Folder for results and completions; None: nothing is kept.
+    out: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One suite to measure: ``stage``, which measures one model, is an eval stage of ``recipe``."""
+
+    suite: str
+    #: What the model is called in results.
+    model: str
+    recipe: Recipe
+    stage: EvalStage
+    #: Folder that the recipe's files are looked for in.
+    base: Path
+    #: The run that has the model's checkpoint; None: the recipe names the model itself.
+    run: RunDirectory | None
+    seed: int
+
+
+def measurements(request: EvalRequest) -> list[Measurement]:
+    """One a suite, in order. Raises UsageError for suites, stages, options and folders that there are not."""
+    suites = _suites(request.suites or (HELDOUT,))
+    folder, _, stage = request.model.rpartition(":")
+    if request.url is None and (Path(request.model) / MANIFEST).is_file():
+        return [_of_run(request, Path(request.model), None, suite) for suite in suites]
+    if request.url is None and (Path(folder) / MANIFEST).is_file() and folder:
+        return [_of_run(request, Path(folder), stage, suite) for suite in suites]
+    if request.url is None:
+        _check_folder(request.model)
+    return [_of_model(request, suite) for suite in suites]
+
+
+def _suites(names: tuple[str, ...]) -> list[Suite]:
+    unknown = next((name for name in names if name not in SUITES), None)
+    if unknown is not None:
+        raise UsageError(f"unknown suite {unknown!r}{nearest(unknown, SUITES)}; suites: {', '.join(SUITES)}")
+    return [SUITES[name] for name in names]
+
+
+def _check_folder(model: str) -> None:
+    """A mistyped folder is no hub id: nobody waits for the hub to say so."""
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError(f"{model}: neither a run directory (no {MANIFEST}) nor a model's folder (no config.json)")
+    elif model.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise UsageError(f"no model {model!r}: there is no such folder, and a hub id is written owner/name")
+
+
+def _of_run(request: EvalRequest, root: Path, name: str | None, suite: Suite) -> Measurement:
+    """A model of a run: on what the run holds out, or on other data with the run's prompts, engine and limits."""
+    recipe = load(root / "recipe.toml")
+    run = RunDirectory(root, manifest.read(root / MANIFEST))
+    model = _stage(recipe, run, name)
+    like = _eval_stage(recipe, model)
+    if request.data is not None or suite.name != HELDOUT:
+        own = recipe.student if model == "student" else recipe.policy
+        policy = own.path if model in {"policy", "student"} and own is not None else str(run.checkpoint(model))
+        if policy is None:
+            raise UsageError(
+                f"{root}:{model} is a model from random weights: it has no folder to measure on other data"
+            )
+        settings = PolicyConfig(path=policy, dtype=recipe.policy.dtype)
+        return _of_model(request, suite, recipe.model_copy(update={"policy": settings}), like, f"{root}:{model}")
+    columns = {"--prompt-column": request.prompt_column, "--answer-column": request.answer_column}
+    given = next((key for key, value in {**columns, "--answer-after": request.answer_after}.items() if value), None)
+    if given is not None:
+        raise UsageError(f"{given} says how --data is read: give --data too; a run reads its own data as before")
+    data = {"system": request.system, "answer_style": request.answer_style, "verifier": request.verifier}
+    kept = {key: value for key, value in data.items() if value is not None}
+    asked = _engine(request, recipe)
+    if kept:
+        asked["data"] = _validated(DataConfig, {**recipe.data.model_dump(), **kept}, request)
+    recipe = recipe.model_copy(update=asked)
+    return Measurement(
+        suite=suite.name,
+        model=f"{root}:{model}",
+        recipe=recipe,
+        stage=_asked(like, request),
+        base=root,
+        run=run,
+        seed=recipe.seed if request.seed is None else request.seed,
+    )
+
+
+def _stage(recipe: Recipe, run: RunDirectory, name: str | None) -> str:
+    """The model's name: as given, else of the last training stage that is done."""
+    trained = [one.name for one in recipe.stage if isinstance(one, TrainingStage)]
+    done = [one for one in trained if run.manifest.stage(one).status == "done"]
+    if name is None:
+        if not done:
+            raise UsageError(f"{run.root}: no training stage is done yet; `rlreason resume {run.root}` goes on with it")
+        return done[-1]
+    if name in {"policy", "student"} and (name == "policy" or recipe.student is not None):
+        return name
+    if name not in trained:
+        names = ", ".join(trained)
+        raise UsageError(f"{run.root} has no training stage {name!r}{nearest(name, trained)}; it has: {names}")
+    if name not in done:
+        raise UsageError(f"{run.root}: stage {name!r} is not done, it is {run.manifest.stage(name).status}")
+    return name
+
+
+def _eval_stage(recipe: Recipe, model: str) -> EvalStage:
+    """The run's last eval stage that measures ``model``; without one, how its own stage evaluates it."""
+    found = [one for one in recipe.stage if isinstance(one, EvalStage) and model in one.models]
+    if found:
+        return found[-1].model_copy(update={"models": (model,)})
+    stage = next((one for one in recipe.stage if isinstance(one, TrainingStage) and one.name == model), None)
+    if stage is None:
+        return EvalStage(kind="eval", name="eval", models=(model,), problems=PROBLEMS, max_tokens=MAX_TOKENS)
+    longest: int = getattr(stage, "max_tokens", stage.eval_max_tokens)  # GRPO evaluates with its own limit
+    return EvalStage(kind="eval", name="eval", models=(model,), problems=stage.eval_problems, max_tokens=longest)
+
+
+def _of_model(
+    request: EvalRequest, suite: Suite, like: Recipe | None = None, stage: EvalStage | None = None, name: str = ""
+) -> Measurement:
+    """A model on data of its own. ``like``: the recipe whose model, prompts and engine it takes."""
+    data = request.data if suite.name == HELDOUT else suite.data
+    if data is None:
+        raise UsageError(
+            f"suite {suite.name!r} has no data of its own: give --data FILE, or a suite "
+            f"({', '.join(one for one in SUITES if one != HELDOUT)}), or a run directory in place of the model"
+        )
+    style = request.answer_style or (suite.answer_style if like is None else like.data.answer_style)
+    columns = Columns(prompt=request.prompt_column or suite.prompt, answer=request.answer_column or suite.answer)
+    task = data if isinstance(data, str) and data in TASKS else None
+    system = request.system if request.system is not None or like is None else like.data.system
+    table: dict[str, Any] = {
+        # Nothing is trained on; a task as training data costs nothing and holds out its own problems.
+        "train": task or "arithmetic",
+        "heldout": None if task else data,
+        "columns": columns,
+        "answer_after": (suite.answer_after if request.answer_after is None else request.answer_after) or None,
+        "verifier": request.verifier or suite.verifier,
+        "system": system or None,
+        "answer_style": style,
+    }
+    server = "server" if request.url is not None else "policy"
+    base = stage or EvalStage(kind="eval", name="eval", models=(server,), problems=PROBLEMS, max_tokens=MAX_TOKENS)
+    asked = _asked(base.model_copy(update={"models": (server,)}), request)
+    policy = PolicyConfig() if request.url is not None else PolicyConfig(path=request.model)
+    recipe = {
+        "name": "eval",
+        "policy": policy if like is None else like.policy,
+        "data": _validated(DataConfig, table, request),
+        "stage": [asked.model_dump()],
+        **_engine(request, like),
+    }
+    return Measurement(
+        suite=suite.name,
+        model=name or request.model,
+        recipe=_validated(Recipe, recipe, request),
+        stage=asked,
+        base=Path(),
+        run=None,
+        seed=request.seed or 0 if like is None or request.seed is not None else like.seed,
+    )
+
+
+def _engine(request: EvalRequest, like: Recipe | None) -> dict[str, Any]:
+    """The tables of the recipe that say what draws and what checks."""
+    sampler = {} if like is None else like.sampler.model_dump()
+    cluster = {} if like is None else like.cluster.model_dump()
+    if request.engine is not None:
+        sampler["engine"] = request.engine
+    if request.workers is not None:
+        cluster["reward_workers"] = request.workers
+    endpoint = {} if like is None else {name: one.model_dump() for name, one in like.endpoint.items()}
+    if request.url is not None:
+        server = {"url": request.url, "model": request.model, "tokenizer": request.tokenizer}
+        server["api"] = "chat" if request.tokenizer is None else "completions"
+        endpoint["server"] = {**server, "api_key_env": request.api_key_env}
+    return {
+        "sampler": _validated(SamplerConfig, sampler, request),
+        "cluster": _validated(ClusterConfig, cluster, request),
+        "endpoint": {name: _validated(EndpointConfig, one, request) for name, one in endpoint.items()},
+    }
+
+
+def _asked(stage: EvalStage, request: EvalRequest) -> EvalStage:
+    """``stage`` with what the request says otherwise."""
+    fields: dict[str, Any] = {
+        "problems": request.problems,
+        "samples_per_problem": request.samples,
+        "max_tokens": request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+    }
+    given = {key: value for key, value in fields.items() if value is not None}
+    if "samples_per_problem" in given and "temperature" not in given:
+        given["temperature"] = 0.0 if given["samples_per_problem"] == 1 else 1.0
+    asked = _validated(EvalStage, {**stage.model_dump(), **given}, request)
+    if asked.samples_per_problem > 1 and asked.temperature == 0:
+        raise UsageError(f"at temperature 0 all {asked.samples_per_problem} samples are equal: give --temperature")
+    return asked
+
+
+def _validated(model: type[_Table], table: dict[str, Any], request: EvalRequest) -> _Table:
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        raise UsageError(f"eval {request.model}: {explain(error, table, model)}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +26,9 @@ class TrainerConfig(Section):
     best_metric: str | None = Field(None, min_length=1)
     #: Steps in a row whose gradient is not finite, all of them skipped, that end the run.
     max_skipped_steps: int = Field(5, ge=1)
+    #: Coefficient of the load-balancing loss of experts in sft and distill stages (arXiv 2101.03961). auto: the model's
+    #: own router_aux_loss_coef; of a model built from nothing only where [policy.model] sets it. RL stages have none.
+    router_aux_loss: Literal["auto", "off"] | Annotated[float, Field(ge=0)] = "auto"
 
 
 class EndpointConfig(Section):

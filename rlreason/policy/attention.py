@@ -51,17 +51,27 @@ class PackedLayout:
         )
 
 
-def packed_states(model: nn.Module, token_ids_1L: Tensor, packing: Packing) -> Tensor:
-    """Last hidden states of packed tokens, [L, H], of a model whose attention is ``ATTENTION``."""
+def packed_states(
+    model: nn.Module, token_ids_1L: Tensor, packing: Packing, router_logits: list[Tensor] | None = None
+) -> Tensor:
+    """Last hidden states of packed tokens, [L, H], of a model whose attention is ``ATTENTION``.
+
+    A list as ``router_logits`` is filled with those of each layer with experts, [L, experts].
+    """
     layout = PackedLayout.of(packing, next(model.parameters()).dtype)
-    hidden: Tensor = model(
+    options = {} if router_logits is None else {"output_router_logits": True}
+    output = model(
         input_ids=token_ids_1L,
         position_ids=packing.positions_L.unsqueeze(0),
         # Of four dimensions: transformers takes it as it is, and makes no L × L mask.
         attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=token_ids_1L.device),
         use_cache=False,
         **{_LAYOUT: layout},
-    ).last_hidden_state
+        **options,
+    )
+    if router_logits is not None:
+        router_logits += output.router_logits
+    hidden: Tensor = output.last_hidden_state
     return hidden.squeeze(0)
 
 

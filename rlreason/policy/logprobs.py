@@ -7,6 +7,7 @@ are masked out of every loss. Leaving the mask out keeps the fast attention kern
 from __future__ import annotations
 
 from threading import Lock
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -41,33 +42,64 @@ def plain_head(model: PreTrainedModel) -> Tensor | None:
 @torch.no_grad()
 def _is_plain(model: PreTrainedModel, head: nn.Linear) -> bool:
     """Compare logits with the product, where both are far larger than a cap would leave them."""
+    body = body_of(model)
+    if body is None:
+        return False
     training = model.training
     model.eval()
     ids = torch.tensor([[0, head.out_features - 1]], device=head.weight.device)
     hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0] * _LARGE,))
-    logits = model(input_ids=ids, use_cache=False).logits.double()
-    hook.remove()
-    product = (
-        model.base_model(input_ids=ids, use_cache=False).last_hidden_state.double() * _LARGE @ head.weight.double().t()
-    )
+    with _full_precision(model):
+        logits = model(input_ids=ids, use_cache=False).logits.double()
+        hook.remove()
+        states = body(input_ids=ids, use_cache=False).last_hidden_state.double()
+    product = states * _LARGE @ head.weight.double().t()
     model.train(training)
     if logits.shape != product.shape:
         return False
     return bool((logits - product).abs().max() <= _tolerance(head.weight.dtype) * product.abs().max())
 
 
+def body_of(model: PreTrainedModel) -> nn.Module | None:
+    """The model without its head: what gives ``last_hidden_state``. None where it has none that can be run alone."""
+    body: nn.Module = model.base_model
+    if body is not model:
+        return body
+    # A model whose prefix names nothing of its own, such as Llama 4's text model, is its own base_model.
+    return dict(model.named_children()).get("model")
+
+
+def _full_precision(model: PreTrainedModel) -> torch.autocast:
+    """Trials compare at the model's own precision: what they find is remembered, also where one is made in autocast."""
+    return torch.autocast(model.device.type, enabled=False)
+
+
 def _tolerance(dtype: torch.dtype) -> float:
     return 1e-4 if dtype in (torch.float32, torch.float64) else 3e-2
 
 
-def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """What the head reads to predict each target, [B, T, H], in the model's dtype."""
+def hidden_states(model: PreTrainedModel, batch: Batch, router_logits: list[Tensor] | None = None) -> Tensor:
+    """What the head reads to predict each target, [B, T, H], in the model's dtype.
+
+    A list as ``router_logits`` is filled with those of each layer with experts, [tokens, experts].
+    """
+    body = body_of(model)
+    assert body is not None, "a model with a plain head has a body"
     if batch.packing is None:
-        hidden_BTH: Tensor = model.base_model(input_ids=batch.token_ids_BT, use_cache=False).last_hidden_state
+        hidden_BTH: Tensor = _forward(body, batch, router_logits).last_hidden_state
         return hidden_BTH
     source_BT = batch.packing.source_BT
-    hidden_LH = packed_states(model.base_model, batch.token_ids_BT, batch.packing)
+    hidden_LH = packed_states(body, batch.token_ids_BT, batch.packing, router_logits)
     return hidden_LH.index_select(0, source_BT.flatten()).view(*source_BT.shape, -1)
+
+
+def _forward(model: nn.Module, batch: Batch, router_logits: list[Tensor] | None) -> Any:
+    """A pass over whole rows."""
+    options = {} if router_logits is None else {"output_router_logits": True}
+    output = model(input_ids=batch.token_ids_BT, use_cache=False, **options)
+    if router_logits is not None:
+        router_logits += output.router_logits
+    return output
 
 
 def takes_packed(model: PreTrainedModel) -> bool:
@@ -77,7 +109,8 @@ def takes_packed(model: PreTrainedModel) -> bool:
         return False
     with _LOCK:
         if model not in _PACKED:
-            _PACKED[model] = _sees_all_of_the_past(model) and _packs_alike(model)
+            with _full_precision(model):
+                _PACKED[model] = _sees_all_of_the_past(model) and _packs_alike(model)
     return _PACKED[model]
 
 
@@ -113,11 +146,14 @@ def next_logprobs(model: PreTrainedModel, prompt_ids: tuple[int, ...]) -> Tensor
     return torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, -1].float(), dim=-1)
 
 
-def target_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Float32 logits [B, T, V] that predict ``batch.targets_BT``, whole. The rows hold their prompts themselves."""
-    assert batch.packing is None
-    output = model(input_ids=batch.token_ids_BT, use_cache=False)
-    logits: Tensor = output.logits
+def target_logits(model: PreTrainedModel, batch: Batch, router_logits: list[Tensor] | None = None) -> Tensor:
+    """Float32 logits [B, T, V] that predict ``batch.targets_BT``, whole; ``router_logits`` as in ``hidden_states``.
+
+    Raises ValueError for a packed micro-batch: only a plain head reads those (``takes_packed`` says of which models).
+    """
+    if batch.packing is not None:
+        raise ValueError(f"whole logits of {type(model).__name__} are computed of whole rows, not of packed ones")
+    logits: Tensor = _forward(model, batch, router_logits).logits
     return logits.float()
 
 

@@ -123,6 +123,8 @@ def _old_names(config: dict[str, Any]) -> dict[str, Any]:
         found["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         if rope["full_attention"].get("rope_type", "default") != "default":
             found["rope_scaling"] = {key: value for key, value in rope["full_attention"].items() if key != "rope_theta"}
+    if config.get("model_type") == "gpt_neox" and "rope_theta" in rope:
+        found |= {"rotary_emb_base": rope["rope_theta"], "rotary_pct": rope.get("partial_rotary_factor", 1.0)}
     old = _EXPERTS.get(str(config.get("model_type")))
     if old is not None and "num_local_experts" in config:
         found[old] = config["num_local_experts"]

@@ -15,6 +15,7 @@ from rlreason.objective.linear import HeadOptions
 from rlreason.objective.loss import distillation_loss, supervised_loss
 from rlreason.objective.spec import ObjectiveSpec
 from rlreason.policy.logprobs import hidden_states, plain_head, target_entropy, target_logits, target_logprobs
+from rlreason.trainer.balance import with_router_loss
 from rlreason.trainer.protocol import Models
 
 
@@ -57,11 +58,15 @@ class CrossEntropyLoss:
     def __call__(self, models: Models, batch: Batch) -> LossOutput:
         """See ``Loss``."""
         model = models.policy
+        routing: list[Tensor] | None = [] if models.router_aux_loss else None
         weight_VH = plain_head(model)
         if weight_VH is None:
-            logprobs_BT = target_logprobs(target_logits(model, batch), batch)
-            return supervised_loss(logprobs_BT, batch.loss_mask_BT, self.denominator)
-        return linear_supervised_loss(hidden_states(model, batch), weight_VH, batch, self.denominator)
+            logprobs_BT = target_logprobs(target_logits(model, batch, routing), batch)
+            output = supervised_loss(logprobs_BT, batch.loss_mask_BT, self.denominator)
+        else:
+            hidden_BTH = hidden_states(model, batch, routing)
+            output = linear_supervised_loss(hidden_BTH, weight_VH, batch, self.denominator)
+        return _balanced(output, models, batch, routing, self.denominator)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,18 +77,34 @@ class TeacherKlLoss:
     denominator: float
     #: w.
     teacher_kl: float
+    #: Tokens of the tokenizer that both share. Heads may have more rows than that, each as many as its size asks for
+    #: (Qwen2.5 7B has 152,064 and 1.5B 151,936 of one tokenizer): both distributions are over the shared ones.
+    vocabulary: int | None = None
     takes_packed: bool = False
 
     def __call__(self, models: Models, batch: Batch) -> LossOutput:
         """See ``Loss``. Needs a teacher."""
         assert models.teacher is not None
-        logits_BTV = target_logits(models.policy, batch)
+        routing: list[Tensor] | None = [] if models.router_aux_loss else None
+        logits_BTV = target_logits(models.policy, batch, routing)
         output = supervised_loss(target_logprobs(logits_BTV, batch), batch.loss_mask_BT, self.denominator)
         with torch.no_grad():
             teacher_BTV = target_logits(models.teacher, batch)
-        divergence = distillation_loss(logits_BTV, teacher_BTV, batch.loss_mask_BT, self.denominator)
+        shared = self.vocabulary
+        divergence = distillation_loss(
+            logits_BTV[..., :shared], teacher_BTV[..., :shared], batch.loss_mask_BT, self.denominator
+        )
         loss = (1.0 - self.teacher_kl) * output.loss + self.teacher_kl * divergence.loss
-        return LossOutput(loss=loss, sums={**output.sums, **divergence.sums})
+        mixed = LossOutput(loss=loss, sums={**output.sums, **divergence.sums})
+        return _balanced(mixed, models, batch, routing, self.denominator)
+
+
+def _balanced(
+    output: LossOutput, models: Models, batch: Batch, routing: list[Tensor] | None, denominator: float
+) -> LossOutput:
+    if routing is None:
+        return output
+    return with_router_loss(output, models.policy, routing, batch, models.router_aux_loss, denominator)
 
 
 @torch.no_grad()

@@ -49,6 +49,8 @@ class TrainerOptions:
     threads: int = 1
     #: Skipped steps in a row that end the run.
     max_skipped: int = 5
+    #: See ``Models.router_aux_loss``.
+    router_aux_loss: float = 0.0
 
 
 class LocalTrainer:
@@ -68,7 +70,11 @@ class LocalTrainer:
         self._masters = Masters(policy.model, options.compute_dtype)
         self._optimizer = PolicyOptimizer(self._masters, options.optimizer, options.total_steps, options.max_skipped)
         self._reference = policy.frozen_copy() if reference else None
-        self._models = Models(policy=policy.model, teacher=None if teacher is None else teacher.freeze())
+        self._models = Models(
+            policy=policy.model,
+            teacher=None if teacher is None else teacher.freeze(),
+            router_aux_loss=options.router_aux_loss,
+        )
 
     @property
     def architecture(self) -> Mapping[str, object]:

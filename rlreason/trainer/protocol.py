@@ -32,6 +32,8 @@ class Models:
 
     policy: PreTrainedModel
     teacher: PreTrainedModel | None = None
+    #: Coefficient of the load-balancing loss of experts in supervised losses (``trainer.balance``); 0: without it.
+    router_aux_loss: float = 0.0
 
 
 class Loss(Protocol):

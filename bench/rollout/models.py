@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from rlreason.config import PolicyConfig
-from rlreason.tasks.procedural import make_task
 from rlreason.policy.policies import Policy, fresh_policy
+from rlreason.tasks.procedural import make_task
 
 TASK = make_task("arithmetic", {"min_terms": 3, "max_terms": 6}, seed=0)
 PROBLEMS = [TASK.problem("train", index) for index in range(64)]

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from rlreason.config import PolicyConfig
-from rlreason.tasks.procedural import make_task
 from rlreason.data.prompts import PromptFormat
 from rlreason.policy.policies import Policy, fresh_policy
 from rlreason.sampler.canary import Canary
@@ -18,6 +17,7 @@ from rlreason.sampler.jobs import EngineKind
 from rlreason.sampler.open import engine_spec
 from rlreason.sampler.pool import RolloutPool
 from rlreason.sampler.pool_sampler import PoolSampler
+from rlreason.tasks.procedural import make_task
 from rlreason.types import Group, Problem, Sampler, SamplingParams
 
 TASK = make_task("arithmetic", {"min_terms": 2, "max_terms": 6}, seed=0)

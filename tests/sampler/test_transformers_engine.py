@@ -15,7 +15,6 @@ import torch
 from policies import copy_of, sample, tokens
 
 from rlreason.config import PolicyConfig
-from rlreason.tasks.procedural import make_task
 from rlreason.data.prompts import PromptFormat
 from rlreason.policy.batch import collate, rollout_sample
 from rlreason.policy.policies import Policy, fresh_policy
@@ -26,6 +25,7 @@ from rlreason.sampler.jobs import Job, Progress
 from rlreason.sampler.open import engine_spec, inline_sampler
 from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.sampler.transformers_engine import TransformersEngine, choose
+from rlreason.tasks.procedural import make_task
 from rlreason.trainer.forward import loss_logprobs
 from rlreason.types import Problem, SamplingParams
 

@@ -35,6 +35,18 @@ if TYPE_CHECKING:
 __all__ = ["EvalRequest", "evaluate_model"]
 
 
+#: Key of a recipe -> the option that says it here.
+OPTIONS = {
+    "data.columns.prompt": "--prompt-column",
+    "data.columns.answer": "--answer-column",
+    "data.answer_after": "--answer-after",
+    "data.verifier": "--verifier",
+    "data.heldout": "--data",
+    "policy.path": "MODEL",
+    "sampler.engine": "--engine",
+}
+
+
 def evaluate_model(request: EvalRequest, console: Console | None = None) -> list[EvalReport]:
     """Measure suite after suite; each is printed and, with ``out``, written as soon as it is done.
 
@@ -44,7 +56,7 @@ def evaluate_model(request: EvalRequest, console: Console | None = None) -> list
     """
     console = console or Console(highlight=False)
     planned = measurements(request)
-    checked = [check(one.recipe, one.base) for one in planned]
+    checked = [_checked(one) for one in planned]
     _check_out(request.out)
     missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
     if missing:
@@ -68,6 +80,17 @@ def evaluate_model(request: EvalRequest, console: Console | None = None) -> list
         console.print(line(report), markup=False, soft_wrap=True)
         reports.append(report)
     return reports
+
+
+def _checked(one: Measurement) -> CheckedRecipe:
+    """The recipe with its data read. Messages about data that the command names say the command's options."""
+    try:
+        return check(one.recipe, one.base)
+    except UsageError as error:
+        text = str(error)
+        for key, option in OPTIONS.items() if one.run is None else ():
+            text = text.replace(key, option)
+        raise UsageError(text) from error
 
 
 def _measure(one: Measurement, checked: CheckedRecipe, out: Path | None, console: Console) -> EvalReport:

@@ -7,43 +7,64 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from rlreason.eval.intervals import pass_at_k, wilson
-from rlreason.types import EvalReport, Group, Interval, Verdict
+from rlreason.types import EvalReport, Group, Interval, RewardResult, Verdict
 
 
 def summarize(groups: Sequence[Group], model: str, suite: str) -> EvalReport:
-    """Accuracy over problems, with 95 % intervals, overall and by tag.
+    """Accuracy of verified answers over problems, with 95 % intervals, overall and by tag.
 
-    A completion counts as correct only with verdict CORRECT: a check that timed out or broke is not a success, and
-    its count stands in ``verdicts``. With several samples a problem contributes its share of correct ones, and the
-    interval treats problems, not samples, as the independent observations.
+    An answer is verified where the verifier gave it a verdict (``RewardResult.verified``): a check that broke, or ran
+    past its limit without a score, says nothing of the answer, is in no denominator, and its share is in ``broken`` and
+    ``timed_out``. With several samples a problem contributes its share of correct ones among the verified ones, and the
+    interval treats problems, not samples, as the independent observations. A problem without a verified answer is left
+    out; where none is left, ``accuracy.count`` is 0 and its interval [0, 1].
     """
     if not groups:
         raise ValueError("nothing to summarize: no groups")
-    shares = [_correct(group) / len(group.rewards_G) for group in groups]
+    rewards = [reward for group in groups for reward in group.rewards_G]
+    counted = [group for group in groups if _verified(group)]
+    shares = [_correct(group) / _verified(group) for group in counted]
     by_tag: dict[str, list[float]] = defaultdict(list)
-    for group, share in zip(groups, shares, strict=True):
+    for group, share in zip(counted, shares, strict=True):
         for tag in group.problem.tags:
             by_tag[tag].append(share)
-    samples = min(len(group.rewards_G) for group in groups)
     return EvalReport(
         model=model,
         suite=suite,
         accuracy=_interval(shares),
-        pass_at_k={
-            k: fmean(pass_at_k(len(group.rewards_G), _correct(group), k) for group in groups) for k in _ks(samples)
-        },
-        verdicts=dict(Counter(str(reward.verdict) for group in groups for reward in group.rewards_G)),
+        pass_at_k=_pass_at_ks(counted),
+        verdicts=dict(Counter(str(reward.verdict) for reward in rewards)),
+        broken=_share(rewards, Verdict.BROKEN),
+        timed_out=_share(rewards, Verdict.TIMED_OUT),
         by_tag={tag: _interval(values) for tag, values in sorted(by_tag.items())},
         mean_tokens=fmean(len(completion.token_ids) for group in groups for completion in group.completions_G),
     )
 
 
 def _correct(group: Group) -> int:
-    return sum(reward.verdict is Verdict.CORRECT for reward in group.rewards_G)
+    return sum(reward.verified is Verdict.CORRECT for reward in group.rewards_G)
+
+
+def _verified(group: Group) -> int:
+    return sum(reward.verified is not None for reward in group.rewards_G)
+
+
+def _share(rewards: Sequence[RewardResult], verdict: Verdict) -> float:
+    """Completions that have no verdict for the reason ``verdict``."""
+    return sum(one.verified is None and one.verdict is verdict for one in rewards) / max(1, len(rewards))
+
+
+def _pass_at_ks(groups: Sequence[Group]) -> dict[int, float]:
+    """For k = 1, 2, 4, …: the mean over problems with at least k verified answers."""
+    found = {}
+    for k in _ks(max((_verified(group) for group in groups), default=0)):
+        enough = [group for group in groups if _verified(group) >= k]
+        found[k] = fmean(pass_at_k(_verified(group), _correct(group), k) for group in enough)
+    return found
 
 
 def _interval(shares: Sequence[float]) -> Interval:
-    return wilson(sum(shares), len(shares))
+    return wilson(sum(shares), len(shares)) if shares else Interval(value=0.0, low=0.0, high=1.0, count=0)
 
 
 def _ks(samples: int) -> list[int]:

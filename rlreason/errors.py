@@ -7,13 +7,20 @@ This module imports nothing of the package, so that every part of it may raise
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["UsageError", "nearest", "suggest"]
+__all__ = ["HealthStop", "UsageError", "nearest", "suggest"]
 
 
 class UsageError(ValueError):
     """Bad input by the user: the cli prints it as one line and exits 2.
 
     The message names what is wrong, where it was given, and what to do about it.
+    """
+
+
+class HealthStop(RuntimeError):
+    """A stage that can't have learnt anything is stopped: the cli prints the reason, with its evidence, and exits 1.
+
+    Example: "stage grpo, step 0: every verdict is BROKEN. The first: judge.py:f: KeyError: 'no' (judge.py:9 in f)".
     """
 
 

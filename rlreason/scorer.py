@@ -6,16 +6,21 @@ import functools
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 from rlreason.rewards.mix import RewardMix
 from rlreason.rewards.pool import Outcome, Pool
-from rlreason.types import Completion, Group, Problem, RewardResult, Verdict
+from rlreason.types import Completion, Group, Problem, RewardResult, Scorer, Verdict
 
 
-def _score_one(mix: RewardMix, item: tuple[Problem, Completion]) -> RewardResult:
-    return mix(*item)
+def _score_one(mixes: tuple[RewardMix, RewardMix], item: tuple[Problem, Completion, bool]) -> RewardResult:
+    """``mixes``: the recipe's, and its verifier alone; the item's last entry says which. Completions of one group share
+    arrays, so none may be written to."""
+    problem, completion, verify_only = item
+    for array in (completion.prompt_ids, completion.token_ids, completion.loss_mask, completion.policy_versions):
+        array.flags.writeable = False
+    return mixes[verify_only](problem, completion)
 
 
 def as_reward(outcome: Outcome, timeout_score: float | None = None) -> RewardResult:
@@ -24,7 +29,11 @@ def as_reward(outcome: Outcome, timeout_score: float | None = None) -> RewardRes
         return outcome.value
     if outcome.failure == "timed_out":
         return RewardResult(
-            score=timeout_score, verdict=Verdict.TIMED_OUT, detail=outcome.detail, seconds=outcome.seconds
+            score=timeout_score,
+            verdict=Verdict.TIMED_OUT,
+            verified=None if timeout_score is None else Verdict.TIMED_OUT,
+            detail=outcome.detail,
+            seconds=outcome.seconds,
         )
     return RewardResult(score=None, verdict=Verdict.BROKEN, detail=outcome.detail, seconds=outcome.seconds)
 
@@ -35,6 +44,9 @@ class PoolScorer:
     ``timeout`` is wall seconds for one completion, without the time it waits for a worker. A completion that runs
     past it is TIMED_OUT with ``timeout_score`` (None: left out of baseline and loss); one whose worker dies twice
     is BROKEN. Workers do not get log-probabilities and routing, which are large and say nothing of the answer.
+
+    ``verifier`` is a ``Scorer`` of the same workers that asks each problem's verifier alone: what evaluations measure.
+    A problem and a completion can't be changed by a reward for the others.
     """
 
     def __init__(
@@ -47,7 +59,8 @@ class PoolScorer:
         memory_mb: int | None = 4096,
     ) -> None:
         self._timeout_score = timeout_score
-        self._pool = Pool(functools.partial(_score_one, mix), workers=workers, timeout=timeout, memory_mb=memory_mb)
+        mixes = (mix, mix.verification)
+        self._pool = Pool(functools.partial(_score_one, mixes), workers=workers, timeout=timeout, memory_mb=memory_mb)
 
     def __enter__(self) -> Self:
         return self
@@ -59,10 +72,19 @@ class PoolScorer:
         """End the workers."""
         self._pool.close()
 
-    def submit(self, group: Group) -> Future[Group]:
+    @property
+    def verifier(self) -> Scorer:
+        """Asks the verifiers alone."""
+        return _Verifier(self)
+
+    def submit(self, group: Group, *, verify_only: bool = False) -> Future[Group]:
         """The group with ``rewards_G`` filled, as soon as its own completions are scored."""
         answers = self._pool.submit_all(
-            (group.problem, replace(completion, sampler_logprobs=None, routed_experts=None, teacher_logprobs=None))
+            (
+                group.problem,
+                replace(completion, sampler_logprobs=None, routed_experts=None, teacher_logprobs=None),
+                verify_only,
+            )
             for completion in group.completions_G
         )
         scored: Future[Group] = Future()
@@ -90,4 +112,19 @@ class PoolScorer:
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The same groups, in order, with ``rewards_G`` filled."""
+        return [scored.result() for scored in [self.submit(group) for group in groups]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Verifier:
+    """See ``PoolScorer.verifier``."""
+
+    scorer: PoolScorer
+
+    def submit(self, group: Group) -> Future[Group]:
+        """See ``Scorer``."""
+        return self.scorer.submit(group, verify_only=True)
+
+    def score(self, groups: Sequence[Group]) -> list[Group]:
+        """See ``Scorer``."""
         return [scored.result() for scored in [self.submit(group) for group in groups]]

@@ -74,10 +74,13 @@ class Problem:
     tags: tuple[str, ...] = ()
     #: Chat history used instead of ``prompt`` where the data has one; empty otherwise.
     messages: tuple[Message, ...] = ()
-    #: A demonstration for supervised stages: the reasoning and the final answer as they should be written.
-    #: Both None where the data has none.
+    #: A demonstration for supervised stages: the reasoning and the final answer as they should be written; without a
+    #: thought, ``answer`` is the assistant's whole turn, taken as it is. Both None where the data has none.
     thought: str | None = None
     answer: str | None = None
+    #: The recipe's [data.NAME] that it is of, and the columns of its row that nothing above was made of.
+    data_set: str = field(default="", repr=False)
+    extra: Mapping[str, object] = field(default_factory=dict, repr=False, hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,9 +199,13 @@ class RewardResult:
     """
 
     score: float | None
+    #: BROKEN where any part failed.
     verdict: Verdict
+    #: What the verifier alone concluded, whatever the other parts did. None: it gave no verdict, or was not asked.
+    #: Accuracy is the share of CORRECT among those that are not None.
+    verified: Verdict | None = None
     extracted: str | None = None
-    #: Unweighted score of each part, before the weights of the recipe.
+    #: Unweighted score of each part, before the weights of the recipe; a part's own parts are "part/name".
     parts: Mapping[str, float] = field(default_factory=dict)
     detail: str = ""
     seconds: float = 0.0
@@ -305,9 +312,20 @@ class Interval:
     count: int
 
 
+def accuracy_text(accuracy: Interval, broken: float, timed_out: float) -> str:
+    """An accuracy and what it leaves out, in words. Example: ``"81.0% [77.3%, 84.2%]; 12.0% broken"``."""
+    told = f"{accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]" if accuracy.count else "no verified answer"
+    left_out = ((broken, "broken"), (timed_out, "timed out"))
+    return "; ".join([told, *(f"{share:.1%} {why}" for share, why in left_out if share)])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalReport:
     """Result of one model on one suite.
+
+    ``accuracy`` is over problems with a verified answer, each with its share of correct ones among its verified ones;
+    ``accuracy.count`` is the number of these problems. An answer is verified unless the verifier broke or ran past its
+    limit without a score. ``pass_at_k`` is over problems with at least k verified answers.
 
     Example: ``EvalReport(model="grpo", suite="heldout", accuracy=Interval(...), pass_at_k={1: 0.81},
     verdicts={"correct": 405, "wrong": 95}, by_tag={"steps=3": Interval(...)}, mean_tokens=31.0)``.
@@ -322,6 +340,9 @@ class EvalReport:
     by_tag: Mapping[str, Interval]
     mean_tokens: float
     parameters: int = 0
+    #: Shares of all answers that have no verdict: the verifier failed, or ran past its limit.
+    broken: float = 0.0
+    timed_out: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -183,6 +183,7 @@ def _part(before_N: Tensor, after_N: Tensor, whole: float) -> Part:
     return Part(
         mean=mean,
         max=float(size_N.max()),
-        k3=float(kl_estimate(before_N, after_N, "k3")[0].mean()),
+        # The sampler drew the tokens: r − 1 − log r of r = trainer's/sampler's has the mean KL(sampler || trainer).
+        k3=float(kl_estimate(after_N, before_N, "k3")[0].mean()),
         share=mean / whole if whole else 0.0,
     )

@@ -116,11 +116,11 @@ def _flipped(findings: Findings, spec: ObjectiveSpec, reason: str) -> Advice:
             reason=reason,
         )
     replay = "or replay the sampler's experts in the trainer (R3, arXiv 2510.11370)"
-    if spec.ratio in ("sequence", "geometric"):
+    if spec.ratio in ("sequence_mean", "clipped_mean"):
         return Advice(
             cause=cause,
             cure=f"leave out sequences that differ much on average (masked importance sampling), {replay}",
-            setting='correction = "mis", correction_level = "geometric", correction_low = 0.9, correction_high = 1.1',
+            setting='correction = "mis", correction_level = "sequence_mean", correction_low = 0.9, correction_high = 1.1',
             applied=spec.correction == "mis",
             reason=reason,
         )
@@ -161,5 +161,5 @@ def _unexplained(findings: Findings, spec: ObjectiveSpec) -> Advice:
 
 
 def _setting(spec: ObjectiveSpec) -> str:
-    level = "token" if spec.ratio in ("token", "on_policy") else "sequence"
+    level = "token" if spec.ratio in ("token", "on_policy") else "sequence_mean"
     return f'correction = "tis", correction_level = "{level}"'

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -15,8 +17,8 @@ from rlreason.errors import UsageError
 from rlreason.run import atomic, lock, manifest
 from rlreason.run.inputs import InputFile, keep_inputs
 from rlreason.run.interrupt import deferred
-from rlreason.run.manifest import Change, Manifest, StageEntry
-from rlreason.run.states import SavedState, StageStates, StateRecord, cut_files, file_lengths
+from rlreason.run.manifest import Change, Manifest, StageEntry, WarningEntry
+from rlreason.run.states import SavedState, StageStates, StateRecord, cut_files, file_lengths, row_files
 
 Fill = Callable[[Path], None]
 
@@ -128,6 +130,8 @@ class RunDirectory:
         entry.status, entry.error, entry.finished, entry.parents = "running", None, None, parents
         entry.seconds, entry.sampled_tokens = record.seconds, record.sampled_tokens
         entry.trained_tokens = record.trained_tokens
+        if not found:  # it begins anew, and what was wrong may no longer be
+            self.manifest.warnings = [one for one in self.manifest.warnings if one.stage != name]
         self.current = name
         self.save()
         if found:
@@ -144,7 +148,7 @@ class RunDirectory:
         """
         entry, folder, states = self.manifest.stage(name), self.stage_folder(name), self._states(name)
         with deferred():
-            for path in folder.glob("*.jsonl"):
+            for path in row_files(folder):
                 atomic.sync_file(path)
             record = StateRecord(
                 step=step,
@@ -197,13 +201,40 @@ class RunDirectory:
         self.save()
         return entry.name
 
+    def rows(self, stage: str, file_name: str) -> Iterator[dict[str, Any]]:
+        """The lines of a JSON lines file of the stage; nothing where there is none."""
+        path = self.stage_folder(stage) / file_name
+        if path.exists():
+            with path.open(encoding="utf-8") as file:
+                for line in file:
+                    yield json.loads(line)
+
+    def warn(self, warning: WarningEntry) -> None:
+        """Note a warning in the manifest."""
+        self.manifest.warnings.append(warning)
+        self.save()
+
+    def warned(self, stage: str) -> list[str]:
+        """The rules that have warned of the stage."""
+        return [one.rule for one in self.manifest.warnings if one.stage == stage]
+
     def append(self, stage: str, file_name: str, row: Mapping[str, object]) -> None:
         """Add one JSON line to a file of the stage. Raises DiskFull."""
-        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        self.append_rows(stage, file_name, [row])
+
+    def append_rows(self, stage: str, file_name: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Add JSON lines to a file of the stage, all in one write; to a ``.gz`` file as one gzip member.
+
+        Lone surrogates, which no file of text can hold, are written out. Raises DiskFull.
+        """
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        data = text.encode("utf-8", "backslashreplace")
+        if file_name.endswith(".gz"):
+            data = gzip.compress(data, compresslevel=6, mtime=0)
         folder = self.stage_folder(stage)
         with atomic.naming_full_disk(folder, f"to write {file_name}"), (folder / file_name).open("ab", 0) as file:
-            while line:
-                line = line[os.write(file.fileno(), line) :]
+            while data:
+                data = data[os.write(file.fileno(), data) :]
 
     def _states_folder(self, name: str) -> Path:
         return self.stage_folder(name) / "state"
@@ -220,6 +251,7 @@ class RunDirectory:
         shutil.rmtree(self.stage_folder(name), ignore_errors=True)
         for path in (self.root / "eval").glob(f"{name}-*.json"):
             path.unlink()
+        self.manifest.warnings = [one for one in self.manifest.warnings if one.stage != name]
         index = self.manifest.stages.index(self.manifest.stage(name))
         self.manifest.stages[index] = StageEntry(name=name, kind=self.manifest.stages[index].kind)
 

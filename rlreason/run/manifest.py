@@ -91,6 +91,19 @@ class StageEntry(Entry):
     error: str | None = None
 
 
+class WarningEntry(Entry):
+    """What a health rule found: each speaks once in a stage. docs/health.md has the rules.
+
+    Example: ``WarningEntry(stage="grpo", rule="truncated", step=3, text="31% of the completions are cut off…")``.
+    """
+
+    stage: str
+    rule: str
+    #: The step that it was found after.
+    step: int
+    text: str
+
+
 class Totals(Entry):
     """Cost ledger over all finished stages."""
 
@@ -114,6 +127,7 @@ class Manifest(Entry):
     inputs: list[InputEntry] = []
     changes: list[Change] = []
     stages: list[StageEntry] = Field(default_factory=list)
+    warnings: list[WarningEntry] = []
     totals: Totals = Totals()
 
     def stage(self, name: str) -> StageEntry:

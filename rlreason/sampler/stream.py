@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 SCHEDULE = "schedule.jsonl"
 #: (problems of a step, how they are drawn).
 Ask = Callable[[int], tuple[list[Problem], SamplingParams]]
+#: The groups of a step so far -> (other problems, how they are drawn); None: they are enough.
+More = Callable[[Sequence[Group]], tuple[list[Problem], SamplingParams] | None]
 
 
 class RolloutStream:
@@ -49,13 +51,15 @@ class RolloutStream:
         staleness: int,
         *,
         colocated: bool = False,
+        verifier: Scorer | None = None,
     ) -> None:
         """``steps``: those to come, in order. The sampler holds the version that equals the first of them.
+        ``verifier``: scores what ``draw`` draws, instead of ``scorer``.
         ``colocated``: the workers sleep from ``take`` to ``publish``; needs staleness 0."""
         assert not (colocated and staleness)
         self._colocated = colocated
         self.sampler = sampler
-        self._scorer = scorer
+        self._scorer, self._verifier = scorer, verifier or scorer
         self._ask = ask
         self._ahead = iter(steps)
         self._staleness = staleness
@@ -86,11 +90,18 @@ class RolloutStream:
             self.sampler.interrupt()
             self._pump.join(WAIT)
 
-    def take(self, step: int) -> list[Group]:
-        """The groups of ``step``, scored, in the order of its problems. Raises what drawing or scoring raised."""
+    def take(self, step: int, more: More | None = None) -> list[Group]:
+        """The groups of ``step``, scored, in the order of its problems. Raises what drawing or scoring raised.
+
+        ``more``: given what has been drawn, what to draw beside it, until it says None; needs staleness 0.
+        """
         if not self._staleness:
             self._more(1)
         groups = self._collect(f"step {step}")
+        while more is not None and not self._staleness and (asked := more(groups)) is not None:
+            seconds = self.seconds
+            groups += self.draw(*asked)
+            self.seconds = (seconds[0] + self.seconds[0], seconds[1] + self.seconds[1])
         if self._colocated:
             self.sampler.sleep()
         return groups
@@ -132,7 +143,8 @@ class RolloutStream:
         if not self._staleness:  # first of all: a worker without work here would take the weights some time
             self.sampler.pool.settle_deliveries()
         groups = requests_of(problems, params, min_version)
-        order = _Order(keys=[requests[0].group_id for requests in groups])
+        scorer = self._verifier if name == "other" else self._scorer
+        order = _Order(keys=[requests[0].group_id for requests in groups], scorer=scorer)
         with self._changed:
             self._orders[name] = order
             self._order_of.update((key, order) for key in order.keys)
@@ -162,9 +174,11 @@ class RolloutStream:
                 group = self._builder.add(request, completion)
             if group is None:
                 continue
-            future = self._scorer.submit(group)
             with self._changed:
-                self._order_of.pop(group.group_id).scored[group.group_id] = future
+                order = self._order_of.pop(group.group_id)
+            future = order.scorer.submit(group)
+            with self._changed:
+                order.scored[group.group_id] = future
                 self._changed.notify_all()
 
     def _run(self) -> None:
@@ -186,6 +200,7 @@ class _Order:
     """Groups that are waited for together."""
 
     keys: list[str]
+    scorer: Scorer
     scored: dict[str, Future[Group]] = field(default_factory=dict)
 
     @property

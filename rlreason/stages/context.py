@@ -14,9 +14,12 @@ from pydantic import JsonValue, TypeAdapter
 from rlreason.config import DistillStage, GrpoStage, Recipe, SftStage
 from rlreason.data.prompts import PromptFormat
 from rlreason.data.source import ProblemSource
+from rlreason.diagnose.health import Finding, StageHealth
+from rlreason.diagnose.rules import History
 from rlreason.policy.policies import Policy
 from rlreason.run.directory import RunDirectory
-from rlreason.run.manifest import StageEntry
+from rlreason.run.manifest import StageEntry, WarningEntry
+from rlreason.run.sinks import Trackers
 from rlreason.run.states import SavedState
 from rlreason.sampler.groups import draw_groups
 from rlreason.sampler.open import ServedModel
@@ -42,6 +45,10 @@ class Display(Protocol):
         """``steps`` more are done; ``scalars`` are the newest numbers."""
         ...
 
+    def warn(self, text: str) -> None:
+        """Something that a person should look at; the stage goes on."""
+        ...
+
     def end(self, message: str) -> None:
         """The stage is done; ``message`` says in a few words what came out."""
         ...
@@ -56,6 +63,8 @@ class Context:
     source: ProblemSource
     prompt_format: PromptFormat
     scorer: Scorer
+    #: Asks the verifiers alone, whatever the reward: for evaluations.
+    verifier: Scorer
     evaluate: Evaluate
     display: Display
     device: torch.device
@@ -64,6 +73,8 @@ class Context:
     samplers: Samplers
     #: Run directory whose recorded schedules are followed.
     replay: Path | None = None
+    #: Who else is told of the metrics.
+    trackers: Trackers = field(default_factory=Trackers)
 
     def sampler(self, model: ServedModel, version: int = 0) -> PoolSampler:
         """A sampler that holds the model's weights as ``version``; the one opened before is no longer valid."""
@@ -77,6 +88,7 @@ class Context:
         *,
         reference: bool = False,
         teacher: Policy | None = None,
+        router_aux_loss: float = 0.0,
     ) -> LocalTrainer:
         """The trainer of a stage, which takes ``policy`` over. ``reference``: keep its weights of now beside it."""
         config = self.recipe.trainer
@@ -89,17 +101,22 @@ class Context:
             micro_batch_tokens=stage.micro_batch_tokens,
             threads=self.threads,
             max_skipped=config.max_skipped_steps,
+            router_aux_loss=router_aux_loss,
         )
         return LocalTrainer(policy, options, reference=reference, teacher=teacher)
 
     def draw_with(self, sampler: Sampler) -> Draw:
-        """Draws with ``sampler`` and scores."""
-        return lambda problems, params: self.scorer.score(list(draw_groups(sampler, problems, params)))
+        """Draws with ``sampler`` and verifies."""
+        return lambda problems, params: self.verifier.score(list(draw_groups(sampler, problems, params)))
 
-    def heldout_accuracy(self, draw: Draw, stage: str, problems: int, max_tokens: int) -> float:
-        """Greedy accuracy of what ``draw`` draws with, on the first ``problems`` held-out problems."""
+    def heldout_metrics(self, draw: Draw, stage: str, problems: int, max_tokens: int) -> dict[str, float]:
+        """Greedy accuracy of what ``draw`` draws with, on the first ``problems`` held-out problems, and the shares of
+        answers without a verdict. Without any verdict there is no accuracy."""
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens, stream=f"{stage}/heldout")
-        return self.evaluate(draw(self.source.heldout(problems), params), stage, "heldout").accuracy.value
+        report = self.evaluate(draw(self.source.heldout(problems), params), stage, "heldout")
+        accuracy = {"accuracy/heldout": report.accuracy.value} if report.accuracy.count else {}
+        shares = {"heldout/broken": report.broken, "heldout/timed_out": report.timed_out}
+        return accuracy | shares | {"heldout/verified": float(report.accuracy.count)}
 
 
 @dataclass(slots=True)
@@ -131,6 +148,7 @@ class Recorder:
     progress: Progress = field(init=False)
     #: ``progress.done`` of the newest state.
     saved_at: int = field(init=False, default=-1)
+    health: StageHealth = field(init=False)
     _seconds: float = field(init=False)
     _began: float = field(default_factory=time.perf_counter)
     _last: float = field(default_factory=time.perf_counter)
@@ -140,15 +158,31 @@ class Recorder:
         self.progress = Progress() if self.saved is None else _PROGRESS.validate_python(dict(self.saved.progress))
         if self.saved is not None and self.progress.pending is None:
             self.saved_at = self.progress.done
+        run, kind = self.context.run, self.entry.kind
+        self.health = StageHealth(stage=self.entry.name, limits=self.context.recipe.health, history=History(kind=kind))
+        if self.saved is not None:
+            self.health.replay(run.rows(self.entry.name, "metrics.jsonl"), run.warned(self.entry.name))
+        self.warn(self.health.begin(proved=self.context.recipe.sampler.canary))
+
+    def warn(self, findings: Sequence[Finding]) -> None:
+        """Say in the manifest and on the screen what the health rules found."""
+        for one in findings:
+            self.context.run.warn(WarningEntry(stage=self.entry.name, rule=one.rule, step=one.step, text=one.text))
+            self.context.display.warn(f"{self.entry.name}, step {one.step}: {one.text}")
 
     def step(self, report: StepReport, steps: int = 1) -> None:
-        """Add one line to metrics.jsonl and move the progress bar."""
+        """Add one line to metrics.jsonl, move the progress bar, and have the health rules look at it.
+
+        Raises HealthStop where all verdicts are BROKEN.
+        """
         now = time.perf_counter()
         line = {key: value for key, value in asdict(report).items() if key != "scalars"}
         line |= {"time": round(time.time(), 3), "seconds": round(now - self._last, 4)}
         self._last = now
         self.context.run.append(self.entry.name, "metrics.jsonl", {**line, **report.scalars})
+        self.context.trackers.step(self.context.run, report, {**report.scalars, "seconds": line["seconds"]})
         self.context.display.advance(steps, report.scalars)
+        self.warn(self.health.step(report))
 
     def count_seconds(self) -> None:
         """Bring ``entry.seconds`` up to date: of this process and of those before it."""

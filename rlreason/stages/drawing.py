@@ -13,8 +13,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from rlreason.sampler.groups import draw_groups, group_ids
-from rlreason.stages.context import Context
-from rlreason.types import Completion, Group, Problem, RewardResult, Sampler, SamplingParams
+from rlreason.types import Completion, Group, Problem, RewardResult, Sampler, SamplingParams, Scorer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +90,7 @@ def as_line(group: Group) -> bytes:
 
 
 def scored_groups(
-    context: Context,
+    scorer: Scorer,
     sampler: Sampler,
     problems: Sequence[Problem],
     params: SamplingParams,
@@ -104,7 +103,7 @@ def scored_groups(
     scoring: deque[Future[Group]] = deque()
     watch(len(known), len(problems))
     for group in draw_groups(sampler, problems, params, done=known):
-        scoring.append(context.scorer.submit(group))
+        scoring.append(scorer.submit(group))
         while scoring and scoring[0].done():
             _take(scoring, known, journal)
             watch(len(known), len(problems))

@@ -10,8 +10,9 @@ from rlreason.run import atomic
 from rlreason.run.interrupt import deferred
 from rlreason.stages.context import Context, Recorder
 from rlreason.stages.drawing import DrawnJournal, Watch, as_line, scored_groups
-from rlreason.stages.rollouts import log_groups
-from rlreason.types import EvalReport, Group, Sampler, SamplingParams, StepReport
+from rlreason.stages.rollout_log import log_groups
+from rlreason.stages.rollouts import all_broken, broken_detail
+from rlreason.types import EvalReport, Group, Interval, Sampler, SamplingParams, StepReport, accuracy_text
 
 SUITE = "heldout"
 
@@ -44,7 +45,9 @@ def measure(
         seed=context.recipe.seed if seed is None else seed,
         stream=f"{stage.name}/{model.name}",
     )
-    groups = scored_groups(context, model.sampler, context.source.heldout(stage.problems), params, journal, watch)
+    groups = scored_groups(
+        context.verifier, model.sampler, context.source.heldout(stage.problems), params, journal, watch
+    )
     return replace(context.evaluate(groups, model.name, SUITE), parameters=model.parameters[0]), groups
 
 
@@ -64,25 +67,32 @@ def run_evaluation(stage: EvalStage, context: Context, model: MeasuredModel, rec
     journal = DrawnJournal(path=context.run.stage_folder(stage.name) / "drawn.journal")
     report, groups = measure(stage, context, model, journal)
     row = report_row(stage, report, model)
+    accuracy = {"accuracy/heldout": report.accuracy.value} if report.accuracy.count else {}
+    scalars = accuracy | {"heldout/broken": report.broken, "heldout/timed_out": report.timed_out}
+    index = stage.models.index(model.name)
+    line = StepReport(stage=stage.name, kind=stage.kind, step=index, policy_version=0, scalars=scalars)
+    recorder.health.broke(broken_detail(groups))
     with deferred():
+        if all_broken(groups):  # the stage stops; once its verifier is mended, everything is verified anew
+            journal.clear()
+            log_groups(context, stage.name, 0, groups, keep=40)
+            recorder.step(line)
         target = context.run.root / "eval" / f"{stage.name}-{model.name}.json"
         lines = b"".join(as_line(group) for group in groups)
         atomic.write_text(target.with_suffix(".completions.jsonl"), lines.decode())
         atomic.write_text(target, json.dumps(row, indent=2) + "\n")
-        log_groups(context.run, stage.name, 0, groups[:40], None)
+        log_groups(context, stage.name, 0, groups, keep=40)
         progress = recorder.progress
         recorder.entry.sampled_tokens += sum(len(one.token_ids) for group in groups for one in group.completions_G)
-        scalars = {"accuracy/heldout": report.accuracy.value}
-        index = stage.models.index(model.name)
-        recorder.step(StepReport(stage=stage.name, kind=stage.kind, step=index, policy_version=0, scalars=scalars))
+        recorder.step(line)
         progress.done = index + 1
         recorder.save()
         journal.clear()
     return report
 
 
-def read_accuracy(context: Context, stage: EvalStage, model_name: str) -> dict[str, float]:
-    """The accuracy of a model that was measured before a break: value, low and high."""
+def read_accuracy(context: Context, stage: EvalStage, model_name: str) -> str:
+    """The accuracy of a model that was measured, now or before a break, in words."""
     path = context.run.root / "eval" / f"{stage.name}-{model_name}.json"
-    accuracy: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["accuracy"]
-    return accuracy
+    row = json.loads(path.read_text(encoding="utf-8"))
+    return accuracy_text(Interval(**row["accuracy"]), row["broken"], row["timed_out"])

@@ -14,6 +14,7 @@ from typing import Protocol
 from pydantic import JsonValue
 
 from rlreason.config import DistillStage, GrpoStage, SftStage
+from rlreason.errors import HealthStop
 from rlreason.run.interrupt import Interrupted, check, deferred
 from rlreason.stages.context import Context, Recorder, is_due
 from rlreason.trainer.protocol import NonFiniteError, Trainer
@@ -36,8 +37,8 @@ class Work(Protocol):
         """The weights have become ``version``: offer them to who draws."""
         ...
 
-    def heldout(self) -> float:
-        """Greedy accuracy of the newest weights on held-out problems."""
+    def heldout(self) -> dict[str, float]:
+        """Greedy accuracy of the newest weights on held-out problems, as metrics."""
         ...
 
     def closing(self) -> dict[str, float]:
@@ -72,7 +73,7 @@ class StepLoop:
         except Interrupted:
             self._save(work)
             raise
-        except NonFiniteError:
+        except (NonFiniteError, HealthStop):
             raise  # the state that was saved last is from before the trouble
         except Exception:
             if not self._changing:
@@ -103,7 +104,7 @@ class StepLoop:
             self.published = step + 1
         scalars = dict(progress.pending)
         if is_due(step, stage.eval_every, stage.steps):
-            scalars["accuracy/heldout"] = work.heldout()
+            scalars |= work.heldout()
         with deferred():
             scalars |= work.closing()
             self.recorder.step(

@@ -11,7 +11,8 @@ from rlreason.config import RejectStage
 from rlreason.run.interrupt import deferred
 from rlreason.stages.context import Context, Recorder
 from rlreason.stages.drawing import DrawnJournal, scored_groups
-from rlreason.stages.rollouts import log_groups
+from rlreason.stages.rollout_log import log_groups
+from rlreason.stages.rollouts import all_broken, broken_detail, verdict_shares
 from rlreason.types import Completion, Group, Message, Problem, Sampler, SamplingParams, StepReport, Verdict
 
 TRACES = "traces.jsonl"
@@ -29,10 +30,13 @@ class Trace:
 
 
 def keep(group: Group, limit: int) -> list[Completion]:
-    """Distinct correct and finished completions of the group, in sampling order, at most ``limit``."""
+    """Distinct correct and finished completions of the group, in sampling order, at most ``limit``.
+
+    Correct is what the verifier says, whatever another part of the reward does; in a reward without one, its verdict.
+    """
     kept: dict[str, Completion] = {}
     for completion, reward in zip(group.completions_G, group.rewards_G, strict=True):
-        if reward.verdict is Verdict.CORRECT and completion.finish_reason == "stop":
+        if (reward.verified or reward.verdict) is Verdict.CORRECT and completion.finish_reason == "stop":
             kept.setdefault(completion.response, completion)
     return list(kept.values())[:limit]
 
@@ -57,8 +61,11 @@ def run_reject(stage: RejectStage, context: Context, sampler: Sampler, recorder:
             seed=context.recipe.seed,
             stream=f"{stage.name}/{chunk}",
         )
-        groups = scored_groups(context, sampler, problems, params, journal)
+        groups = scored_groups(context.scorer, sampler, problems, params, journal)
+        recorder.health.broke(broken_detail(groups))
         with deferred():
+            if all_broken(groups):  # the stage stops; once its reward is mended, the chunk is scored anew
+                journal.clear()
             _record_chunk(chunk, groups, counts, stage, context, recorder)
             progress.done, progress.position = chunk + 1, {**counts}
             recorder.save()
@@ -78,7 +85,7 @@ def _record_chunk(
     for group, completions in chosen:
         for completion in completions:
             context.run.append(stage.name, TRACES, _row(group.problem, completion))
-    log_groups(context.run, stage.name, chunk, groups[:4], None)
+    log_groups(context, stage.name, chunk, groups)
     counts["drawn"] += len(groups)
     counts["solved"] += sum(bool(completions) for _, completions in chosen)
     counts["kept"] += sum(len(completions) for _, completions in chosen)
@@ -89,6 +96,7 @@ def _record_chunk(
         "kept": float(counts["kept"]),
         "acceptance": counts["solved"] / counts["drawn"],
         "tokens": float(tokens),
+        **verdict_shares(groups),
     }
     report = StepReport(stage=stage.name, kind=stage.kind, step=chunk, policy_version=0, scalars=scalars)
     recorder.step(report, steps=len(groups))

@@ -1,46 +1,61 @@
-"""What a step's rollouts look like: numbers for metrics.jsonl, rows for rollouts.jsonl."""
+"""What a step's rollouts look like in numbers, for metrics.jsonl."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import repeat
+from collections.abc import Sequence
 from statistics import fmean, pstdev
 
 import numpy as np
 
-from rlreason.config import GrpoStage
 from rlreason.objective.advantage import is_informative
-from rlreason.run.directory import RunDirectory
-from rlreason.stages.credit import advantages_of
 from rlreason.types import Group, Verdict
 
 
-def summarize(groups: Sequence[Group], useful: Sequence[Group]) -> dict[str, float]:
-    """Rewards, verdicts, lengths and group counts of one step's scored groups.
+def summarize(groups: Sequence[Group], computed: Sequence[Group]) -> dict[str, float]:
+    """Rewards, verdicts, lengths and group counts of one step's scored groups. ``computed``: those of which the trainer
+    computes any completion, counted as ``groups/kept``.
 
-    Verdicts are shares of all completions; ``accuracy/train`` counts only completions with a verdict.
+    Verdicts are shares of all completions. ``accuracy/train`` is the verifier's, over the completions that it gave a
+    verdict. What nothing was measured of (no score, no verdict) is left out.
     """
     completions = [completion for group in groups for completion in group.completions_G]
     rewards = [reward for group in groups for reward in group.rewards_G]
     scores = [reward.score for reward in rewards if reward.score is not None]
-    verdicts = Counter(reward.verdict for reward in rewards)
-    judged = sum(verdicts[verdict] for verdict in (Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSED))
+    verified = [reward.verified for reward in rewards if reward.verified is not None]
     lengths = [len(completion.token_ids) for completion in completions]
     return {
-        "reward/mean": fmean(scores) if scores else 0.0,
-        "reward/std": pstdev(scores) if scores else 0.0,
+        **({"reward/mean": fmean(scores), "reward/std": pstdev(scores)} if scores else {}),
         **_part_means(groups),
-        "accuracy/train": verdicts[Verdict.CORRECT] / judged if judged else 0.0,
-        **{f"verdict/{verdict}": verdicts[verdict] / len(rewards) for verdict in Verdict},
+        **({"accuracy/train": verified.count(Verdict.CORRECT) / len(verified)} if verified else {}),
+        **verdict_shares(groups),
         "length/mean": fmean(lengths),
         "length/max": float(max(lengths)),
         "truncated": fmean(completion.finish_reason == "length" for completion in completions),
-        "groups/kept": float(len(useful)),
+        "groups/total": float(len(groups)),
+        "groups/kept": float(len(computed)),
         "groups/zero_variance": float(sum(not is_informative(group.scores_G) for group in groups)),
         "groups/no_verdict": float(sum(all(score is None for score in group.scores_G) for group in groups)),
         "tokens": float(sum(lengths)),
     }
+
+
+def verdict_shares(groups: Sequence[Group]) -> dict[str, float]:
+    """What the rewards concluded, as shares of all completions."""
+    verdicts = Counter(reward.verdict for group in groups for reward in group.rewards_G)
+    return {f"verdict/{verdict}": verdicts[verdict] / verdicts.total() for verdict in Verdict}
+
+
+def broken_detail(groups: Sequence[Group]) -> str:
+    """Why the first broken completion broke, and on which problem; "" where none did."""
+    broken = ((group, reward) for group in groups for reward in group.rewards_G if reward.verdict is Verdict.BROKEN)
+    return next((f"{reward.detail} [problem {group.problem.id}]" for group, reward in broken), "")
+
+
+def all_broken(groups: Sequence[Group]) -> bool:
+    """Whether no completion has a verdict, as every check failed."""
+    verdicts = {reward.verdict for group in groups for reward in group.rewards_G}
+    return verdicts == {Verdict.BROKEN}
 
 
 def staleness(groups: Sequence[Group], version: int) -> dict[str, float]:
@@ -63,41 +78,3 @@ def _part_means(groups: Sequence[Group]) -> dict[str, float]:
             for name, value in reward.parts.items():
                 parts.setdefault(name, []).append(value)
     return {f"reward/{name}": fmean(values) for name, values in sorted(parts.items())}
-
-
-def log_groups(run: RunDirectory, stage: str, step: int, groups: Sequence[Group], learner: GrpoStage | None) -> None:
-    """Append every completion of ``groups`` to the stage's rollouts.jsonl; without a ``learner`` no advantages.
-
-    The advantages are those within ``groups``, before a KL penalty.
-    """
-    earned: Iterator[float | None] = repeat(None)
-    if learner is not None:
-        found = advantages_of(groups, learner)
-        earned = (
-            a if kept else None for a, kept in zip(found.advantages_N.tolist(), found.kept_N.tolist(), strict=True)
-        )
-    for group in groups:
-        for sample, (completion, reward) in enumerate(zip(group.completions_G, group.rewards_G, strict=True)):
-            run.append(
-                stage,
-                "rollouts.jsonl",
-                {
-                    "step": step,
-                    "group_id": group.group_id,
-                    "problem_id": group.problem.id,
-                    "prompt": group.problem.prompt,
-                    "reference": group.problem.reference,
-                    "sample": sample,
-                    "response": completion.response,
-                    "verdict": reward.verdict,
-                    "score": reward.score,
-                    "extracted": reward.extracted,
-                    "parts": dict(reward.parts),
-                    "detail": reward.detail,
-                    "advantage": next(earned),
-                    "tokens": len(completion.token_ids),
-                    "finish_reason": completion.finish_reason,
-                    "policy_version": completion.policy_version_max,
-                    "policy_version_min": completion.policy_version_min,
-                },
-            )

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from rlreason.config import DistillStage, SftStage
-from rlreason.streams import permutation
 from rlreason.policy.batch import supervised_sample
 from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.stages.context import Context, Recorder
 from rlreason.stages.loop import Commit, StepLoop
+from rlreason.streams import permutation
 from rlreason.trainer.forward import CrossEntropyLoss, TeacherKlLoss
 from rlreason.trainer.protocol import Loss, Trainer
 from rlreason.types import Problem, TrainingSample
@@ -48,7 +48,7 @@ class SupervisedWork:
     def publish(self, version: int) -> None:
         """Nobody draws but for an evaluation, which takes the newest weights itself."""
 
-    def heldout(self) -> float:
+    def heldout(self) -> dict[str, float]:
         """See ``Work.heldout``."""
         stage, sampler = self.stage, self.sampler
         assert sampler is not None
@@ -56,7 +56,7 @@ class SupervisedWork:
         if sampler.version != version:
             sampler.publish(self.trainer.weights(), version, self.trainer.expectations(sampler.probes))
         draw = self.context.draw_with(sampler)
-        return self.context.heldout_accuracy(draw, stage.name, stage.eval_problems, stage.eval_max_tokens)
+        return self.context.heldout_metrics(draw, stage.name, stage.eval_problems, stage.eval_max_tokens)
 
     def closing(self) -> dict[str, float]:
         """Nothing more."""
@@ -72,9 +72,9 @@ def cross_entropy(tokens: float) -> Loss:
     return CrossEntropyLoss(denominator=tokens)
 
 
-def with_teacher(teacher_kl: float) -> LossOfStep:
-    """The same mixed with KL(teacher || policy)."""
-    return lambda tokens: TeacherKlLoss(denominator=tokens, teacher_kl=teacher_kl)
+def with_teacher(teacher_kl: float, vocabulary: int) -> LossOfStep:
+    """The same mixed with KL(teacher || policy) over the ``vocabulary`` tokens that both have."""
+    return lambda tokens: TeacherKlLoss(denominator=tokens, teacher_kl=teacher_kl, vocabulary=vocabulary)
 
 
 def epoch_samples(samples: Sequence[TrainingSample], batch_size: int, *key: object) -> SampleSource:

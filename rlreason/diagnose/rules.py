@@ -1,0 +1,257 @@
+"""The health rules: each looks at what a stage has recorded so far and says what is wrong, or None.
+
+To add one: write a function ``(History, HealthConfig) -> str | None`` here, name it in ``WARNINGS``, give it its limit
+in ``config/health.py`` and a line in docs/health.md. It is called after every step, and speaks once in a stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from statistics import fmean, median
+
+from rlreason.config.health import HealthConfig
+
+#: Metrics that the rules read; the others are not kept.
+KEYS = frozenset(
+    {
+        "accuracy/heldout",
+        "entropy",
+        "grad_norm",
+        "groups/kept",
+        "groups/no_verdict",
+        "groups/total",
+        "groups/zero_variance",
+        "heldout/broken",
+        "heldout/timed_out",
+        "heldout/verified",
+        "kept",
+        "length/mean",
+        "mismatch/k3",
+        "reward/mean",
+        "staleness/max",
+        "truncated",
+        "update/moved",
+        "update/skipped",
+        "verdict/broken",
+        "verdict/timed_out",
+        "workers/replaced",
+    }
+)
+#: Steps before the newest ones that a comparison over time needs.
+FIRST, LAG, SPIKE_AFTER = 5, 20, 5
+
+
+@dataclass(slots=True)
+class History:
+    """What a stage has recorded. Example: ``history.last("entropy", 10)`` are the newest ten, oldest first."""
+
+    kind: str
+    #: The policy is a mixture of experts.
+    moe: bool = False
+    #: Detail of the first completion that broke in the newest step with one.
+    evidence: str = ""
+    #: By metric: (step, value).
+    series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Take in one step."""
+        for key in KEYS & scalars.keys():
+            self.series.setdefault(key, []).append((step, scalars[key]))
+
+    def points(self, key: str) -> list[tuple[int, float]]:
+        """Every (step, value) of a metric."""
+        found: list[tuple[int, float]] = []
+        return self.series.get(key, found)
+
+    def last(self, key: str, count: int, skip: int = 0) -> list[float]:
+        """The newest ``count`` values but for the ``skip`` newest, oldest first."""
+        points = self.points(key)
+        end = len(points) - skip
+        return [value for _, value in points[max(0, end - count) : max(0, end)]]
+
+    def mean(self, key: str, count: int) -> float:
+        """Of the newest ``count`` values; NaN where there is none."""
+        values = self.last(key, count)
+        return fmean(values) if values else math.nan
+
+    def total(self, key: str) -> float:
+        """Sum over the whole stage."""
+        return sum(value for _, value in self.points(key))
+
+
+def no_verdict(history: History, limits: HealthConfig) -> str | None:
+    """Completions that say nothing, as their check broke or ran past its limit."""
+    training = "verdict", limits.window, "completions"
+    for prefix, window, what in (training, ("heldout", 1, "held-out answers")):
+        broken, late = history.mean(f"{prefix}/broken", window), history.mean(f"{prefix}/timed_out", window)
+        if broken + late > limits.no_verdict:
+            first = f"; the first that broke: {history.evidence}" if broken and history.evidence else ""
+            return (
+                f"{broken + late:.0%} of the {what} have no verdict ({broken:.0%} broken, {late:.0%} timed out): they "
+                f"are in no accuracy{', and teach nothing' if prefix == 'verdict' else ''}{first}"
+            )
+    return None
+
+
+def groups_kept(history: History, limits: HealthConfig) -> str | None:
+    """Steps that learn from few of the groups that were drawn."""
+    totals, kept = history.last("groups/total", limits.window), history.last("groups/kept", limits.window)
+    if not totals or sum(kept) >= limits.groups_kept * sum(totals):
+        return None
+    return (
+        f"{sum(kept) / sum(totals):.0%} of the groups are learnt from, the others have equal rewards: the problems are "
+        "too easy or too hard for the policy (other data, more samples a problem, or resample)"
+    )
+
+
+def truncated(history: History, limits: HealthConfig) -> str | None:
+    """Completions that are cut off before their end."""
+    share = history.mean("truncated", limits.window)
+    if not share > limits.truncated:
+        return None
+    return f"{share:.0%} of the completions are cut off at max_tokens: give them more, or shorten them (overlong)"
+
+
+def entropy_collapse(history: History, limits: HealthConfig) -> str | None:
+    """A policy that draws the same every time explores nothing."""
+    points = history.points("entropy")
+    if len(points) < 2 * FIRST:
+        return None
+    start, now = fmean(value for _, value in points[:FIRST]), history.mean("entropy", FIRST)
+    if now >= limits.entropy or now >= limits.entropy_left * start:
+        return None
+    return (
+        f"entropy collapsed from {start:.3g} to {now:.3g} nats a token: all samples of a problem become equal "
+        "(a lower learning rate, a higher clip_high or temperature)"
+    )
+
+
+def gradient_spike(history: History, limits: HealthConfig) -> str | None:
+    """A gradient norm far above those before it."""
+    before = [value for value in history.last("grad_norm", LAG, skip=1) if math.isfinite(value)]
+    newest = history.last("grad_norm", 1)
+    if len(before) < SPIKE_AFTER or not newest or not math.isfinite(newest[0]):
+        return None
+    if newest[0] <= limits.grad_norm * median(before) or not median(before):
+        return None
+    return f"the gradient norm is {newest[0]:.3g}, and was {median(before):.3g} in the steps before (median)"
+
+
+def skipped(history: History, limits: HealthConfig) -> str | None:
+    """Optimizer steps that were left out as their gradient was not finite."""
+    count = history.last("update/skipped", 1)
+    if not count or not count[0]:
+        return None
+    return "an optimizer step was skipped, as its gradient was NaN or infinite: the weights stayed as they were"
+
+
+def heldout_falls(history: History, limits: HealthConfig) -> str | None:
+    """The reward rises and held-out accuracy falls: the policy learns something else than to be right."""
+    points = history.points("accuracy/heldout")
+    if len(points) < 2:
+        return None
+    step, now = points[-1]
+    best_step, best = max(points[:-1], key=lambda point: point[1])
+    counts = history.last("heldout/verified", 1)
+    noise = 2 * math.sqrt((best * (1 - best) + now * (1 - now)) / counts[0]) if counts and counts[0] else 0.0
+    if best - now <= max(limits.heldout_drop, noise):
+        return None
+    rewards = [(at, value) for at, value in history.points("reward/mean") if at <= step]
+    then = [value for at, value in rewards if at <= best_step][-limits.window :]
+    newest = [value for _, value in rewards][-limits.window :]
+    if not then or fmean(newest) <= fmean(then):
+        return None
+    return (
+        f"held-out accuracy fell from {best:.1%} (step {best_step}) to {now:.1%} while the reward rose from "
+        f"{fmean(then):.3g} to {fmean(newest):.3g}: it is earned without being right, or the data is learnt by heart"
+    )
+
+
+def length_explosion(history: History, limits: HealthConfig) -> str | None:
+    """Completions that become much longer within a few steps."""
+    before, now = history.last("length/mean", FIRST, skip=LAG), history.last("length/mean", FIRST)
+    if len(before) < FIRST:
+        before = [value for _, value in history.points("length/mean")[:FIRST]]
+    if len(history.points("length/mean")) < 2 * FIRST or fmean(now) <= limits.length_growth * fmean(before):
+        return None
+    return f"completions grew from {fmean(before):.0f} to {fmean(now):.0f} tokens within {LAG} steps"
+
+
+def sampler_kl(history: History, limits: HealthConfig) -> str | None:
+    """The sampler draws with other probabilities than the trainer computes. With staleness its weights are others."""
+    limit = limits.kl_moe if history.moe else limits.kl_dense
+    value = history.mean("mismatch/k3", limits.window)
+    if any(history.last("staleness/max", limits.window)) or not value > limit:
+        return None
+    kind = "a mixture of experts (healthy: 1e-3 to 2e-3)" if history.moe else "a dense model (healthy: about 2e-4)"
+    return (
+        f"sampler and trainer are {value:.2g} nats a token apart (KL, mismatch/k3), much for {kind}: "
+        "set diagnose_every to see why (docs/mismatch.md)"
+    )
+
+
+def worker_replaced(history: History, limits: HealthConfig) -> str | None:
+    """A rollout worker that died or hung."""
+    count = history.last("workers/replaced", 1)
+    if not count or not count[0]:
+        return None
+    return f"{count[0]:.0f} rollout worker(s) died or did not answer and were replaced; what they drew was drawn again"
+
+
+Rule = Callable[[History, HealthConfig], str | None]
+WARNINGS: Mapping[str, Rule] = {
+    "no_verdict": no_verdict,
+    "groups_kept": groups_kept,
+    "truncated": truncated,
+    "entropy_collapse": entropy_collapse,
+    "gradient_spike": gradient_spike,
+    "skipped": skipped,
+    "heldout_falls": heldout_falls,
+    "length_explosion": length_explosion,
+    "sampler_kl": sampler_kl,
+    "worker_replaced": worker_replaced,
+}
+
+
+def all_broken(history: History) -> str | None:
+    """The newest step has no verdict at all, as every check failed: it says nothing, and a reward is to be mended."""
+    for key in ("verdict/broken", "heldout/broken") if history.kind != "grpo" else ("verdict/broken",):
+        if history.last(key, 1) == [1.0]:
+            return f"every verdict is BROKEN. The first: {history.evidence or 'see rollouts.jsonl'}"
+    return None
+
+
+def nothing_learnt(history: History, trained_tokens: int) -> str | None:
+    """What a stage that is over has not done: train a token, or keep a trace."""
+    if history.kind == "reject":
+        kept = history.last("kept", 1)
+        return "no trace was kept: none of the completions is both correct and finished" if kept == [0.0] else None
+    if history.kind == "eval":
+        return None
+    skipped_steps = [value for _, value in history.points("update/skipped")]
+    if trained_tokens and not (skipped_steps and all(skipped_steps) and not history.total("update/moved")):
+        return None
+    if trained_tokens:
+        return f"all of its {len(skipped_steps)} steps were skipped, as no gradient was finite: nothing was learnt"
+    return f"0 tokens were trained: {_why_nothing(history)}"
+
+
+def _why_nothing(history: History) -> str:
+    groups, equal, none = (int(history.total(f"groups/{key}")) for key in ("total", "zero_variance", "no_verdict"))
+    if not groups:
+        return "no sample carried loss"
+    everything = len(history.points("truncated"))
+    broken, late = history.mean("verdict/broken", everything), history.mean("verdict/timed_out", everything)
+    reward, cut = history.mean("reward/mean", everything), history.mean("truncated", everything)
+    facts = [
+        f"{equal - none} of its {groups} groups had equal rewards"
+        + ("" if math.isnan(reward) else f" (mean {reward:.3g})")
+    ]
+    facts += [f"{none} had no score"] if none else []
+    facts += [f"{share:.0%} of the completions {what}" for share, what in (
+        (broken, "had a check that broke"), (late, "had a check that timed out"), (cut, "were cut off at max_tokens")
+    ) if share]  # fmt: skip
+    first = f". The first that broke: {history.evidence}" if broken and history.evidence else ""
+    return ", ".join(facts) + first

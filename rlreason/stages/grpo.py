@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 import numpy as np
@@ -27,17 +27,35 @@ from rlreason.diagnose.mismatch import MismatchDoctor
 from rlreason.errors import UsageError
 from rlreason.objective.kl import kl_estimate
 from rlreason.policy.batch import rollout_sample
-from rlreason.sampler.pool import Record
+from rlreason.run.buffered import BufferedRows
+from rlreason.run.interrupt import deferred
 from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.sampler.stream import SCHEDULE, Ask, RolloutStream, scheduled
 from rlreason.stages.context import Context, Progress, Recorder
-from rlreason.stages.credit import advantages_of, completions_of, samples_of, useful_groups
+from rlreason.stages.credit import (
+    StepAdvantages,
+    advantages_of,
+    completions_of,
+    computed_groups,
+    full_batch,
+    is_mixed,
+    samples_of,
+)
 from rlreason.stages.loop import Commit, StepLoop
-from rlreason.stages.rollouts import log_groups, nonfinite_logprobs, staleness, summarize
+from rlreason.stages.rollout_log import log_groups
+from rlreason.stages.rollouts import all_broken, broken_detail, nonfinite_logprobs, staleness, summarize
 from rlreason.trainer.forward import PolicyGradientLoss
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.protocol import LossSums, StepStats, Trainer
-from rlreason.types import Group, Problem, SamplingParams, TrainingSample
+from rlreason.types import Group, Problem, SamplingParams, StepReport, TrainingSample
+
+
+@dataclass(slots=True)
+class ProblemCursor:
+    """How many training problems the stage's trained steps have asked for: with ``resample`` it is not a function of
+    the step, so a state holds it."""
+
+    used: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,19 +68,29 @@ class GrpoWork:
     sampler: PoolSampler
     stream: RolloutStream
     recorder: Recorder
+    #: What each worker did, of an asynchronous stage.
+    schedule: BufferedRows
     #: Kept only where the stage asks for diagnoses.
     doctor: MismatchDoctor | None = None
+    #: Read by ``ask``, and moved on when a step is trained.
+    cursor: ProblemCursor = field(default_factory=ProblemCursor)
 
     def train(self, step: int, commit: Commit) -> dict[str, float]:
         """Take the step's scored groups and learn from them."""
         began = time.perf_counter()
-        groups = self.stream.take(step)
+        drawn, rounds = self._take(step)
+        self.recorder.health.broke(broken_detail(drawn))
+        if all_broken(drawn):
+            self._stop(step, drawn)
+        groups = full_batch(drawn, self.stage.problems_per_step) if rounds else drawn
         if self.doctor is not None:
             self.doctor.look(step, groups)
         taken = time.perf_counter()
-        useful = useful_groups(groups, self.stage)
-        scalars = summarize(groups, useful) | staleness(groups, step) | nonfinite_logprobs(groups)
-        scalars |= learn(step, useful, self.stage, self.trainer, commit)
+        earned = earn(groups, self.stage, self.trainer)
+        scalars = summarize(drawn, computed_groups(groups, earned.advantages, self.stage))
+        scalars |= staleness(drawn, step) | nonfinite_logprobs(drawn)
+        scalars |= learn(step, groups, earned, self.stage, self.trainer, commit)
+        self.cursor.used += len(drawn)
         done = time.perf_counter()
         scalars |= {
             "seconds/sample": self.stream.seconds[0],
@@ -70,23 +98,62 @@ class GrpoWork:
             "seconds/train": done - taken,
             "tokens_per_second": scalars["tokens"] / (done - began),
         }
+        if self.stage.resample:
+            scalars |= {"groups/drawn": float(len(drawn)), "resample/rounds": float(rounds)}
         self.recorder.entry.sampled_tokens += int(scalars["tokens"])
         self.recorder.entry.trained_tokens += int(scalars.get("trained_tokens", 0.0))
-        log_groups(self.context.run, self.stage.name, step, groups[: self.stage.logged_groups], self.stage)
-        return scalars
+        keep, decode = self.stage.logged_groups, self.trainer.tokenizer.decode
+        log_groups(self.context, self.stage.name, step, groups, keep=keep, earned=earned, decode=decode)
+        # Now, as a state may be saved before the step is over, and another process would go on with it.
+        return _with_workers(scalars, self.sampler.stats.read())
+
+    def _stop(self, step: int, drawn: Sequence[Group]) -> None:
+        """A step without any verdict teaches nothing: keep the state before it, record why, raise HealthStop.
+
+        Once its reward is mended, the stage goes on with this step.
+        """
+        with deferred():
+            self.recorder.progress.position = self.position()
+            self.recorder.save(self.trainer.save_state)
+            log_groups(self.context, self.stage.name, step, drawn, keep=self.stage.logged_groups)
+            report = StepReport(
+                stage=self.stage.name,
+                kind=self.stage.kind,
+                step=step,
+                policy_version=step,
+                scalars=summarize(drawn, ()),
+            )
+            self.recorder.step(report)
+
+    def _take(self, step: int) -> tuple[list[Group], int]:
+        """The step's groups; with ``resample`` also those of more rounds, until enough are mixed: DAPO's dynamic
+        sampling (arXiv 2503.14476, eq. 11). And how many rounds that took."""
+        rounds = 0
+
+        def more(drawn: Sequence[Group]) -> tuple[list[Problem], SamplingParams] | None:
+            nonlocal rounds
+            size = self.stage.problems_per_step
+            if rounds == self.stage.resample or sum(map(is_mixed, drawn)) >= size:
+                return None
+            rounds += 1
+            first = self.stage.first_problem + self.cursor.used + rounds * size
+            params = sampling_params(self.stage, self.context, f"{self.stage.name}/{step}/more{rounds}")
+            return self.context.source.train(first, size), params
+
+        return self.stream.take(step, more), rounds
 
     def publish(self, version: int) -> None:
         """See ``Work.publish``."""
         self.stream.publish(self.trainer.weights(), version, self.trainer.expectations(self.sampler.probes))
 
-    def heldout(self) -> float:
+    def heldout(self) -> dict[str, float]:
         """See ``Work.heldout``."""
         stage = self.stage
-        return self.context.heldout_accuracy(self.stream.draw, stage.name, stage.eval_problems, stage.max_tokens)
+        return self.context.heldout_metrics(self.stream.draw, stage.name, stage.eval_problems, stage.max_tokens)
 
-    def closing(self) -> dict[str, float]:
-        """See ``Work.closing``: what happened to the workers."""
-        return self.sampler.stats.read()
+    def closing(self, scalars: dict[str, float]) -> dict[str, float]:
+        """See ``Work.closing``: what happened to the workers since the step was trained, and before."""
+        return _with_workers(scalars, self.sampler.stats.read())
 
     def position(self) -> dict[str, JsonValue]:
         """See ``Work.position``: whether every worker holds the newest weights already, as after an evaluation; and the
@@ -94,24 +161,37 @@ class GrpoWork:
 
         A group is trained once or under way: none is dropped for its staleness, which is bounded by when it begins.
         """
+        self.schedule.flush()  # the state says how long the file is
         trained = self.recorder.progress.done + (self.recorder.progress.pending is not None)
         return {
             "delivered": self.sampler.pool.settled,
             "groups_trained": trained * self.stage.problems_per_step,
+            "problems_used": self.cursor.used,
             "groups_under_way": {name: list(ids) for name, ids in self.stream.under_way.items()},
         }
 
 
-def learn(step: int, groups: Sequence[Group], stage: GrpoStage, trainer: Trainer, commit: Commit) -> dict[str, float]:
-    """Advantages, samples, and ``updates_per_step`` optimizer steps; without samples the policy stays as it is."""
-    updates = stage.updates_per_step
-    penalties: list[float] = []
-    batches = [_prepare(groups[part::updates], stage, trainer, penalties) for part in range(updates)]
-    batches = [samples for samples in batches if samples]
+def earn(groups: Sequence[Group], stage: GrpoStage, trainer: Trainer) -> StepAdvantages:
+    """What each completion of the step earns: of all scored groups, whatever is computed of them afterwards."""
+    objective = stage.objective
+    if not groups or objective.kl_in != "reward" or objective.kl_coef <= 0:
+        return StepAdvantages(advantages=advantages_of(groups, stage))
+    taken = _kl_penalties(groups, stage, trainer)
+    return StepAdvantages(advantages=advantages_of(groups, stage, taken), penalties=tuple(taken))
+
+
+def learn(
+    step: int, groups: Sequence[Group], earned: StepAdvantages, stage: GrpoStage, trainer: Trainer, commit: Commit
+) -> dict[str, float]:
+    """Samples, and ``updates_per_step`` optimizer steps; an update without a sample makes none.
+
+    Metrics of tokens are means over those that were computed; ``loss`` is the mean of the updates' losses.
+    """
+    batches = [_with_reference(samples, stage, trainer) for samples in samples_of(groups, earned.advantages, stage)]
     if not batches:
         commit()
         return {}
-    if len(batches) > 1:  # the old policy must be read before the first update changes it
+    if len(batches) > 1 and stage.objective.old == "trainer":  # to be read before the first update changes the policy
         batches = [_with_old(samples, stage, trainer) for samples in batches]
     loss, total, tokens = PolicyGradientLoss(spec=stage.objective, temperature=stage.temperature), LossSums(), 0
     steps: list[StepStats] = []
@@ -121,31 +201,30 @@ def learn(step: int, groups: Sequence[Group], stage: GrpoStage, trainer: Trainer
         if not steps:
             commit()
         steps.append(trainer.step(step))
-    scalars = total.read(tokens) | _summed(steps) | {"trained_tokens": float(tokens)}
-    return scalars | ({"kl/penalty": fmean(penalties)} if penalties else {})
+    scalars = total.read(tokens) | _merged(steps) | {"trained_tokens": float(tokens)}
+    scalars["loss"] /= len(steps)
+    return scalars | ({"kl/penalty": fmean(earned.penalties)} if earned.penalties else {})
 
 
-def _summed(steps: Sequence[StepStats]) -> dict[str, float]:
-    """Metrics of a step's updates: those of the last, and how many were skipped."""
-    return steps[-1].scalars() | {"update/skipped": float(sum(one.skipped for one in steps))}
+def _merged(steps: Sequence[StepStats]) -> dict[str, float]:
+    """Metrics of a step's updates: means and the largest gradient norm of those that were made (of all where none was),
+    and how many were skipped."""
+    made = [one for one in steps if not one.skipped] or steps
+    return {
+        "grad_norm": fmean(one.grad_norm for one in made),
+        "grad_norm/max": max(one.grad_norm for one in made),
+        "lr": steps[-1].learning_rate,
+        "update/moved": fmean(one.moved for one in steps),
+        "update/skipped": float(sum(one.skipped for one in steps)),
+    }
 
 
-def _prepare(
-    groups: Sequence[Group], stage: GrpoStage, trainer: Trainer, penalties: list[float]
-) -> list[TrainingSample]:
-    """Samples of one update. Adds what the KL took off each reward to ``penalties``."""
-    if not groups:
-        return []
-    objective = stage.objective
-    taken = None
-    if objective.kl_in == "reward" and objective.kl_coef > 0:
-        taken = _kl_penalties(groups, stage, trainer)
-        penalties += taken
-    samples = samples_of(groups, advantages_of(groups, stage, taken))
-    if objective.kl_in == "loss" and objective.kl_coef > 0 and samples:
-        reference = trainer.logprobs(samples, stage.temperature, of="reference")
-        samples = [replace(one, reference_logprobs=found) for one, found in zip(samples, reference, strict=True)]
-    return samples
+def _with_reference(samples: list[TrainingSample], stage: GrpoStage, trainer: Trainer) -> list[TrainingSample]:
+    """The samples with log π_ref, where a KL term in the loss reads it."""
+    if stage.objective.kl_in != "loss" or stage.objective.kl_coef <= 0:
+        return samples
+    reference = trainer.logprobs(samples, stage.temperature, of="reference")
+    return [replace(one, reference_logprobs=found) for one, found in zip(samples, reference, strict=True)]
 
 
 def _with_old(samples: Sequence[TrainingSample], stage: GrpoStage, trainer: Trainer) -> list[TrainingSample]:
@@ -171,32 +250,45 @@ def _kl_penalties(groups: Sequence[Group], stage: GrpoStage, trainer: Trainer) -
     return penalties
 
 
-def ask(stage: GrpoStage, context: Context) -> Ask:
-    """The problems of each step and how they are drawn: pure functions of (seed, step)."""
+def sampling_params(stage: GrpoStage, context: Context, stream: str) -> SamplingParams:
+    """How completions of the stage are drawn."""
+    return SamplingParams(
+        samples_per_problem=stage.samples_per_problem,
+        temperature=stage.temperature,
+        max_tokens=stage.max_tokens,
+        seed=context.recipe.seed,
+        stream=stream,
+    )
+
+
+def ask(stage: GrpoStage, context: Context, cursor: ProblemCursor) -> Ask:
+    """The problems of each step and how they are drawn: pure functions of (seed, step), or with ``resample`` of the
+    seed and of how many problems the steps before have used."""
 
     def at(step: int) -> tuple[list[Problem], SamplingParams]:
-        first = stage.first_problem + step * stage.problems_per_step
-        params = SamplingParams(
-            samples_per_problem=stage.samples_per_problem,
-            temperature=stage.temperature,
-            max_tokens=stage.max_tokens,
-            seed=context.recipe.seed,
-            stream=f"{stage.name}/{step}",
-        )
-        return context.source.train(first, stage.problems_per_step), params
+        used = cursor.used if stage.resample else step * stage.problems_per_step
+        params = sampling_params(stage, context, f"{stage.name}/{step}")
+        return context.source.train(stage.first_problem + used, stage.problems_per_step), params
 
     return at
 
 
-def _recording(stage: GrpoStage, context: Context) -> Record:
-    return lambda line: context.run.append(stage.name, SCHEDULE, line)
+def _with_workers(scalars: dict[str, float], stats: dict[str, float]) -> dict[str, float]:
+    """``scalars`` with what happened to the workers: counts are added, of seconds and differences the largest stands."""
+    found = dict(scalars)
+    for key, value in stats.items():
+        if key in found:
+            found[key] = max(found[key], value) if key.startswith("delivery/") else found[key] + value
+        else:
+            found[key] = value
+    return found
 
 
-def _go_on(sampler: PoolSampler, stage: GrpoStage, progress: Progress, context: Context) -> None:
+def _go_on(sampler: PoolSampler, stage: GrpoStage, progress: Progress, schedule: BufferedRows) -> None:
     """Bring new workers to where those of the earlier process were."""
     if stage.staleness:
         for worker in range(sampler.pool.workers):  # who follows the schedule has to start them anew, too
-            _recording(stage, context)({"worker": worker, "restart": "the run was resumed"})
+            schedule.add({"worker": worker, "restart": "the run was resumed"})
     elif progress.position["delivered"]:
         sampler.pool.settle_deliveries()
         sampler.stats.read()  # these deliveries are in the metrics of the step before
@@ -219,13 +311,25 @@ def run_grpo(stage: GrpoStage, context: Context, trainer: LocalTrainer, recorder
     # A step that is trained and not recorded has made its version already.
     version = progress.done + (progress.pending is not None)
     doctor = MismatchDoctor(stage, context.run, trainer) if stage.diagnose_every else None
-    sampler = scheduled(context.sampler(trainer, version), stage, _recording(stage, context), context.replay)
+    schedule = BufferedRows(context.run, stage.name, SCHEDULE, on=context.recipe.logging.schedule)
+    sampler = scheduled(context.sampler(trainer, version), stage, schedule.add, context.replay)
     if recorder.saved is not None:
-        _go_on(sampler, stage, progress, context)
+        _go_on(sampler, stage, progress, schedule)
     steps = range(version, stage.steps)
+    cursor = ProblemCursor()
+    if recorder.saved is not None and stage.resample:
+        used = progress.position["problems_used"]
+        assert isinstance(used, int)
+        cursor.used = used
     colocated = context.recipe.cluster.colocate
     with RolloutStream(
-        sampler, context.scorer, ask(stage, context), steps, stage.staleness, colocated=colocated
+        sampler,
+        context.scorer,
+        ask(stage, context, cursor),
+        steps,
+        stage.staleness,
+        colocated=colocated,
+        verifier=context.verifier,
     ) as stream:
         if recorder.saved is not None:
             _check_ledger(stream, progress.position["groups_under_way"])
@@ -236,6 +340,9 @@ def run_grpo(stage: GrpoStage, context: Context, trainer: LocalTrainer, recorder
             sampler=sampler,
             stream=stream,
             recorder=recorder,
+            schedule=schedule,
             doctor=doctor,
+            cursor=cursor,
         )
         StepLoop(stage=stage, context=context, trainer=trainer, recorder=recorder, published=version).run(work)
+        schedule.flush()

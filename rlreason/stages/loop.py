@@ -41,8 +41,8 @@ class Work(Protocol):
         """Greedy accuracy of the newest weights on held-out problems, as metrics."""
         ...
 
-    def closing(self) -> dict[str, float]:
-        """More metrics, once all else of the step is over."""
+    def closing(self, scalars: dict[str, float]) -> dict[str, float]:
+        """The step's metrics with those that are known once all else of it is over."""
         ...
 
     def position(self) -> dict[str, JsonValue]:
@@ -106,7 +106,7 @@ class StepLoop:
         if is_due(step, stage.eval_every, stage.steps):
             scalars |= work.heldout()
         with deferred():
-            scalars |= work.closing()
+            scalars = work.closing(scalars)
             self.recorder.step(
                 StepReport(stage=stage.name, kind=stage.kind, step=step, policy_version=step + 1, scalars=scalars)
             )

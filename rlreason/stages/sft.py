@@ -58,9 +58,9 @@ class SupervisedWork:
         draw = self.context.draw_with(sampler)
         return self.context.heldout_metrics(draw, stage.name, stage.eval_problems, stage.eval_max_tokens)
 
-    def closing(self) -> dict[str, float]:
+    def closing(self, scalars: dict[str, float]) -> dict[str, float]:
         """Nothing more."""
-        return {}
+        return scalars
 
     def position(self) -> dict[str, JsonValue]:
         """Samples are a function of the step."""

@@ -138,7 +138,7 @@ class GrpoWork:
             rounds += 1
             first = self.stage.first_problem + self.cursor.used + rounds * size
             params = sampling_params(self.stage, self.context, f"{self.stage.name}/{step}/more{rounds}")
-            return self.context.source.train(first, size), params
+            return self.context.data.of(self.stage.name).train(first, size), params
 
         return self.stream.take(step, more), rounds
 
@@ -264,17 +264,18 @@ def sampling_params(stage: GrpoStage, context: Context, stream: str) -> Sampling
 def ask(stage: GrpoStage, context: Context, cursor: ProblemCursor) -> Ask:
     """The problems of each step and how they are drawn: pure functions of (seed, step), or with ``resample`` of the
     seed and of how many problems the steps before have used."""
+    source = context.data.of(stage.name)
 
     def at(step: int) -> tuple[list[Problem], SamplingParams]:
         used = cursor.used if stage.resample else step * stage.problems_per_step
         params = sampling_params(stage, context, f"{stage.name}/{step}")
-        return context.source.train(stage.first_problem + used, stage.problems_per_step), params
+        return source.train(stage.first_problem + used, stage.problems_per_step), params
 
     return at
 
 
 def _with_workers(scalars: dict[str, float], stats: dict[str, float]) -> dict[str, float]:
-    """``scalars`` with what happened to the workers: counts are added, of seconds and differences the largest stands."""
+    """``scalars`` with what happened to the workers: counts add up; of seconds and differences the largest stands."""
     found = dict(scalars)
     for key, value in stats.items():
         if key in found:

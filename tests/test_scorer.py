@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,33 @@ def test_only_the_guilty_row_suffers(scorer: PoolScorer) -> None:
             assert result.detail
         else:
             assert result.score == float(i)
+
+
+def test_a_reward_can_t_change_what_others_see(tmp_path: Path) -> None:
+    """64 right completions of one problem, scored in chunks that share it, by a reward that edits what it is given."""
+    path = tmp_path / "mut.py"
+    path.write_text(
+        "def spoil(problem, completion):\n    problem.reference['answer'] = '8'\n    return 0.0\n\n"
+        "def write(problem, completion):\n    completion.prompt_ids[0] = 5\n    return 0.0\n",
+        encoding="utf-8",
+    )
+    right = group(*["x</think><answer>7</answer>"] * 64)
+    right = replace(right, problem=replace(right.problem, reference={"answer": "7"}))
+    with PoolScorer(RewardMix.from_table({"accuracy": 1.0, f"{path}:spoil": 1.0}), workers=1) as scorer:
+        assert {reward.verdict for reward in scorer.score([right])[0].rewards_G} == {Verdict.CORRECT}
+    with PoolScorer(RewardMix.from_table({"accuracy": 1.0, f"{path}:write": 1.0}), workers=1) as scorer:
+        rewards = scorer.score([right])[0].rewards_G
+    assert {(reward.verdict, reward.verified) for reward in rewards} == {(Verdict.BROKEN, Verdict.CORRECT)}
+    assert "read-only" in rewards[0].detail
+
+
+def test_the_verifier_is_asked_alone(mix: RewardMix) -> None:
+    """The recipe's reward kills its worker; an evaluation does not run it."""
+    answers = group("exit", "x</think><answer>7</answer>", "x</think><answer>8</answer>")
+    with PoolScorer(mix, timeout=20.0) as scorer:
+        found = scorer.verifier.score([answers])[0].rewards_G
+        assert scorer.score([group("exit")])[0].rewards_G[0].verdict is Verdict.BROKEN
+    assert [one.verified for one in found] == [Verdict.UNPARSED, Verdict.CORRECT, Verdict.WRONG]
 
 
 def test_one_long_c_call_is_killed(scorer: PoolScorer) -> None:

@@ -5,15 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from rlreason.config import EvalStage, GrpoStage, Recipe, RejectStage, SftStage, TrainingStage
 from rlreason.data.prompts import PromptFormat
-from rlreason.data.source import ProblemSource, SourceSpec, open_source
+from rlreason.data.run_data import RunData
+from rlreason.data.source import ProblemSource
+from rlreason.data.supplies import TaskSupply
 from rlreason.errors import UsageError
 from rlreason.inputs import RecipeFiles, absolute_recipe
+from rlreason.recipe_data import RecipeData, check_overlap, prompt_format
 from rlreason.rewards.mix import RewardMix
 from rlreason.rewards.registry import resolve_verifier
 from rlreason.run import manifest
 from rlreason.run.inputs import InputFile, KnownInputs
+from rlreason.types import Completion, Problem, RewardResult, Verdict
+
+#: Gold answers of each set that are tried on their verifier.
+GOLDS = 8
+#: Verifiers that run here: none of them runs a program.
+PURE_VERIFIERS = ("math", "countdown")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,10 +34,15 @@ class CheckedRecipe:
     #: With the data that was taken, and every file and folder by its absolute path.
     recipe: Recipe
     mix: RewardMix
-    source: ProblemSource
+    data: RunData
     prompt_format: PromptFormat
     #: The files that it was read from.
     inputs: tuple[InputFile, ...]
+
+    @property
+    def source(self) -> ProblemSource:
+        """The problems of the first stage: of all of them, where the recipe names one set."""
+        return self.data.of(self.recipe.stage[0].name)
 
 
 def check(recipe: Recipe, base: Path, known: KnownInputs | None = None) -> CheckedRecipe:
@@ -37,25 +53,17 @@ def check(recipe: Recipe, base: Path, known: KnownInputs | None = None) -> Check
     files = RecipeFiles(base=base, known=known or _copies_in(base))
     recipe = absolute_recipe(recipe, files)
     mix = reward_mix(recipe, files)
-    source = open_source(
-        SourceSpec(
-            train=recipe.data.train,
-            heldout=recipe.data.heldout,
-            options=recipe.data.options,
-            columns=recipe.data.columns,
-            answer_after=recipe.data.answer_after,
-            verifier=files.loaded(recipe.data.verifier),
-            seed=recipe.seed,
-            base=base,
-            copies=files.copies,
-        )
-    )
-    _check_needs(recipe, source)
-    style = PromptFormat(system=recipe.data.system, style=recipe.data.answer_style)
-    taken = _taken(recipe, source)
-    data = [files.data_files[name] for name in (taken.data.train, taken.data.heldout) if name in files.data_files]
-    inputs = tuple(dict.fromkeys((*data, *files.rewards.values())))
-    return CheckedRecipe(recipe=taken, mix=mix, source=source, prompt_format=style, inputs=inputs)
+    reader = RecipeData(recipe=recipe, base=base, files=files)
+    data = reader.read()
+    _check_needs(recipe, data)
+    if any(not isinstance(stage, EvalStage) for stage in recipe.stage):
+        check_overlap(data, allowed=recipe.data.allow_overlap)
+    _check_golds(recipe, data)
+    taken = recipe.model_copy(update={"data": reader.taken()})
+    used = [name for supply in data.supplies().values() for name in supply.origins]
+    read = [files.data_files[name] for name in used if name in files.data_files]
+    inputs = tuple(dict.fromkeys((*read, *files.rewards.values())))
+    return CheckedRecipe(recipe=taken, mix=mix, data=data, prompt_format=prompt_format(taken.data), inputs=inputs)
 
 
 def _copies_in(base: Path) -> KnownInputs | None:
@@ -66,38 +74,85 @@ def _copies_in(base: Path) -> KnownInputs | None:
     return KnownInputs(root=base, entries=tuple(manifest.read(path).inputs), must_match=False)
 
 
-def _taken(recipe: Recipe, source: ProblemSource) -> Recipe:
-    """Of several names for its data, the one that was read."""
-    update: dict[str, str | None] = {"train": source.train_origin}
-    if recipe.data.heldout is not None:
-        update["heldout"] = source.heldout_origin
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update=update)})
-
-
 def reward_mix(recipe: Recipe, files: RecipeFiles) -> RewardMix:
     """The recipe's rewards by name. Raises UsageError for an unknown reward, option or verifier."""
     try:
         mix = RewardMix.from_table(recipe.reward, {name: files.loaded(name) for name in recipe.reward})
     except ValueError as error:
         raise UsageError(f"[reward] {error}") from error
-    try:
-        resolve_verifier(files.loaded(recipe.data.verifier))
-    except ValueError as error:
-        raise UsageError(f"data.verifier: {error}") from error
+    for place, table in (("data", recipe.data), *((f"data.{name}", one) for name, one in recipe.data.sets.items())):
+        try:
+            resolve_verifier(files.loaded(table.verifier))
+        except ValueError as error:
+            raise UsageError(f"{place}.verifier: {error}") from error
     return mix
 
 
-def _check_needs(recipe: Recipe, source: ProblemSource) -> None:
+def _check_needs(recipe: Recipe, data: RunData) -> None:
     """Each stage finds in the data what it will ask for."""
-    needed = 0
     for stage in recipe.stage:
-        if isinstance(stage, EvalStage):
-            needed = max(needed, stage.problems)
-        elif isinstance(stage, TrainingStage) and stage.eval_every:
-            needed = max(needed, stage.eval_problems)
+        source = data.of(stage.name)
         if isinstance(stage, SftStage):
             source.demonstrations(0, 1)
+            if stage.demonstrations is not None:
+                source.check_distinct(stage.demonstrations)
         if isinstance(stage, (GrpoStage, RejectStage)):
             source.train(0, 1)
-    if needed:
-        source.heldout(needed)
+        if isinstance(stage, GrpoStage) and stage.curriculum is not None and source.train_size is None:
+            raise UsageError(
+                f"stage.{stage.name}.curriculum: {source.train_origin} never asks the same problem again, so there is "
+                "nothing to pass over; a curriculum needs one set of rows"
+            )
+        if isinstance(stage, EvalStage):
+            source.heldout(stage.problems)
+        elif isinstance(stage, TrainingStage) and stage.eval_every:
+            source.heldout(stage.eval_problems)
+
+
+def _check_golds(recipe: Recipe, data: RunData) -> None:
+    """The first gold answers of what is scored can be used by their verifier: not every answer would be BROKEN."""
+    scored = any(isinstance(stage, (GrpoStage, RejectStage)) for stage in recipe.stage)
+    supplies = data.supplies() if scored else data.measured
+    for name, supply in supplies.items():
+        if isinstance(supply, TaskSupply):
+            continue
+        bare = [problem.id for problem in supply.specimens() if problem.reference == ""]
+        if bare and (name in data.measured or _is_scored(recipe, name)):
+            raise UsageError(
+                f"{supply.origin}: {len(bare)} of {supply.size} problems have no gold answer, such as {bare[0]!r}, and "
+                "would be scored; name its column in data.columns.answer"
+            )
+        problems = [problem for problem in supply.specimens()[:GOLDS] if problem.reference != ""]
+        broken = [_broken(problem) for problem in problems]
+        if problems and all(broken):
+            raise UsageError(
+                f"{supply.origin}: the verifier {problems[0].verifier!r} can use none of the first {len(problems)} "
+                f"gold answers; of problem {problems[0].id!r}: {broken[0]}. Correct data.columns.answer, "
+                "data.answer_after or data.verifier"
+            )
+
+
+def _is_scored(recipe: Recipe, name: str) -> bool:
+    """Whether a stage that draws from the training set ``name`` scores its answers."""
+    for stage in recipe.stage:
+        if isinstance(stage, (GrpoStage, RejectStage)):
+            train = recipe.data.train
+            default = train if isinstance(train, str) and train in recipe.data.sets else "train"
+            names = default if stage.data is None else stage.data
+            if name == names or (isinstance(names, dict) and name in names):
+                return True
+    return False
+
+
+def _broken(problem: Problem) -> str | None:
+    """Why the verifier can't use the problem's gold answer; None where it can, or would run programs to say so."""
+    if problem.verifier not in PURE_VERIFIERS:
+        return None
+    gold = problem.reference if isinstance(problem.reference, str) else "0"
+    text = f"<answer>{gold}</answer> \\boxed{{{gold}}}"
+    ids = np.zeros(1, dtype=np.int32)
+    probe = Completion(prompt_ids=ids, token_ids=ids, sampler_logprobs=None, text=text, finish_reason="stop")
+    result = resolve_verifier(problem.verifier).function(problem, probe)
+    if isinstance(result, RewardResult) and result.verdict is Verdict.BROKEN:
+        return result.detail or "it can't be read"
+    return None

@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rlreason.config import PolicyConfig, Recipe
+from rlreason.config import DataSetConfig, PolicyConfig, Recipe
 from rlreason.data.files import MissingSource, locate
+from rlreason.data.places import AnyOf, Place, Where
 from rlreason.data.source import FILE_ENDINGS
 from rlreason.errors import UsageError
 from rlreason.rewards import plugins
@@ -31,11 +32,16 @@ class RecipeFiles:
         """Data files that are read from somewhere else than their path says."""
         return {path: one.file for path, one in self.data_files.items() if str(one.file) != path}
 
-    def data(self, names: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        """``data.train`` or ``data.heldout`` with every file that is there as an absolute path."""
-        if isinstance(names, str):
-            return self._data_file(names)
-        return tuple(map(self._data_file, names))
+    def data(self, where: Where | None) -> Where | None:
+        """Places of problems with every file that is there as an absolute path."""
+        if where is None:
+            return None
+        return tuple(map(self._place, where)) if isinstance(where, tuple) else self._place(where)
+
+    def _place(self, place: Place) -> Place:
+        if isinstance(place, str):
+            return self._data_file(place)
+        return AnyOf(any_of=tuple(map(self._data_file, place.any_of)))
 
     def _data_file(self, name: str) -> str:
         if not name.endswith(FILE_ENDINGS):
@@ -113,12 +119,12 @@ def absolute_recipe(recipe: Recipe, files: RecipeFiles) -> Recipe:
 
     Raises UsageError for a plug-in that is not there.
     """
-    heldout = recipe.data.heldout
     data = recipe.data.model_copy(
         update={
             "train": files.data(recipe.data.train),
-            "heldout": None if heldout is None else files.data(heldout),
+            "heldout": files.data(recipe.data.heldout),
             "verifier": _reward(files, recipe.data.verifier, "data.verifier:"),
+            **{name: _absolute_set(files, name, one) for name, one in recipe.data.sets.items()},
         }
     )
     student = recipe.student
@@ -130,6 +136,11 @@ def absolute_recipe(recipe: Recipe, files: RecipeFiles) -> Recipe:
             "reward": {_reward(files, name, "[reward]"): term for name, term in recipe.reward.items()},
         }
     )
+
+
+def _absolute_set(files: RecipeFiles, name: str, table: DataSetConfig) -> DataSetConfig:
+    verifier = _reward(files, table.verifier, f"data.{name}.verifier:")
+    return table.model_copy(update={"path": files.data(table.path), "verifier": verifier})
 
 
 def _reward(files: RecipeFiles, spec: str, place: str) -> str:

@@ -1,10 +1,12 @@
 """The recipe: its schema, loading a TOML file, `key=value` overrides, what may change when a run goes on."""
 
+from rlreason.config.data import CurriculumConfig, DataChoice, DataConfig, DataSetConfig, Scalar
 from rlreason.config.engine import ClusterConfig, EndpointConfig, SamplerConfig, Section, TrainerConfig
+from rlreason.config.health import HealthConfig
 from rlreason.config.load import load, locate, recipe_toml, recipes_folder, shipped_recipes
+from rlreason.config.logging import LoggingConfig, RolloutLog
 from rlreason.config.recipe import (
     ACCURACY,
-    DataConfig,
     DistillStage,
     EvalStage,
     GrpoStage,
@@ -13,7 +15,6 @@ from rlreason.config.recipe import (
     Recipe,
     RejectStage,
     RewardTerm,
-    Scalar,
     SftStage,
     Stage,
     TokenizerConfig,
@@ -23,16 +24,22 @@ from rlreason.config.recipe import (
 __all__ = [
     "ACCURACY",
     "ClusterConfig",
+    "CurriculumConfig",
+    "DataChoice",
     "DataConfig",
+    "DataSetConfig",
     "DistillStage",
     "EndpointConfig",
     "EvalStage",
     "GrpoStage",
+    "HealthConfig",
+    "LoggingConfig",
     "OptimizerConfig",
     "PolicyConfig",
     "Recipe",
     "RejectStage",
     "RewardTerm",
+    "RolloutLog",
     "SamplerConfig",
     "Scalar",
     "Section",

@@ -50,6 +50,7 @@ class ProblemTable(Section):
     verifier: str = "math"
     #: System prompt of problems that bring none of their own.
     system: str | None = None
+    #: Where the final answer stands: <answer>…</answer> or \boxed{…}.
     answer_style: Literal["tags", "boxed"] = "tags"
     #: Arguments for the tokenizer's chat template, such as ``enable_thinking = false``.
     chat_template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)

@@ -12,6 +12,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from rlreason.config.data import CurriculumConfig, DataChoice, DataConfig, Scalar
 from rlreason.config.engine import ClusterConfig, EndpointConfig, SamplerConfig, Section, TrainerConfig
+from rlreason.config.health import HealthConfig
+from rlreason.config.logging import LoggingConfig
+from rlreason.config.secret import FromEnvironment
 from rlreason.errors import nearest
 from rlreason.objective.presets import expand
 from rlreason.objective.spec import ObjectiveSpec
@@ -23,6 +26,7 @@ NAME = r"^[a-z0-9][a-z0-9_]*$"
 class TokenizerConfig(Section):
     """The tokenizer of a model built from nothing; a model loaded by ``path`` brings its own."""
 
+    #: characters: one token a character of a procedural task. bpe: learnt from the training problems.
     kind: Literal["characters", "bpe"] = "characters"
     #: Tokens of a BPE tokenizer, trained on the training problems.
     vocab_size: int = Field(2048, ge=300)
@@ -31,7 +35,9 @@ class TokenizerConfig(Section):
 class PolicyConfig(Section):
     """A model: loaded from ``path`` (folder or hub id), or built from a transformers config with random weights."""
 
+    #: Folder or hub id; without it the model is built from nothing.
     path: str | None = None
+    #: Architecture of a model built from nothing, by transformers' name.
     model_type: str = "qwen3_moe"
     #: Passed to the transformers config class of ``model_type``; with ``path``, what the loaded model must have.
     model: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict)
@@ -44,12 +50,19 @@ class PolicyConfig(Section):
 class OptimizerConfig(Section):
     """AdamW and its schedule."""
 
+    #: Learning rate after the warm-up.
     lr: float = Field(1e-6, gt=0)
+    #: Decay of the running means of the gradient and of its square.
     betas: tuple[float, float] = (0.9, 0.95)
+    #: Of matrices; norms and biases have none.
     weight_decay: float = Field(0.0, ge=0)
+    #: Steps in which the learning rate rises from 0.
     warmup_steps: int = Field(0, ge=0)
+    #: How the learning rate falls after the warm-up.
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    #: Learning rate of the last step, as a share of lr; not of constant.
     final_lr_ratio: float = Field(0.1, ge=0, le=1)
+    #: Gradients with a larger norm are scaled down to it.
     max_grad_norm: float = Field(1.0, gt=0)
 
 
@@ -103,13 +116,16 @@ class GrpoStage(TrainingStage):
     top_k: int = Field(0, ge=0)
     #: Optimizer steps on each batch of rollouts; more than 1 is off-policy and relies on the clip.
     updates_per_step: int = Field(1, ge=1)
-    #: Drop groups whose rewards are all equal (DAPO dynamic sampling). Their advantage is 0 with a group's baseline;
-    #: with another one they are never dropped.
-    drop_zero_variance: bool = True
+    #: Do not compute completions whose advantage is 0 and that carry no KL term, such as those of groups of equal
+    #: rewards. It saves time and changes nothing: statistics and denominators are of all completions.
+    filter_zero_variance: bool = True
+    #: Draw up to this many more batches of problems in a step, until ``problems_per_step`` groups have both correct and
+    #: wrong completions, and learn from those (DAPO's dynamic sampling, arXiv 2503.14476). Needs staleness 0.
+    resample: int = Field(0, ge=0)
     #: A preset's name, a table with ``preset`` and what differs from it, or a table of all that differs from DAPO.
     objective: Annotated[ObjectiveSpec, BeforeValidator(expand)] = ObjectiveSpec()
-    #: Groups of each step kept in rollouts.jsonl.
-    logged_groups: int = Field(4, ge=0)
+    #: Groups of each step kept in rollouts.jsonl; default: ``logging.rollouts.groups``.
+    logged_groups: int | None = Field(None, ge=0)
     #: Versions that the weights may be ahead of those that began a group. 0: sampling and training take turns, exactly
     #: on-policy. 1: the next step's groups are drawn while this one is learnt from.
     staleness: int = Field(0, ge=0)
@@ -118,8 +134,23 @@ class GrpoStage(TrainingStage):
     #: Steps between splits of the sampler-trainer difference by cause (mismatch.jsonl); 0 never.
     diagnose_every: int = Field(0, ge=0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: object) -> object:
+        if isinstance(values, dict) and "drop_zero_variance" in values:
+            raise ValueError(
+                "drop_zero_variance is called filter_zero_variance now: it saves computing, and no longer changes "
+                "denominators. DAPO's dynamic sampling is resample = N"
+            )
+        return values
+
     @model_validator(mode="after")
     def _possible(self) -> GrpoStage:
+        if self.resample and self.staleness:
+            raise ValueError(
+                f"resample = {self.resample} draws more in the middle of a step, and staleness = {self.staleness} has "
+                "the step drawn before it: use one of them"
+            )
         if self.samples_per_problem < 2:
             raise ValueError(
                 f"samples_per_problem = {self.samples_per_problem}: a group needs at least 2 completions, "
@@ -135,10 +166,12 @@ class GrpoStage(TrainingStage):
                 'objective ratio = "on_policy" takes one update per step: from the second on the batch is off-policy, '
                 'and nothing would correct for it. Use ratio = "token" or updates_per_step = 1'
             )
-        if self.staleness and self.objective.correction == "none" and self.objective.clip != "dppo_tv":
+        weighed = self.objective.correction != "none" or self.objective.old == "sampler"
+        if self.staleness and not weighed and self.objective.clip != "dppo_tv":
             raise ValueError(
                 f"staleness = {self.staleness} trains on completions of older weights, and objective.correction = "
-                '"none" would not weigh them: use correction = "tis" (the default), "mis" or "icepop", or staleness = 0'
+                '"none" would not weigh them: use correction = "tis" (the default), "mis" or "icepop", '
+                'old = "sampler", or staleness = 0'
             )
         if self.staleness and self.curriculum is not None:
             raise ValueError(
@@ -207,7 +240,7 @@ class EvalStage(Section):
 
 
 Stage = Annotated[SftStage | GrpoStage | RejectStage | DistillStage | EvalStage, Field(discriminator="kind")]
-RewardTerm = float | dict[str, Scalar]
+RewardTerm = float | dict[str, Scalar | FromEnvironment]
 #: The reward of a recipe that names none.
 ACCURACY: dict[str, RewardTerm] = {"accuracy": 1.0}
 
@@ -216,9 +249,13 @@ class Recipe(Section):
     """A whole run: models, data, rewards, engine and the stages in order."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    #: One line for lists and reports.
     description: str = ""
+    #: Fixes every random draw of the run.
     seed: int = Field(0, ge=0)
+    #: The model that is trained.
     policy: PolicyConfig = PolicyConfig()
+    #: A second model, which learns from the first.
     student: PolicyConfig | None = None
     #: OpenAI-compatible servers by name, each a model that ``reject`` and ``eval`` stages may draw from.
     endpoint: dict[str, EndpointConfig] = Field(default_factory=dict)
@@ -228,6 +265,8 @@ class Recipe(Section):
     reward: dict[str, RewardTerm] = Field(default_factory=lambda: dict(ACCURACY))
     sampler: SamplerConfig = SamplerConfig()
     cluster: ClusterConfig = ClusterConfig()
+    health: HealthConfig = HealthConfig()
+    logging: LoggingConfig = LoggingConfig()
     stage: tuple[Stage, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -1,19 +1,24 @@
 """Files of problems: where they are looked for, and their rows (see ``rows.py``)."""
 
+import csv
+import gzip
+import io
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, cast
 
-from rlreason.data.rows import RowFormat, problems_from_rows
+from rlreason.data.rows import NumberedRows, ProblemTable, RowFormat, problems_from_rows
 from rlreason.errors import UsageError, nearest
-from rlreason.types import Problem
 
 __all__ = ["SUFFIXES", "MissingSource", "locate", "read_file"]
 
 #: Environment variable: folders that hold data files, separated as in PATH.
 DATA_PATH = "RLREASON_DATA"
-SUFFIXES = (".jsonl", ".ndjson", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 
 
 class MissingSource(UsageError):
@@ -41,44 +46,97 @@ def locate(name: str, base: Path | None = None) -> Path:
     )
 
 
-def read_file(path: Path, form: RowFormat, source: str | None = None) -> list[Problem]:
-    """All problems of a .jsonl, .ndjson or .parquet file, in order. UsageError says what is wrong and where.
+def read_file(path: Path, form: RowFormat, source: str | None = None) -> ProblemTable:
+    """All problems of a file, in order. UsageError says what is wrong and where.
 
     ``source``: what the problems are named after where ``path`` is a copy of it.
     """
-    if path.suffix in (".jsonl", ".ndjson"):
-        return problems_from_rows(_jsonl_rows(path), form, source=source or str(path), unit="line")
+    name = source or str(path)
+    kind = path.name.removesuffix(".gz")
+    if kind.endswith((".jsonl", ".ndjson")):
+        return problems_from_rows(_jsonl_rows(path), form, source=name, unit="line")
+    if kind.endswith(".json"):
+        return problems_from_rows(_json_rows(path), form, source=name)
+    if kind.endswith(".csv"):
+        return problems_from_rows(_csv_rows(path), form, source=name)
     if path.suffix == ".parquet":
-        return problems_from_rows(_parquet_rows(path), form, source=source or str(path), unit="row")
+        return problems_from_rows(_parquet_rows(path), form, source=name)
     raise UsageError(f"{path}: data files end in {', '.join(SUFFIXES)}; convert it to one of them")
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
-    with path.open("rb") as lines:
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes, those inside of it where it is compressed."""
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path, "rb") as file:
+                yield cast("IO[bytes]", file)
+        else:
+            with path.open("rb") as file:
+                yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UsageError(f"{path}: not readable as gzip: {error}") from error
+
+
+def _jsonl_rows(path: Path) -> NumberedRows:
+    with _opened(path) as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line.rstrip().decode("utf-8-sig" if number == 1 else "utf-8"))
-                if b"\\u" in line:
-                    # JSON can write half a surrogate pair, which is no text and which tokenizers fail on much later.
-                    json.dumps(row, ensure_ascii=False).encode()
-            except json.JSONDecodeError as error:
-                raise UsageError(
-                    f"{where}: not valid JSON: {error.msg} at character {error.pos + 1}; "
-                    "each line must be one whole JSON object"
-                ) from None
-            except UnicodeError as error:
-                raise UsageError(f"{where}: not valid Unicode text: {error}; save it as UTF-8") from None
-            except (ValueError, RecursionError) as error:
-                raise UsageError(f"{where}: not readable as JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise UsageError(f"{where}: a {type(row).__name__}; each line must be one whole JSON object")
-            yield number, row
+            if line.strip():
+                yield number, _json_line(line, number, f"{path}, line {number}")
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
+def _json_line(line: bytes, number: int, where: str) -> Mapping[str, object] | UsageError:
+    try:
+        row = json.loads(line.rstrip().decode("utf-8-sig" if number == 1 else "utf-8"))
+        if b"\\u" in line:
+            # JSON can write half a surrogate pair, which is no text and which tokenizers fail on much later.
+            json.dumps(row, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        return UsageError(
+            f"{where}: not valid JSON: {error.msg} at character {error.pos + 1}; "
+            "each line must be one whole JSON object"
+        )
+    except UnicodeError as error:
+        return UsageError(f"{where}: not valid Unicode text: {error}; save it as UTF-8")
+    except (ValueError, RecursionError) as error:
+        return UsageError(f"{where}: not readable as JSON: {error}")
+    if not isinstance(row, dict):
+        return UsageError(f"{where}: a {type(row).__name__}; each line must be one whole JSON object")
+    return row
+
+
+def _json_rows(path: Path) -> NumberedRows:
+    """Rows of one list of objects."""
+    with _opened(path) as file:
+        content = file.read()
+    try:
+        rows = json.loads(content.decode("utf-8-sig"))
+        json.dumps(rows, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        hint = "; a file with one object a line is a .jsonl" if b"}\n{" in content else ""
+        raise UsageError(f"{path}: not readable as JSON: {error}{hint}") from None
+    if not isinstance(rows, list):
+        raise UsageError(f"{path}: holds a {type(rows).__name__}; a .json file of problems is one list of objects")
+    for number, row in enumerate(rows, start=1):
+        fits = isinstance(row, dict)
+        yield number, row if fits else UsageError(f"{path}, row {number}: a {type(row).__name__}, not an object")
+
+
+def _csv_rows(path: Path) -> NumberedRows:
+    """Rows below a line of column names; an empty cell is one that the row does not have."""
+    with _opened(path) as file:
+        try:
+            reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+            for number, row in enumerate(reader, start=1):
+                if None in row or None in row.values():
+                    yield number, UsageError(f"{path}, row {number}: not as many cells as there are columns")
+                else:
+                    yield number, {name: cell or None for name, cell in row.items()}
+        except (csv.Error, UnicodeError) as error:
+            raise UsageError(f"{path}: not readable as CSV in UTF-8: {error}") from None
+
+
+def _parquet_rows(path: Path) -> NumberedRows:
     try:
         import pyarrow
         from pyarrow import parquet

@@ -1,12 +1,11 @@
 """Hub data sets by id, through ``datasets``: their rows are read by the same code as those of files."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 from rlreason.data.files import MissingSource
-from rlreason.data.rows import RowFormat, problems_from_rows
+from rlreason.data.rows import NumberedRows, ProblemTable, RowFormat, problems_from_rows
 from rlreason.errors import UsageError
-from rlreason.types import Problem
 
 __all__ = ["is_hub_id", "read_hub"]
 
@@ -18,12 +17,13 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def read_hub(hub_id: str, form: RowFormat, *, split: str, setting: str) -> list[Problem]:
+def read_hub(hub_id: str, form: RowFormat, *, split: str, setting: str) -> ProblemTable:
     """All problems of a hub data set, in order; ``split`` is read where the id names none.
 
     A folder ``owner/name`` in the current folder is read instead of the hub, as ``datasets`` does.
-    Raises MissingSource where the hub can't be reached or hasn't the set, UsageError where its config, split or rows
-    are wrong; both name the id, and ``setting`` ("data.train"), by which a local file can be given instead.
+    Raises MissingSource where the hub can't be reached or hasn't the set, or ``datasets`` is not installed, UsageError
+    where its config, split or rows are wrong; both name the id, and ``setting`` ("data.train"), by which a local file
+    can be given instead.
     """
     found = _HUB_ID.fullmatch(hub_id)
     if found is None:
@@ -32,7 +32,7 @@ def read_hub(hub_id: str, form: RowFormat, *, split: str, setting: str) -> list[
     try:
         import datasets
     except ImportError as error:
-        raise UsageError(f"{hub_id}: hub data needs datasets: pip install 'rlreason[train]'; {instead}") from error
+        raise MissingSource(f"{hub_id}: hub data needs datasets: pip install 'rlreason[train]'; {instead}") from error
     try:
         rows = datasets.load_dataset(found["name"], found["config"] or None, split=found["split"] or split)
     except (ConnectionError, FileNotFoundError) as error:
@@ -42,7 +42,7 @@ def read_hub(hub_id: str, form: RowFormat, *, split: str, setting: str) -> list[
     return problems_from_rows(_numbered(rows), form, source=hub_id)
 
 
-def _numbered(rows: Iterator[Mapping[str, object]]) -> Iterator[tuple[int, Mapping[str, object]]]:
+def _numbered(rows: Iterable[Mapping[str, object]]) -> NumberedRows:
     yield from enumerate(rows, start=1)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-__all__ = ["AnyOf", "PassRate", "Place", "Where", "names_in", "written"]
+__all__ = ["AnyOf", "PassRate", "Place", "Where", "names_in"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +27,11 @@ class PassRate:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
+    #: A column of numbers.
     column: str
+    #: Smallest that is trained on.
     min: float = 0.0
+    #: Largest that is trained on.
     max: float = 1.0
 
 
@@ -42,9 +45,3 @@ def names_in(where: Where) -> Iterator[str]:
     """Every task, file and hub id that ``where`` names."""
     for place in where if isinstance(where, tuple) else (where,):
         yield from (place,) if isinstance(place, str) else place.any_of
-
-
-def written(where: Where) -> str:
-    """For people: ``a.jsonl + b.jsonl``."""
-    places = where if isinstance(where, tuple) else (where,)
-    return " + ".join(place if isinstance(place, str) else " or ".join(place.any_of) for place in places)

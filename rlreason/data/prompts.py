@@ -13,7 +13,8 @@ can't be told from that character.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, Literal, Protocol
 
 from jinja2 import TemplateError
@@ -78,7 +79,7 @@ class Tokenizer(Protocol):
         ...
 
     def apply_chat_template(
-        self, conversation: Sequence[Mapping[str, str]], *, add_generation_prompt: bool, tokenize: bool
+        self, conversation: Sequence[Mapping[str, str]], *, add_generation_prompt: bool, tokenize: bool, **kwargs: Any
     ) -> Any: ...
 
     def encode(self, text: str, *, add_special_tokens: bool) -> Sequence[int]: ...
@@ -131,7 +132,7 @@ def end_of_turn_id(tokenizer: Tokenizer) -> int:
     Raises UsageError where there is neither.
     """
     turns = ({"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE})
-    ending = _apply(tokenizer, turns, generate=False).rpartition(_PROBE)[2]
+    ending = _apply(tokenizer, turns, generate=False, options={}).rpartition(_PROBE)[2]
     controls = _control_ids_but_tags(tokenizer)
     found = _control_pattern(controls).search(ending)
     if found:
@@ -160,25 +161,43 @@ class PromptFormat:
 
     system: str | None = None
     style: AnswerStyle = "tags"
+    #: Arguments of the chat template beside the turns, such as ``{"enable_thinking": False}``.
+    template: Mapping[str, object] = field(default_factory=dict)
+    #: Of the problems of a named set instead of the above, by its name.
+    sets: Mapping[str, "PromptFormat"] = field(default_factory=dict)
+    #: What templates take for today (Llama 3, SmolLM3, gpt-oss write it into the prompt): the day when the run began,
+    #: so that a prompt is the same on the next day. None: the real day.
+    day: date | None = None
+
+    def template_options(self, problem: Problem) -> dict[str, object]:
+        """What the chat template of ``problem`` is given beside the turns."""
+        options = dict(self.of(problem).template)
+        day = self.day
+        return options if day is None else {"strftime_now": day.strftime, **options}
+
+    def of(self, problem: Problem) -> "PromptFormat":
+        """The format of ``problem``: that of its set."""
+        return self.sets.get(problem.data_set, self)
 
     def render(self, problem: Problem, tokenizer: Tokenizer) -> RenderedPrompt:
         """The prompt of ``problem`` by the tokenizer's chat template, ready to be continued by the model.
 
         Raises UsageError where the tokenizer has no chat template or the template refuses the turns.
         """
+        form, options = self.of(problem), self.template_options(problem)
         pattern = _control_pattern(_control_ids(tokenizer))
         hidden: list[str] = []
         asked = [(message.role, message.content) for message in problem.messages] or [("user", problem.prompt)]
         safe = [{"role": role, "content": _hide(content, pattern, hidden)} for role, content in asked]
-        if self.system and safe[0]["role"] != "system":
+        if form.system and safe[0]["role"] != "system":
             # The recipe's own words: control tokens in them are meant.
-            safe.insert(0, {"role": "system", "content": self.system})
-        text = _apply(tokenizer, safe, generate=True)
+            safe.insert(0, {"role": "system", "content": form.system})
+        text = _apply(tokenizer, safe, generate=True, options=options)
         prefill = ""
         found = _PREFILL.search(text)
         if found:
             # A question that itself ends in the tag, under a template that adds nothing, prefills nothing.
-            bare = _apply(tokenizer, safe, generate=False)
+            bare = _apply(tokenizer, safe, generate=False, options=options)
             if not text.startswith(bare) or len(bare) <= found.start():
                 prefill = found.group()
         return RenderedPrompt(text=_show(text, hidden), ids=_encode(tokenizer, text, hidden), prefill=prefill)
@@ -203,10 +222,8 @@ class PromptFormat:
         self, problem: Problem, tokenizer: Tokenizer, response: str | None, prefill: str
     ) -> tuple[int, ...]:
         if response is None:
-            if problem.thought is None or problem.answer is None:
-                raise UsageError(f"problem {problem.id!r} has no demonstration: it needs a solution and an answer")
-            response = wrap(problem.thought, problem.answer, self.style)
-        if THINK_CLOSE in prefill:
+            response = self._demonstration(problem, prefill)
+        if THINK_CLOSE in prefill and (THINK_OPEN in response or THINK_CLOSE in response):
             raise UsageError(
                 "the chat template prefills an empty thought (thinking is off), so a demonstration with a thought "
                 "can't follow it; use the template's thinking mode"
@@ -217,6 +234,19 @@ class PromptFormat:
         safe = _hide(_after_prefill(response, prefill), pattern, hidden)
         return (*_encode(tokenizer, safe, hidden), end_of_turn_id(tokenizer))
 
+    def _demonstration(self, problem: Problem, prefill: str) -> str:
+        """The assistant's turn that ``problem`` shows: as it is written where the data has it whole."""
+        if problem.answer is None:
+            raise UsageError(f"problem {problem.id!r} has no demonstration: it needs a solution and an answer")
+        if problem.thought is not None:
+            return wrap(problem.thought, problem.answer, self.of(problem).style)
+        if THINK_OPEN in prefill and THINK_CLOSE not in prefill and THINK_CLOSE not in problem.answer:
+            raise UsageError(
+                f"problem {problem.id!r}: the chat template begins a thought, and its demonstration ends none: give "
+                f"one with {THINK_CLOSE}, or turn thinking off by data.chat_template_kwargs"
+            )
+        return problem.answer
+
 
 def _after_prefill(response: str, prefill: str) -> str:
     """``response`` less the prefill. Their whitespace after the tag may differ: the prefill's is what the model saw."""
@@ -226,9 +256,11 @@ def _after_prefill(response: str, prefill: str) -> str:
     return rest.lstrip() if prefill[-1].isspace() else rest
 
 
-def _apply(tokenizer: Tokenizer, turns: Sequence[Mapping[str, str]], *, generate: bool) -> str:
+def _apply(
+    tokenizer: Tokenizer, turns: Sequence[Mapping[str, str]], *, generate: bool, options: Mapping[str, object]
+) -> str:
     try:
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=generate, tokenize=False)
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=generate, tokenize=False, **options)
     except (ValueError, TemplateError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"the tokenizer's chat template can't render the prompt: {reason}") from error

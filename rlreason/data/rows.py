@@ -2,43 +2,23 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
 
-from rlreason.data.prompts import thought_in
-from rlreason.errors import UsageError, nearest
-from rlreason.types import Message, Problem, Reference
+from rlreason.data.cells import Cells, Column, Columns, Row, kind_of, response_in, structure, turns_in
+from rlreason.data.places import PassRate
+from rlreason.data.prompts import THINK_CLOSE, thought_in
+from rlreason.errors import UsageError
+from rlreason.types import Problem, Reference
 
-__all__ = ["Column", "Columns", "RowFormat", "problems_from_rows"]
+__all__ = ["Column", "Columns", "ProblemTable", "RowFormat", "problems_from_rows"]
 
-Cells = Mapping[str, object]
-#: A column's name, or several of which the first that the data has is taken.
-Column = str | tuple[str, ...]
-Meaning = Literal["id", "prompt", "answer", "solution", "tests", "messages"]
+#: Rows with their numbers; a row that can't even be read is the error that says why.
+NumberedRows = Iterator[tuple[int, Cells | UsageError]]
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 _FINAL_LINE = re.compile(r"(?:\A|\n)####[^\n]*\s*\Z")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Columns:
-    """Which column holds what. Several names for one thing: the first that the data has is taken.
-
-    Example: ``Columns(prompt=("prompt", "question"), answer=("solution", "answer"))``. A prompt or messages, and an
-    answer or tests, are needed; a column that is named differently from its default is needed too.
-    """
-
-    #: A recipe's table is this class: pydantic refuses unknown columns.
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    id: Column = "id"
-    prompt: Column = "prompt"
-    answer: Column = "answer"
-    solution: Column = "solution"
-    tests: Column = "tests"
-    messages: Column = "messages"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +28,24 @@ class RowFormat:
     columns: Columns = field(default_factory=Columns)
     answer_after: str | None = None
     verifier: str = "math"
+    #: Leave rows out that can't be read, instead of raising at the first.
+    skip_bad_rows: bool = False
+    #: Leave rows out whose pass rate lies elsewhere.
+    pass_rate: PassRate | None = None
+    #: Name of the recipe's set.
+    data_set: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemTable:
+    """Problems of one file or hub data set, in order, and what was left out."""
+
+    problems: tuple[Problem, ...]
+    #: Rows that can't be read, and what is wrong with the first of them.
+    bad_rows: int = 0
+    first_bad: str | None = None
+    #: Rows whose pass rate lies outside of the range.
+    outside: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,164 +59,120 @@ class _Place:
         return f"{self.source}, {self.unit} {number}"
 
 
-def problems_from_rows(
-    rows: Iterator[tuple[int, Cells]], form: RowFormat, *, source: str, unit: str = "row"
-) -> list[Problem]:
+def problems_from_rows(rows: NumberedRows, form: RowFormat, *, source: str, unit: str = "row") -> ProblemTable:
     """Problems of numbered rows. ``source`` and ``unit`` ("line" or "row", from 1) name a row in errors.
 
     A row without an id gets ``<source's stem>-<number>``. Raises UsageError.
     """
     place = _Place(source=source, unit=unit)
-    column = " or ".join(map(repr, _names(form.columns, "id")))
     problems: list[Problem] = []
     numbers: dict[str, int] = {}
+    bad: list[UsageError] = []
+    outside = 0
     for number, cells in rows:
-        problem = _problem(cells, form, place, number)
-        if problem.id in numbers:
-            raise UsageError(
-                f"{place.at(number)}, column {column}: id {problem.id!r} is that of {unit} {numbers[problem.id]} "
-                "already; each problem needs its own"
-            )
+        try:
+            if isinstance(cells, UsageError):
+                raise cells
+            row = Row(cells, form.columns, place.at(number))
+            problem = _problem(row, form, place, number)
+            if problem.id in numbers:
+                raise UsageError(
+                    f"{place.at(number)}, column {row.names('id')}: id {problem.id!r} is that of {unit} "
+                    f"{numbers[problem.id]} already; each problem needs its own"
+                )
+            rate = form.pass_rate
+            inside = rate is None or rate.min <= row.number(rate.column) <= rate.max
+        except UsageError as error:
+            if not form.skip_bad_rows:
+                raise
+            bad.append(error)
+            continue
         numbers[problem.id] = number
-        problems.append(problem)
+        outside += not inside
+        if inside:
+            problems.append(problem)
     if not problems:
-        raise UsageError(f"{source}: no rows in it; give a file with at least one problem")
-    return problems
-
-
-def _problem(cells: Cells, form: RowFormat, place: _Place, number: int) -> Problem:
-    cell = _Cells(cells, form.columns, place.at(number))
-    messages = _messages(cell)
-    prompt = cell.text("prompt", required=not messages)
-    if prompt is None:
-        prompt = next(message.content for message in reversed(messages) if message.role == "user")
-    reference = _reference(cell, form.answer_after)
-    gold = reference if isinstance(reference, str) else reference[0] if isinstance(reference, tuple) else None
-    solution = cell.text("solution")
-    thought = _thought(solution, form.answer_after) if solution and gold else None
-    return Problem(
-        id=cell.text("id") or f"{Path(place.source).stem}-{number}",
-        prompt=prompt,
-        verifier=form.verifier,
-        reference=reference,
-        source=str(cells["source"]) if isinstance(cells.get("source"), str) else Path(place.source).stem,
-        messages=messages,
-        thought=thought or None,
-        answer=gold if thought else None,
+        raise UsageError(_nothing(source, len(bad), bad[0] if bad else None, outside))
+    return ProblemTable(
+        problems=tuple(problems), bad_rows=len(bad), first_bad=str(bad[0]) if bad else None, outside=outside
     )
 
 
-class _Cells:
-    """One row, read by what its columns mean. Errors name the row and the column."""
-
-    def __init__(self, cells: Cells, columns: Columns, where: str) -> None:
-        self._cells = cells
-        self._columns = columns
-        self._where = where
-
-    def fail(self, meaning: Meaning, problem: str) -> UsageError:
-        """The error about a cell that is there but wrong."""
-        name = next((name for name in self._names(meaning) if name in self._cells), None)
-        return UsageError(f"{self._where}, column {name!r}: {problem}")
-
-    def value(self, meaning: Meaning, *, required: bool = False) -> object:
-        """The cell; None where it is null, or the row has no such column and needs none."""
-        names = self._names(meaning)
-        for name in names:
-            if name in self._cells:
-                return self._cells[name]
-        if required or names != _names(Columns(), meaning):
-            raise UsageError(
-                f"{self._where}: no column {' or '.join(map(repr, names))} for the {meaning}"
-                f"{nearest(names[0], self._cells)} (there are: {', '.join(self._cells) or 'none'}); "
-                f"set data.columns.{meaning}"
-            )
-        return None
-
-    def _names(self, meaning: Meaning) -> tuple[str, ...]:
-        return _names(self._columns, meaning)
-
-    def text(self, meaning: Meaning, *, required: bool = False) -> str | None:
-        value = self.value(meaning, required=required)
-        if value is None and not required:
-            return None
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return json.dumps(value)
-        if not isinstance(value, str):
-            raise self.fail(meaning, f"holds {_kind(value)}; it must be text")
-        if required and not value.strip():
-            raise self.fail(meaning, "is empty; remove the row or fill it in")
-        return value
+def _nothing(source: str, bad: int, first: UsageError | None, outside: int) -> str:
+    if outside:
+        return f"{source}: no row's pass rate lies in the range of data.pass_rate ({outside} lie outside); widen it"
+    if bad:
+        return f"{source}: none of its {bad} rows can be read; the first: {first}"
+    return f"{source}: no rows in it; give a file with at least one problem"
 
 
-def _names(columns: Columns, meaning: Meaning) -> tuple[str, ...]:
-    column: Column = getattr(columns, meaning)
-    return (column,) if isinstance(column, str) else column
+def _problem(row: Row, form: RowFormat, place: _Place, number: int) -> Problem:
+    turns = turns_in(row)
+    prompt = row.text("prompt", required=True) if not turns.asked else turns.asked[-1].content
+    assert prompt is not None
+    solution = row.text("solution")
+    response = turns.response or response_in(row)
+    if response is None and solution and THINK_CLOSE in solution:
+        response = solution  # a reasoning model's whole turn, with what it wrote after its thought
+    reference = _reference(row, form.answer_after, required=response is None)
+    gold = reference if isinstance(reference, str) else reference[0] if isinstance(reference, tuple) else None
+    thought = _thought(solution, form.answer_after) if solution and gold and response is None else None
+    return Problem(
+        id=row.text("id") or f"{_stem(place.source)}-{number}",
+        prompt=prompt,
+        verifier=form.verifier,
+        reference=reference,
+        source=row.source or _stem(place.source),
+        messages=turns.asked,
+        thought=thought or None,
+        answer=response if response is not None else gold if thought else None,
+        data_set=form.data_set,
+        extra=row.rest(),
+    )
 
 
-def _messages(cell: _Cells) -> tuple[Message, ...]:
-    value = cell.value("messages")
-    if value is None:
-        return ()
-    turns: list[Message] = []
-    for turn in value if isinstance(value, Sequence) and not isinstance(value, str) else [value]:
-        match turn:
-            case {"role": "system" | "user" | "assistant" as role, "content": str() as content}:
-                turns.append(Message(role=role, content=content))
-            case _:
-                raise cell.fail(
-                    "messages",
-                    "must be a list of {role, content}, the role system, user or assistant, the content text",
-                )
-    if not turns or turns[-1].role != "user":
-        raise cell.fail("messages", "must end with a turn of the user, which the model is to answer")
-    return tuple(turns)
+def _stem(source: str) -> str:
+    path = Path(source)
+    return path.stem.rpartition(".")[0] or path.stem if path.suffix == ".gz" else path.stem
 
 
-def _reference(cell: _Cells, answer_after: str | None) -> Reference:
-    tests = _structure(cell.value("tests"))
+def _reference(row: Row, answer_after: str | None, *, required: bool) -> Reference:
+    """What answers are checked against; "" where there is nothing and a demonstration makes up for it."""
+    tests = structure(row.value("tests"))
     if tests is not None:
         if not isinstance(tests, Mapping) or not tests:
-            raise cell.fail(
-                "tests", f"holds {_kind(tests)}; it must be an object such as {{'type': 'stdin', 'cases': […]}}"
+            raise row.fail(
+                "tests", f"holds {kind_of(tests)}; it must be an object such as {{'type': 'stdin', 'cases': […]}}"
             )
         return tests
-    value = cell.value("answer", required=True)
+    value = row.value("answer", required=required)
+    if value is None and not required:
+        return ""
     if isinstance(value, Mapping) and value:
         return value
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        golds = tuple(_gold(item, cell, answer_after) for item in value)
+    if isinstance(value, list | tuple):
+        golds = tuple(_gold(item, row, answer_after) for item in value)
         if not golds:
-            raise cell.fail("answer", "is an empty list; remove the row or give the gold answer")
+            raise row.fail("answer", "is an empty list; remove the row or give the gold answer")
         return golds
-    return _gold(value, cell, answer_after)
+    return _gold(value, row, answer_after)
 
 
-def _gold(value: object, cell: _Cells, answer_after: str | None) -> str:
+def _gold(value: object, row: Row, answer_after: str | None) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = json.dumps(value)
     if value is not None and not isinstance(value, str):
-        raise cell.fail("answer", f"holds {_kind(value)}; it must be text, a number, a list of these, or an object")
+        raise row.fail("answer", f"holds {kind_of(value)}; it must be text, a number, a list of these, or an object")
     text = value or ""
     if answer_after and text.strip():
         _, marker, text = text.rpartition(answer_after)
         if not marker:
-            raise cell.fail("answer", f"has no {answer_after!r} to take the answer after; correct data.answer_after")
+            raise row.fail("answer", f"has no {answer_after!r} to take the answer after; correct data.answer_after")
     gold = text.strip()
     if not gold:
         after = f" after {answer_after!r}" if answer_after and value else ""
-        raise cell.fail("answer", f"the gold answer{after} is empty; remove the row or fill it in")
+        raise row.fail("answer", f"the gold answer{after} is empty; remove the row or fill it in")
     return gold
-
-
-def _structure(value: object) -> object:
-    """Parquet files often hold nested data as JSON text."""
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            return value
-    return value
 
 
 def _thought(solution: str, answer_after: str | None) -> str:
@@ -227,7 +181,3 @@ def _thought(solution: str, answer_after: str | None) -> str:
     if answer_after and answer_after in text:
         text = text.rpartition(answer_after)[0]
     return _CALCULATOR.sub("", _FINAL_LINE.sub("", text)).strip()
-
-
-def _kind(value: object) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"

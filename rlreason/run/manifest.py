@@ -39,6 +39,13 @@ class DataEntry(Entry):
     source: str
     fingerprint: str
     size: int | None = None
+    #: Of held-out problems: how many are trained on, too (``data.allow_overlap``).
+    overlap: int = 0
+    #: Rows that were left out because they can't be read (``skip_bad_rows``), and what is wrong with the first.
+    bad_rows: int = 0
+    first_bad_row: str | None = None
+    #: Rows that were left out for their pass rate.
+    outside_pass_rate: int = 0
 
 
 class InputEntry(Entry):
@@ -108,6 +115,8 @@ class Totals(Entry):
     """Cost ledger over all finished stages."""
 
     seconds: float = 0.0
+    #: Seconds times the GPUs of this host.
+    gpu_hours: float = 0.0
     sampled_tokens: int = 0
     trained_tokens: int = 0
 
@@ -137,7 +146,8 @@ class Manifest(Entry):
     def save(self, path: Path) -> None:
         """Write atomically, totals brought up to date."""
         self.totals = Totals(
-            seconds=round(sum(entry.seconds for entry in self.stages), 3),
+            seconds=round(seconds := sum(entry.seconds for entry in self.stages), 3),
+            gpu_hours=round(len(self.hardware.gpus) * seconds / 3600, 4),
             sampled_tokens=sum(entry.sampled_tokens for entry in self.stages),
             trained_tokens=sum(entry.trained_tokens for entry in self.stages),
         )

@@ -165,6 +165,8 @@ class EndpointSampler:
         prefill = "" if prompt is None else prompt.prefill
         if config.api == "chat":
             body["messages"] = _messages(request, self._format)
+            template = self._format.of(request.problem).template
+            body |= {"chat_template_kwargs": dict(template)} if template else {}
             body |= {"logprobs": True, "return_token_ids": True} if config.logprobs else {}
             return _Order(request=request, body=body, prompt_ids=(), prefill=prefill)
         assert prompt is not None
@@ -268,8 +270,9 @@ def _messages(request: Request, prompt_format: PromptFormat) -> list[dict[str, s
     problem = request.problem
     turns = [{"role": one.role, "content": one.content} for one in problem.messages]
     turns = turns or [{"role": "user", "content": problem.prompt}]
-    if prompt_format.system and turns[0]["role"] != "system":
-        turns.insert(0, {"role": "system", "content": prompt_format.system})
+    system = prompt_format.of(problem).system
+    if system and turns[0]["role"] != "system":
+        turns.insert(0, {"role": "system", "content": system})
     return turns
 
 

@@ -13,7 +13,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from rlreason.config import DistillStage, GrpoStage, Recipe, SftStage
 from rlreason.data.prompts import PromptFormat
-from rlreason.data.source import ProblemSource
+from rlreason.data.run_data import RunData
 from rlreason.diagnose.health import Finding, StageHealth
 from rlreason.diagnose.rules import History
 from rlreason.policy.policies import Policy
@@ -60,7 +60,7 @@ class Context:
 
     recipe: Recipe
     run: RunDirectory
-    source: ProblemSource
+    data: RunData
     prompt_format: PromptFormat
     scorer: Scorer
     #: Asks the verifiers alone, whatever the reward: for evaluations.
@@ -113,7 +113,7 @@ class Context:
         """Greedy accuracy of what ``draw`` draws with, on the first ``problems`` held-out problems, and the shares of
         answers without a verdict. Without any verdict there is no accuracy."""
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens, stream=f"{stage}/heldout")
-        report = self.evaluate(draw(self.source.heldout(problems), params), stage, "heldout")
+        report = self.evaluate(draw(self.data.of(stage).heldout(problems), params), stage, "heldout")
         accuracy = {"accuracy/heldout": report.accuracy.value} if report.accuracy.count else {}
         shares = {"heldout/broken": report.broken, "heldout/timed_out": report.timed_out}
         return accuracy | shares | {"heldout/verified": float(report.accuracy.count)}

@@ -51,7 +51,8 @@ def run_reject(stage: RejectStage, context: Context, sampler: Sampler, recorder:
     counts = {name: int(str(progress.position[name])) if progress.position else 0 for name in COUNTS}
     starts = range(0, stage.problems, CHUNK)
     for chunk in range(progress.done, len(starts)):
-        problems = context.source.train(stage.first_problem + starts[chunk], min(CHUNK, stage.problems - starts[chunk]))
+        size = min(CHUNK, stage.problems - starts[chunk])
+        problems = context.data.of(stage.name).train(stage.first_problem + starts[chunk], size)
         params = SamplingParams(
             samples_per_problem=stage.samples_per_problem,
             temperature=stage.temperature,
@@ -106,6 +107,7 @@ def _row(problem: Problem, completion: Completion) -> dict[str, object]:
     return {
         "problem_id": problem.id,
         "prompt": problem.prompt,
+        "data_set": problem.data_set,
         "messages": [{"role": message.role, "content": message.content} for message in problem.messages],
         "response": completion.response,
     }
@@ -124,6 +126,7 @@ def read_traces(folder: Path) -> Iterator[Trace]:
                 prompt=row["prompt"],
                 verifier="",
                 reference="",
+                data_set=row.get("data_set", ""),
                 messages=tuple(Message(role=m["role"], content=m["content"]) for m in row["messages"]),
             )
             yield Trace(problem=problem, response=row["response"])

@@ -119,20 +119,20 @@ def train_supervised(
 
 def run_sft(stage: SftStage, context: Context, trainer: Trainer, recorder: Recorder) -> None:
     """Train on the demonstrations of the data: the cold start of R1 (arXiv 2501.12948, section 2.3.1)."""
-    source = context.source
+    source = context.data.of(stage.name)
 
     def sample(problem: Problem) -> TrainingSample:
         pair = context.prompt_format.supervised(problem, trainer.tokenizer)
         return supervised_sample(pair.token_ids, pair.loss_mask)
 
     samples: SampleSource
-    if stage.demonstrations is None and source.train_size is None:
+    count = stage.demonstrations or source.demonstration_count
+    if count is None:
 
         def samples(step: int) -> list[TrainingSample]:
             return [sample(problem) for problem in source.demonstrations(step * stage.batch_size, stage.batch_size)]
 
     else:
-        count = stage.demonstrations or source.train_size or 0
         fixed = [sample(problem) for problem in source.demonstrations(0, count)]
         samples = epoch_samples(fixed, stage.batch_size, context.recipe.seed, stage.name)
     train_supervised(stage, context, trainer, recorder, samples)

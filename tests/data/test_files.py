@@ -21,7 +21,7 @@ def write(path: Path, *rows: object) -> Path:
 
 def test_a_row_becomes_a_problem(tmp_path: Path) -> None:
     row = GOOD | {"solution": "It is 2+2 = <<2+2=4>>4.\n#### 4", "source": "sums/train", "meta": {"level": 1}}
-    (problem,) = read_file(write(tmp_path / "sums.jsonl", row), RowFormat())
+    (problem,) = read_file(write(tmp_path / "sums.jsonl", row), RowFormat()).problems
     assert problem == Problem(
         id="a",
         prompt="2+2?",
@@ -30,6 +30,7 @@ def test_a_row_becomes_a_problem(tmp_path: Path) -> None:
         source="sums/train",
         thought="It is 2+2 = 4.",
         answer="4",
+        extra={"meta": {"level": 1}},
     )
 
 
@@ -38,7 +39,7 @@ def test_gold_after_a_marker_from_columns_of_other_names(tmp_path: Path) -> None
         tmp_path / "sums.jsonl", "", {"question": "q", "answer": "#### is the mark\n2*9 = <<2*9=18>>18\n#### 18 "}
     )
     columns = Columns(prompt=("prompt", "question"), answer=("solution", "answer"), solution=("solution", "answer"))
-    (problem,) = read_file(path, RowFormat(columns=columns, answer_after="####", verifier="numbers"))
+    (problem,) = read_file(path, RowFormat(columns=columns, answer_after="####", verifier="numbers")).problems
     # No id column: the file's name and the line, which is the second as the first is blank.
     assert (problem.id, problem.prompt, problem.reference) == ("sums-2", "q", "18")
     assert (problem.thought, problem.answer) == ("#### is the mark\n2*9 = 18", "18")
@@ -50,14 +51,13 @@ def test_gold_after_a_marker_from_columns_of_other_names(tmp_path: Path) -> None
     [
         ("So it is \\boxed{4}.", "So it is \\boxed{4}."),
         ("#### Step one\nfour", "#### Step one\nfour"),
-        ("<think>\nfour\n</think>\n\nThe answer is 4", "four"),
         ("#### 4", None),
         ("", None),
         (None, None),
     ],
 )
 def test_thoughts(tmp_path: Path, solution: str | None, thought: str | None) -> None:
-    (problem,) = read_file(write(tmp_path / "a.jsonl", GOOD | {"solution": solution}), RowFormat())
+    (problem,) = read_file(write(tmp_path / "a.jsonl", GOOD | {"solution": solution}), RowFormat()).problems
     assert (problem.thought, problem.answer) == (thought, "4" if thought else None)
 
 
@@ -72,7 +72,7 @@ def test_thoughts(tmp_path: Path, solution: str | None, thought: str | None) -> 
     ],
 )
 def test_gold_answers_of_all_kinds(tmp_path: Path, answer: object, reference: object) -> None:
-    (problem,) = read_file(write(tmp_path / "a.jsonl", GOOD | {"answer": answer}), RowFormat())
+    (problem,) = read_file(write(tmp_path / "a.jsonl", GOOD | {"answer": answer}), RowFormat()).problems
     assert problem.reference == reference
 
 
@@ -80,14 +80,14 @@ def test_tests_are_the_reference_of_a_program(tmp_path: Path) -> None:
     tests = {"type": "stdin", "cases": [{"input": "1", "output": "2"}]}
     rows = [{"id": "a", "prompt": "p", "tests": tests, "solution": "print(2)"}, {"id": "b", "prompt": "p"}]
     rows[1]["tests"] = json.dumps(tests)
-    for problem in read_file(write(tmp_path / "a.jsonl", *rows), RowFormat(verifier="program")):
+    for problem in read_file(write(tmp_path / "a.jsonl", *rows), RowFormat(verifier="program")).problems:
         assert problem.reference == tests
         assert problem.thought is problem.answer is None
 
 
 def test_messages(tmp_path: Path) -> None:
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
-    (problem,) = read_file(write(tmp_path / "a.jsonl", {"messages": turns, "answer": "4"}), RowFormat())
+    (problem,) = read_file(write(tmp_path / "a.jsonl", {"messages": turns, "answer": "4"}), RowFormat()).problems
     assert problem.messages == (Message(role="system", content="s"), Message(role="user", content="u"))
     assert problem.prompt == "u"
 
@@ -154,7 +154,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"line 1: not valid Unicode text.*save it as UTF-8"):
         read_file(path, RowFormat())
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
-    assert read_file(path, RowFormat())[0].id == "a"
+    assert read_file(path, RowFormat()).problems[0].id == "a"
 
 
 def test_settings_that_fit_no_row(tmp_path: Path) -> None:
@@ -168,8 +168,8 @@ def test_settings_that_fit_no_row(tmp_path: Path) -> None:
         read_file(path, RowFormat(answer_after="####"))
     with pytest.raises(UsageError, match="no rows in it"):
         read_file(write(path, ""), RowFormat())
-    with pytest.raises(UsageError, match=r"sums\.csv: data files end in \.jsonl, \.ndjson, \.parquet; convert it"):
-        read_file(tmp_path / "sums.csv", RowFormat())
+    with pytest.raises(UsageError, match=r"sums\.tsv: data files end in \.jsonl, .*\.csv\.gz; convert it"):
+        read_file(tmp_path / "sums.tsv", RowFormat())
 
 
 def test_where_files_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlreason.data.hub import is_hub_id, read_hub
+from rlreason.data.places import AnyOf
 from rlreason.data.rows import Columns, RowFormat
 from rlreason.data.source import SourceSpec, open_source
 from rlreason.errors import UsageError
@@ -40,16 +41,16 @@ def test_hub_ids() -> None:
 
 
 def test_rows_of_a_data_set(folder: Path) -> None:
-    problems = read_hub("acme/sums:main:train", GSM8K, split="test", setting="data.train")
+    problems = read_hub("acme/sums:main:train", GSM8K, split="test", setting="data.train").problems
     assert [problem.reference for problem in problems] == ["1", "2", "3", "4", "5", "6"]
     assert (problems[1].prompt, problems[1].thought, problems[1].answer) == ("1+1", "it is 2", "2")
-    assert read_hub("acme/sums", GSM8K, split="test", setting="data.train")[0].prompt == "6+1"
+    assert read_hub("acme/sums", GSM8K, split="test", setting="data.train").problems[0].prompt == "6+1"
 
 
 def test_a_source_from_hub_ids(folder: Path) -> None:
     source = open_source(
         SourceSpec(
-            train=("nowhere.jsonl", "acme/sums"),
+            train=AnyOf(any_of=("nowhere.jsonl", "acme/sums")),
             heldout="acme/sums",
             columns=GSM8K.columns,
             answer_after="####",
@@ -80,7 +81,8 @@ def test_wrong_ids_are_named(folder: Path) -> None:
 def test_offline_says_what_to_do(tmp_path: Path) -> None:
     code = (
         "from rlreason.data.source import SourceSpec, open_source\n"
-        "open_source(SourceSpec(train=('none.jsonl', 'acme/absent:main:train')))"
+        "from rlreason.data.places import AnyOf\n"
+        "open_source(SourceSpec(train=AnyOf(any_of=('none.jsonl', 'acme/absent:main:train'))))"
     )
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "", "RLREASON_DATA": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rlreason.data.places import AnyOf
 from rlreason.data.rows import Columns
 from rlreason.data.source import SourceSpec, open_source
 from rlreason.errors import UsageError
@@ -124,8 +125,8 @@ def test_a_broken_file_is_not_passed_over(tmp_path: Path) -> None:
     broken = tmp_path / "broken.jsonl"
     broken.write_text("{\n")
     with pytest.raises(UsageError, match=r"broken\.jsonl, line 1: not valid JSON"):
-        open_source(SourceSpec(train=(str(broken), "arithmetic")))
-    assert open_source(SourceSpec(train=("none.jsonl", "arithmetic"))).origins == ("arithmetic",)
+        open_source(SourceSpec(train=AnyOf(any_of=(str(broken), "arithmetic"))))
+    assert open_source(SourceSpec(train=AnyOf(any_of=("none.jsonl", "arithmetic")))).origins == ("arithmetic",)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
@@ -133,8 +134,8 @@ def test_gsm8k() -> None:
     columns = Columns(prompt=("prompt", "question"), answer=("solution", "answer"), solution=("solution", "answer"))
     source = open_source(
         SourceSpec(
-            train=("gsm8k_train.jsonl", "openai/gsm8k:main:train"),
-            heldout=("gsm8k_test.jsonl", "openai/gsm8k:main:test"),
+            train=AnyOf(any_of=("gsm8k_train.jsonl", "openai/gsm8k:main:train")),
+            heldout=AnyOf(any_of=("gsm8k_test.jsonl", "openai/gsm8k:main:test")),
             columns=columns,
             answer_after="####",
             base=SHARED,

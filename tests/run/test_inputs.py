@@ -18,8 +18,9 @@ from rlreason.types import Completion, Verdict
 RECIPE = """
 name = "tiny"
 [data]
-train = ["nowhere.jsonl", "sums.jsonl", "arithmetic"]
+train = { any_of = ["nowhere.jsonl", "sums.jsonl", "arithmetic"] }
 heldout = "sums.jsonl"
+allow_overlap = true
 verifier = "judge.py:judge"
 [reward]
 accuracy = 1.0

@@ -103,10 +103,19 @@ def plan(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.")]) -> None:
-    """Write RUN_DIR/report.html: one self-contained file."""
-    from rlreason.report import build
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory, also of a run that goes on.")],
+    other: Annotated[Path | None, typer.Argument(metavar="[OTHER]", help="Another one, to compare it with.")] = None,
+    out: Annotated[Path | None, typer.Option(help="HTML file of a comparison; default comparison.html.")] = None,
+) -> None:
+    """Write RUN_DIR/report.html, or one page on two runs: a self-contained file."""
+    from rlreason.report import build, build_comparison
 
+    if other is not None:
+        say(f"report: {build_comparison(run_dir, other, out or Path('comparison.html'))}")
+        return
+    if out is not None:
+        raise UsageError("--out is for two runs: the report of one is always in its run directory")
     say(f"report: {build(run_dir)}")
 
 
@@ -117,6 +126,26 @@ def doctor() -> None:
 
     for line in findings():
         say(line)
+
+
+@app.command()
+def keys(
+    table: Annotated[str | None, typer.Argument(metavar="[TABLE]", help="Such as sampler or stage.grpo.")] = None,
+) -> None:
+    """List the keys of a recipe: values, defaults, and what each is for."""
+    from rlreason.config.keys import as_text, asked_tables
+
+    say(as_text(asked_tables(table)))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe, for editors of TOML files such as taplo."""
+    import json
+
+    from rlreason.config.keys import schema as recipe_schema
+
+    write_raw(json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n")
 
 
 @recipes_app.callback()

@@ -1,11 +1,15 @@
-"""Progress for a person: live bars on a terminal, a line now and then in a log."""
+"""Progress for a person: live bars on a terminal, a line now and then in a log, and the same lines in console.log."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 #: Scalars worth a place on one line, in this order, with their short names.
@@ -18,6 +22,11 @@ SHOWN = (
     ("entropy", "entropy"),
     ("acceptance", "accepted"),
 )
+#: Accuracies, with the metrics of what they leave out.
+NO_VERDICT = {
+    "accuracy/train": ("verdict/broken", "verdict/timed_out"),
+    "accuracy/heldout": ("heldout/broken", "heldout/timed_out"),
+}
 #: Seconds between two lines of a log.
 LOG_EVERY = 10.0
 
@@ -27,20 +36,41 @@ def _unit(kind: str) -> str:
     return "problems" if kind == "reject" else "models" if kind == "eval" else "steps"
 
 
+def _duration(seconds: float) -> str:
+    """Example: ``_duration(3725) == "1 h 2 min"``."""
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class ConsoleLog:
+    """console.log of a run directory: what was said, with the time of day, whatever the terminal shows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def add(self, text: str) -> None:
+        """Append a line. A disk that is full must not end a run for the sake of this file."""
+        with suppress(OSError), self._path.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+
+
 class RichDisplay:
     """A bar per stage with its newest numbers; ``held-out`` stays until it is measured again."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, log: ConsoleLog | None = None) -> None:
+        self._console, self._log = console, log
         self._progress: Progress | None = None
-        self._stage = ""
-        self._done = self._total = 0
+        self._stage, self._kind = "", ""
+        #: ``_first``: what was done before this process.
+        self._done = self._first = self._total = 0
         self._numbers: dict[str, float] = {}
         self._started = self._logged = 0.0
 
     def begin(self, stage: str, kind: str, total: int) -> None:
         """A stage of ``total`` steps begins."""
-        self._stage, self._done, self._total, self._numbers = stage, 0, total, {}
+        self._stage, self._kind, self._done, self._first, self._total, self._numbers = stage, kind, 0, 0, total, {}
         self._started = self._logged = time.monotonic()
         if self._console.is_terminal:
             self._progress = Progress(
@@ -54,29 +84,37 @@ class RichDisplay:
             )
             self._progress.start()
             self._progress.add_task(stage, total=total, numbers="")
+            self._note(f"{stage} ({kind}, {total} {_unit(kind)})")
         else:
-            self._console.print(f"{stage} ({kind}, {total} {_unit(kind)})")
+            self._say(f"{stage} ({kind}, {total} {_unit(kind)})")
 
     def advance(self, steps: int, scalars: Mapping[str, float]) -> None:
         """``steps`` more are done; ``scalars`` are the newest numbers."""
         self._done += steps
-        self._numbers.update({key: scalars[key] for key, _ in SHOWN if key in scalars})
+        shown = {key for key, _ in SHOWN} | {name for names in NO_VERDICT.values() for name in names}
+        self._numbers.update({key: scalars[key] for key in shown if key in scalars})
+        if not scalars and self._done == steps:
+            self._first = steps  # of an earlier process: they say nothing of the speed
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=self._done, numbers=self._line())
-        elif time.monotonic() - self._logged > LOG_EVERY:
+        if time.monotonic() - self._logged > LOG_EVERY:
             self._logged = time.monotonic()
-            self._console.print(f"  {self._done}/{self._total}  {self._line()}", highlight=False, soft_wrap=True)
+            line = f"  {self._done}/{self._total}  {self._pace()}  {self._line()}"
+            self._note(line) if self._progress is not None else self._say(line)
+
+    def warn(self, text: str) -> None:
+        """Something that a person should look at; the stage goes on."""
+        self._console.print(f"[yellow]![/yellow] {escape(text)}", highlight=False, soft_wrap=True)
+        self._note(f"warning: {text}")
 
     def end(self, message: str) -> None:
         """The stage is done; ``message`` says in a few words what came out."""
         self.stop()
-        seconds = time.monotonic() - self._started
-        numbers = self._line()
-        self._console.print(
-            f"[green]✓[/green] {self._stage}: {message}" + (f" · {numbers}" if numbers else "") + f" · {seconds:.0f} s",
-            highlight=False,
-            soft_wrap=True,
-        )
+        numbers = "" if self._kind == "eval" else self._line()  # the message has the accuracy of every model
+        took = _duration(time.monotonic() - self._started)
+        text = " · ".join(part for part in (f"{self._stage}: {message}", numbers, took) if part)
+        self._console.print(f"[green]✓[/green] {escape(text)}", highlight=False, soft_wrap=True)
+        self._note(text)
 
     def stop(self) -> None:
         """Take the bar away, also after a failure."""
@@ -84,5 +122,32 @@ class RichDisplay:
             self._progress.stop()
             self._progress = None
 
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._note(text)
+
+    def _note(self, text: str) -> None:
+        if self._log is not None:
+            self._log.add(text)
+
+    def _pace(self) -> str:
+        """Time for one step and for those that are left. Example: ``"2.1 s a step, 3 min left"``."""
+        done = self._done - self._first
+        if done <= 0:
+            return ""
+        each = (time.monotonic() - self._started) / done
+        left = _duration(each * max(0, self._total - self._done))
+        return f"{_duration(each)} a {_unit(self._kind).removesuffix('s')}, {left} left"
+
     def _line(self) -> str:
-        return "  ".join(f"{label} {self._numbers[key]:.3g}" for key, label in SHOWN if key in self._numbers)
+        return "  ".join(
+            f"{label} {self._numbers[key]:.3g}{self._left_out(key)}" for key, label in SHOWN if key in self._numbers
+        )
+
+    def _left_out(self, key: str) -> str:
+        """Beside an accuracy, the share of answers that are not in it. Example: ``" (12% broken)"``."""
+        if key not in NO_VERDICT:
+            return ""
+        found = {name.rpartition("/")[2].replace("_", " "): self._numbers.get(name) or 0.0 for name in NO_VERDICT[key]}
+        told = [f"{share:.0%} {why}" for why, share in found.items() if share]
+        return f" ({', '.join(told)})" if told else ""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,8 +20,8 @@ from rlreason.config import Recipe, load, recipe_toml
 from rlreason.config.changes import allowed_changes, differences
 from rlreason.cores import usable_cores
 from rlreason.data.source import SourcePart
-from rlreason.display import RichDisplay
-from rlreason.errors import UsageError
+from rlreason.display import ConsoleLog, RichDisplay
+from rlreason.errors import HealthStop, UsageError
 from rlreason.report import build
 from rlreason.run import lock, manifest
 from rlreason.run.directory import RunDirectory, now, refuse_used
@@ -31,6 +30,8 @@ from rlreason.run.interrupt import Interrupted, catching_signals
 from rlreason.run.lock import locked
 from rlreason.run.manifest import DataEntry, StageEntry, fresh
 from rlreason.scorer import PoolScorer
+from rlreason.secrets import mask
+from rlreason.tracking import check_secrets, open_trackers
 
 if TYPE_CHECKING:
     from rlreason.sampler.placement import Samplers
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], None]
 
-ERROR_LOG = "error.log"
+ERROR_LOG, CONSOLE_LOG = "error.log", "console.log"
 #: A run with more metrics and rollouts than this gets no report when it is interrupted: there may be 30 seconds left.
 QUICK_REPORT_BYTES = 256 << 20
 
@@ -67,7 +68,7 @@ def run_job(recipe: Recipe, path: Path, options: JobOptions, console: Console) -
     """
 
     tell = _teller(console)
-    _check_endpoints(recipe)
+    check_secrets(recipe, tell)
     with ExitStack() as stack:
         known = _known_inputs(options)
         if options.resume:
@@ -81,22 +82,52 @@ def run_job(recipe: Recipe, path: Path, options: JobOptions, console: Console) -
         if options.resume:
             assert known is not None
             run = _take_up(checked, known, tell)
+            checked = with_models(checked, tell, run)
         else:
+            checked = with_models(checked, tell)
             folder = options.folder or _new_folder(recipe.name)
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder, tell))
             run = _begin(folder, checked, options.command)
-        run.tell = tell
+        log = ConsoleLog(run.root / CONSOLE_LOG)
+        run.tell = tell = _logging(tell, log)
         tell(f"{recipe.name}: {len(recipe.stage)} stages, seed {recipe.seed} -> {run.root}")
-        _run(checked, run, console, options.replay)
+        _run(checked, run, RichDisplay(console, log), options.replay)
         return build(run.root)
+
+
+def with_models(checked: CheckedRecipe, tell: Tell, run: RunDirectory | None = None) -> CheckedRecipe:
+    """``checked`` with the run's day for its prompts, and without the rows that its models have no room for.
+
+    ``run``: the one that is gone on with. Raises UsageError for a model that would fail in any stage.
+    """
+    from rlreason.policy.model import quiet_loading
+    from rlreason.stages.models import RunModels, check_models
+
+    quiet_loading()
+    created = now() if run is None else run.manifest.created
+    style = replace(checked.prompt_format, day=datetime.fromisoformat(created).date())
+    stages = [] if run is None else [one.name for one in run.manifest.stages if one.status == "done"]
+    done = {} if run is None else {name: run.stage_folder(name) / "checkpoint" for name in stages}
+    models = RunModels(recipe=checked.recipe, data=checked.data, prompt_format=style, done=done)
+    return replace(checked, prompt_format=style, data=check_models(models, tell))
 
 
 def _teller(console: Console) -> Tell:
     return lambda text: console.print(text, markup=False, soft_wrap=True)
 
 
-def _run(checked: CheckedRecipe, run: RunDirectory, console: Console, replay: Path | None) -> None:
+def _logging(tell: Tell, log: ConsoleLog) -> Tell:
+    """Tells and writes the same line into the run's console.log."""
+
+    def both(text: str) -> None:
+        tell(text)
+        log.add(mask(text))
+
+    return both
+
+
+def _run(checked: CheckedRecipe, run: RunDirectory, display: RichDisplay, replay: Path | None) -> None:
     """Run the stages that are not done; say in the run directory how it ended where it didn't end well."""
     from rlreason.policy.model import quiet_loading
     from rlreason.policy.process import prepare_process
@@ -104,10 +135,14 @@ def _run(checked: CheckedRecipe, run: RunDirectory, console: Console, replay: Pa
 
     quiet_loading()
     prepare_process()
-    display = RichDisplay(console)
     try:
-        with catching_signals(), open_scorer(checked) as scorer, open_samplers(checked) as samplers:
-            Pipeline(context_of(checked, run, scorer, samplers, display, replay)).run()
+        with (
+            catching_signals(),
+            open_scorer(checked) as scorer,
+            open_samplers(checked) as samplers,
+            open_trackers(checked.recipe, run, run.tell) as trackers,
+        ):
+            Pipeline(replace(context_of(checked, run, scorer, samplers, display, replay), trackers=trackers)).run()
     except Interrupted as error:
         display.stop()
         error.add_note(_interrupted(run, error))
@@ -116,8 +151,10 @@ def _run(checked: CheckedRecipe, run: RunDirectory, console: Console, replay: Pa
         raise
     except BaseException as error:
         display.stop()
-        if isinstance(error, Exception) and not isinstance(error, UsageError):
+        if isinstance(error, Exception) and not isinstance(error, (HealthStop, UsageError)):
             _log_error(run.root, error)
+        if isinstance(error, HealthStop):
+            error.add_note(f"docs/health.md says when runs are stopped; go on with `rlreason resume {run.root}`")
         _report_anyway(run.root)
         raise
 
@@ -155,7 +192,7 @@ def _begin(folder: Path, checked: CheckedRecipe, command: str) -> RunDirectory:
     from rlreason.stages.pipeline import device_names
 
     recipe = checked.recipe
-    record = fresh(command, recipe.seed, now(), device_names())
+    record = fresh(mask(command), recipe.seed, now(), device_names())
     record.data = {name: _entry(part) for name, part in _parts(checked).items()}
     record.stages = [StageEntry(name=stage.name, kind=stage.kind) for stage in recipe.stage]
     return RunDirectory.create(folder, recipe_toml(recipe), record, checked.inputs)
@@ -206,13 +243,21 @@ def _changed_problems(checked: CheckedRecipe, run: RunDirectory, *, accept: bool
 
 
 def _parts(checked: CheckedRecipe) -> dict[str, SourcePart]:
-    """ "train" and, where there is one, "heldout"."""
-    heldout = checked.source.heldout_part
-    return {"train": checked.source.train_part} | ({} if heldout is None else {"heldout": heldout})
+    """Every set that is trained on or measured; of a recipe with one set "train" and, where there is one, "heldout"."""
+    return checked.data.parts()
 
 
 def _entry(part: SourcePart) -> DataEntry:
-    return DataEntry(source=part.origin, fingerprint=part.fingerprint, size=part.size)
+    left_out = part.left_out
+    return DataEntry(
+        source=part.origin,
+        fingerprint=part.fingerprint,
+        size=part.size,
+        overlap=part.overlap,
+        bad_rows=left_out.bad_rows,
+        first_bad_row=left_out.first_bad,
+        outside_pass_rate=left_out.outside,
+    )
 
 
 def _interrupted(run: RunDirectory, error: Interrupted) -> str:
@@ -230,7 +275,7 @@ def _interrupted(run: RunDirectory, error: Interrupted) -> str:
 def _log_error(root: Path, error: Exception) -> None:
     """Write the traceback into error.log and note that on the error."""
     with suppress(OSError), (root / ERROR_LOG).open("a", encoding="utf-8") as file:
-        file.write(f"{now()}\n{''.join(traceback.format_exception(error))}\n")
+        file.write(f"{now()}\n{mask(''.join(traceback.format_exception(error)))}\n")
         error.add_note(f"traceback in {root / ERROR_LOG}; go on with `rlreason resume {root}`")
 
 
@@ -244,13 +289,6 @@ def _require_training_packages() -> None:
     missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
     if missing:
         raise UsageError(f"training needs {', '.join(missing)}: pip install 'rlreason[train]'")
-
-
-def _check_endpoints(recipe: Recipe) -> None:
-    """Keys are in the environment now, and not found missing when their stage begins."""
-    for name, endpoint in recipe.endpoint.items():
-        if endpoint.api_key_env is not None and endpoint.api_key_env not in os.environ:
-            raise UsageError(f"endpoint.{name}.api_key_env: the environment has no variable {endpoint.api_key_env}")
 
 
 def open_scorer(checked: CheckedRecipe) -> PoolScorer:
@@ -288,9 +326,10 @@ def context_of(
     return Context(
         recipe=checked.recipe,
         run=run,
-        source=checked.source,
+        data=checked.data,
         prompt_format=checked.prompt_format,
         scorer=scorer,
+        verifier=scorer.verifier,
         evaluate=summarize,
         display=display,
         device=default_device(),

@@ -35,6 +35,8 @@ FREE = (
     "cluster.spread",
     "cluster.colocate",
     "cluster.worker_timeout",
+    "logging.*",
+    "health.*",
     "endpoint.*.url",
     "endpoint.*.api_key_env",
     "endpoint.*.concurrency",

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlreason.errors import UsageError
-from rlreason.report import curve, findings
+from rlreason.report import compare, curve, findings
 from rlreason.report.page import render, write_atomically
 from rlreason.report.read import read_run
 
-__all__ = ["build", "curve_svg"]
+__all__ = ["build", "build_comparison", "curve_svg"]
 
 
 def build(run_dir: Path) -> Path:
@@ -25,6 +25,19 @@ def build(run_dir: Path) -> Path:
     path = run_dir / "report.html"
     write_atomically(path, render(read_run(run_dir)))
     return path
+
+
+def build_comparison(first: Path, second: Path, out: Path) -> Path:
+    """Write one page on two runs, called A and B on it, and return its path.
+
+    Raises `UsageError` where one is not a run directory, or `out` is a folder.
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder: --out names the HTML file of the comparison")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, compare.render(read_run(Path(first)), read_run(Path(second))))
+    return out
 
 
 def curve_svg(run_dir: Path, path: Path) -> Path:

@@ -15,8 +15,8 @@ const browse = (() => {
     for (const { stage, groups } of rollouts) {
       for (const group of groups) {
         const key = JSON.stringify([stage, group.problem, group.prompt]);
-        if (!found.has(key)) found.set(key, { stage, problem: group.problem, prompt: group.prompt, reference: group.reference, rows: [] });
-        for (const row of group.rows) found.get(key).rows.push({ ...row, step: group.step, group: group.group });
+        if (!found.has(key)) found.set(key, { stage, problem: group.problem, prompt: group.prompt, rendered: group.rendered, reference: group.reference, rows: [] });
+        for (const row of group.rows) found.get(key).rows.push({ ...row, step: group.step, group: group.group, partial: group.partial });
       }
     }
     return [...found.values()];
@@ -103,6 +103,7 @@ const browse = (() => {
     const question = el("dl", { class: "question" },
       el("dt", null, "prompt"), el("dd", null, appendMarked(el("div", { class: "text" }), card.prompt, query)));
     if (card.reference !== null) question.append(el("dt", null, "reference"), el("dd", null, appendMarked(el("div", { class: "text" }), card.reference, query)));
+    if (card.rendered) question.append(el("dt", null, "as the model read it"), el("dd", null, appendMarked(el("div", { class: "text" }), card.rendered, query)));
     const box = el("div", { class: "body" }, question);
     for (const group of new Set(rows.map((row) => row.group))) {
       const mine = rows.filter((row) => row.group === group);
@@ -111,7 +112,8 @@ const browse = (() => {
       const mean = scores.length ? `, mean reward ${number(scores.reduce((a, b) => a + b) / scores.length)}` : "";
       const all = whole.length;
       const which = mine.length < all ? `${mine.length} of ${all} completions match` : `${all} ${all === 1 ? "completion" : "completions"}`;
-      const head = el("p", { class: "group" }, `step ${mine[0].step}: ${which}${mean}, group `);
+      const why = whole[0].partial ? ", kept because their check failed" : mean;
+      const head = el("p", { class: "group" }, `step ${mine[0].step}: ${which}${why}, group `);
       appendVisible(head.appendChild(el("code")), String(group).slice(0, 120));
       box.append(head, el("div", { class: "completions" }, ...mine.map((row) => completion(row, query))));
     }

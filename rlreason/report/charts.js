@@ -3,11 +3,12 @@ const charts = (() => {
   const { el, svg, format, tickLabels, linearTicks, logTicks, smooth } = draw;
   const PLOT = 132, TOP = 8, BOTTOM = 32, LEFT = 46;
 
-  /* Which step all charts of a stage point at; null: the last one. */
-  function cursor(steps) {
+  /* Which step all charts of a stage point at; null: the last one. `axis`: where each step is drawn, in what unit. */
+  function cursor(steps, axis) {
     const members = [];
     return {
       steps,
+      axis: axis || { unit: "step", at: steps, say: (i) => `step ${steps[i]}` },
       index: null,
       join(member) { members.push(member); },
       set(index) {
@@ -29,7 +30,7 @@ const charts = (() => {
     const half = halfWidth(count);
     const series = spec.series.map((s) => {
       const known = present(s.values);
-      const sparse = known.length < count / 2 || known.length < 8;
+      const sparse = !s.join && (known.length < count / 2 || known.length < 8);
       const values = log ? s.values.map((v) => (v > 0 ? v : null)) : s.values;
       return { ...s, sparse, raw: values, line: sparse ? values : smooth(values, half, log) };
     });
@@ -89,7 +90,7 @@ const charts = (() => {
   };
 
   function axes(root, frame, spec, log) {
-    const { width, right, x, y, low, high, steps } = frame;
+    const { width, right, y, low, high, axis } = frame;
     const ticks = log ? logTicks(low, high) : linearTicks(low, high, 4);
     const labels = tickLabels(ticks, spec.unit, log);
     ticks.forEach((tick, i) => {
@@ -97,16 +98,17 @@ const charts = (() => {
       root.append(svg("line", { x1: LEFT, x2: width - right, y1: at, y2: at, class: tick === low || tick === 0 ? "base" : "gridline" }));
       root.append(svg("text", { x: LEFT - 6, y: at + 3.5, "text-anchor": "end" }, labels[i]));
     });
-    const first = steps[0], last = steps[steps.length - 1];
-    const marks = first === last ? [first] : linearTicks(first, last, (width - LEFT - right) / 62).filter(Number.isInteger);
+    const first = axis.at[0], last = axis.at[axis.at.length - 1];
+    const wanted = first === last ? [first] : linearTicks(first, last, (width - LEFT - right) / 62);
+    const marks = axis.unit === "step" ? wanted.filter(Number.isInteger) : wanted;
     const bottom = TOP + PLOT;
     for (const step of marks) {
       const at = frame.place(step);
       root.append(svg("line", { x1: at, x2: at, y1: bottom, y2: bottom + 4, class: "base" }));
-      root.append(svg("text", { x: at, y: bottom + 15, "text-anchor": "middle" }, String(step)));
+      root.append(svg("text", { x: at, y: bottom + 15, "text-anchor": "middle" }, axis.unit === "step" ? String(step) : format(step, "")));
     }
     root.append(svg("line", { x1: LEFT, x2: width - right, y1: bottom, y2: bottom, class: "base" }));
-    root.append(svg("text", { x: width - right, y: bottom + 28, "text-anchor": "end" }, "step"));
+    root.append(svg("text", { x: width - right, y: bottom + 28, "text-anchor": "end" }, axis.unit));
   }
 
   function marks(root, frame, ready, spec) {
@@ -124,8 +126,9 @@ const charts = (() => {
         end = (s.low[lastKnown] + s.high[lastKnown]) / 2;
         if (s.high[lastKnown] - s.low[lastKnown] <= 0 && s.high.every((v, i) => v === s.low[i])) continue;
       } else {
-        if (!s.sparse && halfWidth(steps.length)) root.append(svg("path", { d: path(s.raw, x, y), class: "raw", style }));
-        root.append(svg("path", { d: s.sparse ? joined(s.line, x, y) : path(s.line, x, y), class: "smooth", style }));
+        const trace = s.sparse || s.join ? joined : path;
+        if (!s.sparse && halfWidth(steps.length)) root.append(svg("path", { d: trace(s.raw, x, y), class: "raw", style }));
+        root.append(svg("path", { d: trace(s.line, x, y), class: "smooth", style }));
         if (s.sparse) s.line.forEach((v, i) => { if (v !== null) root.append(svg("circle", { cx: x(i), cy: y(v), r: 2.6, class: "point", style })); });
       }
       labels.push({ y: y(end) + 4, name: s.name, style });
@@ -137,42 +140,42 @@ const charts = (() => {
     }
   }
 
-  function geometry(width, spec, ready, steps) {
+  function geometry(width, spec, ready, { steps, axis }) {
     const [low, high] = domain(spec, ready);
     const longest = ready.series.length > 1 ? Math.max(...ready.series.map((s) => s.name.length)) : 0;
     const right = longest ? Math.min(106, 14 + longest * 6.3) : 12;
-    const first = steps[0], span = steps[steps.length - 1] - first || 1;
-    const place = (step) => LEFT + ((step - first) / span) * (width - LEFT - right);
+    const first = axis.at[0], span = axis.at[axis.at.length - 1] - first || 1;
+    const place = (at) => LEFT + ((at - first) / span) * (width - LEFT - right);
     const t = ready.log ? (v) => Math.log(v / low) / Math.log(high / low) : (v) => (v - low) / (high - low);
-    return { width, right, low, high, steps, place, x: (i) => place(steps[i]), y: (v) => TOP + PLOT * (1 - Math.max(0, Math.min(1, t(v)))) };
+    return { width, right, low, high, steps, axis, place, x: (i) => place(axis.at[i]), y: (v) => TOP + PLOT * (1 - Math.max(0, Math.min(1, t(v)))) };
   }
 
   /* The value of a series at a step; a sparse series answers with its last measurement and says when that was. */
-  function valueAt(s, index, steps, unit) {
+  function valueAt(s, index, axis, unit) {
     if (s.values[index] !== null) return format(s.values[index], unit);
-    if (!s.sparse) return "–";
+    if (!s.sparse && !s.join) return "–";
     const last = s.values.slice(0, index + 1).findLastIndex((v) => v !== null);
-    return last < 0 ? "–" : `${format(s.values[last], unit)} (step ${steps[last]})`;
+    return last < 0 ? "–" : `${format(s.values[last], unit)} (${axis.say(last)})`;
   }
 
-  function readout(box, spec, ready, steps, index) {
-    box.replaceChildren(el("b", null, `step ${steps[index]}`));
+  function readout(box, spec, ready, axis, index) {
+    box.replaceChildren(el("b", null, axis.say(index)));
     const parts = [];
     for (const s of ready.series) {
       const whole = spec.share ? ready.series.reduce((sum, one) => sum + (one.values[index] || 0), 0) : 0;
-      const value = spec.share ? format(whole ? (s.values[index] || 0) / whole : 0, "%") : valueAt(s, index, steps, spec.unit);
+      const value = spec.share ? format(whole ? (s.values[index] || 0) / whole : 0, "%") : valueAt(s, index, axis, spec.unit);
       const label = ready.series.length > 1 ? s.name + " " : "";
       parts.push(`${label}${value}`);
       box.append(el("i", { style: `--c:var(${s.color})` }, label, el("b", null, value)));
     }
-    return `step ${steps[index]}: ${parts.join(", ")}`;
+    return `${axis.say(index)}: ${parts.join(", ")}`;
   }
 
-  function summary(spec, ready, steps) {
+  function summary(spec, ready, axis) {
     const spans = ready.series.map((s) => {
       const known = s.values.map((v, i) => [v, i]).filter(([v]) => v !== null);
       const [from, to] = [known[0], known[known.length - 1]];
-      return `${s.name} from ${format(from[0], spec.unit)} at step ${steps[from[1]]} to ${format(to[0], spec.unit)} at step ${steps[to[1]]}`;
+      return `${s.name} from ${format(from[0], spec.unit)} at ${axis.say(from[1])} to ${format(to[0], spec.unit)} at ${axis.say(to[1])}`;
     });
     return `${spec.title}, ${spec.axis}: ${spans.join("; ")}`;
   }
@@ -195,7 +198,7 @@ const charts = (() => {
     const ready = prepare(spec, steps.length);
     const box = el("div", { class: "readout" });
     const root = svg("svg", {
-      role: "slider", tabindex: 0, "aria-label": summary(spec, ready, steps), "aria-orientation": "horizontal",
+      role: "slider", tabindex: 0, "aria-label": summary(spec, ready, shared.axis), "aria-orientation": "horizontal",
       "aria-valuemin": steps[0], "aria-valuemax": steps[last],
     });
     const scaleNote = ready.log ? ", log scale" : "";
@@ -206,14 +209,14 @@ const charts = (() => {
     function point(index) {
       const at = index === null ? last : index;
       root.setAttribute("aria-valuenow", steps[at]);
-      root.setAttribute("aria-valuetext", readout(box, spec, ready, steps, at));
+      root.setAttribute("aria-valuetext", readout(box, spec, ready, shared.axis, at));
       if (index === null || !frame) layer.replaceChildren();
       else hoverDots(layer, frame, ready, spec, index);
     }
     function paint() {
       const width = Math.round(figure.clientWidth);
       if (!width || (frame && frame.width === width)) return;
-      frame = geometry(width, spec, ready, steps);
+      frame = geometry(width, spec, ready, shared);
       root.setAttribute("viewBox", `0 0 ${width} ${TOP + PLOT + BOTTOM}`);
       root.replaceChildren();
       axes(root, frame, spec, ready.log);

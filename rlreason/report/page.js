@@ -26,9 +26,21 @@
   });
 
   const data = JSON.parse(document.getElementById("run-data").textContent);
-  for (const container of document.querySelectorAll(".charts[data-stage]")) {
-    panels.show(container, data.stages[Number(container.dataset.stage)]);
+  function drawStages(wanted) {
+    for (const container of document.querySelectorAll(".charts[data-stage]")) {
+      panels.show(container, data.stages[Number(container.dataset.stage)], wanted);
+    }
   }
+  const choice = document.getElementById("axis");
+  choice.hidden = false;
+  choice.querySelector("select").addEventListener("change", (event) => drawStages(event.target.value));
+  drawStages("step");
+
+  /* How old the page is: it may be of a run that goes on. */
+  const written = document.getElementById("written");
+  const minutes = Math.round((Date.now() - Date.parse(written.dateTime)) / 60000);
+  const old = minutes < 1 ? "less than a minute" : minutes < 120 ? `${minutes} min` : minutes < 2880 ? `${Math.round(minutes / 60)} hours` : `${Math.round(minutes / 1440)} days`;
+  if (minutes >= 0) written.after(`, ${old} ago`);
   browse.start(data.rollouts);
   root.dataset.ready = "yes";
 })();

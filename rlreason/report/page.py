@@ -8,8 +8,9 @@ import json
 import math
 import os
 import tempfile
+from datetime import UTC, datetime
 from importlib.resources import files
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined, Undefined
@@ -19,6 +20,7 @@ from rlreason.report import curve, findings, words
 from rlreason.report.mismatch import read_doctor
 from rlreason.report.read import Json, Run, Stage, as_dict, as_list, heldout_points, number, whole
 from rlreason.report.rollouts import StageRollouts, read_rollouts, verdict_order
+from rlreason.secrets import mask
 
 #: Steps of one stage that the charts carry. Beyond it they are thinned evenly, and the page says so.
 MAX_STEPS = 1_500
@@ -61,10 +63,40 @@ def stage_data(stage: Stage) -> Json:
         "name": stage.name,
         "kind": stage.kind,
         "status": stage.status,
+        "axes": axes(stage, rows),
         "steps": [int(row["step"] or 0) for row in rows],
         "series": {key: values for key, values in series.items() if any(v is not None for v in values)},
         "stride": stride,
     }
+
+
+def axes(stage: Stage, rows: list[dict[str, float | None]]) -> dict[str, list[float | int | None]]:
+    """What else the charts of a stage can be drawn over: tokens and seconds of work up to the end of each of `rows`.
+
+    Of tokens only where every step counted them.
+    """
+    found = {}
+    for axis, key in (("tokens", "tokens"), ("time", "seconds")):
+        so_far = accumulate(row.get(key) or 0.0 for row in stage.steps)
+        sums = dict(zip(map(id, stage.steps), so_far, strict=True))
+        if stage.steps and all(row.get(key) is not None for row in stage.steps):
+            found[axis] = [rounded(sums[id(row)]) for row in rows]
+    return found
+
+
+def origin(run: Run, stage: Stage) -> list[str]:
+    """What a stage was made from, in words: earlier stages, the path of a loaded model, "a new policy"."""
+    said = []
+    for parent, words_of_it in zip(stage.parents, findings.origin(stage), strict=True):
+        path = as_dict(run.settings.get(parent)).get("path") if findings.is_fresh(stage, parent) else None
+        said.append(path if isinstance(path, str) and path else words_of_it)
+    return said
+
+
+def steps_of(run: Run, stage: Stage) -> int | None:
+    """How many steps the recipe gives a stage that trains; None where it can't be told."""
+    tables = [as_dict(one) for one in as_list(run.settings.get("stage"))]
+    return next((whole(one.get("steps")) for one in tables if one.get("name") == stage.name), None)
 
 
 def facts(stage: Stage) -> list[tuple[str, str]]:
@@ -97,6 +129,11 @@ def total(stage: Stage, key: str) -> float | None:
     return sum(values) if values else None
 
 
+def script_hash(script: str) -> str:
+    """What the content policy allows a script by."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
 def island(data: Json) -> Markup:
     """JSON that can stand inside a `<script>` element whatever it holds: no `<`, `>` or `&`, and only ASCII."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
@@ -110,6 +147,12 @@ def total_seconds(run: Run) -> float | None:
     stated = number(as_dict(run.manifest.get("totals")).get("seconds"))
     counted = sum(s.seconds or sum(row.get("seconds") or 0.0 for row in s.steps) for s in run.stages)
     return max(stated or 0.0, counted) or None
+
+
+def gpu_hours(run: Run) -> str | None:
+    """GPUs of the host times hours; None without GPUs."""
+    gpus, seconds = len(as_list(as_dict(run.manifest.get("hardware")).get("gpus"))), total_seconds(run)
+    return f"{gpus * seconds / 3600:,.2f}" if gpus and seconds else None
 
 
 def last_written(run: Run) -> float | None:
@@ -129,13 +172,15 @@ def state_note(run: Run) -> str | None:
     current = next((stage for stage in run.stages if stage.status == "running"), None)
     where = "no stage is running"
     if current:
-        step = f", step {int(current.steps[-1]['step'] or 0):,}" if current.steps else ""
-        where = f"stage {current.name} is marked as running{step}"
+        total = steps_of(run, current)
+        out_of = f" of {total:,}" if total else ""
+        done = int(current.steps[-1]["step"] or 0) + 1 if current.steps else 0
+        where = f"stage {current.name} is running, {done:,}{out_of} steps are done"
     seen = last_written(run)
     when = f"; its last step was written {words.moment(seen)}" if seen else ""
     return (
-        f"This run is not finished: {where}{when}. If it was stopped, continue it with --resume; this page shows what "
-        "was written so far."
+        f"This run is not finished: {where}{when}. This page shows what was written until then: `rlreason report` "
+        "builds it anew, and `rlreason resume` continues a run that was stopped."
     )
 
 
@@ -151,7 +196,7 @@ def provenance(manifest: Json) -> Json:
     gpus = as_list(hardware.get("gpus"))
     cores = whole(hardware.get("cores"))
     return {
-        "manifest": {key: manifest.get(key) for key in known},
+        "manifest": {key: mask(text) if isinstance(text := manifest.get(key), str) else text for key in known},
         "totals": {key: number(totals.get(key)) for key in ("sampled_tokens", "trained_tokens")},
         "cpu": hardware.get("cpu"),
         "memory": number(hardware.get("memory_gib")),
@@ -177,29 +222,31 @@ def context(run: Run) -> Json:
     data = {"stages": stages, "rollouts": [{"stage": r.stage, "groups": r.groups} for r in rollouts]}
     accuracy = {m.result.model: m.result.accuracy for m in suites[0].models} if suites else {}
     script = "\n".join(asset(name) for name in SCRIPTS)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return {
         "run": run,
         **provenance(run.manifest),
         "headline": findings.headline(run, suites),
         "state_note": state_note(run),
+        "warnings": findings.warnings(run),
         "notes": [*run.notes, *rollout_notes(rollouts), *(note for one in doctors if one for note in one.notes)],
         "suites": suites,
         "accuracy": accuracy,
         # An arrow is drawn only where a stage was made from the one before it: a control student was not.
         "follows": {b.name for a, b in pairwise(run.stages) if a in findings.parents(run, b)},
-        "origins": [findings.origin(stage) for stage in run.stages],
+        "origins": [origin(run, stage) for stage in run.stages],
         "facts": [facts(stage) for stage in run.stages],
         "doctors": doctors,
         "strides": [stage["stride"] for stage in stages],
         "rollouts": rollouts,
         "verdicts": sorted({verdict for one in rollouts for verdict in one.verdicts}, key=verdict_order),
         "seconds": total_seconds(run),
+        "gpu_hours": gpu_hours(run),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "curve_wide": Markup(curve.draw(chain, 1080, top)) if chain else None,
         "curve_narrow": [Markup(curve.draw(chain[i : i + 2], 380, top)) for i in range(0, len(chain), 2)],
         "style": Markup(asset("style.css")),
         "script": Markup(script),
-        "script_hash": digest,
+        "script_hash": script_hash(script),
         "island": island(data),
     }
 

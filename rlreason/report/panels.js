@@ -107,15 +107,26 @@ const panels = (() => {
     return box;
   }
 
-  function show(container, stage) {
-    const shared = charts.cursor(stage.steps);
+  /* Where the steps of a stage are drawn; steps where the stage did not count what is asked for. */
+  function axis(stage, wanted) {
+    const sums = stage.axes[wanted];
+    if (!sums) return null;
+    const say = (i) => `step ${stage.steps[i]}`;
+    if (wanted === "tokens") return { unit: "tokens", at: sums, say };
+    const long = sums[sums.length - 1] > 7200;
+    return { unit: long ? "hours" : "minutes", at: sums.map((s) => s / (long ? 3600 : 60)), say };
+  }
+
+  function show(container, stage, wanted) {
+    const shared = charts.cursor(stage.steps, axis(stage, wanted));
     const { known, rest } = specs(stage);
-    container.append(...known.map((spec) => charts.chart(spec, shared)));
+    container.replaceChildren(...known.map((spec) => charts.chart(spec, shared)));
+    while (container.nextElementSibling && container.nextElementSibling.matches("details.more")) container.nextElementSibling.remove();
     const after = [];
     if (rest.length) after.push(fold(`Other scalars (${rest.length})`, () => el("div", { class: "charts" }, ...rest.map((spec) => charts.chart(spec, shared)))));
     after.push(fold("All values", () => el("div", { class: "values", tabindex: 0, role: "region", "aria-label": `All values of ${stage.name}` }, table(stage))));
     container.after(...after);
   }
 
-  return { show };
+  return { show, axis, fold };
 })();

@@ -6,16 +6,19 @@ was not there or not readable is kept in `Run.notes`, which the page shows.
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import tomllib
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from rlreason.errors import UsageError
 from rlreason.report.words import plural
+from rlreason.secrets import mask
 from rlreason.types import Interval
 
 Json = dict[str, Any]
@@ -67,6 +70,9 @@ class Evaluation:
     mean_tokens: float | None = None
     parameters: int | None = None
     active_parameters: int | None = None
+    #: Shares of all answers without a verdict, which are in no accuracy.
+    broken: float = 0.0
+    timed_out: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +96,14 @@ class Run:
             return "failed"
         return "done" if states == {"done"} else "unfinished"
 
+    @property
+    def settings(self) -> Json:
+        """recipe.toml as a table; empty where it is missing or no TOML."""
+        try:
+            return tomllib.loads(self.recipe or "")
+        except (tomllib.TOMLDecodeError, RecursionError):
+            return {}
+
 
 def number(value: object) -> float | None:
     """A finite number, or None for anything else (NaN and infinity included: JSON has no word for them)."""
@@ -112,6 +126,12 @@ def words(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+def masked_words(value: object) -> str | None:
+    """A non-empty string with keys and passwords as `***`, or None."""
+    text = words(value)
+    return None if text is None else mask(text)
+
+
 def interval(value: object) -> Interval | None:
     """An `Interval` from its JSON form; None where a bound or the value is missing."""
     if not isinstance(value, dict):
@@ -128,10 +148,13 @@ def heldout_points(steps: Steps) -> list[tuple[int, float]]:
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, int, Json | None]]:
-    """(byte offset, length, object) of each line; the object is None where the line is not a JSON object."""
+    """(byte offset, length, object) of each line; the object is None where the line is not a JSON object.
+
+    Of a ``.gz`` file the offsets are in its text; it may still be written, so it ends where it can't be read further.
+    """
     offset = 0
-    with path.open("rb") as file:
-        for line in file:
+    with open_lines(path) as file:
+        for line in whole_lines(file):
             if line.strip():
                 try:
                     row = json.loads(line)
@@ -139,6 +162,19 @@ def json_lines(path: Path) -> Iterator[tuple[int, int, Json | None]]:
                     row = None
                 yield offset, len(line), row if isinstance(row, dict) else None
             offset += len(line)
+
+
+def open_lines(path: Path) -> BinaryIO:
+    """A file of JSON lines, plain or compressed."""
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+
+
+def whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Its lines; of a gzip file that is cut short, those before the cut."""
+    try:
+        yield from file
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        yield b"cut short"
 
 
 def read_steps(path: Path, notes: list[str]) -> Steps:
@@ -196,7 +232,7 @@ def read_stages(run_dir: Path, manifest: Json, notes: list[str]) -> tuple[Stage,
                 active_parameters=whole(entry.get("active_parameters")),
                 parents=tuple(str(parent) for parent in as_list(entry.get("parents"))),
                 sha256=words(entry.get("sha256")),
-                error=words(entry.get("error")),
+                error=masked_words(entry.get("error")),
                 folder=folder,
                 steps=steps,
             )
@@ -242,6 +278,8 @@ def read_evaluations(run_dir: Path, stages: tuple[Stage, ...], notes: list[str])
                 mean_tokens=number(raw.get("mean_tokens")),
                 parameters=whole(raw.get("parameters")),
                 active_parameters=whole(raw.get("active_parameters")),
+                broken=number(raw.get("broken")) or 0.0,
+                timed_out=number(raw.get("timed_out")) or 0.0,
             )
         )
     return tuple(sorted(found, key=lambda one: order.get(one.model, len(order) + 1)))
@@ -283,7 +321,7 @@ def read_run(run_dir: Path) -> Run:
     manifest = read_manifest(run_dir)
     notes: list[str] = []
     path = run_dir / "recipe.toml"
-    recipe = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    recipe = mask(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
     if recipe is None:
         notes.append("recipe.toml is missing: the recipe can't be shown.")
     stages = read_stages(run_dir, manifest, notes)

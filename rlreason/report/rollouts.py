@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rlreason.report.read import Json, Run, Stage, as_dict, json_lines, number, whole
+from rlreason.report.read import Json, Run, Stage, as_dict, json_lines, number, open_lines, whole
+from rlreason.secrets import mask
 from rlreason.types import Verdict
 
 #: Rollouts and bytes of text that one page carries, over all stages.
@@ -28,9 +29,9 @@ VERDICTS = tuple(verdict.value for verdict in Verdict)
 
 @dataclass(slots=True)
 class Located:
-    """One group of a rollouts file: where its lines are."""
+    """One group: where its lines are, as (number of the file, byte offset in its text)."""
 
-    offsets: list[int] = field(default_factory=list)
+    offsets: list[tuple[int, int]] = field(default_factory=list)
     size: int = 0
 
 
@@ -61,19 +62,26 @@ def clip(value: object, limit: int = MAX_TEXT) -> str | None:
     return text if len(text) <= limit else text[:limit] + f" … ({len(text) - limit:,} more characters)"
 
 
-def locate(path: Path) -> tuple[dict[tuple[str, int], Located], Counter[str], int]:
-    """First pass: the groups of the file in order, all verdicts counted, and the number of unreadable lines."""
+def sources(stage: Stage) -> list[Path]:
+    """The files that hold a stage's rollouts: two where `logging.rollouts.compress` was changed on the way."""
+    names = ("rollouts.jsonl", "rollouts.jsonl.gz")
+    return [stage.folder / name for name in names if (stage.folder / name).is_file()] if stage.folder else []
+
+
+def locate(paths: Sequence[Path]) -> tuple[dict[tuple[str, int], Located], Counter[str], int]:
+    """First pass: the groups of the files in order, all verdicts counted, and the number of unreadable lines."""
     groups: dict[tuple[str, int], Located] = {}
     verdicts: Counter[str] = Counter()
     torn = 0
-    for offset, length, row in json_lines(path):
-        if row is None:
-            torn += 1
-            continue
-        group = groups.setdefault((str(row.get("group_id")), whole(row.get("step")) or 0), Located())
-        group.offsets.append(offset)
-        group.size += min(length, MAX_RESPONSE + 3 * MAX_TEXT)
-        verdicts[clip(row.get("verdict"), 40) or "?"] += 1
+    for number_of_file, path in enumerate(paths):
+        for offset, length, row in json_lines(path):
+            if row is None:
+                torn += 1
+                continue
+            group = groups.setdefault((str(row.get("group_id")), whole(row.get("step")) or 0), Located())
+            group.offsets.append((number_of_file, offset))
+            group.size += min(length, MAX_RESPONSE + 3 * MAX_TEXT)
+            verdicts[clip(row.get("verdict"), 40) or "?"] += 1
     return groups, verdicts, torn
 
 
@@ -101,7 +109,7 @@ def compact(row: Json) -> Json:
         "score": number(row.get("score")),
         "extracted": clip(row.get("extracted")),
         "parts": parts,
-        "detail": clip(row.get("detail")) or "",
+        "detail": mask(clip(row.get("detail")) or ""),
         "advantage": number(row.get("advantage")),
         "tokens": whole(row.get("tokens")),
         "finish": clip(row.get("finish_reason"), 40),
@@ -109,19 +117,29 @@ def compact(row: Json) -> Json:
     }
 
 
-def load_group(path: Path, located: Located) -> Json:
-    """Second pass: one group with what its completions share said once."""
-    rows: list[Json] = []
-    with path.open("rb") as file:
-        for offset in located.offsets:
-            file.seek(offset)
-            rows.append(json.loads(file.readline()))
+def load_rows(paths: Sequence[Path], wanted: Sequence[tuple[int, int]]) -> dict[tuple[int, int], Json]:
+    """Second pass: the rows at these places, each file read forwards once."""
+    found = {}
+    for number_of_file, path in enumerate(paths):
+        with open_lines(path) as file:
+            for place in sorted(one for one in wanted if one[0] == number_of_file):
+                file.seek(place[1])
+                found[place] = json.loads(file.readline())
+    return found
+
+
+def load_group(rows: Sequence[Json]) -> Json:
+    """One group, with what its completions share said once."""
     first = rows[0]
+    rendered = next((text for row in rows if (text := clip(row.get("rendered_prompt")))), None)
     return {
         "step": whole(first.get("step")) or 0,
         "group": clip(first.get("group_id"), 400),
         "problem": clip(first.get("problem_id"), 400) or "?",
         "prompt": clip(first.get("prompt")) or "",
+        "rendered": rendered,
+        # Some completions of a group that is not logged, kept because their check failed.
+        "partial": all(row.get("logged_for") == "failure" for row in rows),
         "reference": clip(first.get("reference")),
         "rows": [compact(row) for row in rows],
     }
@@ -129,15 +147,16 @@ def load_group(path: Path, located: Located) -> Json:
 
 def stage_rollouts(stage: Stage, max_rollouts: int, max_bytes: int) -> StageRollouts | None:
     """The rollouts of one stage; None where it wrote none."""
-    path = stage.folder / "rollouts.jsonl" if stage.folder else None
-    if path is None or not path.is_file():
+    paths = sources(stage)
+    if not paths:
         return None
-    located, verdicts, torn = locate(path)
+    located, verdicts, torn = locate(paths)
     picked = pick(list(located.values()), max_rollouts, max_bytes)
-    groups = [load_group(path, group) for group in picked]
+    rows = load_rows(paths, [place for group in picked for place in group.offsets])
+    groups = [load_group([rows[place] for place in group.offsets]) for group in picked]
     return StageRollouts(
         stage=stage.name,
-        source="/".join(path.parts[-2:]),
+        source="/".join(paths[-1].parts[-2:]),
         groups=groups,
         shown=sum(len(group["rows"]) for group in groups),
         total=verdicts.total(),
@@ -148,7 +167,7 @@ def stage_rollouts(stage: Stage, max_rollouts: int, max_bytes: int) -> StageRoll
 
 def read_rollouts(run: Run) -> list[StageRollouts]:
     """The rollouts that the page carries, by stage, each stage with an equal part of the budget."""
-    writers = [s for s in run.stages if s.folder and (s.folder / "rollouts.jsonl").is_file()]
+    writers = [stage for stage in run.stages if sources(stage)]
     if not writers:
         return []
     found = (stage_rollouts(s, MAX_ROLLOUTS // len(writers), MAX_BYTES // len(writers)) for s in writers)

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class StateRecord(BaseModel):
 
     step: int
     progress: dict[str, JsonValue] = {}
-    #: Bytes of each *.jsonl file of the stage; what was written to them later is cut off when the run goes on.
+    #: Bytes of each *.jsonl and *.jsonl.gz file of the stage; what was written later is cut off when the run goes on.
     files: dict[str, int] = {}
     seconds: float = 0.0
     sampled_tokens: int = 0
@@ -147,20 +148,27 @@ class StageStates:
 
 
 def file_lengths(folder: Path) -> dict[str, int]:
-    """Bytes of each *.jsonl file of a stage folder."""
-    return {path.name: path.stat().st_size for path in sorted(folder.glob("*.jsonl"))}
+    """Bytes of each *.jsonl and *.jsonl.gz file of a stage folder."""
+    return {path.name: path.stat().st_size for path in row_files(folder)}
+
+
+def row_files(folder: Path) -> list[Path]:
+    """The files of a stage folder that rows are appended to, sorted."""
+    return sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")])
 
 
 def cut_files(folder: Path, lengths: Mapping[str, int], tell: Callable[[str], None]) -> None:
-    """Cut each *.jsonl file of a stage folder back to its recorded length, 0 where none is; never removes one.
+    """Cut each *.jsonl and *.jsonl.gz file of a stage folder back to its recorded length, 0 where none is; never
+    removes one.
 
-    A torn line at the end goes too. ``tell`` is told of a file that is shorter than it was.
+    A torn line or gzip member at the end goes too. ``tell`` is told of a file that is shorter than it was.
     """
     for name, size in file_lengths(folder).items():
         keep = lengths.get(name, 0)
         if size < keep:
             tell(f"{folder / name} has lost {keep - size:,} bytes since the state was saved; going on without them")
-        _truncate(folder / name, min(size, keep))
+        truncate = _truncate_members if name.endswith(".gz") else _truncate
+        truncate(folder / name, min(size, keep))
 
 
 def _truncate(path: Path, length: int) -> None:
@@ -175,6 +183,31 @@ def _truncate(path: Path, length: int) -> None:
                 end = start + newline + 1
                 break
             end = start
+        file.truncate(end)
+        os.fsync(file.fileno())
+
+
+def _truncate_members(path: Path, length: int) -> None:
+    """Keep ``length`` bytes of a gzip file, or fewer: up to the end of a member."""
+    with path.open("r+b") as file:
+        end = 0
+        member = zlib.decompressobj(wbits=31)
+        while file.tell() < length:
+            block = file.read(min(1 << 20, length - file.tell()))
+            if not block:
+                break
+            while block:
+                try:
+                    member.decompress(block)
+                except zlib.error:
+                    block = b""
+                    length = 0  # nothing behind it can be read
+                    break
+                block = member.unused_data
+                if not member.eof:
+                    break
+                end = file.tell() - len(block)
+                member = zlib.decompressobj(wbits=31)
         file.truncate(end)
         os.fsync(file.fileno())
 

@@ -46,7 +46,7 @@ def measure(
         stream=f"{stage.name}/{model.name}",
     )
     groups = scored_groups(
-        context.verifier, model.sampler, context.source.heldout(stage.problems), params, journal, watch
+        context.verifier, model.sampler, context.data.of(stage.name).heldout(stage.problems), params, journal, watch
     )
     return replace(context.evaluate(groups, model.name, SUITE), parameters=model.parameters[0]), groups
 

@@ -19,12 +19,15 @@ from rlreason.policy.policies import Policy, fresh_policy, load_policy
 from rlreason.run import atomic
 from rlreason.run.interrupt import Interrupted, deferred
 from rlreason.run.manifest import StageEntry
+from rlreason.secrets import mask
 from rlreason.stages.context import Context, Recorder
-from rlreason.stages.distill import check_vocabulary, run_distill
+from rlreason.stages.distill import run_distill
 from rlreason.stages.evaluate import MeasuredModel, read_accuracy, run_evaluation
 from rlreason.stages.grpo import run_grpo
+from rlreason.stages.references import References
 from rlreason.stages.reject import CHUNK, run_reject
 from rlreason.stages.sft import run_sft
+from rlreason.trainer.balance import router_coefficient
 from rlreason.trainer.local import LocalTrainer
 
 #: Added to the seed for the student, so that its weights are not those of a policy of the same shape.
@@ -37,6 +40,7 @@ class Pipeline:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._recipe = context.recipe
+        self._references = References(context.recipe)
 
     def run(self) -> None:
         """Run every stage that is not done, from its newest state; the first failure is noted in the manifest and
@@ -47,7 +51,7 @@ class Pipeline:
 
     def _run_stage(self, stage: Stage) -> None:
         run = self._context.run
-        entry, saved = run.begin(stage.name, self._parents(stage))
+        entry, saved = run.begin(stage.name, self._references.parents(stage))
         recorder = Recorder(self._context, entry, saved)
         self._context.display.begin(stage.name, stage.kind, _total(stage))
         if recorder.progress.done:
@@ -57,7 +61,7 @@ class Pipeline:
         except Interrupted:
             raise  # the caller says in the manifest that the stage was interrupted
         except BaseException as error:
-            entry.status, entry.error = "failed", f"{type(error).__name__}: {error}"[:500]
+            entry.status, entry.error = "failed", mask(f"{type(error).__name__}: {error}")[:500]
             with suppress(OSError):  # a full disk: what failed is more to the point
                 run.save()
             raise
@@ -72,37 +76,43 @@ class Pipeline:
         if isinstance(stage, EvalStage):
             return self._evaluate(stage, recorder)
         if isinstance(stage, RejectStage):
-            with self.open_model(stage, self._model_of(stage)) as model:
+            with self.open_model(stage, self._references.model_of(stage)) as model:
                 run_reject(stage, self._context, model.sampler, recorder)
+            recorder.health.end(0)
             return f"{recorder.entry.sampled_tokens:,} tokens sampled"
         trainer = self._trainer(stage, recorder)
+        parameters, active = trainer.parameters
+        recorder.health.history.moe = parameters != active
         if isinstance(stage, SftStage):
             run_sft(stage, self._context, trainer, recorder)
         elif isinstance(stage, GrpoStage):
             run_grpo(stage, self._context, trainer, recorder)
         else:
-            traces = self._context.run.stage_folder(self._traces_of(stage).name)
+            traces = self._context.run.stage_folder(self._references.traces_of(stage).name)
             run_distill(stage, self._context, trainer, recorder, traces)
+        recorder.health.end(recorder.entry.trained_tokens)
         with deferred():
             self._save(stage.name, trainer, recorder.entry)
         return f"{recorder.entry.trained_tokens:,} tokens trained"
 
     def _trainer(self, stage: SftStage | GrpoStage | DistillStage, recorder: Recorder) -> LocalTrainer:
         """The stage's trainer, with the weights that the stage begins with or those of its newest state."""
-        name = self._model_of(stage)
+        name = self._references.model_of(stage)
         policy = self._policy(stage, name, torch.float32)
         teacher = None
         if isinstance(stage, DistillStage) and stage.teacher_kl > 0:
-            traces = self._traces_of(stage)
-            source = self._model_of(traces)
+            traces = self._references.traces_of(stage)
+            source = self._references.model_of(traces)
             teacher = self._policy(traces, source, self._compute_dtype(source))
-            check_vocabulary(teacher, policy)
         trainer = self._context.trainer(
             stage,
             policy,
             self._compute_dtype(name),
             reference=isinstance(stage, GrpoStage) and stage.objective.kl_coef > 0,
             teacher=teacher,
+            router_aux_loss=router_coefficient(
+                self._recipe.trainer.router_aux_loss, self._references.config(name), policy.model
+            ),
         )
         if recorder.saved is not None:
             trainer.load_state(recorder.saved.folder)
@@ -114,8 +124,7 @@ class Pipeline:
             if index >= recorder.progress.done:
                 with self.open_model(stage, name) as model:
                     run_evaluation(stage, self._context, model, recorder)
-            accuracy = read_accuracy(self._context, stage, name)
-            parts.append(f"{name} {accuracy['value']:.1%} [{accuracy['low']:.1%}, {accuracy['high']:.1%}]")
+            parts.append(f"{name} {read_accuracy(self._context, stage, name)}")
         return " · ".join(parts)
 
     @contextmanager
@@ -147,48 +156,12 @@ class Pipeline:
             policy = load_policy(config.path, dtype, self._context.device)
             check_shape(policy.model, config.model, config.path)
             return policy
-        source = self._context.source
-        return fresh_policy(config, source.alphabet, source.texts(), seed, self._context.device, dtype)
+        data = self._context.data
+        return fresh_policy(config, data.alphabet, data.texts(), seed, self._context.device, dtype)
 
     def _compute_dtype(self, reference: str) -> torch.dtype:
         """What the model called ``reference`` computes in."""
-        config = self._recipe.student if self._is_student(reference) else self._recipe.policy
-        assert config is not None
-        return resolve_dtype(config.dtype, self._context.device)
-
-    def _is_student(self, name: str) -> bool:
-        """Whether the model of training stage ``name`` descends from the student."""
-        while name not in {"policy", "student"}:
-            name = self._model_of(next(stage for stage in self._recipe.stage if stage.name == name))
-        return name == "student"
-
-    def _model_of(self, stage: Stage) -> str:
-        """The model a stage starts from: as named, else the newest descendant of the policy."""
-        assert not isinstance(stage, EvalStage)
-        if stage.model is not None:
-            return stage.model
-        found = "policy"
-        for earlier in self._recipe.stage:
-            if earlier.name == stage.name:
-                break
-            if not isinstance(earlier, (EvalStage, RejectStage)) and not self._is_student(earlier.name):
-                found = earlier.name
-        return found
-
-    def _traces_of(self, stage: DistillStage) -> RejectStage:
-        rejects = []
-        for earlier in self._recipe.stage:
-            if earlier.name == stage.name:
-                break
-            if isinstance(earlier, RejectStage) and stage.traces in {None, earlier.name}:
-                rejects.append(earlier)
-        return rejects[-1]
-
-    def _parents(self, stage: Stage) -> list[str]:
-        if isinstance(stage, EvalStage):
-            return list(stage.models)
-        parents = [self._model_of(stage)]
-        return [*parents, self._traces_of(stage).name] if isinstance(stage, DistillStage) else parents
+        return resolve_dtype(self._references.config(reference).dtype, self._context.device)
 
     def _save(self, name: str, trainer: LocalTrainer, entry: StageEntry) -> None:
         run = self._context.run

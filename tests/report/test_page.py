@@ -209,7 +209,7 @@ def test_hostile_completions_arrive_unchanged(run_dir: Path, fake: ModuleType) -
 def test_a_run_that_is_not_done_says_so(fake: ModuleType, tmp_path: Path, state: str) -> None:
     text = build(fake.write_fake_run(tmp_path / "run", state, 200)).flat
     expected = {
-        "running": "This run is not finished: stage grpo is marked as running, step 40; its last step was written",
+        "running": "This run is not finished: stage grpo is running, 41 of 70 steps are done; its last step was",
         "failed": "This run failed in stage grpo after step 40: the loss is not finite at step 43 <b>",
     }
     assert expected[state] in text

@@ -1,7 +1,9 @@
 """`rlreason score`, library side: rows in, rows out, errors with file and line."""
 
 import json
+import os
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -87,3 +89,42 @@ def test_usage_errors(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b'{"id": "\xe9"}')
     with pytest.raises(UsageError, match="not UTF-8"):
         score_file("math", tmp_path / "latin.jsonl", tmp_path / "out.jsonl")
+
+
+def test_an_output_that_cannot_be_is_refused_before_anything_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlreason.score_file.Pool", lambda *_, **__: pytest.fail("something was scored"))
+    source = write(tmp_path / "in.jsonl", [row("a", "\\boxed{7}")])
+    for output, message in ((tmp_path, "is a folder"), (tmp_path / "no" / "out.jsonl", "does not exist")):
+        with pytest.raises(UsageError, match=message):
+            score_file("math", source, output)
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [row("a", "\\boxed{7}")])
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "real" / "out.jsonl")
+    score_file("math", source, tmp_path / "link.jsonl")
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert json.loads((tmp_path / "real" / "out.jsonl").read_text())["verdict"] == "correct"
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [row("a", "\\boxed{7}")])
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    score_file("math", source, pipe)
+    reader.join()
+    assert pipe.is_fifo()
+    assert json.loads(read[0])["id"] == "a"
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [row(i, "\\boxed{7}") for i in range(3)])
+    told: list[tuple[int, int | None]] = []
+    score_file("math", source, tmp_path / "out.jsonl", watch=lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)]

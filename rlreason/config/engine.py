@@ -68,6 +68,7 @@ class SamplerConfig(Section):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     #: GPUs that one vLLM engine is spread over.
     tensor_parallel: int = Field(1, ge=1)
+    #: vLLM without CUDA graphs: slower, with less memory.
     enforce_eager: bool = False
     #: What is sent to the workers: all weights, or the elements that changed.
     delivery: Literal["full", "delta"] = "full"
@@ -94,6 +95,7 @@ class ClusterConfig(Section):
     rollout_workers: int = Field(0, ge=0)
     #: CPUs and GPUs of one rollout worker; a fraction of a GPU shares it. Default on GPUs: sampler.tensor_parallel.
     cpus_per_worker: float = Field(1.0, gt=0)
+    #: GPUs of one rollout worker, likewise.
     gpus_per_worker: float | None = Field(None, ge=0)
     #: Put workers on different hosts where there are several.
     spread: bool = False

@@ -35,4 +35,5 @@ class HealthConfig(Section):
     #: Largest KL divergence between sampler and trainer in nats a token (``mismatch/k3``), at staleness 0. Healthy is
     #: about 2e-4 for a dense model and 1e-3 to 2e-3 for a mixture of experts, whose routers may choose other experts.
     kl_dense: float = Field(1e-3, gt=0)
+    #: The same limit for a mixture of experts.
     kl_moe: float = Field(5e-3, gt=0)

@@ -78,6 +78,36 @@ def _staleness(stage: GrpoStage) -> str:
     )
 
 
+def _ratio(stage: GrpoStage) -> str:
+    """What the ratio and the clip of the objective do in this stage."""
+    if stage.objective.old == "sampler":
+        return "the ratio is to the sampler's log-probabilities, and the clip acts on their age and mismatch"
+    if stage.updates_per_step > 1:
+        return "the first with ratio 1, the others off-policy from the trainer's own log-probabilities before it"
+    if not stage.staleness:
+        return "on-policy, the ratio is 1 and a clip never acts"
+    weight = {
+        "tis": "REINFORCE weighted by truncated importance sampling",
+        "mis": "REINFORCE weighted by masked importance sampling",
+        "icepop": "REINFORCE weighted by masked importance sampling of tokens",
+        "none": "REINFORCE without a weight for the age of a rollout",
+    }[stage.objective.correction]
+    return (
+        f"the ratio is to the trainer's log-probabilities of now, so it is 1 and no clip acts: {weight}; "
+        'objective.old = "sampler" lets the ratio and its clip carry the staleness instead'
+    )
+
+
+def _batch(stage: GrpoStage) -> str:
+    filtered = "not computed, in every denominator" if stage.filter_zero_variance else "computed"
+    if not stage.resample:
+        return f"completions with advantage 0: {filtered}"
+    return (
+        f"up to {stage.resample} more rounds of {stage.problems_per_step} problems a step, until "
+        f"{stage.problems_per_step} groups have correct and wrong completions; advantage 0: {filtered}"
+    )
+
+
 def _stage(stage: Stage) -> list[str]:
     if isinstance(stage, GrpoStage):
         rollouts = stage.problems_per_step * stage.samples_per_problem
@@ -86,9 +116,8 @@ def _stage(stage: Stage) -> list[str]:
             f"{stage.steps} steps x {stage.problems_per_step} problems x {stage.samples_per_problem} completions = "
             f"{rollouts * stage.steps:,} completions of at most {stage.max_tokens} tokens; temperature "
             f"{stage.temperature:g}",
-            f"{stage.updates_per_step} update(s) per batch of rollouts: "
-            + ("on-policy, the ratio is 1" if stage.updates_per_step == 1 else "off-policy from the second update on")
-            + f"; zero-variance groups {'dropped' if stage.drop_zero_variance else 'kept'}",
+            f"{stage.updates_per_step} update(s) per batch of rollouts: {_ratio(stage)}",
+            _batch(stage),
             _staleness(stage),
             f"lr {stage.optimizer.lr:g} {stage.optimizer.schedule}",
         ]

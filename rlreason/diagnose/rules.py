@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from statistics import fmean, median
 
 from rlreason.config.health import HealthConfig
@@ -32,7 +33,6 @@ KEYS = frozenset(
         "reward/mean",
         "staleness/max",
         "truncated",
-        "update/moved",
         "update/skipped",
         "verdict/broken",
         "verdict/timed_out",
@@ -230,12 +230,17 @@ def nothing_learnt(history: History, trained_tokens: int) -> str | None:
         return "no trace was kept: none of the completions is both correct and finished" if kept == [0.0] else None
     if history.kind == "eval":
         return None
-    skipped_steps = [value for _, value in history.points("update/skipped")]
-    if trained_tokens and not (skipped_steps and all(skipped_steps) and not history.total("update/moved")):
+    if not trained_tokens:
+        return f"0 tokens were trained: {_why_nothing(history)}"
+    steps = [value > 0 for _, value in history.points("update/skipped")]
+    in_the_end = len(list(takewhile(bool, reversed(steps))))
+    if not in_the_end or 2 * in_the_end < len(steps):
         return None
-    if trained_tokens:
-        return f"all of its {len(skipped_steps)} steps were skipped, as no gradient was finite: nothing was learnt"
-    return f"0 tokens were trained: {_why_nothing(history)}"
+    which = "all" if in_the_end == len(steps) else f"the last {in_the_end}"
+    return (
+        f"{which} of its {len(steps)} steps were skipped, as the gradient was NaN or infinite: with these weights "
+        "nothing can be learnt. Usual causes: a learning rate that is too high, a model that was loaded with such weights"
+    )
 
 
 def _why_nothing(history: History) -> str:

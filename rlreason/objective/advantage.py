@@ -43,7 +43,7 @@ class Advantages:
     kept_N: Tensor
     #: Per group: mean, std, min, max, count of usable scores, share of positive ones. [G, 6]
     statistics_G6: Tensor
-    #: Whether a group's usable scores differ, [G], bool: DAPO's dynamic sampling keeps these.
+    #: Whether a group's usable scores differ, [G], bool.
     informative_G: Tensor
 
 
@@ -64,7 +64,9 @@ def group_advantage(
     ``overlong`` is about). ``baseline_N``: float [N], where ``spec.baseline`` is "given".
 
     GRPO arXiv 2402.03300; RLOO 2402.14740; OPO 2505.23585; Dr. GRPO 2503.20783; DAPO 2503.14476; REINFORCE++
-    2501.03262. Zero variance is max == min, exactly, not a small deviation. Raises ValueError for a baseline that is
+    2501.03262. Zero variance is max == min, exactly, not a small deviation: then ``group_std`` gives 0 with every
+    baseline. ``group_mean`` (MaxRL) is defined for rewards of 0 and more: a group with a reward below 0 gets 0, as one
+    of mean 0 does (by its formula the worse completion would be reinforced). Raises ValueError for a baseline that is
     asked for and not given.
     """
     dtype = rewards_N.dtype  # the penalty below is float64
@@ -189,11 +191,10 @@ def _scale(centred_N: Tensor, step: _Step, spec: ObjectiveSpec) -> Tensor:
     """A_i, [N], in the rewards' dtype."""
     dtype = step.rewards_N.dtype
     if spec.scale == "group_std":
-        std_N = (step.statistics_G6[:, 1] + spec.std_epsilon)[step.group_N]
-        scaled = centred_N / std_N.clamp(min=torch.finfo(dtype).tiny)
+        scaled = _over(centred_N, step.statistics_G6[:, 1][step.group_N], spec.std_epsilon)
     elif spec.scale == "group_mean":
-        mean_N = step.statistics_G6[:, 0][step.group_N]
-        scaled = torch.where(mean_N == 0.0, 0.0, centred_N / mean_N)
+        mean_N, low_N = step.statistics_G6[:, 0][step.group_N], step.statistics_G6[:, 2][step.group_N]
+        scaled = torch.where((low_N >= 0.0) & (mean_N > 0.0), centred_N / mean_N, 0.0)
     elif spec.scale == "batch_std":
         _, std = weighted_std(step.rewards_N.double(), step.usable_N.double(), spec.std_ddof)
         scaled = _over(centred_N, std, spec.std_epsilon)
@@ -206,7 +207,7 @@ def _scale(centred_N: Tensor, step: _Step, spec: ObjectiveSpec) -> Tensor:
 
 
 def _over(values_N: Tensor, std: Tensor, epsilon: float) -> Tensor:
-    """values / (std + ε), and 0 where there is no deviation: without a question to the device."""
+    """values / (std + ε), and 0 where there is no deviation, without a host-device sync."""
     return torch.where(std > 0, values_N / (std + epsilon), 0.0)
 
 
@@ -223,8 +224,8 @@ def weighted_std(values_N: Tensor, weights_N: Tensor, ddof: int) -> tuple[Tensor
 
 
 def is_informative(scores_G: Sequence[float | None]) -> bool:
-    """Whether a group carries any gradient with its own baseline: at least two usable scores that differ (DAPO's
-    dynamic sampling). What ``Advantages.informative_G`` says, for one group that is not a tensor."""
+    """Whether a group carries any gradient with its own baseline: at least two usable scores that differ. What
+    ``Advantages.informative_G`` says, for one group that is not a tensor."""
     usable = [score for score in scores_G if score is not None]
     return len(usable) >= 2 and max(usable) != min(usable)
 

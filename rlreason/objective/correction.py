@@ -13,14 +13,14 @@ from rlreason.objective.spec import Level, ObjectiveSpec
 
 
 def at_level(log_ratio_BT: Tensor, mask_BT: Tensor, level: Level) -> Tensor:
-    """log r of each token, [B, T]; of the whole sequence (sum), or its mean over the sequence's tokens, [B, 1].
+    """log r of each token, [B, T]; of the sequence's product (the sum) or geometric mean (the mean), [B, 1].
 
     ``log_ratio_BT`` is 0 where ``mask_BT`` is.
     """
     if level == "token":
         return log_ratio_BT
     total_B1 = log_ratio_BT.sum(dim=1, keepdim=True)
-    if level == "sequence":
+    if level == "sequence_product":
         return total_B1
     return total_B1 / mask_BT.sum(dim=1, keepdim=True).clamp(min=1.0)
 
@@ -44,5 +44,5 @@ def off_policy_mask(
     """1 where a token stays, [B, T]; 0 where its A < 0 and its sequence's mean log(π_sampler/π) > delta
     (DeepSeek-V3.2)."""
     drift_BT = torch.where(mask_BT > 0, sampler_logprobs_BT - logprobs_BT, 0.0)
-    drift_B1 = at_level(drift_BT, mask_BT, "geometric")
+    drift_B1 = at_level(drift_BT, mask_BT, "sequence_mean")
     return 1.0 - ((advantages_BT < 0) & (drift_B1 > delta)).to(logprobs_BT.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlreason.objective.spec import KlEstimator
 
-#: Log-ratios are clamped to ±this before exp, so that one wild token cannot make the step infinite.
+#: Log-ratios are clamped to ±this before exp, so that one outlier cannot make the step infinite.
 LOG_RATIO_LIMIT = 20.0
 
 

@@ -71,10 +71,10 @@ def linear_policy_loss(
     float32 at least. ``backward`` gives the gradients of both; one that needs none costs no product. Raises ValueError
     where ``options.gradient`` is "forward" and a token's gradient depends on its sequence.
     """
-    local = spec.is_row_local(has_old=old_logprobs_BT is not None)
+    inputs = LossInputs.from_batch(batch, spec, old_logprobs_BT, reference_logprobs_BT)
+    local = spec.is_row_local(has_old=inputs.old_logprobs_BT is not None)
     if options.gradient == "forward" and not local:
         raise ValueError('gradient = "forward": a token\'s gradient depends on its sequence here. Use "auto"')
-    inputs = LossInputs.from_batch(batch, old_logprobs_BT, reference_logprobs_BT)
     head = _Head.of(hidden_BTH, weight_VH, batch, options)
     if local and options.gradient != "recompute" and head.rows:
         done = _forward_gradient(head, inputs, spec)

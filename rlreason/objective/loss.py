@@ -40,8 +40,13 @@ class LossInputs:
     reference_logprobs_BT: Tensor | None = None
 
     @staticmethod
-    def from_batch(batch: Batch, old_logprobs_BT: Tensor | None, reference_logprobs_BT: Tensor | None) -> LossInputs:
-        """What a micro-batch says of its tokens. Raises ValueError unless each has an advantage and a weight."""
+    def from_batch(
+        batch: Batch, spec: ObjectiveSpec, old_logprobs_BT: Tensor | None, reference_logprobs_BT: Tensor | None
+    ) -> LossInputs:
+        """What a micro-batch says of its tokens; π_old is the sampler's where ``spec.old`` says so. Raises ValueError
+        unless each token has an advantage and a weight."""
+        if spec.old == "sampler":
+            old_logprobs_BT = batch.sampler_logprobs_BT
         for name, values in (("advantages", batch.advantages_BT), ("weights", batch.weights_BT)):
             if values.shape != batch.loss_mask_BT.shape:
                 shapes = f"{list(values.shape)}, not {list(batch.loss_mask_BT.shape)}"
@@ -127,7 +132,7 @@ def policy_loss(
 
     ``old_logprobs_BT`` None: the batch is on-policy, ρ = 1 with a gradient. Shapes [B, T], float32 or float64.
     """
-    inputs = LossInputs.from_batch(batch, old_logprobs_BT, reference_logprobs_BT)
+    inputs = LossInputs.from_batch(batch, spec, old_logprobs_BT, reference_logprobs_BT)
     evaluated = evaluate(logprobs_BT.detach(), inputs, spec)
     loss = with_gradient(evaluated.loss.to(logprobs_BT.dtype), (logprobs_BT, evaluated.grad_logprobs_BT))
     return LossOutput(loss=loss, sums=evaluated.sums, maxima=evaluated.maxima)
@@ -205,12 +210,16 @@ def _compute_block(
             loss += spec.kl_coef * _sum(torch.mul(value_BT, weights_BT, out=product_BT))
             grad_logprobs_BT.addcmul_(kl_grad_BT, weights_BT, value=spec.kl_coef)
         sums["kl/reference"] = torch.mul(value_BT, mask_BT, out=product_BT).sum()
+    if spec.old == "sampler":  # π_old/π_sampler is 1: what is measured is how far the trainer's own π is from it
+        mismatch_BT = log_ratio_BT
     size_BT = torch.abs(mismatch_BT, out=product_BT)
     maxima = {"mismatch/max": size_BT.max(), "ratio/max": ratio.max()}
     sums["mismatch/mean"] = sums["mismatch/k3"] = maxima["mismatch/max"]
     if logprobs_BT.device.type != "cpu" or float(maxima["mismatch/max"]) > 0.0:  # else both are that 0
         sums["mismatch/mean"] = size_BT.sum()
-        sums["mismatch/k3"] = torch.expm1(mismatch_BT.neg_(), out=product_BT).sub_(mismatch_BT).sum()
+        # Tokens are the sampler's, so r − 1 − log r of r = π_trainer/π_sampler has the mean KL(sampler || trainer).
+        mismatch_BT = mismatch_BT.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        sums["mismatch/k3"] = torch.expm1(mismatch_BT, out=product_BT).sub_(mismatch_BT).sum()
     return LossAndGrad(loss=loss, grad_logprobs_BT=grad_logprobs_BT, sums=sums, maxima=maxima)
 
 
@@ -259,13 +268,13 @@ def _surrogate(
     that token's own log π: ρ_t = stop_gradient(ρ) · π_t/stop_gradient(π_t), GSPO-token (arXiv 2507.18071, 4.3). With
     one A and one w for all tokens that is the gradient of Σ_t w ρ A, whose 1/|o| and sum over |o| tokens cancel.
     """
-    if spec.ratio == "geometric":
-        return _geometric(log_ratio_BT, inputs, spec)
+    if spec.ratio == "clipped_mean":
+        return _clipped_mean(log_ratio_BT, inputs, spec)
     if spec.ratio == "on_policy":
         ratio = torch.ones_like(logprobs_BT)
         beyond = None
     else:
-        level = at_level(log_ratio_BT, inputs.mask_BT, "token" if spec.ratio == "token" else "geometric")
+        level = at_level(log_ratio_BT, inputs.mask_BT, "token" if spec.ratio == "token" else "sequence_mean")
         beyond = beyond_limit(level)
         ratio = level.exp() if beyond is None else level.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp_()
     surrogate_inputs = SurrogateInputs(
@@ -280,12 +289,12 @@ def _surrogate(
     return ratio, part
 
 
-def _geometric(log_ratio_BT: Tensor, inputs: LossInputs, spec: ObjectiveSpec) -> tuple[Tensor, Surrogate]:
+def _clipped_mean(log_ratio_BT: Tensor, inputs: LossInputs, spec: ObjectiveSpec) -> tuple[Tensor, Surrogate]:
     """Geometric mean of token ratios, each clipped on the side that the advantage pushes to (GMPO, arXiv 2507.20673):
     the bounds are on the log-ratio, −clip_low and clip_high."""
     up_BT = inputs.advantages_BT > 0
     bounded_BT = torch.where(up_BT, log_ratio_BT.clamp(max=spec.clip_high), log_ratio_BT.clamp(min=-spec.clip_low))
-    ratio_B1 = at_level(bounded_BT, inputs.mask_BT, "geometric").exp()
+    ratio_B1 = at_level(bounded_BT, inputs.mask_BT, "sequence_mean").exp()
     value_BT = ratio_B1 * inputs.advantages_BT
     clipped_BT = (bounded_BT != log_ratio_BT).to(value_BT.dtype)
     return ratio_B1, Surrogate(value=value_BT, grad_logprob=value_BT * (1.0 - clipped_BT), clipped=clipped_BT)

@@ -11,17 +11,18 @@ truncated sequences do. ``docs/objectives.md`` has the table.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 Baseline = Literal["mean", "leave_one_out", "length_weighted", "batch", "given", "none"]
 Scale = Literal["group_std", "batch_std", "batch_whiten", "group_mean", "none"]
-RatioLevel = Literal["token", "sequence", "geometric", "on_policy"]
+RatioLevel = Literal["token", "sequence_mean", "clipped_mean", "on_policy"]
 Clip = Literal["ppo", "cispo", "sapo", "dppo_tv", "none"]
 KlEstimator = Literal["k1", "k2", "k3", "k3_unbiased"]
 Correction = Literal["none", "tis", "mis", "icepop"]
-Level = Literal["token", "sequence", "geometric"]
+Level = Literal["token", "sequence_mean", "sequence_product"]
+OldPolicy = Literal["trainer", "sampler"]
 Aggregation = Literal["token", "sequence", "sequence_sum", "group_token"]
 Overlong = Literal["keep", "mask", "mask_from_baseline", "soft_penalty"]
 
@@ -48,9 +49,13 @@ class ObjectiveSpec:
     std_ddof: int = 1
     #: Added to a standard deviation.
     std_epsilon: float = 1e-6
-    #: ρ: π/π_old of each token; sequence: their geometric mean over the sequence (GSPO); geometric: the same of token
-    #: ratios that are clipped one by one (GMPO); on_policy: π/stop_gradient(π), 1 with the gradient of log π.
+    #: ρ: π/π_old of each token; sequence_mean: their geometric mean over the sequence (GSPO); clipped_mean: the same of
+    #: token ratios that are clipped one by one (GMPO); on_policy: π/stop_gradient(π), 1 with the gradient of log π.
     ratio: RatioLevel = "token"
+    #: π_old. trainer: the trainer's own log-probabilities before the first update on a batch (recomputed for several
+    #: updates; for one update ρ is 1, whatever the age of the rollouts). sampler: those that the tokens were drawn with
+    #: (verl's bypass mode, TRL, prime-rl): ρ = π/π_sampler, and the clip acts on stale rollouts too.
+    old: OldPolicy = "trainer"
     #: S. ppo: min(ρA, clip(ρ)A); cispo: stop_gradient(clip(ρ))·A·log π; sapo: a soft gate; dppo_tv: ρA, but 0 where
     #: the probability has moved further than the bounds already, away from the sampler's; none: ρA.
     clip: Clip = "ppo"
@@ -64,6 +69,7 @@ class ObjectiveSpec:
     delta: float = 0.0
     #: Steepness of SAPO's gate where A > 0, and where A ≤ 0.
     sapo_tau_positive: float = 1.0
+    #: Steepness of SAPO's gate where A ≤ 0.
     sapo_tau_negative: float = 1.05
     #: Weight of the KL from the reference policy; 0 keeps no reference model.
     kl_coef: float = 0.0
@@ -74,9 +80,11 @@ class ObjectiveSpec:
     #: What the mismatch between sampler and trainer does to a token: r = π_old/π_sampler. tis: weight min(r, high);
     #: mis: weight r, but 0 above high or below low; icepop: mis of single tokens, with both bounds.
     correction: Correction = "tis"
-    #: r of each token, the product over the sequence, or the geometric mean over the sequence.
+    #: r of each token; sequence_product: their product over the sequence; sequence_mean: their geometric mean.
     correction_level: Level = "token"
+    #: Lower bound of r, for mis and icepop. 0: none.
     correction_low: float = 0.0
+    #: Upper bound of r.
     correction_high: float = 2.0
     #: Leave out tokens with A < 0 of sequences whose mean log(π_sampler/π) exceeds this (DeepSeek-V3.2). 0: off.
     off_policy_delta: float = 0.0
@@ -86,6 +94,7 @@ class ObjectiveSpec:
     #: Sequences cut off at max_tokens. mask: no loss, but their reward counts in the baseline; mask_from_baseline: not
     #: there either; soft_penalty: DAPO's length penalty on the last ``overlong_share`` of max_tokens, for all.
     overlong: Overlong = "keep"
+    #: Share of max_tokens that the length penalty of soft_penalty rises over.
     overlong_share: float = 0.2
 
     def __post_init__(self) -> None:
@@ -102,6 +111,7 @@ class ObjectiveSpec:
     def is_row_local(self, *, has_old: bool) -> bool:
         """Whether a token's loss and gradient follow from its own log-probability. At π = π_old (not ``has_old``) the
         ratio is 1 at every level, so only what weighs whole sequences stands against it."""
+        has_old = has_old or self.old == "sampler"
         if (self.correction != "none" and self.correction_level != "token") or self.off_policy_delta > 0:
             return False
         return self.ratio in ("token", "on_policy") or not has_old
@@ -111,8 +121,33 @@ class ObjectiveSpec:
         gain = f"{_correction_text(self)}{_surrogate_text(self)}{_kl_text(self)}"
         return (
             f"J = {_AGGREGATIONS[self.aggregation]} [{gain}],  "
-            f"{_RATIOS[self.ratio]},  A = {_advantage_text(self)}{_OVERLONG[self.overlong]}"
+            f"{_ratio_text(self)},  A = {_advantage_text(self)}{_OVERLONG[self.overlong]}"
         )
+
+
+#: Values that had another name: "sequence" was a mean in one key and a product in the other.
+_RENAMED = {
+    ("ratio", "sequence"): "sequence_mean",
+    ("ratio", "geometric"): "clipped_mean",
+    ("correction_level", "sequence"): "sequence_product",
+    ("correction_level", "geometric"): "sequence_mean",
+}
+
+
+def refuse_old_names(fields: Mapping[str, object]) -> None:
+    """Raise ValueError, naming the new value, where ``fields`` of a spec hold one that has another name now."""
+    for (key, old), new in _RENAMED.items():
+        if key in fields and fields[key] == old:
+            raise ValueError(f'{key} = "{old}" is called "{new}" now: write {key} = "{new}"')
+
+
+def _names(spec: ObjectiveSpec) -> str:
+    for key, values in _CHOICES.items():
+        value = getattr(spec, key)
+        if value not in values:
+            refuse_old_names({key: value})
+            return f"{key} must be one of {', '.join(values)}, not {value!r}"
+    return ""
 
 
 def _positive(spec: ObjectiveSpec) -> str:
@@ -135,23 +170,46 @@ def _advantage(spec: ObjectiveSpec) -> str:
         )
     if spec.scale == "group_mean" and spec.baseline != "mean":
         return f'scale = "group_mean" (MaxRL) is (r − mean)/mean: it needs baseline = "mean", not "{spec.baseline}"'
+    if spec.scale == "group_mean" and spec.overlong == "soft_penalty":
+        return (
+            'scale = "group_mean" (MaxRL) is defined for rewards of 0 and more, and overlong = "soft_penalty" takes up '
+            'to 1 off: use overlong = "mask" or "keep"'
+        )
+    if spec.scale == "group_mean" and spec.kl_coef and spec.kl_in == "reward":
+        return (
+            'scale = "group_mean" (MaxRL) is defined for rewards of 0 and more, and a KL taken off the reward makes '
+            'them negative: use kl_in = "loss"'
+        )
+    return ""
+
+
+def _old_policy(spec: ObjectiveSpec) -> str:
+    if spec.old == "trainer":
+        return ""
+    if spec.ratio == "on_policy":
+        return 'old = "sampler" needs a ratio to it: ratio = "on_policy" is always 1. Use ratio = "token"'
+    if spec.correction != "none":
+        return (
+            f'old = "sampler" already divides by π_sampler, so correction = "{spec.correction}" would weigh by '
+            'π_old/π_sampler = 1 and can never act. Use correction = "none"'
+        )
     return ""
 
 
 def _clipping(spec: ObjectiveSpec) -> str:
     if spec.ratio == "on_policy" and spec.clip in ("ppo", "cispo", "sapo"):
         return f'ratio = "on_policy" is always 1: clip = "{spec.clip}" can never act. Use clip = "none"'
-    if spec.ratio == "geometric" and spec.clip != "ppo":
-        return f'ratio = "geometric" clips token ratios itself: it needs clip = "ppo", not "{spec.clip}"'
-    if spec.ratio == "sequence" and spec.clip == "dppo_tv":
+    if spec.ratio == "clipped_mean" and spec.clip != "ppo":
+        return f'ratio = "clipped_mean" (GMPO) clips token ratios itself: it needs clip = "ppo", not "{spec.clip}"'
+    if spec.ratio == "sequence_mean" and spec.clip == "dppo_tv":
         return 'clip = "dppo_tv" bounds the probability of a token: it needs ratio = "token"'
     if spec.clip in ("ppo", "cispo") and spec.clip_high < spec.clip_low < 1.0:
         return f"clip_high ({spec.clip_high}) must not be below clip_low ({spec.clip_low})"
-    if spec.dual_clip and (spec.clip != "ppo" or spec.ratio == "geometric"):
+    if spec.dual_clip and (spec.clip != "ppo" or spec.ratio == "clipped_mean"):
         return 'dual_clip needs clip = "ppo" and a token or sequence ratio'
     if spec.dual_clip and spec.dual_clip <= 1.0:
         return f"dual_clip bounds ρ from above where A < 0: it must exceed 1, not {spec.dual_clip}"
-    if spec.delta and (spec.clip != "ppo" or spec.ratio == "geometric"):
+    if spec.delta and (spec.clip != "ppo" or spec.ratio == "clipped_mean"):
         return 'delta needs clip = "ppo" and a token or sequence ratio'
     if spec.delta and spec.delta <= 1.0 + spec.clip_high:
         return f"delta ({spec.delta}) must exceed 1 + clip_high ({1 + spec.clip_high:g}), or it acts where A > 0 too"
@@ -180,16 +238,39 @@ def _corrections(spec: ObjectiveSpec) -> str:
         return 'correction = "tis" has no lower bound: correction_low needs "mis" or "icepop"'
     if spec.correction != "none" and spec.correction_low >= spec.correction_high:
         return f"correction_low ({spec.correction_low}) must be below correction_high ({spec.correction_high})"
-    if spec.ratio in ("sequence", "geometric") and spec.correction != "none" and spec.correction_level == "token":
+    by_token = spec.correction != "none" and spec.correction_level == "token"
+    if by_token and spec.ratio in ("sequence_mean", "clipped_mean"):
         return (
             f'ratio = "{spec.ratio}" is one number for a sequence: correction_level = "token" would weigh its tokens '
-            'apart. Use correction_level = "geometric" or "sequence", or correction = "none"'
+            'differently. Use correction_level = "sequence_mean" or "sequence_product", or correction = "none"'
         )
     return ""
 
 
+#: The values of each axis that has names.
+_CHOICES = {
+    "baseline": get_args(Baseline),
+    "scale": get_args(Scale),
+    "ratio": get_args(RatioLevel),
+    "old": get_args(OldPolicy),
+    "clip": get_args(Clip),
+    "kl_estimator": get_args(KlEstimator),
+    "kl_in": ("loss", "reward"),
+    "correction": get_args(Correction),
+    "correction_level": get_args(Level),
+    "aggregation": get_args(Aggregation),
+    "overlong": get_args(Overlong),
+}
 #: Each says what is wrong with a spec, or "".
-_RULES: tuple[Callable[[ObjectiveSpec], str], ...] = (_positive, _advantage, _clipping, _kl, _corrections)
+_RULES: tuple[Callable[[ObjectiveSpec], str], ...] = (
+    _names,
+    _positive,
+    _advantage,
+    _old_policy,
+    _clipping,
+    _kl,
+    _corrections,
+)
 
 _AGGREGATIONS = {
     "token": "1/N_tokens Σ_i Σ_t",
@@ -199,8 +280,8 @@ _AGGREGATIONS = {
 }
 _RATIOS = {
     "token": "ρ = π/π_old",
-    "sequence": "ρ = (π(o)/π_old(o))^(1/|o|)",
-    "geometric": "ρ = Π_t clip(π/π_old)^(1/|o|)",
+    "sequence_mean": "ρ = (π(o)/π_old(o))^(1/|o|)",
+    "clipped_mean": "ρ = Π_t clip(π/π_old)^(1/|o|)",
     "on_policy": "ρ = π/stop_gradient(π)",
 }
 _OVERLONG = {
@@ -219,10 +300,18 @@ _BASELINES = {
 }
 
 
+def _ratio_text(spec: ObjectiveSpec) -> str:
+    return _RATIOS[spec.ratio].replace("π_old", "π_sampler" if spec.old == "sampler" else "π_old")
+
+
 def _correction_text(spec: ObjectiveSpec) -> str:
     if spec.correction == "none":
         return ""
-    name = {"token": "π_old/π_sampler", "sequence": "Π_t π_old/π_sampler", "geometric": "(Π_t π_old/π_sampler)^(1/|o|)"}
+    name = {
+        "token": "π_old/π_sampler",
+        "sequence_product": "Π_t π_old/π_sampler",
+        "sequence_mean": "(Π_t π_old/π_sampler)^(1/|o|)",
+    }
     inner = name[spec.correction_level]
     if spec.correction == "tis":
         return f"min({inner}, {spec.correction_high:g}) · "
@@ -231,7 +320,7 @@ def _correction_text(spec: ObjectiveSpec) -> str:
 
 def _surrogate_text(spec: ObjectiveSpec) -> str:
     bounds = f"{1 - spec.clip_low:g}, {1 + spec.clip_high:g}"
-    if spec.ratio == "geometric":
+    if spec.ratio == "clipped_mean":
         return "ρ·A"
     if spec.clip == "ppo":
         first = f"min(ρ, {spec.delta:g})·A" if spec.delta else "ρ·A"

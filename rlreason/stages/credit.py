@@ -1,22 +1,41 @@
-"""Scored groups -> training samples: advantages and loss weights of one update."""
+"""Scored groups -> training samples: advantages of a step, loss weights of its updates, and what need not be computed.
+
+Advantages, their batch statistics and the denominators of the loss are those of all scored completions of a step. A
+completion whose advantage is exactly 0 adds nothing to the loss or its gradient where no KL term is in the loss, so
+``filter_zero_variance`` leaves out its forward pass, and nothing else changes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from rlreason.config import GrpoStage
-from rlreason.objective.advantage import Advantages, dense_groups, group_advantage, is_informative
+from rlreason.errors import UsageError
+from rlreason.objective.advantage import Advantages, dense_groups, group_advantage, loss_weights
 from rlreason.policy.batch import rollout_sample, trained_tokens
-from rlreason.types import Completion, Group, TrainingSample
+from rlreason.types import Completion, Group, TrainingSample, Verdict
 
 
-def useful_groups(groups: Sequence[Group], stage: GrpoStage) -> list[Group]:
-    """The groups to learn from: all, or those whose rewards differ where others have advantage 0 anyway."""
-    if stage.drop_zero_variance and stage.objective.has_group_baseline:
-        return [group for group in groups if is_informative(group.scores_G)]
-    return list(groups)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepAdvantages:
+    """What the completions of a step earn, [N] in the order of ``completions_of``.
+
+    Example: ``StepAdvantages(advantages=Advantages(...), penalties=(0.01, 0.02))``.
+    """
+
+    advantages: Advantages
+    #: What a KL in the reward took off each score; empty where the objective has none.
+    penalties: tuple[float, ...] = ()
+
+    def by_group(self, groups: Sequence[Group]) -> list[list[float | None]]:
+        """The advantage of each completion of ``groups``, the first of the step; None where it carries no loss."""
+        earned = zip(self.advantages.advantages_N.tolist(), self.advantages.kept_N.tolist(), strict=True)
+        values = (a if kept else None for a, kept in earned)
+        return [[next(values) for _ in group.completions_G] for group in groups]
 
 
 def completions_of(groups: Sequence[Group]) -> list[Completion]:
@@ -25,35 +44,116 @@ def completions_of(groups: Sequence[Group]) -> list[Completion]:
 
 
 def advantages_of(groups: Sequence[Group], stage: GrpoStage, penalties_N: Sequence[float] | None = None) -> Advantages:
-    """Advantages and weights of one update. ``penalties_N`` are taken off the scores first (KL in the reward)."""
+    """Advantages of one step, and its weights as if it were one update. ``penalties_N`` are taken off the scores first
+    (KL in the reward). Raises UsageError where MaxRL meets a reward below 0."""
     completions = completions_of(groups)
     scores = [float("nan") if score is None else score for group in groups for score in group.scores_G]
     scores_N = torch.tensor(scores, dtype=torch.float64)
     if penalties_N is not None:
         scores_N = scores_N - torch.tensor(penalties_N, dtype=torch.float64)
-    ids = dense_groups([group.group_id for group in groups for _ in group.completions_G])
+    if stage.objective.scale == "group_mean":
+        _refuse_negative(groups, stage)
     return group_advantage(
         scores_N,
-        torch.tensor(ids, dtype=torch.long),
-        torch.tensor([int(trained_tokens(one).sum()) for one in completions], dtype=torch.long),
+        _group_numbers(groups),
+        _lengths(completions),
         stage.objective,
         max_tokens=stage.max_tokens,
         truncated_N=torch.tensor([one.finish_reason == "length" for one in completions], dtype=torch.bool),
     )
 
 
-def samples_of(groups: Sequence[Group], earned: Advantages) -> list[TrainingSample]:
-    """Training samples of the completions that carry loss."""
+def _refuse_negative(groups: Sequence[Group], stage: GrpoStage) -> None:
+    """MaxRL's mean is a rate of success: with a mean below 0 its formula reinforces the worse completion."""
+    for group in groups:
+        for sample, score in enumerate(group.scores_G):
+            if score is not None and score < 0.0:
+                raise UsageError(
+                    f"stage.{stage.name}.objective: MaxRL (scale = group_mean) divides by a group's mean reward and is "
+                    f"defined for rewards of 0 and more, but sample {sample} of {group.group_id} has {score:g}. "
+                    'Give [reward] no negative terms, or use scale = "none" or "group_std"'
+                )
+
+
+def _group_numbers(groups: Sequence[Group]) -> Tensor:
+    ids = dense_groups([group.group_id for group in groups for _ in group.completions_G])
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def _lengths(completions: Sequence[Completion]) -> Tensor:
+    return torch.tensor([int(trained_tokens(one).sum()) for one in completions], dtype=torch.long)
+
+
+def computed(earned: Advantages, stage: GrpoStage) -> list[bool]:
+    """Which completions of a step are computed, [N]: those with loss, but not those whose share of the loss and of its
+    gradient is exactly 0, where the stage filters them."""
+    needed_N = earned.kept_N
+    kl_in_loss = stage.objective.kl_coef > 0 and stage.objective.kl_in == "loss"
+    if stage.filter_zero_variance and not kl_in_loss:
+        needed_N = needed_N & (earned.advantages_N != 0.0)
+    needed: list[bool] = needed_N.tolist()
+    return needed
+
+
+def computed_groups(groups: Sequence[Group], earned: Advantages, stage: GrpoStage) -> list[Group]:
+    """The groups of which any completion is computed."""
+    needed = iter(computed(earned, stage))
+    return [group for group in groups if sum(next(needed) for _ in group.completions_G)]
+
+
+def samples_of(groups: Sequence[Group], earned: Advantages, stage: GrpoStage) -> list[list[TrainingSample]]:
+    """The samples of each of the step's updates that has any.
+
+    Group i belongs to update i mod ``updates_per_step``, of all scored groups. Advantages are the whole step's (as in
+    REINFORCE++ and verl: normalised over the batch of rollouts); the denominators of the loss are each update's own, as
+    each is a mini-batch of PPO.
+    """
+    completions, needed = completions_of(groups), computed(earned, stage)
     ids = [group.group_id for group in groups for _ in group.completions_G]
-    return [
-        rollout_sample(completion, advantage, weight, group_id)
-        for completion, group_id, kept, advantage, weight in zip(
-            completions_of(groups),
-            ids,
-            earned.kept_N.tolist(),
-            earned.advantages_N.tolist(),
-            earned.weights_N.tolist(),
-            strict=True,
-        )
-        if kept
+    update_N = torch.tensor([i % stage.updates_per_step for i, group in enumerate(groups) for _ in group.completions_G])
+    updates = []
+    for update in range(stage.updates_per_step):
+        places = (update_N == update).nonzero()[:, 0]
+        advantages, weights = earned.advantages_N[places].tolist(), _weights(groups, places, earned, stage).tolist()
+        samples = [
+            rollout_sample(completions[at], advantage, weight, ids[at])
+            for at, advantage, weight in zip(places.tolist(), advantages, weights, strict=True)
+            if needed[at]
+        ]
+        if samples:
+            updates.append(samples)
+    return updates
+
+
+def _weights(groups: Sequence[Group], places: Tensor, earned: Advantages, stage: GrpoStage) -> Tensor:
+    """w of the completions of one update."""
+    if stage.updates_per_step == 1:
+        return earned.weights_N
+    lengths_N, group_N = _lengths(completions_of(groups)), _group_numbers(groups)
+    return loss_weights(
+        lengths_N[places],
+        earned.kept_N[places],
+        group_N[places],
+        int(group_N.max()) + 1,
+        stage.objective,
+        stage.max_tokens,
+        earned.weights_N.dtype,
+    )
+
+
+def is_mixed(group: Group) -> bool:
+    """Whether some of the group's judged completions are correct and some are not: what DAPO's dynamic sampling keeps
+    (arXiv 2503.14476, eq. 11: 0 < |correct| < G), whatever else is in the score."""
+    judged = [
+        one.verdict is Verdict.CORRECT
+        for one in group.rewards_G
+        if one.score is not None and one.verdict in (Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSED)
     ]
+    return any(judged) and not all(judged)
+
+
+def full_batch(groups: Sequence[Group], size: int) -> list[Group]:
+    """``size`` of ``groups`` in their order: those that are mixed, filled up with others where they are too few."""
+    mixed = [at for at, group in enumerate(groups) if is_mixed(group)]
+    others = [at for at, group in enumerate(groups) if not is_mixed(group)]
+    return [groups[at] for at in sorted((mixed + others)[:size])]

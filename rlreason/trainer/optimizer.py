@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
     """Learning rate of step ``step`` (from 0): linear warm-up, then constant, linear or cosine decay.
 
-    Decay ends at ``final_lr_ratio`` of the peak.
+    Decay begins after the warm-up and reaches ``final_lr_ratio`` of the peak at the last step.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
-    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps - 1)
     shape = 1.0 - progress if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
     return config.lr * (config.final_lr_ratio + (1.0 - config.final_lr_ratio) * shape)
 

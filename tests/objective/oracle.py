@@ -108,9 +108,10 @@ def _scaled(
         elif spec.scale == "none":
             out.append(x)
         elif spec.scale == "group_std":
-            out.append(x / (deviation(mates, spec.std_ddof) + spec.std_epsilon))
+            std = deviation(mates, spec.std_ddof)
+            out.append(x / (std + spec.std_epsilon) if std else 0.0)
         elif spec.scale == "group_mean":
-            out.append(x / mean(mates) if mean(mates) else 0.0)
+            out.append(x / mean(mates) if min(mates) >= 0 and mean(mates) > 0 else 0.0)
         elif spec.scale == "batch_std":
             std = deviation(everyone, spec.std_ddof)
             out.append(x / (std + spec.std_epsilon) if std else 0.0)
@@ -141,7 +142,7 @@ def correction(spec: ObjectiveSpec, old: list[float], sampler: list[float], t: i
     logs = [a - b for a, b in zip(old, sampler, strict=True)]
     if spec.correction == "none":
         return 1.0
-    log = {"token": logs[t], "sequence": math.fsum(logs), "geometric": mean(logs)}[spec.correction_level]
+    log = {"token": logs[t], "sequence_product": math.fsum(logs), "sequence_mean": mean(logs)}[spec.correction_level]
     ratio = math.exp(log)
     if spec.correction == "tis":
         return min(ratio, spec.correction_high)
@@ -160,14 +161,14 @@ def gain(
     """S of token t. ``by``: moves log π of token t in all that has a gradient, and nowhere else. A sequence's ratio has
     the gradient of the token that it multiplies: ρ · π_t/stop_gradient(π_t)."""
     logs = [x - y for x, y in zip(now, old, strict=True)]
-    if spec.ratio == "geometric":
+    if spec.ratio == "clipped_mean":
 
         def bound(x: float, u: int) -> float:
             return min(x, spec.clip_high) if a[u] > 0 else max(x, -spec.clip_low)
 
         level = mean([bound(x, u) for u, x in enumerate(logs)])
         return math.exp(level + bound(logs[t] + by, t) - bound(logs[t], t)) * a[t]
-    level = {"token": logs[t], "sequence": mean(logs), "on_policy": 0.0}[spec.ratio]
+    level = {"token": logs[t], "sequence_mean": mean(logs), "on_policy": 0.0}[spec.ratio]
     ratio = math.exp(level + by)
     low, high = 1 - spec.clip_low, 1 + spec.clip_high
     if spec.clip == "none":
@@ -196,7 +197,8 @@ def divergence(spec: ObjectiveSpec, now: float, old: float, reference: float) ->
 def token_loss(problem: Problem, spec: ObjectiveSpec, a: list[float], at: int, t: int, by: float = 0.0) -> float:
     """What token t of completion ``at`` adds to the loss, before its weight; ``a``: the advantage of each token of the
     completion. ``by``: see ``gain``."""
-    now, old, sampler = problem.now[at], problem.old[at], problem.sampler[at]
+    now, sampler = problem.now[at], problem.sampler[at]
+    old = sampler if spec.old == "sampler" else problem.old[at]
     drift = mean([s - p for s, p in zip(sampler, now, strict=True)])
     left_out = spec.off_policy_delta > 0 and a[t] < 0 and drift > spec.off_policy_delta
     term = 0.0 if left_out else -correction(spec, old, sampler, t) * gain(spec, a, now, old, sampler, t, by)

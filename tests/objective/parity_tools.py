@@ -100,7 +100,7 @@ VERL_LOSSES: dict[str, dict[str, Any]] = {
     "vanilla": {"dual_clip": 3.0},
     "vanilla_sum_norm": {"dual_clip": 3.0, "aggregation": "sequence_sum"},
     "vanilla_no_dual": {},
-    "gspo_token": {"ratio": "sequence", "clip_low": 0.05, "clip_high": 0.08},
+    "gspo_token": {"ratio": "sequence_mean", "clip_low": 0.05, "clip_high": 0.08},
     "cispo": {"clip": "cispo", "clip_high": 0.4},
     "cispo_sum_norm": {"clip": "cispo", "clip_high": 0.4, "aggregation": "sequence_sum"},
 }
@@ -108,13 +108,13 @@ VERL_LOSSES: dict[str, dict[str, Any]] = {
 #: Means of each sequence's mean, where verl adds 1e-8 to a length (difference 7).
 VERL_SEQUENCE_MEANS: dict[str, dict[str, Any]] = {
     "vanilla_sequence": {"dual_clip": 3.0, "aggregation": "sequence"},
-    "gspo": {"ratio": "sequence", "clip_low": 0.05, "clip_high": 0.08, "aggregation": "sequence"},
+    "gspo": {"ratio": "sequence_mean", "clip_low": 0.05, "clip_high": 0.08, "aggregation": "sequence"},
     "sapo": {"clip": "sapo", "aggregation": "sequence"},
 }
 
 VERL_CORRECTIONS: dict[str, dict[str, Any]] = {
     "tis_token": {"correction": "tis", "correction_high": 1.2},
-    "tis_sequence": {"correction": "tis", "correction_level": "sequence", "correction_high": 1.5},
+    "tis_sequence": {"correction": "tis", "correction_level": "sequence_product", "correction_high": 1.5},
     "icepop": {"correction": "icepop", "correction_low": 0.8, "correction_high": 1.25},
 }
 
@@ -125,23 +125,23 @@ TRL_STEPS: dict[str, dict[str, Any]] = {
     "dr_grpo": {"scale": "none", "aggregation": "sequence_sum"},
     "dapo_clip_higher": {"clip_high": 0.28},
     "cispo": {"clip": "cispo", "clip_low": 1.0, "clip_high": 0.5, "scale": "batch_std"},
-    "cispo_sequence": {"clip": "cispo", "ratio": "sequence", "clip_low": 1.0, "clip_high": 0.05},
+    "cispo_sequence": {"clip": "cispo", "ratio": "sequence_mean", "clip_low": 1.0, "clip_high": 0.05},
     "sapo": {"clip": "sapo", "aggregation": "sequence"},
-    "gspo": {"ratio": "sequence", "clip_low": 0.05, "clip_high": 0.08, "aggregation": "sequence"},
+    "gspo": {"ratio": "sequence_mean", "clip_low": 0.05, "clip_high": 0.08, "aggregation": "sequence"},
     "delta": {"delta": 4.0},
     "kl": {"aggregation": "sequence", "kl_coef": 0.04},
     "kl_unbiased": {"kl_coef": 0.04, "kl_estimator": "k3_unbiased"},
     "off_policy_mask": {"off_policy_delta": 0.05, "kl_coef": 0.04},
     "scale_batch": {"scale": "batch_std"},
     "equal_rewards": {},
-    "vllm_default": {"correction": "mis", "correction_level": "sequence", "correction_high": 3.0},
+    "vllm_default": {"correction": "mis", "correction_level": "sequence_product", "correction_high": 3.0},
     "vllm_token_truncate": {"correction": "tis", "correction_high": 1.2},
     "vllm_token_mask": {"correction": "icepop", "correction_low": 0.8, "correction_high": 1.25},
     "vllm_sequence_truncate": {
-        "correction": "tis", "correction_level": "sequence", "correction_high": 1.5, "kl_coef": 0.04,
+        "correction": "tis", "correction_level": "sequence_product", "correction_high": 1.5, "kl_coef": 0.04,
     },
     "vllm_sequence_mask": {
-        "correction": "mis", "correction_level": "sequence", "correction_low": 0.5, "correction_high": 1.5,
+        "correction": "mis", "correction_level": "sequence_product", "correction_low": 0.5, "correction_high": 1.5,
     },
 }  # fmt: skip
 
@@ -152,7 +152,7 @@ LIGER: dict[str, dict[str, Any]] = {
     "dr_grpo": {"aggregation": "sequence_sum"},
     "cispo": {"clip": "cispo", "clip_low": 1.0, "clip_high": 0.5},
     "sapo": {"clip": "sapo", "aggregation": "sequence"},
-    "gspo": {"ratio": "sequence", "clip_low": 0.05, "clip_high": 0.08, "aggregation": "sequence"},
+    "gspo": {"ratio": "sequence_mean", "clip_low": 0.05, "clip_high": 0.08, "aggregation": "sequence"},
     "delta": {"delta": 4.0},
     "kl": {"kl_coef": 0.04},
     "kl_unbiased": {"kl_coef": 0.04, "kl_estimator": "k3_unbiased"},

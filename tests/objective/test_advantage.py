@@ -36,7 +36,31 @@ def test_scaled_values_by_hand() -> None:
     assert values([1.0, 0.0, 0.0, 0.0], ObjectiveSpec()) == pytest.approx(expected, rel=1e-12)
     # MaxRL: over the mean of 0.25
     assert values([1.0, 0.0, 0.0, 0.0], ObjectiveSpec(scale="group_mean")) == [3.0, -1.0, -1.0, -1.0]
-    assert values([1.0, -1.0], ObjectiveSpec(scale="group_mean")) == [0.0, 0.0]
+
+
+def test_maxrl_never_reinforces_the_worse_completion() -> None:
+    """(r − mean)/mean of rewards (−1, 0) was (+1, −1); of (−1, 1.001), whose mean is near 0, ±2001."""
+    maxrl = ObjectiveSpec(scale="group_mean")
+    for scores in ([-1.0, 0.0], [-1.0, 1.001], [1.0, -1.0], [-2.0, -1.0], [0.0, 0.0]):
+        assert values(scores, maxrl) == [0.0, 0.0]
+    assert values([0.0, 1e-9], maxrl) == pytest.approx([-1.0, 1.0], rel=1e-12)  # bounded by the group's size
+
+
+@pytest.mark.parametrize("baseline", ["mean", "length_weighted", "batch", "given", "none"])
+@pytest.mark.parametrize("epsilon", [0.0, 1e-6])
+def test_equal_rewards_over_their_deviation_are_exactly_zero_with_every_baseline(baseline: str, epsilon: float) -> None:
+    """1 over a deviation of 0 plus 1e-6 was 1e6."""
+    out = group_advantage(
+        torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0], dtype=torch.float64),
+        torch.tensor([0, 0, 0, 1, 1]),
+        torch.ones(5, dtype=torch.long),
+        ObjectiveSpec(baseline=baseline, std_epsilon=epsilon),  # type: ignore[arg-type]
+        max_tokens=3,
+        baseline_N=torch.full((5,), 0.5, dtype=torch.float64),
+    )
+    assert out.advantages_N[:3].tolist() == [0.0, 0.0, 0.0]
+    assert out.advantages_N[3:].any()
+    assert float(out.advantages_N.abs().max()) < 2.0
 
 
 def test_baselines_by_hand() -> None:

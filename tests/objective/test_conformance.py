@@ -25,10 +25,17 @@ VARIANTS = {
     "batch baseline": ObjectiveSpec(baseline="batch", scale="batch_std", std_ddof=0),
     "given baseline": ObjectiveSpec(baseline="given", scale="none"),
     "no baseline": ObjectiveSpec(baseline="none", scale="none", correction="none"),
-    "gmpo": ObjectiveSpec(ratio="geometric", clip_low=0.2, clip_high=0.3, aggregation="sequence", correction="none"),
-    "sequence, token mean": ObjectiveSpec(ratio="sequence", correction="none"),
-    "sequence cispo": ObjectiveSpec(ratio="sequence", clip="cispo", correction_level="sequence"),
-    "sequence sapo": ObjectiveSpec(ratio="sequence", clip="sapo", correction_level="geometric"),
+    "no baseline, over the group's deviation": ObjectiveSpec(baseline="none"),
+    "batch baseline, over the group's deviation": ObjectiveSpec(baseline="batch"),
+    "old = sampler": ObjectiveSpec(old="sampler", correction="none"),
+    "old = sampler, sequences": ObjectiveSpec(
+        old="sampler", correction="none", ratio="sequence_mean", kl_coef=0.2, kl_estimator="k3_unbiased"
+    ),
+    "old = sampler, cispo": ObjectiveSpec(old="sampler", correction="none", clip="cispo"),
+    "gmpo": ObjectiveSpec(ratio="clipped_mean", clip_low=0.2, clip_high=0.3, aggregation="sequence", correction="none"),
+    "sequence, token mean": ObjectiveSpec(ratio="sequence_mean", correction="none"),
+    "sequence cispo": ObjectiveSpec(ratio="sequence_mean", clip="cispo", correction_level="sequence_product"),
+    "sequence sapo": ObjectiveSpec(ratio="sequence_mean", clip="sapo", correction_level="sequence_mean"),
     "dppo": ObjectiveSpec(clip="dppo_tv", clip_low=0.05, clip_high=0.05),
     "dual clip": ObjectiveSpec(dual_clip=1.3),
     "two-sided": ObjectiveSpec(delta=1.4),
@@ -36,11 +43,11 @@ VARIANTS = {
     "on policy": ObjectiveSpec(ratio="on_policy", clip="none"),
     "unbiased k3": ObjectiveSpec(kl_coef=0.3, kl_estimator="k3_unbiased"),
     "k2": ObjectiveSpec(kl_coef=0.3, kl_estimator="k2"),
-    "tis of sequences": ObjectiveSpec(correction_level="sequence", correction_high=1.2),
+    "tis of sequences": ObjectiveSpec(correction_level="sequence_product", correction_high=1.2),
     "mis": ObjectiveSpec(correction="mis", correction_high=1.3),
-    "mis of sequences": ObjectiveSpec(correction="mis", correction_level="sequence", correction_high=1.2),
+    "mis of sequences": ObjectiveSpec(correction="mis", correction_level="sequence_product", correction_high=1.2),
     "mis geometric": ObjectiveSpec(
-        correction="mis", correction_level="geometric", correction_low=0.9, correction_high=1.1
+        correction="mis", correction_level="sequence_mean", correction_low=0.9, correction_high=1.1
     ),
     "icepop": ObjectiveSpec(correction="icepop", correction_low=0.8, correction_high=1.2),
     "V3.2 mask": ObjectiveSpec(off_policy_delta=0.02),
@@ -115,7 +122,7 @@ def inputs_of(
         sampler_logprobs_BT=padded(problem.sampler, dtype, width=width),
         advantages_BT=spread(earned.advantages_N, width),
         weights_BT=spread(earned.weights_N, width),
-        old_logprobs_BT=padded(problem.old, dtype, width=width),
+        old_logprobs_BT=padded(problem.sampler if spec.old == "sampler" else problem.old, dtype, width=width),
         reference_logprobs_BT=padded(problem.reference, dtype, width=width) if with_kl else None,
     )
 
@@ -181,7 +188,8 @@ def _score_slope(problem: oracle.Problem, spec: ObjectiveSpec, at: int, t: int) 
     a, kept = oracle.advantages(problem, spec)
     if not kept[at]:
         return 0.0
-    now, old, sampler = problem.now[at], problem.old[at], problem.sampler[at]
+    now, sampler = problem.now[at], problem.sampler[at]
+    old = sampler if spec.old == "sampler" else problem.old[at]
     c = oracle.correction(spec, old, sampler, t)
     factor = 1.0
     if spec.clip == "cispo":

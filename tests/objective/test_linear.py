@@ -18,7 +18,7 @@ from rlreason.objective.spec import ObjectiveSpec
 B, T, H, V = 4, 6, 5, 11
 SPECS = {
     **PRESETS,
-    "a sequence's correction": ObjectiveSpec(correction="mis", correction_level="geometric", correction_low=0.9),
+    "a sequence's correction": ObjectiveSpec(correction="mis", correction_level="sequence_mean", correction_low=0.9),
     "off-policy mask": ObjectiveSpec(off_policy_delta=0.05),
     "a kl": ObjectiveSpec(kl_coef=0.1, kl_estimator="k3_unbiased"),
 }
@@ -232,7 +232,7 @@ def test_gradcheck() -> None:
     for name in ("dapo", "gspo", "a kl"):
         spec = SPECS[name]
         # A sequence's ratio has each token's own gradient: the loss's, where all tokens have one advantage and weight.
-        given = one_number_per_sequence(batch) if spec.ratio == "sequence" else batch
+        given = one_number_per_sequence(batch) if spec.ratio == "sequence_mean" else batch
 
         def loss(*inputs: Tensor, spec: ObjectiveSpec = spec, batch: Batch = given) -> Tensor:
             reference = reference_BT if spec.kl_coef else None

@@ -12,7 +12,7 @@ import torch
 from rlreason.objective.batch import Batch
 from rlreason.objective.kl import kl_estimate
 from rlreason.objective.loss import LossInputs, distillation_loss, evaluate, policy_loss, supervised_loss
-from rlreason.objective.presets import PRESETS, expand
+from rlreason.objective.presets import PRESETS, TABLE, expand
 from rlreason.objective.spec import ObjectiveSpec
 
 PLAIN = ObjectiveSpec(correction="none", clip_high=0.2)
@@ -141,19 +141,28 @@ def test_distillation_loss_is_kl() -> None:
         ({"baseline": "leave_one_out"}, "explodes"),
         ({"baseline": "none", "scale": "group_mean"}, "needs baseline"),
         ({"ratio": "on_policy"}, "can never act"),
-        ({"ratio": "geometric", "clip": "sapo"}, 'needs clip = "ppo"'),
-        ({"ratio": "sequence", "clip": "dppo_tv"}, "needs ratio"),
+        ({"ratio": "clipped_mean", "clip": "sapo"}, 'needs clip = "ppo"'),
+        ({"ratio": "sequence_mean", "clip": "dppo_tv"}, "needs ratio"),
         ({"clip": "sapo", "dual_clip": 3.0}, "dual_clip needs"),
         ({"dual_clip": 1.0}, "must exceed 1"),
         ({"delta": 1.2}, "must exceed 1 \\+ clip_high"),
         ({"delta": 4.0, "dual_clip": 3.0}, "use one"),
         ({"kl_coef": 0.1, "kl_estimator": "k1"}, "0 on average"),
         ({"kl_coef": 0.1, "kl_estimator": "k3_unbiased", "kl_in": "reward"}, "no gradient"),
-        ({"correction": "icepop", "correction_level": "sequence"}, "single tokens"),
+        ({"correction": "icepop", "correction_level": "sequence_product"}, "single tokens"),
         ({"correction": "icepop"}, "correction_low > 0"),
         ({"correction_low": 0.5}, "no lower bound"),
         ({"correction": "mis", "correction_low": 2.0}, "must be below"),
-        ({"ratio": "sequence"}, "correction_level"),
+        ({"ratio": "sequence_mean"}, "correction_level"),
+        ({"ratio": "sequence"}, 'write ratio = "sequence_mean"'),
+        ({"ratio": "geometric"}, 'write ratio = "clipped_mean"'),
+        ({"correction_level": "sequence"}, 'write correction_level = "sequence_product"'),
+        ({"correction_level": "geometric"}, 'write correction_level = "sequence_mean"'),
+        ({"aggregation": "tokens"}, "aggregation must be one of token, sequence"),
+        ({"old": "sampler"}, 'Use correction = "none"'),
+        ({"old": "sampler", "ratio": "on_policy", "clip": "none"}, "always 1"),
+        ({"scale": "group_mean", "overlong": "soft_penalty"}, "takes up to 1 off"),
+        ({"scale": "group_mean", "kl_coef": 0.1, "kl_in": "reward"}, "makes them negative"),
     ],
 )
 def test_contradictory_specs_are_refused_with_the_reason(change: dict[str, Any], reason: str) -> None:
@@ -172,16 +181,15 @@ def test_presets_expand_by_name_and_with_changes() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_says_its_formula(name: str) -> None:
-    module = __import__(f"rlreason.objective.presets.{name}", fromlist=["SPEC"])
-    assert "J = " in str(module.__doc__)
-    assert "arXiv" in str(module.__doc__)
+    assert TABLE[name].formula.startswith("J = ")
+    assert "arXiv" in TABLE[name].paper
     assert PRESETS[name].formula().startswith("J = ")
 
 
 def test_the_document_has_the_formula_of_every_preset() -> None:
     text = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text(encoding="utf-8").replace("\\|", "|")
     for name, spec in PRESETS.items():
-        assert f"| `{name}` |" in text
+        assert f"| `{name}` | {TABLE[name].paper} |" in text
         assert f"`{spec.formula()}`" in text, name
 
 
@@ -192,11 +200,11 @@ def test_the_document_has_the_formula_of_every_preset() -> None:
         ({"ratio": "on_policy", "clip": "none"}, True, True),
         ({"correction": "tis", "kl_coef": 0.1}, True, True),
         ({"correction": "icepop", "correction_low": 0.5}, True, True),
-        ({"correction_level": "sequence"}, True, True),  # of a correction that is off
-        ({"ratio": "sequence"}, False, True),  # the ratio is 1 at every level
-        ({"ratio": "geometric"}, False, True),
-        ({"correction": "tis", "correction_level": "sequence"}, False, False),
-        ({"correction": "mis", "correction_level": "geometric"}, False, False),
+        ({"correction_level": "sequence_product"}, True, True),  # of a correction that is off
+        ({"ratio": "sequence_mean"}, False, True),  # the ratio is 1 at every level
+        ({"ratio": "clipped_mean"}, False, True),
+        ({"correction": "tis", "correction_level": "sequence_product"}, False, False),
+        ({"correction": "mis", "correction_level": "sequence_mean"}, False, False),
         ({"off_policy_delta": 0.1}, False, False),
     ],
 )

@@ -103,7 +103,7 @@ def test_trl_steps(name: str) -> None:
 def test_trl_luspo_is_gspo_summed_over_tokens() -> None:
     """1/N Σ_i |o_i| s_i A_i: ``sequence_sum`` with a constant of one token."""
     values = tokens_of("even")
-    spec = spec_of(ratio="sequence", clip_low=0.05, clip_high=0.08, aggregation="sequence_sum")
+    spec = spec_of(ratio="sequence_mean", clip_low=0.05, clip_high=0.08, aggregation="sequence_sum")
     values["advantages"] = float64(CASES["trl/luspo"]["advantages"])
     assert loss_gap(evaluated(values, spec, max_tokens=1), "trl/luspo") <= EXACT
 

@@ -125,7 +125,7 @@ def test_difference_7_verl_adds_1e8_to_a_length(name: str, where: str) -> None:
 
 def test_difference_7_verl_gmpo_counts_empty_sequences() -> None:
     """verl's geo_mean adds 1e-8 to lengths and averages over all rows, with or without a token."""
-    spec = spec_of(ratio="geometric", clip_low=0.4, clip_high=0.4, aggregation="sequence")
+    spec = spec_of(ratio="clipped_mean", clip_low=0.4, clip_high=0.4, aggregation="sequence")
     assert EXACT < loss_gap(evaluated(tokens_of("tokens"), spec), "verl/loss/geo_mean/tokens") <= 1e-8
     ours = evaluated(tokens_of("empty"), spec)
     assert loss_gap(ours, "verl/loss/geo_mean/empty") > 1e-2
@@ -137,7 +137,10 @@ def test_difference_8_verl_rejection_leaves_the_denominator() -> None:
     """A token that our correction masks stays in the mean's denominator (so w·loss is an estimate of the same sum);
     verl's rejection takes it out of the mask. Its bounds are on π_sampler/π_old: 1/high to 1/low of ours."""
     values = tokens_of("tokens")
-    for name, level, low, high in (("reject_token", "token", 0.8, 1.25), ("reject_sequence", "sequence", 0.5, 2.0)):
+    for name, level, low, high in (
+        ("reject_token", "token", 0.8, 1.25),
+        ("reject_sequence", "sequence_product", 0.5, 2.0),
+    ):
         kept = float64(CASES[f"verl/correction/{name}"]["kept"])
         share = float(values["mask"].sum() / kept.sum())
         assert share > 1.0
@@ -177,8 +180,8 @@ def test_difference_11_k3_unbiased_is_per_token() -> None:
     """TRL weighs k3 by the sequence's ratio where importance sampling is at sequence level (its documentation says
     that it is unbiased for tokens only); here it is always the token's."""
     values = tokens_of("even")
-    _, ours = trl_step(values, ratio="sequence", kl_coef=0.04, kl_estimator="k3_unbiased")
-    _, without = trl_step(values, ratio="sequence")
+    _, ours = trl_step(values, ratio="sequence_mean", kl_coef=0.04, kl_estimator="k3_unbiased")
+    _, without = trl_step(values, ratio="sequence_mean")
     theirs = CASES["trl/kl_unbiased_sequence"]
     assert gap(ours.loss, theirs["loss"]) > 1e-4
     length = values["mask"].sum(dim=1, keepdim=True)
@@ -201,7 +204,7 @@ def test_difference_12_bounds_on_wild_ratios() -> None:
     assert float(ours.loss) == pytest.approx(CASES["verl/wild/vanilla"]["loss"], rel=1e-14)
     assert float(ours.loss) < math.exp(20)
     assert CASES["liger/wild"]["loss"] > math.exp(25) / 4
-    gspo = evaluated(wild, spec_of(ratio="sequence"))
+    gspo = evaluated(wild, spec_of(ratio="sequence_mean"))
     assert gspo.grad_logprobs_BT[:, 0].tolist() == pytest.approx([0.0, 0.5 * math.exp(12) / 4, 0.0, 0.0], rel=1e-12)
     assert CASES["verl/wild/gspo"]["slope"] == [[0.0], [0.0], [0.0], [0.0]]
 

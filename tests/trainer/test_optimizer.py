@@ -15,12 +15,12 @@ from rlreason.trainer.protocol import NonFiniteError
     ("schedule", "expected"),
     [
         ("constant", [0.5, 1.0, 1.0, 1.0, 1.0]),
-        ("linear", [0.5, 1.0, 1.0, 0.7, 0.4]),
-        ("cosine", [0.5, 1.0, 1.0, 0.775, 0.325]),
+        ("linear", [0.5, 1.0, 1.0, 0.55, 0.1]),
+        ("cosine", [0.5, 1.0, 1.0, 0.55, 0.1]),
     ],
 )
 def test_schedules_by_hand(schedule: str, expected: list[float]) -> None:
-    # 2 warm-up steps of 5, then 3 steps from 1 towards 0.1
+    # 2 warm-up steps of 5, then 3 steps from 1 to 0.1, which the last one has
     config = OptimizerConfig(lr=1.0, warmup_steps=2, schedule=schedule, final_lr_ratio=0.1)
     assert [learning_rate(config, step, 5) for step in range(5)] == pytest.approx(expected)
 

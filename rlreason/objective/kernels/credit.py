@@ -50,12 +50,15 @@ def _scaled(centred_GM, statistics_G, batch, PLAN: tl.constexpr):
     kept, tokens, with_tokens, mean, std, token_mean, token_std = batch
     if PLAN.spec.baseline == "batch" and PLAN.spec.scale != "batch_whiten":
         centred_GM = centred_GM - mean  # whitening takes off the tokens' mean, whatever was taken off before
-    group_mean_G, group_std_G = statistics_G
+    group_mean_G, group_std_G, low_G = statistics_G
     if PLAN.spec.scale == "group_std":
-        return centred_GM / tl.maximum(group_std_G + PLAN.spec.std_epsilon, 1.1754943508222875e-38)[:, None]
+        differs_G = group_std_G > 0.0
+        divisor_G = tl.where(differs_G, group_std_G + PLAN.spec.std_epsilon, 1.0)
+        return tl.where(differs_G[:, None], centred_GM, 0.0) / divisor_G[:, None]
     elif PLAN.spec.scale == "group_mean":
-        safe_G = tl.where(group_mean_G == 0.0, 1.0, group_mean_G)
-        return tl.where((group_mean_G == 0.0)[:, None], 0.0, centred_GM / safe_G[:, None])
+        defined_G = (low_G >= 0.0) & (group_mean_G > 0.0)
+        safe_G = tl.where(defined_G, group_mean_G, 1.0)
+        return tl.where(defined_G[:, None], centred_GM / safe_G[:, None], 0.0)
     elif PLAN.spec.scale == "batch_std":
         return tl.where(std > 0.0, centred_GM, 0.0) / tl.where(std > 0.0, std + PLAN.spec.std_epsilon, 1.0)
     elif PLAN.spec.scale == "batch_whiten":
@@ -100,7 +103,7 @@ def _finish(inputs, outputs, scratch, tile, sizes, batch, PLAN: tl.constexpr):
         at_GM, live_GM = members(inputs, bounds, first, PLAN)
         reward_GM, usable_GM, kept_GM, length_GM = completion(inputs, at_GM, live_GM, max_tokens, PLAN)
         centred_GM = centre(reward_GM, baseline_G3, given(inputs, at_GM, live_GM, reward_GM, PLAN), PLAN)
-        scaled_GM = _scaled(centred_GM, (mean_G, std_G), batch, PLAN)
+        scaled_GM = _scaled(centred_GM, (mean_G, std_G, low_G), batch, PLAN)
         divisor_GM = _divisor(length_GM, tokens_G, batch, max_tokens, PLAN)
         tl.store(outputs.advantages + at_GM, tl.where(kept_GM, scaled_GM, 0.0).to(dtype), mask=live_GM)
         tl.store(

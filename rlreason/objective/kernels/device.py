@@ -40,7 +40,7 @@ def expm1(x):
 
 @triton.jit
 def bounded_exp(log_ratio):
-    """exp, of a log-ratio clamped to ±LIMIT: one wild token cannot make the step infinite."""
+    """exp, of a log-ratio clamped to ±LIMIT: one outlier cannot make the step infinite."""
     return tl.exp(tl.minimum(tl.maximum(log_ratio, -LIMIT), LIMIT))
 
 
@@ -99,7 +99,7 @@ def ratio_and_surrogate(token, log_ratio, level, PLAN: tl.constexpr):
     """ρ, S, grad, clipped. ``level``: the sequence's mean log-ratio where ρ is the sequence's, else ``log_ratio``."""
     logprob, old, sampler, reference, advantage, weight = token
     logprob = logprob.to(weight.dtype)
-    if PLAN.spec.ratio == "geometric":
+    if PLAN.spec.ratio == "clipped_mean":
         ratio = tl.exp(level)
         value = ratio * advantage
         clipped = geometric_bound(log_ratio, advantage, PLAN) != log_ratio
@@ -173,14 +173,16 @@ def token_objective(token, levels, kept, PLAN: tl.constexpr):
             grad += kl_grad * (PLAN.spec.kl_coef * weight)
     grad = tl.where(kept, grad, 0.0)
     masked = kept & (signed == 0.0) & (weight != 0.0)
-    apart = tl.abs(mismatch)
+    if PLAN.spec.old == "sampler":  # π_old/π_sampler is 1: how far the trainer's own π is from the sampler's
+        mismatch = log_ratio
+    distance = tl.abs(mismatch)
     return grad, (
         loss,
         kl,
         tl.where(kept & clipped, 1.0, 0.0).to(loss.dtype),
         tl.where(masked, 1.0, 0.0).to(loss.dtype),
-        apart,
-        excess(tl.minimum(tl.maximum(-mismatch, -LIMIT), LIMIT)),
-        apart,
+        distance,
+        excess(tl.minimum(tl.maximum(mismatch, -LIMIT), LIMIT)),
+        distance,
         ratio,
     )

@@ -52,10 +52,10 @@ def linear_policy_loss(
     A head in half precision multiplies as it is, into float32. Padding in ``options.rows_R`` keeps its rows, so that
     nothing waits for the device to count them.
     """
-    plan = Plan(spec, old_logprobs_BT is not None, reference_logprobs_BT is not None)
+    inputs = LossInputs.from_batch(batch, spec, old_logprobs_BT, reference_logprobs_BT)
+    plan = Plan(spec, inputs.old_logprobs_BT is not None, reference_logprobs_BT is not None)
     if options.gradient == "forward" and not plan.row_local:
         raise ValueError('gradient = "forward": a token\'s gradient depends on its sequence here. Use "auto"')
-    inputs = LossInputs.from_batch(batch, old_logprobs_BT, reference_logprobs_BT)
     head = _Head.of(hidden_BTH, weight_VH, batch.targets_BT, inputs, options)
     if plan.row_local and options.gradient != "recompute":
         head.run(head.plan(plan, measure=True, objective=True, gradient=head.wanted))
@@ -72,7 +72,8 @@ def linear_supervised_loss(
     hidden_BTH: Tensor, weight_VH: Tensor, batch: Batch, denominator: float, options: HeadOptions = DEFAULT_HEAD
 ) -> HeadLoss:
     """As ``objective.linear.linear_supervised_loss``."""
-    head = _Head.of(hidden_BTH, weight_VH, batch.targets_BT, LossInputs.from_batch(batch, None, None), options)
+    inputs = LossInputs.from_batch(batch, _PLAIN.spec, None, None)
+    head = _Head.of(hidden_BTH, weight_VH, batch.targets_BT, inputs, options)
     head.outputs.grad_logprobs.fill_(-1.0 / denominator)
     head.run(head.plan(_PLAIN, measure=True, objective=False, gradient=head.wanted))
     negative = -head.outputs.logprobs.sum(dtype=torch.float64)
@@ -87,7 +88,8 @@ def linear_logprobs(
     hidden_BTH: Tensor, weight_VH: Tensor, batch: Batch, options: HeadOptions = DEFAULT_HEAD
 ) -> tuple[Tensor, Tensor]:
     """As ``objective.linear.linear_logprobs``: (log π of each loss token, entropy), [B, T] each."""
-    head = _Head.of(hidden_BTH, weight_VH, batch.targets_BT, LossInputs.from_batch(batch, None, None), options)
+    inputs = LossInputs.from_batch(batch, _PLAIN.spec, None, None)
+    head = _Head.of(hidden_BTH, weight_VH, batch.targets_BT, inputs, options)
     head.run(head.plan(_PLAIN, measure=True, objective=False, gradient=False))
     return head.outputs.logprobs.to(head.outputs.entropies.dtype), head.outputs.entropies
 

@@ -65,7 +65,8 @@ def policy_loss(
     reference_logprobs_BT: Tensor | None = None,
 ) -> LossOutput:
     """As ``objective.loss.policy_loss``: shapes [B, T], to call ``backward()`` on."""
-    done = evaluate(logprobs_BT.detach(), LossInputs.from_batch(batch, old_logprobs_BT, reference_logprobs_BT), spec)
+    inputs = LossInputs.from_batch(batch, spec, old_logprobs_BT, reference_logprobs_BT)
+    done = evaluate(logprobs_BT.detach(), inputs, spec)
     loss = with_gradient(done.loss.to(logprobs_BT.dtype), (logprobs_BT, done.grad_logprobs_BT))
     return LossOutput(loss=loss, sums=done.sums, maxima=done.maxima)
 
@@ -134,7 +135,7 @@ def _sequence_levels(pointers, row, width, PLAN: tl.constexpr, BLOCK: tl.constex
         kept = inside & (tl.load(pointers.mask + at, mask=inside, other=0) != 0)
         logprob, old, sampler, reference, advantage, weight = load_token(pointers, at, kept, PLAN)
         log_ratio = logprob - old
-        if PLAN.spec.ratio == "geometric":
+        if PLAN.spec.ratio == "clipped_mean":
             log_ratio = geometric_bound(log_ratio, advantage, PLAN)
         count += kept.to(tl.int32)
         ratios += log_ratio
@@ -143,7 +144,7 @@ def _sequence_levels(pointers, row, width, PLAN: tl.constexpr, BLOCK: tl.constex
     length = tl.maximum(tl.sum(count), 1).to(ratios.dtype)
     level = tl.sum(ratios) / length
     mismatch = tl.sum(mismatches)
-    if PLAN.spec.correction_level == "geometric":
+    if PLAN.spec.correction_level == "sequence_mean":
         mismatch = mismatch / length
     left = level * 0.0 + 1.0
     if PLAN.spec.off_policy_delta > 0.0:

@@ -97,8 +97,8 @@ CANARIES: dict[str, tuple[ObjectiveSpec, ObjectiveSpec]] = {
     "correction": (ObjectiveSpec(correction_high=1.2), ObjectiveSpec(correction_high=1.20001)),
     "reference": (SMALL_STEP, replace(SMALL_STEP, kl_coef=1e-5)),
     "a sequence's bounds": (
-        replace(SMALL_STEP, ratio="sequence", clip_low=0.002, clip_high=0.002),
-        replace(SMALL_STEP, ratio="sequence", clip_low=0.00201, clip_high=0.00201),
+        replace(SMALL_STEP, ratio="sequence_mean", clip_low=0.002, clip_high=0.002),
+        replace(SMALL_STEP, ratio="sequence_mean", clip_low=0.00201, clip_high=0.00201),
     ),
 }
 

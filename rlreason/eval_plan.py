@@ -146,6 +146,10 @@ def _of_run(request: EvalRequest, root: Path, name: str | None, suite: Suite) ->
     data = {"system": request.system, "answer_style": request.answer_style, "verifier": request.verifier}
     kept = {key: value for key, value in data.items() if value is not None}
     asked = _engine(request, recipe)
+    if kept and recipe.data.sets:
+        raise UsageError(
+            f"{root} has named sets, each with its own {', '.join(kept)}: give --data and the option, or none"
+        )
     if kept:
         asked["data"] = _validated(DataConfig, {**recipe.data.model_dump(), **kept}, request)
     recipe = recipe.model_copy(update=asked)
@@ -184,10 +188,11 @@ def _eval_stage(recipe: Recipe, model: str) -> EvalStage:
     if found:
         return found[-1].model_copy(update={"models": (model,)})
     stage = next((one for one in recipe.stage if isinstance(one, TrainingStage) and one.name == model), None)
-    if stage is None:
-        return EvalStage(kind="eval", name="eval", models=(model,), problems=PROBLEMS, max_tokens=MAX_TOKENS)
+    if stage is None:  # the policy or student as it was, on what the first stage is measured on
+        first = recipe.stage[0].name
+        return EvalStage(kind="eval", name=first, models=(model,), problems=PROBLEMS, max_tokens=MAX_TOKENS)
     longest: int = getattr(stage, "max_tokens", stage.eval_max_tokens)  # GRPO evaluates with its own limit
-    return EvalStage(kind="eval", name="eval", models=(model,), problems=stage.eval_problems, max_tokens=longest)
+    return EvalStage(kind="eval", name=model, models=(model,), problems=stage.eval_problems, max_tokens=longest)
 
 
 def _of_model(
@@ -205,9 +210,9 @@ def _of_model(
     task = data if isinstance(data, str) and data in TASKS else None
     system = request.system if request.system is not None or like is None else like.data.system
     table: dict[str, Any] = {
-        # Nothing is trained on; a task as training data costs nothing and holds out its own problems.
+        # Nothing is trained on, and a recipe names something: a task costs nothing, and holds out problems of its own.
         "train": task or "arithmetic",
-        "heldout": None if task else data,
+        "heldout": None if task else data if isinstance(data, str) else {"any_of": data},
         "columns": columns,
         "answer_after": (suite.answer_after if request.answer_after is None else request.answer_after) or None,
         "verifier": request.verifier or suite.verifier,

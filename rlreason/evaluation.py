@@ -66,6 +66,7 @@ def evaluate_model(request: EvalRequest, console: Console | None = None) -> list
 
     quiet_loading()
     prepare_process()
+    checked = [_with_models(one, recipe, console) for one, recipe in zip(planned, checked, strict=True)]
     reports = []
     for one, recipe in zip(planned, checked, strict=True):
         console.print(f"{one.suite}: {_what(one, recipe)}", markup=False, soft_wrap=True)
@@ -80,6 +81,13 @@ def evaluate_model(request: EvalRequest, console: Console | None = None) -> list
         console.print(line(report), markup=False, soft_wrap=True)
         reports.append(report)
     return reports
+
+
+def _with_models(one: Measurement, checked: CheckedRecipe, console: Console) -> CheckedRecipe:
+    """``checked`` as a run has it: its day in the prompts, without the rows that its models have no room for."""
+    from rlreason.job import with_models
+
+    return with_models(checked, lambda text: console.print(text, markup=False, soft_wrap=True), one.run)
 
 
 def _checked(one: Measurement) -> CheckedRecipe:
@@ -141,7 +149,7 @@ def _check_out(out: Path | None) -> None:
 
 def _key(one: Measurement, context: Context) -> str:
     """The same for the same model, problems and options alone: what was drawn for others is no part of this."""
-    problems = context.source.heldout(one.stage.problems)
+    problems = context.data.of(one.stage.name).heldout(one.stage.problems)
     parts = [_identity(one), one.stage.model_dump_json(), str(one.seed), repr(context.prompt_format)]
     parts += [one.recipe.sampler.model_dump_json(), json.dumps(one.recipe.reward, sort_keys=True), repr(problems)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
@@ -162,7 +170,7 @@ def _identity(one: Measurement) -> str:
 def _options(one: Measurement, checked: CheckedRecipe) -> Mapping[str, object]:
     """What an evaluation depends on, beside the model."""
     return {
-        "data": checked.source.heldout_origin,
+        "data": _source(one, checked),
         "task_options": dict(checked.recipe.data.options),
         "system": checked.prompt_format.system,
         "answer_style": checked.prompt_format.style,
@@ -172,11 +180,16 @@ def _options(one: Measurement, checked: CheckedRecipe) -> Mapping[str, object]:
     }
 
 
+def _source(one: Measurement, checked: CheckedRecipe) -> str | None:
+    """Where the problems come from: task name, path as found, or hub id."""
+    return checked.data.of(one.stage.name).heldout_origin
+
+
 def _what(one: Measurement, checked: CheckedRecipe) -> str:
     """In a few words: on what, and how."""
     stage, system = one.stage, checked.prompt_format.system
     given = ", ".join(f"{key} = {value}" for key, value in checked.recipe.data.options.items())
-    data = f"{checked.source.heldout_origin}{f' ({given})' if given else ''}"
+    data = f"{_source(one, checked)}{f' ({given})' if given else ''}"
     how = "greedy"
     if stage.temperature:
         cut = (

@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from rlreason.report.read import Evaluation, Run, Stage, heldout_points
+from rlreason.report.read import Evaluation, Run, Stage, as_dict, as_list, heldout_points, whole, words
 from rlreason.report.words import percent
 from rlreason.types import Interval
 
@@ -213,6 +213,29 @@ def training_sentence(run: Run) -> str | None:
     return None
 
 
+def warnings(run: Run) -> list[tuple[str, str]]:
+    """What the health rules said while the run went, and what the evaluations leave out: (where, what)."""
+    found = []
+    for one in as_list(run.manifest.get("warnings")):
+        entry = as_dict(one)
+        found.append((f"{words(entry.get('stage'))}, step {whole(entry.get('step'))}", words(entry.get("text")) or ""))
+    for result in run.evaluations:
+        text = left_out(result)
+        if text:
+            found.append((f"{result.model} on {result.suite}", text))
+    return found
+
+
+def left_out(result: Evaluation) -> str | None:
+    """Which answers an accuracy does not count; None: it counts all."""
+    shares = [(result.broken, "a check that broke"), (result.timed_out, "a check that ran past its limit")]
+    told = [f"{percent(share)} had {what}" for share, what in shares if share]
+    if not told:
+        return None
+    counted = f"its accuracy is that of the others ({result.accuracy.count:,} problems)"
+    return f"{' and '.join(told)}: {counted if result.accuracy.count else 'no answer is verified'}"
+
+
 def headline(run: Run, found: list[Suite]) -> str | None:
     """The result in one line; None where the run has none yet."""
     sentences = []
@@ -222,10 +245,13 @@ def headline(run: Run, found: list[Suite]) -> str | None:
         sentences = [sentence for sentence in (policy, student) if sentence]
     if not sentences and found:
         last = found[0].models[-1].result
-        sentences = [f"{last.model} reaches {percent(last.accuracy.value)} {suite_label(found[0].name)}"]
+        reaches = f"reaches {percent(last.accuracy.value)} {suite_label(found[0].name)}"
+        sentences = [f"{last.model} {reaches if last.accuracy.count else 'has no verified answer'}"]
     if not sentences:
         ongoing = training_sentence(run)
         return f"{ongoing}." if ongoing else None
+    if any(model.result.broken + model.result.timed_out for model in found[0].models):
+        sentences.append("answers without a verdict are left out, see the warnings")
     text = "; ".join(sentences)
     # "the student" begins the line where nothing is said of the policy; a model's name keeps its own case.
     return f"T{text[1:]}." if text.startswith("the ") else f"{text}."

@@ -1,0 +1,201 @@
+"""Health rules on numbers by hand: each speaks just past its limit, is silent just before it, and speaks once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from rlreason.config import HealthConfig
+from rlreason.diagnose.health import Finding, StageHealth
+from rlreason.diagnose.rules import WARNINGS, History
+from rlreason.errors import HealthStop
+from rlreason.types import StepReport
+
+LIMITS = HealthConfig()
+
+
+def health(kind: str = "grpo", limits: HealthConfig = LIMITS, moe: bool = False) -> StageHealth:
+    return StageHealth(stage="s", limits=limits, history=History(kind=kind, moe=moe))
+
+
+def steps(watch: StageHealth, rows: Sequence[Mapping[str, float]]) -> list[Finding]:
+    found: list[Finding] = []
+    for step, scalars in enumerate(rows):
+        found += watch.step(
+            StepReport(stage="s", kind=watch.history.kind, step=step, policy_version=0, scalars=scalars)
+        )
+    return found
+
+
+def rules(rows: Sequence[Mapping[str, float]], moe: bool = False, limits: HealthConfig = LIMITS) -> list[str]:
+    return [one.rule for one in steps(health(moe=moe, limits=limits), rows)]
+
+
+def verdicts(broken: float = 0.0, timed_out: float = 0.0) -> dict[str, float]:
+    return {"verdict/broken": broken, "verdict/timed_out": timed_out}
+
+
+def heldout(broken: float) -> dict[str, float]:
+    return {"heldout/broken": broken, "heldout/timed_out": 0.0}
+
+
+def lengths(values: Sequence[float]) -> list[dict[str, float]]:
+    return [{"length/mean": value} for value in values]
+
+
+def entropies(values: Sequence[float]) -> list[dict[str, float]]:
+    return [{"entropy": value} for value in values]
+
+
+def norms(values: Sequence[float]) -> list[dict[str, float]]:
+    return [{"grad_norm": value} for value in values]
+
+
+def measured(accuracy: float, reward: float, count: int = 1000) -> dict[str, float]:
+    return {"accuracy/heldout": accuracy, "reward/mean": reward, "heldout/verified": float(count)}
+
+
+@pytest.mark.parametrize(
+    ("rule", "speaks", "silent"),
+    [
+        # 6 % and 5 % are 11 % of the completions; 5 % and 5 % are the limit
+        ("no_verdict", [verdicts(0.06, 0.05)], [verdicts(0.05, 0.05)]),
+        # one bad step of ten is 3 %
+        ("no_verdict", [verdicts(0.3)], [verdicts()] * 9 + [verdicts(0.3)]),
+        ("no_verdict", [heldout(0.2)], [heldout(0.1)]),
+        # 1 of 8 and 2 of 8 are 19 %; 2 of 8 each are the limit
+        (
+            "groups_kept",
+            [{"groups/total": 8.0, "groups/kept": 1.0}, {"groups/total": 8.0, "groups/kept": 2.0}],
+            [{"groups/total": 8.0, "groups/kept": 2.0}] * 3,
+        ),
+        ("truncated", [{"truncated": 0.25}], [{"truncated": 0.2}]),
+        ("entropy_collapse", entropies([1.0] * 5 + [0.01] * 5), entropies([1.0] * 5 + [0.03] * 5)),
+        # low from the start: a task with one answer is no collapse
+        ("entropy_collapse", entropies([1.0] * 5 + [0.01] * 5), entropies([0.02] * 5 + [0.01] * 5)),
+        ("gradient_spike", norms([1.0] * 5 + [10.1]), norms([1.0] * 5 + [10.0])),
+        # before there are five steps nobody knows what is usual
+        ("gradient_spike", norms([1.0, 1.0, 1.0, 1.0, 1.0, 99.0]), norms([1.0, 1.0, 99.0])),
+        ("skipped", [{"update/skipped": 1.0}], [{"update/skipped": 0.0}]),
+        ("heldout_falls", [measured(0.8, 0.5), measured(0.7, 0.6)], [measured(0.8, 0.5), measured(0.76, 0.6)]),
+        # both fell: that is no reward hacking
+        ("heldout_falls", [measured(0.8, 0.5), measured(0.7, 0.6)], [measured(0.8, 0.5), measured(0.7, 0.4)]),
+        # of 50 answers a drop from 0.80 to 0.70 is within the noise: 2·sqrt((0.16 + 0.21)/50) = 0.17
+        ("heldout_falls", [measured(0.8, 0.5), measured(0.7, 0.6)], [measured(0.8, 0.5, 50), measured(0.7, 0.6, 50)]),
+        ("length_explosion", lengths([100.0] * 5 + [201.0] * 5), lengths([100.0] * 5 + [200.0] * 5)),
+        # a growth that takes 100 steps for a factor of three is what R1 shows
+        ("length_explosion", lengths([100.0] * 5 + [201.0] * 5), lengths([100.0 + 2 * step for step in range(100)])),
+        ("sampler_kl", [{"mismatch/k3": 1.1e-3, "staleness/max": 0.0}], [{"mismatch/k3": 1e-3, "staleness/max": 0.0}]),
+        # with staleness the weights differ, too
+        ("sampler_kl", [{"mismatch/k3": 1.1e-3, "staleness/max": 0.0}], [{"mismatch/k3": 0.1, "staleness/max": 1.0}]),
+        ("worker_replaced", [{"workers/replaced": 1.0}], [{"workers/replaced": 0.0}]),
+    ],
+)  # fmt: skip
+def test_limits(rule: str, speaks: list[dict[str, float]], silent: list[dict[str, float]]) -> None:
+    assert rules(speaks) == [rule]
+    assert rules(silent) == []
+
+
+def test_routers_may_differ_more() -> None:
+    one = [{"mismatch/k3": 2e-3, "staleness/max": 0.0}]
+    assert rules(one) == ["sampler_kl"]
+    assert rules(one, moe=True) == []
+    assert rules([{"mismatch/k3": 6e-3, "staleness/max": 0.0}], moe=True) == ["sampler_kl"]
+
+
+def test_each_rule_speaks_once_and_says_numbers() -> None:
+    watch = health()
+    watch.broke("judge.py:f: KeyError: 'no' (judge.py:9 in f)")
+    found = steps(watch, [verdicts(0.25)] * 4)
+    assert [(one.rule, one.step) for one in found] == [("no_verdict", 0)]
+    assert "25% of the completions have no verdict (25% broken, 0% timed out)" in found[0].text
+    assert "judge.py:9 in f" in found[0].text
+
+
+def test_limits_are_the_recipe_s() -> None:
+    assert rules([{"truncated": 0.25}], limits=HealthConfig(truncated=0.3)) == []
+    assert rules([{"truncated": 0.35}], limits=HealthConfig(truncated=0.3)) == ["truncated"]
+
+
+def test_a_stage_that_goes_on_knows_what_it_knew() -> None:
+    """The rules that look back see the steps of the earlier process, and what was said is not said again."""
+    rows: list[dict[str, float]] = [{"grad_norm": 1.0, "truncated": 0.5} for _ in range(6)]
+    whole, before = health(), health()
+    said = [one.rule for one in steps(before, rows)]
+    assert said == ["truncated"]
+    after = health()
+    after.replay([{"step": step, "stage": "s", **row} for step, row in enumerate(rows)], said)
+    last = StepReport(stage="s", kind="grpo", step=6, policy_version=7, scalars={"grad_norm": 50.0, "truncated": 0.5})
+    steps(whole, rows)
+    assert [one.rule for one in after.step(last)] == [one.rule for one in whole.step(last)] == ["gradient_spike"]
+
+
+def test_a_step_without_any_verdict_stops() -> None:
+    watch = health()
+    steps(watch, [verdicts(0.99)])
+    watch.broke("judge.py:f: KeyError: 'no' (judge.py:9 in f) [problem p1]")
+    with pytest.raises(HealthStop, match=r"stage s, step 1: every verdict is BROKEN.*judge.py:9 in f\) \[problem p1\]"):
+        watch.step(StepReport(stage="s", kind="grpo", step=1, policy_version=0, scalars=verdicts(1.0)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "words"),
+    [
+        (
+            "grpo",
+            {"groups/total": 4.0, "groups/zero_variance": 4.0, "groups/no_verdict": 0.0, "reward/mean": 0.5}
+            | {"truncated": 0.25} | verdicts(),
+            "0 tokens were trained: 8 of its 8 groups had equal rewards (mean 0.5), 25% of the completions were",
+        ),
+        (
+            "grpo",
+            {"groups/total": 4.0, "groups/zero_variance": 4.0, "groups/no_verdict": 3.0, "reward/mean": 0.0}
+            | {"truncated": 0.0} | verdicts(0.5, 0.25),
+            "2 of its 8 groups had equal rewards (mean 0), 6 had no score, 50% of the completions had a check that "
+            "broke, 25% of the completions had a check that timed out",
+        ),
+        ("reject", {"kept": 0.0}, "no trace was kept"),
+        ("distill", {}, "no sample carried loss"),
+    ],
+)  # fmt: skip
+def test_a_stage_that_learnt_nothing_stops_and_says_why(kind: str, row: dict[str, float], words: str) -> None:
+    watch = health(kind)
+    steps(watch, [row, row])
+    with pytest.raises(HealthStop) as stop:
+        watch.end(0)
+    assert words in str(stop.value)
+
+
+@pytest.mark.parametrize(("skipped", "stops"), [([1, 1], True), ([0, 1], True), ([1, 0], False), ([0, 0, 1], False)])
+def test_a_stage_that_ends_with_skipped_steps(skipped: list[int], stops: bool) -> None:
+    watch = health("sft")
+    steps(watch, [{"update/skipped": float(one)} for one in skipped])
+    if stops:
+        with pytest.raises(HealthStop, match="steps were skipped"):
+            watch.end(100)
+    else:
+        watch.end(100)
+
+
+def test_healthy_stages_say_nothing() -> None:
+    fine = {"grad_norm": 1.0, "entropy": 0.5, "truncated": 0.0, "length/mean": 100.0, "mismatch/k3": 1e-4}
+    fine |= {"staleness/max": 0.0, "groups/total": 8.0, "groups/kept": 6.0, **verdicts()}
+    watch = health()
+    assert watch.begin(proved=True) == []
+    assert steps(watch, [fine] * 50) == []
+    watch.end(1)
+    health("eval").end(0)
+
+
+def test_deliveries_that_are_not_proved() -> None:
+    assert [one.rule for one in health().begin(proved=False)] == ["unproved_delivery"]
+    assert health("sft").begin(proved=False) == []
+
+
+def test_every_limit_and_rule_is_in_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "health.md").read_text(encoding="utf-8")
+    for name in [*HealthConfig.model_fields, *WARNINGS, "unproved_delivery"]:
+        assert f"`{name}`" in text, name
+    assert all(limit in text for limit in ("0.10", "0.25", "0.20", "0.02", "2e-4"))

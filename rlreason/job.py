@@ -58,6 +58,8 @@ class JobOptions:
     accept_changes: bool = False
     #: The run whose recorded schedules are followed.
     replay: Path | None = None
+    #: A reward is a function that only this process has: rewards run in a thread of it.
+    local_rewards: bool = False
 
 
 def run_job(recipe: Recipe, path: Path, options: JobOptions, console: Console) -> Path:
@@ -85,14 +87,14 @@ def run_job(recipe: Recipe, path: Path, options: JobOptions, console: Console) -
             checked = with_models(checked, tell, run)
         else:
             checked = with_models(checked, tell)
-            folder = options.folder or _new_folder(recipe.name)
+            folder = options.folder or new_folder(recipe.name)
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder, tell))
             run = _begin(folder, checked, options.command)
         log = ConsoleLog(run.root / CONSOLE_LOG)
         run.tell = tell = _logging(tell, log)
         tell(f"{recipe.name}: {len(recipe.stage)} stages, seed {recipe.seed} -> {run.root}")
-        _run(checked, run, RichDisplay(console, log), options.replay)
+        _run(checked, run, RichDisplay(console, log), options)
         return build(run.root)
 
 
@@ -127,7 +129,7 @@ def _logging(tell: Tell, log: ConsoleLog) -> Tell:
     return both
 
 
-def _run(checked: CheckedRecipe, run: RunDirectory, display: RichDisplay, replay: Path | None) -> None:
+def _run(checked: CheckedRecipe, run: RunDirectory, display: RichDisplay, options: JobOptions) -> None:
     """Run the stages that are not done; say in the run directory how it ended where it didn't end well."""
     from rlreason.policy.model import quiet_loading
     from rlreason.policy.process import prepare_process
@@ -138,11 +140,11 @@ def _run(checked: CheckedRecipe, run: RunDirectory, display: RichDisplay, replay
     try:
         with (
             catching_signals(),
-            open_scorer(checked) as scorer,
+            open_scorer(checked, local=options.local_rewards) as scorer,
             open_samplers(checked) as samplers,
             open_trackers(checked.recipe, run, run.tell) as trackers,
         ):
-            Pipeline(replace(context_of(checked, run, scorer, samplers, display, replay), trackers=trackers)).run()
+            Pipeline(replace(context_of(checked, run, scorer, samplers, display, options.replay), trackers=trackers)).run()
     except Interrupted as error:
         display.stop()
         error.add_note(_interrupted(run, error))
@@ -176,7 +178,7 @@ def _refuse_folder(folder: Path, tell: Tell) -> None:
     refuse_used(folder)
 
 
-def _new_folder(name: str) -> Path:
+def new_folder(name: str) -> Path:
     """runs/<name>-<time>, made; -2, -3… where runs began in the same second."""
     first = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     for number in itertools.count(1):

@@ -155,10 +155,11 @@ def _batch(
         assert found is not None
         return found
 
+    mask = _padded([row.loss_mask[n:] for row, n in zip(rows, starts, strict=True)], 0.0, np.float32)
     return Batch(
         token_ids_BT=inputs,
         targets_BT=filled([row.token_ids for row in rows], pad_id, np.int64),
-        loss_mask_BT=filled([row.loss_mask for row in rows], 0.0),
+        loss_mask_BT=torch.from_numpy(mask).to(inputs.device),
         sampler_logprobs_BT=filled([row.sampler_logprobs for row in rows], 0.0),
         advantages_BT=filled([row.advantages for row in rows], 0.0),
         weights_BT=filled([row.weights for row in rows], 0.0),
@@ -167,6 +168,7 @@ def _batch(
         teacher_logprobs_BT=table([row.teacher_logprobs for row in rows], 0.0),
         routed_experts=table([row.routed_experts for row in rows], 255, np.uint8),
         packing=packing,
+        loss_rows_R=torch.from_numpy(np.flatnonzero(mask)).to(inputs.device),
         places=tuple(places),
     )
 

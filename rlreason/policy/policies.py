@@ -111,13 +111,17 @@ def fresh_policy(
 
     Raises UsageError where a character tokenizer is asked for and the data has no fixed alphabet.
     """
-    if config.tokenizer.kind == "bpe":
-        tokenizer = bpe_tokenizer(texts, config.tokenizer.vocab_size)
-    elif alphabet is not None:
-        tokenizer = character_tokenizer(alphabet)
-    else:
-        raise UsageError(
-            'policy.tokenizer.kind = "characters" needs a procedural task with a fixed alphabet; '
-            'use kind = "bpe" for data from files'
-        )
+    tokenizer = fresh_tokenizer(config, alphabet, texts)
     return Policy(model=build_model(config, tokenizer, seed, device, dtype), tokenizer=tokenizer)
+
+
+def fresh_tokenizer(config: PolicyConfig, alphabet: str | None, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model built from nothing. Raises as ``fresh_policy`` does."""
+    if config.tokenizer.kind == "bpe":
+        return bpe_tokenizer(texts, config.tokenizer.vocab_size)
+    if alphabet is None:
+        raise UsageError(
+            'tokenizer.kind = "characters" needs a procedural task with a fixed alphabet; use kind = "bpe" for data '
+            "from files"
+        )
+    return character_tokenizer(alphabet)

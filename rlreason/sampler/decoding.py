@@ -6,6 +6,7 @@ R = rows, Q = query heads, N = key heads, K = keys, D = head size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rlreason.attention_options import check_options
+from rlreason.errors import UsageError
+from rlreason.sampler.jobs import EngineSpec, Job
 
 #: The attention of the embedded engine's models: transformers' "sdpa" but for steps of one token.
 ATTENTION = "rlreason_decoding"
@@ -105,3 +108,19 @@ def growing_cache(config: PretrainedConfig) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def check_room(spec: EngineSpec, jobs: Sequence[Job]) -> None:
+    """Raise UsageError naming the first job whose prompt leaves no room for its answer.
+
+    Every engine asks: vLLM would refuse such a prompt itself or cut the answer short, transformers go on past the
+    positions that the model knows.
+    """
+    for job in jobs:
+        length, wanted = len(job.prompt_ids), job.params.max_tokens
+        if length + wanted > spec.longest:
+            whose = "sampler.max_length" if spec.max_length else "the model's positions"
+            raise UsageError(
+                f"problem {job.problem_id!r}: a prompt of {length} tokens and max_tokens = {wanted} are together more "
+                f"than {spec.longest} ({whose})"
+            )

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from rlreason.sampler.decoding import ATTENTION, growing_cache
+from rlreason.sampler.decoding import ATTENTION, check_room, growing_cache
 from rlreason.sampler.delivery import DeliveryError, few
 from rlreason.sampler.draw import uniforms
 from rlreason.sampler.jobs import Drawn, EngineSpec, Job, Opinion, Progress
@@ -47,6 +47,7 @@ class TransformersEngine:
     def __init__(self, spec: EngineSpec, model: PreTrainedModel | None = None) -> None:
         """``model``: taken over as it is; by default built from the spec, with random weights until ``load``."""
         self._model = build(spec) if model is None else model.eval()
+        self._spec = spec
         self._pad_id = spec.pad_id
         self._max_rows = spec.max_rows
         self._threads = spec.threads if self._model.device.type == "cpu" else 1
@@ -57,7 +58,8 @@ class TransformersEngine:
         self._stop = threading.Event()
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """See ``Engine.submit``."""
+        """See ``Engine.submit``. Raises UsageError for a prompt that leaves no room for its answer."""
+        check_room(self._spec, jobs)
         self._waiting += jobs
 
     def advance(self, seconds: float, steps: int | None = None) -> Progress:

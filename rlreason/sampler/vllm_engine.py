@@ -7,7 +7,9 @@ version. Built with vLLM 0.32 (CPU and CUDA builds); the model's weights come by
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import tempfile
 import time
 from collections import Counter
@@ -20,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlreason.errors import UsageError
+from rlreason.sampler.decoding import check_room
 from rlreason.sampler.draw import request_seed
 from rlreason.sampler.jobs import Drawn, EngineSpec, Job, Opinion, Progress
 from rlreason.types import Completion
@@ -72,7 +76,11 @@ class VllmEngine:
         self._probes = 0
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """See ``Engine.submit``. The completions of a group share their prompt's blocks of the KV cache."""
+        """See ``Engine.submit``. The completions of a group share their prompt's blocks of the KV cache.
+
+        Raises UsageError for a prompt that leaves no room for its answer.
+        """
+        check_room(self._spec, jobs)
         for job in jobs:
             request_id = self._engine.add_request(job.key, self._prompt(job.prompt_ids), self._params(job))
             self._live[job.key] = _Live(job, request_id, self._version)
@@ -225,18 +233,38 @@ def _build(spec: EngineSpec) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         # vLLM takes a folder; without weights in it, as they are delivered.
         Path(folder, "config.json").write_text(json.dumps(dict(spec.model)), encoding="utf-8")
-        return LLM(
-            folder,
-            load_format="dummy",
-            skip_tokenizer_init=True,
-            dtype=spec.dtype,
-            enforce_eager=options.enforce_eager or on_cpu,
-            max_model_len=spec.max_length,
-            max_num_seqs=spec.max_rows,
-            logprobs_mode="processed_logprobs",  # of the distribution that was drawn from
-            async_scheduling=False,  # a step is whole when weights change
-            disable_log_stats=True,
-            worker_extension_cls=options.extension,
-            seed=0,  # every request brings its own
-            **settings,
-        )
+        try:
+            return LLM(
+                folder,
+                load_format="dummy",
+                skip_tokenizer_init=True,
+                dtype=spec.dtype,
+                enforce_eager=options.enforce_eager or on_cpu,
+                max_model_len=spec.max_length,
+                max_num_seqs=spec.max_rows,
+                logprobs_mode="processed_logprobs",  # of the distribution that was drawn from
+                async_scheduling=False,  # a step is whole when weights change
+                disable_log_stats=True,
+                worker_extension_cls=options.extension,
+                seed=0,  # every request brings its own
+                **settings,
+            )
+        except ValueError as error:
+            if "KV cache" not in str(error):
+                raise
+            raise UsageError(cache_too_small(spec, str(error))) from error
+
+
+def cache_too_small(spec: EngineSpec, reason: str) -> str:
+    """vLLM's complaint that one sequence doesn't fit its memory, in the recipe's keys."""
+    needed = re.search(r"\(?([0-9.]+) GiB KV cache is needed", reason)
+    more = (
+        f"sampler.kv_cache_gib = {math.ceil(float(needed[1]) * 100 + 1) / 100:g} or more"
+        if needed
+        else ("more sampler.kv_cache_gib")
+    )
+    where = "" if not torch.cuda.is_available() else ", or a larger sampler.gpu_memory_utilization"
+    return (
+        f"vLLM's memory for keys and values can't hold one sequence of {spec.longest} tokens: set sampler.max_length "
+        f"to what the recipe needs, or {more}{where}"
+    )

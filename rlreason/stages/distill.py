@@ -10,7 +10,6 @@ from pathlib import Path
 from rlreason.config import DistillStage
 from rlreason.errors import UsageError
 from rlreason.policy.batch import supervised_sample
-from rlreason.policy.policies import Policy
 from rlreason.stages.context import Context, Recorder
 from rlreason.stages.reject import read_traces
 from rlreason.stages.sft import cross_entropy, epoch_samples, train_supervised, with_teacher
@@ -29,13 +28,5 @@ def run_distill(stage: DistillStage, context: Context, student: Trainer, recorde
     if not samples:
         raise UsageError(f"stage {stage.name!r}: {traces} holds no trace: the teacher solved nothing; train it further")
     batches = epoch_samples(samples, stage.batch_size, context.recipe.seed, stage.name)
-    loss = with_teacher(stage.teacher_kl) if stage.teacher_kl > 0 else cross_entropy
+    loss = with_teacher(stage.teacher_kl, len(student.tokenizer)) if stage.teacher_kl > 0 else cross_entropy
     train_supervised(stage, context, student, recorder, batches, loss)
-
-
-def check_vocabulary(teacher: Policy, student: Policy) -> None:
-    """Raise UsageError where the two do not share a vocabulary, as KL(teacher || student) needs."""
-    if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
-        raise UsageError(
-            "teacher_kl needs one vocabulary for teacher and student; set teacher_kl = 0 to use traces only"
-        )

@@ -207,7 +207,7 @@ def test_a_signal_ends_the_drawing_at_the_next_token(monkeypatch: pytest.MonkeyP
 def test_another_thread_may_interrupt() -> None:
     policy = make_policy("qwen3")
     engine = TransformersEngine(replace(engine_spec("transformers", policy, max_rows=8, max_length=None), stop_ids=()))
-    params = SamplingParams(max_tokens=100_000)
+    params = SamplingParams(max_tokens=30_000)
     engine.submit([Job(key="a", group_id="a", problem_id="a", sample=0, prompt_ids=np.array([1, 2]), params=params)])
     found: list[Progress] = []
     thread = threading.Thread(target=lambda: found.append(engine.advance(1.0)))

@@ -59,7 +59,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
         },
         True,
     ),
-    "soft cap": ("gemma2", {"final_logit_softcapping": 5.0, "query_pre_attn_scalar": 16}, False),
+    "soft cap": (
+        "gemma2",
+        {"final_logit_softcapping": 5.0, "attn_logit_softcapping": None, "query_pre_attn_scalar": 16},
+        False,
+    ),
     "scaled": ("granite", {"logits_scaling": 4.0}, False),
     "biased": ("phi", {}, False),
 }
@@ -159,7 +163,7 @@ def test_padding_changes_no_log_probability() -> None:
 
 def test_no_loss_token_is_a_zero_with_a_gradient() -> None:
     model, batch = make_model("dense, tied"), make_batch()
-    empty = replace(batch, loss_mask_BT=torch.zeros_like(batch.loss_mask_BT))
+    empty = replace(batch, loss_mask_BT=torch.zeros_like(batch.loss_mask_BT), loss_rows_R=None)
     output = rollout_loss(model, empty, "grpo", 1.0)
     assert float(output.loss.detach()) == 0.0
     assert not any(grad.any() for grad in gradients(output.loss, model))
@@ -295,3 +299,25 @@ def test_every_row_is_in_one_batch_within_the_budget(packed: bool) -> None:
 def test_rows_without_a_prompt_are_not_packed() -> None:
     rows = [supervised_sample((5, 6, 7), (1, 1, 1)), supervised_sample((5, 6, 7), (0, 1, 1))]
     assert all(batch.packing is None for batch in make_batches(rows, 100, 0, CPU, packed=True))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_loss_rows_are_known_without_asking_the_device(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``nonzero`` of a CUDA tensor waits for the device, once in every micro-batch: whoever makes it knows the rows."""
+    model, samples = make_model("dense, tied"), RAGGED
+    (batch,) = make_batches(samples, 1000, 0, CPU, packed=packed)
+    assert batch.loss_rows_R is not None
+    assert torch.equal(batch.loss_rows_R, batch.loss_mask_BT.reshape(-1).nonzero()[:, 0])
+    losses = (PolicyGradientLoss(spec=PRESETS["dapo"]), CrossEntropyLoss(denominator=7.0))
+    asked = replace(batch, loss_rows_R=None)
+    wanted = [float(loss(Models(policy=model), asked).loss.detach()) for loss in losses]
+    logprobs_BT = loss_logprobs(model, asked)
+
+    def refused(_: Tensor) -> Tensor:
+        raise AssertionError("a host-device sync")
+
+    monkeypatch.setattr(Tensor, "nonzero", refused)
+    with pytest.raises(AssertionError, match="sync"):
+        losses[0](Models(policy=model), asked)
+    assert [float(loss(Models(policy=model), batch).loss.detach()) for loss in losses] == wanted
+    assert torch.equal(loss_logprobs(model, batch), logprobs_BT)

@@ -1,0 +1,198 @@
+"""What can be known of a run's models before its first stage: that they are there, whole and supported, that they fit
+their tokenizers, the engine and each other, and that they could be saved again.
+
+No weight is read: models are inspected on the meta device. What a run would stumble over after hours is said here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rlreason.config import DistillStage, EvalStage, GrpoStage, PolicyConfig, Recipe, RejectStage, Stage
+from rlreason.data.prompts import PromptFormat
+from rlreason.data.run_data import RunData
+from rlreason.data.supplies import Key, key_of
+from rlreason.errors import UsageError
+from rlreason.policy.loading import check_shape, inspect_model, load_tokenizer
+from rlreason.policy.model import meta_model
+from rlreason.policy.policies import Policy, fresh_tokenizer
+from rlreason.policy.saving import save_without_weights
+from rlreason.policy.support import longest_sequence
+from rlreason.sampler.open import why_not_vllm
+from rlreason.stages.lengths import LengthCheck, Overlong
+from rlreason.stages.references import TABLES, References
+from rlreason.trainer.balance import router_coefficient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunModels:
+    """What ``check_models`` looks at: a recipe with its problems, and the stages that are done, with their folders."""
+
+    recipe: Recipe
+    data: RunData
+    prompt_format: PromptFormat
+    #: Stage -> its checkpoint, or another folder where it trains nothing.
+    done: Mapping[str, Path]
+
+    def uses(self) -> Iterator[_Use]:
+        """Which models the stages need."""
+        references = References(self.recipe)
+        for stage in self.recipe.stage:
+            done = stage.name in self.done
+            names = stage.models if isinstance(stage, EvalStage) else (references.model_of(stage),)
+            for name in names:
+                if name not in self.recipe.endpoint:
+                    yield _Use(stage=stage, origin=self._origin(name, references), done=done)
+            if isinstance(stage, DistillStage) and stage.teacher_kl > 0:
+                teacher = references.model_of(references.traces_of(stage))
+                yield _Use(stage=stage, origin=self._origin(teacher, references), teaches=True, done=done)
+
+    def _origin(self, name: str, references: References) -> str:
+        while name not in TABLES and name not in self.done:
+            name = references.model_of(references.stage(name))
+        return name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Use:
+    """A stage, and a model that it needs. ``origin``: "policy", "student", or a stage whose checkpoint is there."""
+
+    stage: Stage
+    origin: str
+    #: Only its distribution is used.
+    teaches: bool = False
+    #: The stage is done: only which rows it left out counts.
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Inspected:
+    """A model on the meta device with its tokenizer. ``place`` names it in messages."""
+
+    policy: Policy
+    place: str
+    longest: int | None
+
+
+def check_models(run: RunModels, tell: Callable[[str], None]) -> RunData:
+    """The problems to run with: those of ``run`` without the rows that are too long, where the recipe leaves them out.
+
+    Raises UsageError for the first thing that would end or spoil a stage, naming model, key or row and the fix.
+    """
+    inspected: dict[str, _Inspected] = {}
+    lengths = LengthCheck(run.recipe, run.prompt_format)
+    dropping = run.recipe.data.overlong_prompts == "drop"
+    dropped: dict[Key, Overlong] = {}
+    uses = list(run.uses())
+    for use in uses:
+        if use.done and not dropping:
+            continue
+        if use.origin not in inspected:
+            inspected[use.origin] = _inspect(run, use.origin)
+        if use.teaches:
+            continue
+        model = inspected[use.origin]
+        _check_engine(run.recipe, use.stage, model)
+        for found in lengths.overlong(use.stage, run.data.of(use.stage.name), model.policy, model.longest):
+            if not dropping:
+                raise UsageError(
+                    f"stage {use.stage.name!r}: problem {found.problem.id!r} {found.reason}; change max_tokens or "
+                    'sampler.max_length, or leave such rows out by data.overlong_prompts = "drop"'
+                )
+            dropped[key_of(found.problem)] = found
+    for use in uses:
+        if use.teaches and not use.done:
+            (student,) = (one.origin for one in uses if one.stage is use.stage and not one.teaches)
+            check_vocabulary(inspected[use.origin].policy, inspected[student].policy, use.stage.name)
+    if not dropped:
+        return run.data
+    first = next(iter(dropped.values()))
+    tell(
+        f"{len(dropped)} problem(s) left out as too long (data.overlong_prompts): "
+        f"{first.problem.id!r} {first.reason}{', …' if len(dropped) > 1 else ''}"
+    )
+    return run.data.without(dropped.keys())
+
+
+def _inspect(run: RunModels, origin: str) -> _Inspected:
+    recipe = run.recipe
+    config = {"policy": recipe.policy, "student": recipe.student}[origin] if origin in TABLES else None
+    path = str(run.done[origin]) if config is None else config.path
+    place = f"[{origin}]" if path is None else path
+    if path is not None:
+        policy = Policy(model=inspect_model(path), tokenizer=load_tokenizer(path))
+        if config is not None:
+            check_shape(policy.model, config.model, path)
+    else:
+        assert config is not None
+        policy = _fresh(run, config, place)
+    if config is not None:
+        router_coefficient(recipe.trainer.router_aux_loss, config, policy.model)
+    words = len(policy.tokenizer)
+    if words > policy.vocabulary:
+        raise UsageError(f"{place}: its tokenizer has {words} tokens, and its head only {policy.vocabulary} rows")
+    assert policy.stop_ids, "a tokenizer without any is refused"
+    _try_attention(policy)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            save_without_weights(policy.model, policy.tokenizer, Path(folder))
+        except UsageError as error:
+            raise UsageError(f"{place}: {error}") from error
+    return _Inspected(policy=policy, place=place, longest=longest_sequence(policy.model.config))
+
+
+def _fresh(run: RunModels, config: PolicyConfig, place: str) -> Policy:
+    try:
+        tokenizer = fresh_tokenizer(config, run.data.alphabet, run.data.texts())
+        return Policy(model=meta_model(config, tokenizer), tokenizer=tokenizer)
+    except UsageError as error:
+        raise UsageError(f"{place}: {error}") from error
+
+
+def _try_attention(policy: Policy) -> None:
+    """Run two tokens through shapes alone, so that a layer's attention is asked what it wants; UsageError passes.
+
+    Kernels of experts can't run without numbers: those models are tried when they are loaded.
+    """
+    model = policy.model
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros((1, 2), dtype=torch.long, device="meta"), use_cache=False)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        if isinstance(error, UsageError):
+            raise
+
+
+def _check_engine(recipe: Recipe, stage: Stage, model: _Inspected) -> None:
+    """vLLM where the recipe names it, and a limit that the model has."""
+    sampler = recipe.sampler
+    if sampler.max_length is not None and model.longest is not None and sampler.max_length > model.longest:
+        raise UsageError(
+            f"sampler.max_length = {sampler.max_length} is more than the {model.longest} positions of {model.place}"
+        )
+    if _draws(stage) and model.longest is None and sampler.max_length is None:
+        raise UsageError(f"{model.place} says no longest sequence: set sampler.max_length")
+    why_not = why_not_vllm(model.policy) if _draws(stage) and sampler.engine == "vllm" else ""
+    if why_not:
+        raise UsageError(
+            f'stage {stage.name!r}: sampler.engine = "vllm": {why_not}; install it (docs/cluster.md) or say '
+            '"transformers"'
+        )
+
+
+def _draws(stage: Stage) -> bool:
+    return isinstance(stage, (EvalStage, GrpoStage, RejectStage)) or stage.eval_every > 0
+
+
+def check_vocabulary(teacher: Policy, student: Policy, stage: str) -> None:
+    """Raise UsageError where the two do not share a tokenizer, as KL(teacher || student) needs."""
+    if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+        raise UsageError(
+            f"stage {stage!r}: teacher_kl needs one vocabulary for teacher and student; set teacher_kl = 0 to use "
+            "traces only"
+        )

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from rlreason.check import CheckedRecipe, check
 from rlreason.display import RichDisplay
-from rlreason.errors import UsageError
+from rlreason.errors import HealthStop, UsageError
 from rlreason.eval_plan import EvalRequest, Measurement, measurements
 from rlreason.progress import counting
 from rlreason.run import atomic
@@ -106,6 +106,7 @@ def _measure(one: Measurement, checked: CheckedRecipe, out: Path | None, console
     from rlreason.stages.drawing import DrawnJournal, as_line
     from rlreason.stages.evaluate import measure, report_row
     from rlreason.stages.pipeline import Pipeline
+    from rlreason.stages.rollouts import all_broken, broken_detail
 
     run = one.run or RunDirectory(Path(), fresh("rlreason eval", 0, now(), []))
     (name,) = one.stage.models
@@ -115,6 +116,9 @@ def _measure(one: Measurement, checked: CheckedRecipe, out: Path | None, console
         pipeline = Pipeline(context)
         with pipeline.open_model(one.stage, name) as model, counting(console, one.suite, "problems") as watch:
             found, groups = measure(one.stage, context, model, journal, watch, one.seed)
+        if all_broken(groups):
+            journal.clear()
+            raise HealthStop(f"suite {one.suite}: every verdict is BROKEN. The first: {broken_detail(groups)}")
         report = replace(found, suite=one.suite, model=one.model)
         if out is not None:
             row = {**report_row(one.stage, report, model), "options": _options(one, checked)}

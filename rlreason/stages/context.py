@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -179,7 +180,8 @@ class Recorder:
         line = {key: value for key, value in asdict(report).items() if key != "scalars"}
         line |= {"time": round(time.time(), 3), "seconds": round(now - self._last, 4)}
         self._last = now
-        self.context.run.append(self.entry.name, "metrics.jsonl", {**line, **report.scalars})
+        scalars = {key: value if math.isfinite(value) else None for key, value in report.scalars.items()}
+        self.context.run.append(self.entry.name, "metrics.jsonl", {**line, **scalars})  # JSON has no NaN
         self.context.trackers.step(self.context.run, report, {**report.scalars, "seconds": line["seconds"]})
         self.context.display.advance(steps, report.scalars)
         self.warn(self.health.step(report))

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from rlreason.config.recipe import Recipe
 from rlreason.errors import UsageError
+from rlreason.secrets import MASK, is_secret
 
 #: Keys that say where and how fast the work is done, what is kept and what is looked at, but not what is computed; with
 #: other batches or another number of GPUs, results may differ by rounding, as on another machine. docs/run_directory.md
@@ -57,7 +58,7 @@ class Difference:
     new: object
 
     def __str__(self) -> str:
-        return f"{self.key}: {_shown(self.old)} -> {_shown(self.new)}"
+        return f"{self.key}: {_shown(self.old, self.key)} -> {_shown(self.new, self.key)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +103,9 @@ def allowed_changes(old: Recipe, new: Recipe, where: str) -> RecipeChanges:
                 )
             extended.append(name)
         elif not any(fnmatchcase(one.key, pattern) for pattern in FREE):
+            old, new = _shown(one.old, one.key), _shown(one.new, one.key)
             raise UsageError(
-                f"{where} was begun with {one.key} = {_shown(one.old)}, not {_shown(one.new)}, which would change its "
+                f"{where} was begun with {one.key} = {old}, not {new}, which would change its "
                 "results: go on with that value or start anew (docs/run_directory.md lists what may change)"
             )
     return RecipeChanges(differences=tuple(found), extended=tuple(extended))
@@ -125,5 +127,5 @@ def _flat_table(prefix: str, table: dict[str, object]) -> Iterator[tuple[str, ob
             yield f"{prefix}{name}", value
 
 
-def _shown(value: object) -> str:
-    return "nothing" if value is None else repr(value)
+def _shown(value: object, key: str = "") -> str:
+    return "nothing" if value is None else MASK if is_secret(key, value) else repr(value)

@@ -10,6 +10,9 @@ const charts = (() => {
       steps,
       axis: axis || { unit: "step", at: steps, say: (i) => `step ${steps[i]}` },
       index: null,
+      painters: [],
+      /* Draw all charts now that they are on the page; each draws itself again when its width changes. */
+      paint() { for (const one of this.painters) one(); },
       join(member) { members.push(member); },
       set(index) {
         this.index = index;
@@ -241,6 +244,7 @@ const charts = (() => {
       shared.set(Math.max(0, Math.min(last, from + KEYS[event.key])));
     });
     shared.join(point);
+    shared.painters.push(paint);
     // Painting changes the figure's height; outside the observer's own round, or browsers report a loop.
     new ResizeObserver(() => requestAnimationFrame(paint)).observe(figure);
     point(null);

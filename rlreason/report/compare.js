@@ -54,6 +54,7 @@
     const keys = [...new Set(stage.runs.flatMap((run) => Object.keys(run.series)))].filter((key) => !named.has(key) && !HIDDEN.has(key));
     const chartsOf = (rows) => rows.map((row) => spec(row, stage, where)).filter(Boolean).map((one) => charts.chart(one, shared));
     container.replaceChildren(...chartsOf(CHARTS));
+    shared.paint();
     while (container.nextElementSibling) container.nextElementSibling.remove();
     if (keys.length) {
       container.after(panels.fold(`Other scalars (${keys.length})`, () => draw.el("div", { class: "charts" }, ...chartsOf(keys.map((key) => [key, key, "", "", {}])))));

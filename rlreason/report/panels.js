@@ -121,6 +121,7 @@ const panels = (() => {
     const shared = charts.cursor(stage.steps, axis(stage, wanted));
     const { known, rest } = specs(stage);
     container.replaceChildren(...known.map((spec) => charts.chart(spec, shared)));
+    shared.paint();
     while (container.nextElementSibling && container.nextElementSibling.matches("details.more")) container.nextElementSibling.remove();
     const after = [];
     if (rest.length) after.push(fold(`Other scalars (${rest.length})`, () => el("div", { class: "charts" }, ...rest.map((spec) => charts.chart(spec, shared)))));

@@ -36,7 +36,8 @@ def log_groups(
     if step % _stride(context.run.stage_folder(stage) / name, config):
         return
     limit = config.groups if keep is None else keep
-    advantages = [[None] * len(group.completions_G) for group in groups] if earned is None else earned.by_group(groups)
+    none: list[list[float | None]] = [[None] * len(group.completions_G) for group in groups]
+    advantages = none if earned is None else earned.by_group(groups)
     rows, failures = [], 0
     for place, (group, values_G) in enumerate(zip(groups, advantages, strict=True)):
         prompt = None

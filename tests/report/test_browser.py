@@ -101,6 +101,57 @@ def test_scripts_run_without_a_word_on_the_console(fake: ModuleType, tmp_path: P
     assert "Infinity" not in re.sub(r"<script.*?</script>", "", dom, flags=re.S)
 
 
+#: Draws the charts over the other axes, and leaves what their axes say.
+AXES = """
+(async () => {
+  const seen = { units: {}, labels: {} };
+  const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+  const choice = document.querySelector("#axis select");
+  for (const value of ["tokens", "time", "step"]) {
+    choice.value = value;
+    choice.dispatchEvent(new Event("change"));
+    const svgs = [...document.querySelectorAll(".charts .chart svg")];
+    for (let turn = 0; turn < 40 && svgs.some((one) => !one.querySelector("text")); turn++) await wait(50);
+    const last = (one) => [...one.querySelectorAll("text[text-anchor=end]:not(.end)")].pop().textContent;
+    seen.units[value] = [...new Set(svgs.map(last))];
+    seen.labels[value] = svgs.length;
+    seen.lines = svgs.filter((one) => !one.querySelector("path[d^=M]")).length;
+  }
+  seen.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  const out = document.createElement("output");
+  out.id = "seen";
+  out.textContent = btoa(JSON.stringify(seen));
+  document.body.append(out);
+})();
+"""
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_charts_over_tokens_and_time(fake: ModuleType, tmp_path: Path, two: bool) -> None:
+    run = fake.write_fake_run(tmp_path / "run", "done", 100)
+    if two:
+        other = fake.write_fake_run(tmp_path / "other", "running", 100)
+        made = report.build_comparison(run, other, tmp_path / "two.html")
+        _, console = browse(made, tmp_path / "first")
+        assert console == []
+    else:
+        made = report.build(run)
+    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", made.read_text(encoding="utf-8"))
+    driven = tmp_path / "driven.html"
+    driven.write_text(html.replace("</body>", f"<script>{AXES}</script></body>"), encoding="utf-8")
+    dom, console = browse(driven, tmp_path / "profile")
+    assert console == []
+    found = re.search(r'<output id="seen">(.*?)</output>', dom, flags=re.S)
+    assert found, "the driver did not finish"
+    seen = json.loads(base64.b64decode(unescape(found.group(1))))
+    assert set(seen["units"]["step"]) == {"step"}
+    assert "tokens" in seen["units"]["tokens"]
+    assert set(seen["units"]["time"]) <= {"minutes", "hours"}
+    assert len(set(seen["labels"].values())) == 1, "as many charts over every axis"
+    assert seen["lines"] == 0, "every chart has its line"
+    assert seen["wide"] <= 0
+
+
 @pytest.fixture(scope="module")
 def seen(fake: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the driver saw. The page's policy would refuse it, so it goes from this copy; the page itself keeps it."""

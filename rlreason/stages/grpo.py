@@ -14,7 +14,7 @@ With ``staleness`` above 0 the first line runs ahead (``sampler/stream.py``); no
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
@@ -23,6 +23,7 @@ import torch
 from pydantic import JsonValue
 
 from rlreason.config import GrpoStage
+from rlreason.data.curriculum import Curriculum, solved
 from rlreason.diagnose.mismatch import MismatchDoctor
 from rlreason.errors import UsageError
 from rlreason.objective.kl import kl_estimate
@@ -52,10 +53,11 @@ from rlreason.types import Group, Problem, SamplingParams, StepReport, TrainingS
 
 @dataclass(slots=True)
 class ProblemCursor:
-    """How many training problems the stage's trained steps have asked for: with ``resample`` it is not a function of
-    the step, so a state holds it."""
+    """Which training problems come next where that is not a function of the step, so that a state holds it."""
 
+    #: Of ``resample``: how many training problems the stage's trained steps have asked for.
     used: int = 0
+    curriculum: Curriculum | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,9 @@ class GrpoWork:
         scalars |= staleness(drawn, step) | nonfinite_logprobs(drawn)
         scalars |= learn(step, groups, earned, self.stage, self.trainer, commit)
         self.cursor.used += len(drawn)
+        if self.cursor.curriculum is not None:
+            self.cursor.curriculum.learned(step, solved(drawn))
+            scalars["curriculum/passed_over"] = float(self.cursor.curriculum.passed_over)
         done = time.perf_counter()
         scalars |= {
             "seconds/sample": self.stream.seconds[0],
@@ -136,8 +141,10 @@ class GrpoWork:
             if rounds == self.stage.resample or sum(map(is_mixed, drawn)) >= size:
                 return None
             rounds += 1
-            first = self.stage.first_problem + self.cursor.used + rounds * size
             params = sampling_params(self.stage, self.context, f"{self.stage.name}/{step}/more{rounds}")
+            if self.cursor.curriculum is not None:
+                return self.cursor.curriculum.more(step, size), params
+            first = self.stage.first_problem + self.cursor.used + rounds * size
             return self.context.data.of(self.stage.name).train(first, size), params
 
         return self.stream.take(step, more), rounds
@@ -167,6 +174,7 @@ class GrpoWork:
             "delivered": self.sampler.pool.settled,
             "groups_trained": trained * self.stage.problems_per_step,
             "problems_used": self.cursor.used,
+            "curriculum": None if self.cursor.curriculum is None else self.cursor.curriculum.state(),
             "groups_under_way": {name: list(ids) for name, ids in self.stream.under_way.items()},
         }
 
@@ -263,12 +271,14 @@ def sampling_params(stage: GrpoStage, context: Context, stream: str) -> Sampling
 
 def ask(stage: GrpoStage, context: Context, cursor: ProblemCursor) -> Ask:
     """The problems of each step and how they are drawn: pure functions of (seed, step), or with ``resample`` of the
-    seed and of how many problems the steps before have used."""
+    seed and of how many problems the steps before have used; with a curriculum also of how those went."""
     source = context.data.of(stage.name)
 
     def at(step: int) -> tuple[list[Problem], SamplingParams]:
         used = cursor.used if stage.resample else step * stage.problems_per_step
         params = sampling_params(stage, context, f"{stage.name}/{step}")
+        if cursor.curriculum is not None:
+            return cursor.curriculum.ask(step, stage.problems_per_step), params
         return source.train(stage.first_problem + used, stage.problems_per_step), params
 
     return at
@@ -306,6 +316,27 @@ def _check_ledger(stream: RolloutStream, under_way: JsonValue) -> None:
             )
 
 
+def _cursor(stage: GrpoStage, context: Context, position: Mapping[str, JsonValue] | None) -> ProblemCursor:
+    """Where the stage begins in its problems, or goes on."""
+    cursor, config = ProblemCursor(), stage.curriculum
+    if config is not None:
+        cursor.curriculum = Curriculum(
+            source=context.data.of(stage.name),
+            cursor=stage.first_problem,
+            skip_solved_after=config.skip_solved_after,
+            retry_after=config.retry_after,
+        )
+    if position is None:
+        return cursor
+    if stage.resample:
+        cursor.used = int(str(position["problems_used"]))
+    if cursor.curriculum is not None:
+        known = position["curriculum"]
+        assert isinstance(known, dict)
+        cursor.curriculum.load(known)
+    return cursor
+
+
 def run_grpo(stage: GrpoStage, context: Context, trainer: LocalTrainer, recorder: Recorder) -> None:
     """All steps of a GRPO stage that are still to be done."""
     progress = recorder.progress
@@ -317,11 +348,7 @@ def run_grpo(stage: GrpoStage, context: Context, trainer: LocalTrainer, recorder
     if recorder.saved is not None:
         _go_on(sampler, stage, progress, schedule)
     steps = range(version, stage.steps)
-    cursor = ProblemCursor()
-    if recorder.saved is not None and stage.resample:
-        used = progress.position["problems_used"]
-        assert isinstance(used, int)
-        cursor.used = used
+    cursor = _cursor(stage, context, None if recorder.saved is None else progress.position)
     colocated = context.recipe.cluster.colocate
     with RolloutStream(
         sampler,

@@ -19,6 +19,7 @@ from rlreason.check import CheckedRecipe, check
 from rlreason.config import Recipe, load, recipe_toml
 from rlreason.config.changes import allowed_changes, differences
 from rlreason.cores import usable_cores
+from rlreason.data.run_data import told_of
 from rlreason.data.source import SourcePart
 from rlreason.display import ConsoleLog, RichDisplay
 from rlreason.errors import HealthStop, UsageError
@@ -94,6 +95,8 @@ def run_job(recipe: Recipe, path: Path, options: JobOptions, console: Console) -
         log = ConsoleLog(run.root / CONSOLE_LOG)
         run.tell = tell = _logging(tell, log)
         tell(f"{recipe.name}: {len(recipe.stage)} stages, seed {recipe.seed} -> {run.root}")
+        for line in told_of(checked.data):
+            tell(line)
         _run(checked, run, RichDisplay(console, log), options)
         return build(run.root)
 
@@ -144,7 +147,8 @@ def _run(checked: CheckedRecipe, run: RunDirectory, display: RichDisplay, option
             open_samplers(checked) as samplers,
             open_trackers(checked.recipe, run, run.tell) as trackers,
         ):
-            Pipeline(replace(context_of(checked, run, scorer, samplers, display, options.replay), trackers=trackers)).run()
+            context = context_of(checked, run, scorer, samplers, display, options.replay)
+            Pipeline(replace(context, trackers=trackers)).run()
     except Interrupted as error:
         display.stop()
         error.add_note(_interrupted(run, error))
@@ -293,10 +297,10 @@ def _require_training_packages() -> None:
         raise UsageError(f"training needs {', '.join(missing)}: pip install 'rlreason[train]'")
 
 
-def open_scorer(checked: CheckedRecipe) -> PoolScorer:
-    """The recipe's rewards in worker processes; a context manager."""
+def open_scorer(checked: CheckedRecipe, *, local: bool = False) -> PoolScorer:
+    """The recipe's rewards in worker processes, or with ``local`` in a thread of this one; a context manager."""
     cluster = checked.recipe.cluster
-    return PoolScorer(checked.mix, workers=cluster.reward_workers, timeout=cluster.reward_timeout)
+    return PoolScorer(checked.mix, workers=cluster.reward_workers, timeout=cluster.reward_timeout, local=local)
 
 
 @contextmanager

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from rlreason.check import check
 from rlreason.config import DistillStage, EvalStage, GrpoStage, Recipe, RejectStage, SftStage, Stage
+from rlreason.plan_data import data_lines, stage_data
 
 
 def describe(recipe: Recipe, path: Path) -> str:
     """The effective plan as text. Raises UsageError where the recipe, its rewards or its data are wrong."""
-    source = check(recipe, path.parent).source
-    size = "endless" if source.train_size is None else f"{source.train_size:,} problems"
+    checked = check(recipe, path.parent)
     lines = [
         f"{recipe.name}  (seed {recipe.seed})  {recipe.description}",
-        f"  data     {' + '.join(source.origins)}: {size}; answers in {recipe.data.answer_style}",
+        *data_lines(checked),
         f"  reward   {_rewards(recipe)}",
         f"  policy   {_model(recipe, student=False)}",
     ]
@@ -23,11 +23,9 @@ def describe(recipe: Recipe, path: Path) -> str:
     lines.append(f"  sampler  {_sampler(recipe)}")
     lines += [f"  endpoint {name}: {one.model} at {one.url}" for name, one in recipe.endpoint.items()]
     lines.append(f"  states   {_states(recipe)}")
-    if source.overlap:
-        lines.append(f"  WARNING  {source.overlap} held-out prompts are also training prompts")
     for number, stage in enumerate(recipe.stage, start=1):
         lines.append(f"{number:>3}. {stage.name} ({stage.kind})")
-        lines += [f"       {line}" for line in _stage(stage)]
+        lines += [f"       {line}" for line in (*_stage(stage), *stage_data(stage))]
     return "\n".join(lines)
 
 

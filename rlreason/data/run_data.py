@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from rlreason.data.source import ProblemSource, SourcePart, part_of
-from rlreason.data.supplies import Key, RowSupply, Supply, TaskSupply, joined_alphabet, plain
+from rlreason.data.supplies import Key, LeftOut, RowSupply, Supply, TaskSupply, joined_alphabet, plain
 
-__all__ = ["Overlap", "RunData"]
+__all__ = ["Overlap", "RunData", "told_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,3 +87,15 @@ class RunData:
     def supplies(self) -> dict[str, Supply]:
         """All sets by their names."""
         return {**self.trained, **self.measured}
+
+
+def told_of(data: RunData) -> list[str]:
+    """What a person must hear of the data when a run begins: overlap that is allowed, and rows that are left out."""
+    lines = [f"WARNING: {overlap}" for overlap in data.overlaps()]
+    for name, supply in data.supplies().items():
+        left_out = supply.left_out if isinstance(supply, RowSupply) else LeftOut()
+        if left_out.bad_rows:
+            lines.append(f"{name}: {left_out.bad_rows} bad rows left out; the first: {left_out.first_bad}")
+        if left_out.outside:
+            lines.append(f"{name}: {left_out.outside} problems left out for their pass rate")
+    return lines

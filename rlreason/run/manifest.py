@@ -127,7 +127,9 @@ class Manifest(Entry):
     rlreason_version: str
     created: str
     command: str
+    #: Of rlreason's own checkout, and of the one that the command was given in.
     git_commit: str | None
+    project_commit: str | None = None
     python: str
     packages: dict[str, str]
     hardware: Hardware
@@ -214,6 +216,7 @@ def fresh(command: str, seed: int, created: str, gpus: list[str]) -> Manifest:
         created=created,
         command=command,
         git_commit=git_commit(Path(__file__).parent),
+        project_commit=git_commit(Path.cwd()),
         python=platform.python_version(),
         packages=installed_packages(),
         hardware=describe_hardware(gpus),

@@ -15,7 +15,7 @@ import torch
 from rlreason.cores import usable_cores
 from rlreason.errors import UsageError
 from rlreason.sampler.delivery import DeliveryError, Parcel
-from rlreason.sampler.vllm_engine import CPU_ENVIRONMENT, ENVIRONMENT
+from rlreason.sampler.vllm_engine import CPU_ENVIRONMENT, ENVIRONMENT, QUIET
 from rlreason.sampler.worker import RolloutWorker
 
 #: Shared memory of a Ray that is started here: room for two deliveries of a large small model.
@@ -219,7 +219,8 @@ class RayCluster:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         strategy = PlacementGroupSchedulingStrategy(placement_group=self._group, placement_group_bundle_index=worker)
-        environment = dict(ENVIRONMENT)
+        said = {name: os.environ[name] for name in QUIET if name in os.environ}
+        environment = QUIET | said | ENVIRONMENT
         if not self._options.gpus:
             environment |= CPU_ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": ""}
         actor = self._ray.remote(self._class).options(

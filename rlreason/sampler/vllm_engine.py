@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 #: vLLM in this very process, without its usage report; without an accelerator also without torch.compile, which
 #: would cost more seconds than it saves, and without pinning every engine to the first core.
-ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+#: How much vLLM says, unless the user has said it.
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR"}
 CPU_ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 CPU_KV_CACHE_BYTES = 256 << 20
 CPU_BATCH_TOKENS = 8192
@@ -61,7 +63,7 @@ class VllmEngine:
     """``rlreason.sampler.jobs.Engine`` on vLLM. Keep it in a process of its own: vLLM sets threads and binds memory."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        os.environ.update(ENVIRONMENT)
+        os.environ.update(QUIET | os.environ | ENVIRONMENT)
         if not torch.cuda.is_available():
             os.environ.update(CPU_ENVIRONMENT)
         self._spec = spec

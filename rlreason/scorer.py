@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Self
 
+from rlreason.local_pool import LocalPool
 from rlreason.rewards.mix import RewardMix
 from rlreason.rewards.pool import Outcome, Pool
 from rlreason.types import Completion, Group, Problem, RewardResult, Scorer, Verdict
@@ -18,9 +19,18 @@ def _score_one(mixes: tuple[RewardMix, RewardMix], item: tuple[Problem, Completi
     """``mixes``: the recipe's, and its verifier alone; the item's last entry says which. Completions of one group share
     arrays, so none may be written to."""
     problem, completion, verify_only = item
-    for array in (completion.prompt_ids, completion.token_ids, completion.loss_mask, completion.policy_versions):
+    return mixes[verify_only](problem, _read_only(completion))
+
+
+def _read_only(completion: Completion) -> Completion:
+    """The same with views of its arrays that can't be written to: where they came from, they stay as they are."""
+    prompt_ids, token_ids = completion.prompt_ids.view(), completion.token_ids.view()
+    loss_mask, versions = completion.loss_mask.view(), completion.policy_versions.view()
+    for array in (prompt_ids, token_ids, loss_mask, versions):
         array.flags.writeable = False
-    return mixes[verify_only](problem, completion)
+    return replace(
+        completion, prompt_ids=prompt_ids, token_ids=token_ids, loss_mask=loss_mask, policy_versions=versions
+    )
 
 
 def as_reward(outcome: Outcome, timeout_score: float | None = None) -> RewardResult:
@@ -57,10 +67,16 @@ class PoolScorer:
         timeout: float = 10.0,
         timeout_score: float | None = None,
         memory_mb: int | None = 4096,
+        local: bool = False,
     ) -> None:
+        """``local``: in a thread of this process, for rewards that no other one can load (``LocalPool``)."""
         self._timeout_score = timeout_score
-        mixes = (mix, mix.verification)
-        self._pool = Pool(functools.partial(_score_one, mixes), workers=workers, timeout=timeout, memory_mb=memory_mb)
+        job = functools.partial(_score_one, (mix, mix.verification))
+        self._pool: Pool | LocalPool
+        if local:
+            self._pool = LocalPool(job, timeout=timeout)
+        else:
+            self._pool = Pool(job, workers=workers, timeout=timeout, memory_mb=memory_mb)
 
     def __enter__(self) -> Self:
         return self

@@ -134,7 +134,7 @@ def with_file(folder: Path, verifier: str) -> str:
     for name, first in (("train", 0), ("heldout", 60)):
         rows = [{"prompt": f"{number}+1=", "answer": str(number + 1)} for number in range(first, first + 60)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = f'[data]\ntrain = "train.jsonl"\nheldout = "heldout.jsonl"\nverifier = "bad.py:{verifier}"\n'
+    data = f'[policy.tokenizer]\nkind = "bpe"\nvocab_size = 300\n[data]\ntrain = "train.jsonl"\nheldout = "heldout.jsonl"\nverifier = "bad.py:{verifier}"\n'
     return MODEL.replace(MODEL[MODEL.index("[data]") : MODEL.index("[cluster]")], data)
 
 

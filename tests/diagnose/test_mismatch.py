@@ -255,7 +255,7 @@ def test_other_experts_than_the_trainers_are_the_routers(*, packs: bool) -> None
     assert (report.experts, report.rerouted) == ("reported", 1.0)
     assert 'correction = "icepop"' in report.advice.setting
     gspo = examine(model_of("qwen3_moe", packs=packs), completions, objective="gspo")
-    assert 'correction_level = "geometric"' in gspo.advice.setting
+    assert 'correction_level = "sequence_mean"' in gspo.advice.setting
     # Of another shape than the model's experts, a report is not taken for one.
     odd = [replace(one, routed_experts=one.routed_experts[:, :1]) for one in completions]
     assert examine(model_of("qwen3_moe"), odd).experts == "own"
@@ -295,9 +295,9 @@ def test_what_nothing_explains_is_left_over() -> None:
     noise = [[rng.choice((-0.1, 0.1)) for _ in one.token_ids] for one in blanks()]
     report = examine(model_of("qwen3", packs=True), plus(sampled(model_of("qwen3")), noise))
     only(report, "residual", least=0.099)
-    # By hand: |Δ| is 0.1 everywhere, and k3 of ±0.1 is e^±0.1 ∓ 0.1 − 1.
+    # By hand: |Δ| is 0.1 everywhere, and log r, trainer − sampler, is −0.1 where 0.1 was added: r − 1 − log r.
     up = sum(value > 0 for added in noise for value in added) / report.tokens
-    k3 = up * (math.exp(0.1) - 1.1) + (1 - up) * (math.exp(-0.1) - 0.9)
+    k3 = up * (math.exp(-0.1) - 0.9) + (1 - up) * (math.exp(0.1) - 1.1)
     assert report.total.mean == pytest.approx(0.1, abs=1e-5)
     assert report.total.k3 == pytest.approx(k3, abs=1e-5)
     assert report.parts["residual"].share > 0.999
@@ -361,7 +361,7 @@ def test_the_whole_is_what_the_metrics_say() -> None:
     ]
     assert report.total.mean == pytest.approx(sum(map(abs, differences)) / len(differences), abs=1e-5)
     assert report.total.max == pytest.approx(max(map(abs, differences)), abs=2e-5)
-    by_hand = sum(math.exp(-one) - 1 + one for one in differences) / len(differences)
+    by_hand = sum(math.exp(one) - 1 - one for one in differences) / len(differences)
     assert report.total.k3 == pytest.approx(by_hand, abs=1e-6)
 
 

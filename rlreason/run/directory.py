@@ -21,6 +21,8 @@ from rlreason.run.manifest import Change, Manifest, StageEntry, WarningEntry
 from rlreason.run.states import SavedState, StageStates, StateRecord, cut_files, file_lengths, row_files
 
 Fill = Callable[[Path], None]
+#: What a Python call handed over (rlreason.grpo): its model and problems, there before the run begins.
+GIVEN = "given"
 
 
 def now() -> str:
@@ -260,5 +262,5 @@ def refuse_used(root: Path) -> None:
     """Raise UsageError where a run can't be begun in ``root``: a file, or a folder with something in it."""
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file: --out names a folder for the run")
-    if root.exists() and any(path.name != lock.NAME for path in root.iterdir()):
+    if root.exists() and any(path.name not in {lock.NAME, GIVEN} for path in root.iterdir()):
         raise UsageError(f"{root} is not empty: add --resume to continue that run, or choose another --out")

@@ -256,5 +256,5 @@ def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path, monkeypatch
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(job, "datetime", Clock)
-    names = [job._new_folder("tiny").name for _ in range(3)]
+    names = [job.new_folder("tiny").name for _ in range(3)]
     assert names == ["tiny-20260504-100000", "tiny-20260504-100000-2", "tiny-20260504-100000-3"]

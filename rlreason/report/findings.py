@@ -129,7 +129,7 @@ def suites(run: Run) -> list[Suite]:
         for model, result in results.items():
             stage = stages.get(model)
             base = base_of(run, stage, results) if stage else None
-            base_result = results[base.name] if base else None
+            base_result = results[base.name] if base and results[base.name].accuracy.count else None
             gain = difference(result.accuracy, base_result.accuracy) if base_result else None
             models.append(Model(stage=stage, result=result, base=base_result, gain=gain))
         panels = tag_panels(models)

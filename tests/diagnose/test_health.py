@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from rlreason.config import HealthConfig
 from rlreason.diagnose.health import Finding, StageHealth
 from rlreason.diagnose.rules import WARNINGS, History
+from rlreason.display import RichDisplay
 from rlreason.errors import HealthStop
 from rlreason.types import StepReport
 
@@ -199,3 +202,15 @@ def test_every_limit_and_rule_is_in_the_docs() -> None:
     for name in [*HealthConfig.model_fields, *WARNINGS, "unproved_delivery"]:
         assert f"`{name}`" in text, name
     assert all(limit in text for limit in ("0.10", "0.25", "0.20", "0.02", "2e-4"))
+
+
+def test_the_screen_says_what_an_accuracy_leaves_out() -> None:
+    screen = io.StringIO()
+    display = RichDisplay(Console(file=screen, width=200))
+    display.begin("rl", "grpo", 2)
+    display.warn("rl, step 0: 31% of the completions [are] cut off")
+    display.advance(1, {"accuracy/train": 0.5, "verdict/broken": 0.12, "verdict/timed_out": 0.0})
+    display.advance(1, {"accuracy/heldout": 1.0, "heldout/broken": 0.3, "heldout/timed_out": 0.05})
+    display.end("7 tokens trained")
+    assert "! rl, step 0: 31% of the completions [are] cut off" in screen.getvalue()
+    assert "train 0.5 (12% broken)  held-out 1 (30% broken, 5% timed out)" in screen.getvalue()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -31,6 +33,9 @@ def some_only(problem, completion):
     if int(completion.token_ids.sum()) % 5 == 0:
         raise RuntimeError("one in five")
     return 1.0
+
+def spread(problem, completion):
+    return float(int(completion.token_ids.sum()) % 3)
 """
 MODEL = """
 name = "micro"
@@ -134,8 +139,9 @@ def with_file(folder: Path, verifier: str) -> str:
     for name, first in (("train", 0), ("heldout", 60)):
         rows = [{"prompt": f"{number}+1=", "answer": str(number + 1)} for number in range(first, first + 60)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = f'[policy.tokenizer]\nkind = "bpe"\nvocab_size = 300\n[data]\ntrain = "train.jsonl"\nheldout = "heldout.jsonl"\nverifier = "bad.py:{verifier}"\n'
-    return MODEL.replace(MODEL[MODEL.index("[data]") : MODEL.index("[cluster]")], data)
+    tokenizer = '[policy.tokenizer]\nkind = "bpe"\nvocab_size = 300\n'
+    data = f'[data]\ntrain = "train.jsonl"\nheldout = "heldout.jsonl"\nverifier = "bad.py:{verifier}"\n'
+    return MODEL.replace(MODEL[MODEL.index("[data]") : MODEL.index("[cluster]")], tokenizer + data)
 
 
 def test_a_reward_that_always_raises_stops_at_the_first_step(tmp_path: Path) -> None:
@@ -182,6 +188,22 @@ def test_a_reward_that_raises_now_and_then_is_warned_of(tmp_path: Path) -> None:
     # what is trained on is what is written
     first = [row for row in ended.rows("rl", "rollouts.jsonl") if row["step"] == 0]
     assert {row["advantage"] is None for row in first if row["verdict"] == "broken"} == {True}
+
+
+def test_advantages_that_are_written_are_those_trained_on(tmp_path: Path) -> None:
+    """lite_ppo divides by the deviation of all rewards of a step, also where one group of four is written."""
+    ended = run(tmp_path, MODEL + reward("spread") + GRPO, "stage.rl.objective=lite_ppo", "stage.rl.logged_groups=1")
+    assert ended.code == 0, ended.said
+    metrics = ended.rows("rl")[0]
+    rows = [row for row in ended.rows("rl", "rollouts.jsonl") if row["step"] == 0]
+    scores = [row["score"] for row in rows]
+    assert len(scores) == 4
+    assert len(set(scores)) > 1
+    deviation = metrics["reward/std"] * math.sqrt(16 / 15) + 1e-6  # the metric is that of a population
+    wanted = [(score - sum(scores) / 4) / deviation for score in scores]
+    assert [row["advantage"] for row in rows] == pytest.approx(wanted, rel=1e-5)
+    of_one_group = statistics.stdev(scores) + 1e-6
+    assert [row["advantage"] for row in rows] != pytest.approx([one * deviation / of_one_group for one in wanted])
 
 
 def test_a_verifier_that_breaks_now_and_then_is_beside_the_accuracy(tmp_path: Path) -> None:

@@ -76,6 +76,31 @@ def test_one_model_alone(run_dir: Path) -> None:
     assert headline(run_dir) == "cold_start reaches 44 % held-out accuracy."
 
 
+def test_answers_without_a_verdict_are_said_beside_the_accuracy(run_dir: Path) -> None:
+    """35 of 100 answers had no verdict: the page says so in the headline and at its top."""
+    path = run_dir / "eval" / "final-grpo.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"broken": 0.35, "timed_out": 0.0}))
+    manifest = run_dir / "manifest.json"
+    said = {"stage": "grpo", "rule": "truncated", "step": 7, "text": "31% of <b>completions</b> are cut off"}
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"warnings": [said]}))
+    (cut, left_out) = findings.warnings(read_run(run_dir))
+    assert cut == ("grpo, step 7", "31% of <b>completions</b> are cut off")
+    assert left_out[0] == "grpo on heldout"
+    assert left_out[1].replace(words.NARROW, " ").startswith("35 % had a check that broke: its accuracy is")
+    assert "answers without a verdict are left out" in (headline(run_dir) or "")
+    page = report.build(run_dir).read_text()
+    assert page.index("31% of &lt;b&gt;completions&lt;/b&gt;") < page.index('id="chain"')
+
+
+def test_no_verified_answer_is_no_accuracy_of_0(run_dir: Path) -> None:
+    for name in ("grpo", "student", "student_control"):
+        (run_dir / "eval" / f"final-{name}.json").unlink()
+    path = run_dir / "eval" / "final-cold_start.json"
+    nothing = {"value": 0.0, "low": 0.0, "high": 1.0, "count": 0}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"accuracy": nothing, "broken": 1.0}))
+    assert (headline(run_dir) or "").startswith("cold_start has no verified answer")
+
+
 @pytest.mark.parametrize("parent", ["grpo", "stages/02-grpo/checkpoint", "02" * 32, "02-grpo"])
 def test_parents_by_name_path_or_hash(run_dir: Path, parent: str) -> None:
     manifest = json.loads((run_dir / "manifest.json").read_text())

@@ -62,7 +62,10 @@ def test_verls_parquet(tmp_path: Path) -> None:
         {"prompt": ASKED, "completion": [{"role": "assistant", "content": TURN}]},
         {"prompt": ASKED, "completion": TURN, "answer": "4"},
         {"prompt": ASKED, "solution": TURN, "answer": "4"},
-        {"messages": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "2+2?"}], "completion": TURN},
+        {
+            "messages": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "2+2?"}],
+            "completion": TURN,
+        },
     ],
 )
 def test_the_assistants_text_is_trained_on_as_it_is_written(tmp_path: Path, row: dict[str, object]) -> None:
@@ -117,7 +120,11 @@ def test_other_files_give_the_same_problems(tmp_path: Path, name: str) -> None:
         ("a.csv", b"prompt,answer\n1+1?,\n", r"a\.csv, row 1, column 'answer': the gold answer is empty"),
         ("a.csv", b'prompt\n"1', r"a\.csv: not readable as CSV"),
         ("a.json", b'{"prompt": "x"}', r"a\.json: holds a dict; a \.json file of problems is one list of objects"),
-        ("a.json", b'{"prompt": "x"}\n{"prompt": "y"}', r"a\.json: not readable as JSON.*one object a line is a \.jsonl"),
+        (
+            "a.json",
+            b'{"prompt": "x"}\n{"prompt": "y"}',
+            r"a\.json: not readable as JSON.*one object a line is a \.jsonl",
+        ),
         ("a.json", b"[1]", r"a\.json, row 1: a int, not an object"),
         ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz: not readable as gzip"),
     ],

@@ -14,7 +14,9 @@ from rlreason.plan import describe
 
 HEAD = 'name = "t"\n'
 SFT = '[[stage]]\nkind = "sft"\nname = "cold"\nmodel = "policy"\nsteps = 2\nbatch_size = 2\n'
-GRPO = '[[stage]]\nkind = "grpo"\nname = "rl"\nsteps = 2\nproblems_per_step = 2\nsamples_per_problem = 2\nmax_tokens = 4\n'
+GRPO = (
+    '[[stage]]\nkind = "grpo"\nname = "rl"\nsteps = 2\nproblems_per_step = 2\nsamples_per_problem = 2\nmax_tokens = 4\n'
+)
 EVAL = '[[stage]]\nkind = "eval"\nname = "final"\nmodels = ["rl"]\nproblems = 3\nmax_tokens = 4\n'
 NAMED = """
 [data.a]
@@ -90,7 +92,10 @@ def test_defaults_by_name_and_what_a_set_holds_out(folder: Path) -> None:
         (GRPO + 'data = "a"\nheldout = "tst"\n', r"stage\.rl\.heldout: no set 'tst'; did you mean 'test'"),
         (EVAL.replace('"rl"', '"policy"') + 'data = "tes"\n', r"stage\.final\.data: no set 'tes'; did you mean 'test'"),
         (EVAL.replace('"rl"', '"policy"'), r"no held-out problems: .*set data\.heldout"),
-        (GRPO + 'data = "a"\ncurriculum = {}\nstaleness = 1\n', r"staleness = 1 .*curriculum could not be resumed exactly"),
+        (
+            GRPO + 'data = "a"\ncurriculum = {}\nstaleness = 1\n',
+            r"staleness = 1 .*curriculum could not be resumed exactly",
+        ),
         (GRPO + "data = { a = 0.5, b = 0.5 }\ncurriculum = {}\n", r"a curriculum needs one set of rows"),
         (SFT + 'data = "a"\ndemonstrations = 6\n', r"6 distinct demonstrations are asked for, and .*a\.jsonl has 5"),
     ],
@@ -123,7 +128,9 @@ def test_gold_answers_that_no_verifier_can_use_stop_a_run(folder: Path) -> None:
     """review/trainer.md A16: verl's whole reward_model as the answer was all BROKEN, and the run ended with a tick."""
     rows(folder / "a.jsonl", 5, reward_model={"style": "rule", "ground_truth": "4"})
     table = '[data]\ntrain = "a.jsonl"\ncolumns = { answer = "reward_model" }\n'
-    with pytest.raises(UsageError, match=r"a\.jsonl: the verifier 'math' can use none of the first 5 gold answers.*style"):
+    with pytest.raises(
+        UsageError, match=r"a\.jsonl: the verifier 'math' can use none of the first 5 gold answers.*style"
+    ):
         checked(folder, table + GRPO)
     found = checked(folder, table.replace('"reward_model"', '"reward_model.ground_truth"') + GRPO)
     assert found.source.train(0, 1)[0].reference == "4"

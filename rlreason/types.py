@@ -199,10 +199,8 @@ class RewardResult:
     """
 
     score: float | None
-    #: BROKEN where any part failed.
     verdict: Verdict
-    #: What the verifier alone concluded, whatever the other parts did. None: it gave no verdict, or was not asked.
-    #: Accuracy is the share of CORRECT among those that are not None.
+    #: The verifier's own, whatever the other parts did: what accuracy counts. None: it gave none, or was not asked.
     verified: Verdict | None = None
     extracted: str | None = None
     #: Unweighted score of each part, before the weights of the recipe; a part's own parts are "part/name".
@@ -312,23 +310,11 @@ class Interval:
     count: int
 
 
-def accuracy_text(accuracy: Interval, broken: float, timed_out: float) -> str:
-    """An accuracy and what it leaves out, in words. Example: ``"81.0% [77.3%, 84.2%]; 12.0% broken"``."""
-    told = f"{accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]" if accuracy.count else "no verified answer"
-    left_out = ((broken, "broken"), (timed_out, "timed out"))
-    return "; ".join([told, *(f"{share:.1%} {why}" for share, why in left_out if share)])
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalReport:
-    """Result of one model on one suite.
+    """One model on one suite, over verified answers (``eval.summary``); ``broken``, ``timed_out``: shares of all.
 
-    ``accuracy`` is over problems with a verified answer, each with its share of correct ones among its verified ones;
-    ``accuracy.count`` is the number of these problems. An answer is verified unless the verifier broke or ran past its
-    limit without a score. ``pass_at_k`` is over problems with at least k verified answers.
-
-    Example: ``EvalReport(model="grpo", suite="heldout", accuracy=Interval(...), pass_at_k={1: 0.81},
-    verdicts={"correct": 405, "wrong": 95}, by_tag={"steps=3": Interval(...)}, mean_tokens=31.0)``.
+    Example: ``EvalReport(model="grpo", suite="heldout", accuracy=Interval(...), verdicts={"correct": 405}, …)``.
     """
 
     model: str
@@ -340,7 +326,6 @@ class EvalReport:
     by_tag: Mapping[str, Interval]
     mean_tokens: float
     parameters: int = 0
-    #: Shares of all answers that have no verdict: the verifier failed, or ran past its limit.
     broken: float = 0.0
     timed_out: float = 0.0
 

@@ -12,7 +12,7 @@ from rlreason.stages.context import Context, Recorder
 from rlreason.stages.drawing import DrawnJournal, Watch, as_line, scored_groups
 from rlreason.stages.rollout_log import log_groups
 from rlreason.stages.rollouts import all_broken, broken_detail
-from rlreason.types import EvalReport, Group, Interval, Sampler, SamplingParams, StepReport, accuracy_text
+from rlreason.types import EvalReport, Group, Interval, Sampler, SamplingParams, StepReport
 
 SUITE = "heldout"
 
@@ -89,6 +89,13 @@ def run_evaluation(stage: EvalStage, context: Context, model: MeasuredModel, rec
         recorder.save()
         journal.clear()
     return report
+
+
+def accuracy_text(accuracy: Interval, broken: float, timed_out: float) -> str:
+    """An accuracy and what it leaves out, in words. Example: ``"81.0% [77.3%, 84.2%]; 12.0% broken"``."""
+    told = f"{accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]" if accuracy.count else "no verified answer"
+    left_out = ((broken, "broken"), (timed_out, "timed out"))
+    return "; ".join([told, *(f"{share:.1%} {why}" for share, why in left_out if share)])
 
 
 def read_accuracy(context: Context, stage: EvalStage, model_name: str) -> str:

@@ -14,7 +14,8 @@ from rlreason.diagnose.health import Finding, StageHealth
 from rlreason.diagnose.rules import WARNINGS, History
 from rlreason.display import RichDisplay
 from rlreason.errors import HealthStop
-from rlreason.types import StepReport
+from rlreason.stages.evaluate import accuracy_text
+from rlreason.types import Interval, StepReport
 
 LIMITS = HealthConfig()
 
@@ -214,3 +215,11 @@ def test_the_screen_says_what_an_accuracy_leaves_out() -> None:
     display.end("7 tokens trained")
     assert "! rl, step 0: 31% of the completions [are] cut off" in screen.getvalue()
     assert "train 0.5 (12% broken)  held-out 1 (30% broken, 5% timed out)" in screen.getvalue()
+
+
+def test_an_accuracy_in_words() -> None:
+    measured = Interval(value=0.81, low=0.773, high=0.842, count=500)
+    assert accuracy_text(measured, 0.0, 0.0) == "81.0% [77.3%, 84.2%]"
+    assert accuracy_text(measured, 0.12, 0.005) == "81.0% [77.3%, 84.2%]; 12.0% broken; 0.5% timed out"
+    nothing = Interval(value=0.0, low=0.0, high=1.0, count=0)
+    assert accuracy_text(nothing, 1.0, 0.0) == "no verified answer; 100.0% broken"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rlreason.eval.summary import summarize
-from rlreason.types import Completion, Group, Problem, RewardResult, Verdict, accuracy_text
+from rlreason.types import Completion, Group, Problem, RewardResult, Verdict
 
 
 def verified(verdict: Verdict) -> RewardResult:
@@ -67,7 +67,7 @@ def test_no_verified_answer_is_no_accuracy() -> None:
     report = summarize([group("a", [Verdict.BROKEN, Verdict.BROKEN], "t")], "m", "s")
     assert (report.accuracy.count, report.accuracy.low, report.accuracy.high) == (0, 0.0, 1.0)
     assert (report.pass_at_k, report.by_tag) == ({}, {})
-    assert accuracy_text(report.accuracy, report.broken, report.timed_out) == "no verified answer; 100.0% broken"
+    assert (report.broken, report.timed_out) == (1.0, 0.0)
 
 
 def test_pass_at_k_is_over_problems_with_k_verified_answers() -> None:

@@ -222,8 +222,10 @@ def _of_tokens(logprobs_T: npt.NDArray[np.float32], sample: TrainingSample, *, w
 
 
 def _switch_dropout_off(model: nn.Module) -> None:
+    """Modules keep their share in ``p``, or in a number of their own that they hand to a function (OPT, Seed-OSS)."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if "attention_dropout" in vars(module):
-            vars(module)["attention_dropout"] = 0.0
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                vars(module)[name] = 0.0

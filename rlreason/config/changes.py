@@ -15,6 +15,7 @@ from rlreason.secrets import MASK, is_secret
 #: has the same table.
 FREE = (
     "description",
+    "data.allow_overlap",
     "trainer.save_every",
     "trainer.keep_checkpoints",
     "trainer.best_metric",
@@ -103,9 +104,9 @@ def allowed_changes(old: Recipe, new: Recipe, where: str) -> RecipeChanges:
                 )
             extended.append(name)
         elif not any(fnmatchcase(one.key, pattern) for pattern in FREE):
-            old, new = _shown(one.old, one.key), _shown(one.new, one.key)
+            before, now = _shown(one.old, one.key), _shown(one.new, one.key)
             raise UsageError(
-                f"{where} was begun with {one.key} = {old}, not {new}, which would change its "
+                f"{where} was begun with {one.key} = {before}, not {now}, which would change its "
                 "results: go on with that value or start anew (docs/run_directory.md lists what may change)"
             )
     return RecipeChanges(differences=tuple(found), extended=tuple(extended))

@@ -27,3 +27,15 @@ def test_the_page_is_true(command: str, output: str) -> None:
 
 def test_the_page_has_commands() -> None:
     assert len(BLOCKS) == 2
+
+
+def test_the_recipe_of_several_sets_loads(tmp_path: Path) -> None:
+    from rlreason.config import load
+
+    (table,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
+    (tmp_path / "recipe.toml").write_text('name = "sets"\n' + table)
+    recipe = load(tmp_path / "recipe.toml")
+    assert list(recipe.data.sets) == ["gsm8k", "hard", "aime"]
+    assert (
+        recipe.data.sets["hard"].system == "Think inside <think></think>, then write the final answer inside \\boxed{}."
+    )

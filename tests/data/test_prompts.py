@@ -1,5 +1,6 @@
 """Rendering against real ``transformers`` tokenizers: byte-level, with the kinds of chat template there are."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -195,3 +196,36 @@ def test_errors_say_what_to_do() -> None:
     endless.eos_token = None
     with pytest.raises(UsageError, match="never stop"):
         end_of_turn_id(endless)
+
+
+#: As Qwen3's: thinking is the default, and turned off by an empty thought.
+SWITCHED = CHATML.replace(
+    "assistant\n{% endif %}",
+    "assistant\n{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+    "{% endif %}",
+)
+
+
+def test_arguments_of_the_template_go_with_the_set() -> None:
+    tokenizer = make_tokenizer(SWITCHED)
+    off = PromptFormat(template={"enable_thinking": False}, system="Off.")
+    form = PromptFormat(sets={"plain": off})
+    thinking, plain = (form.render(replace(SUM, data_set=name), tokenizer) for name in ("", "plain"))
+    assert thinking.text == "<|im_start|>user\n3+5-2=<|im_end|>\n<|im_start|>assistant\n"
+    assert plain.text.startswith("<|im_start|>system\nOff.<|im_end|>\n<|im_start|>user\n")
+    assert plain.text.endswith("assistant\n<think>\n\n</think>\n\n")
+    assert (thinking.prefill, plain.prefill) == ("", "<think>\n\n</think>\n\n")
+    # A demonstration without a thought is trained on where thinking is off; one with a thought can't follow.
+    written = replace(SUM, data_set="plain", thought=None, answer="It is 6.")
+    trained = form.completion_ids(written, tokenizer)
+    assert tokenizer.decode(trained) == "It is 6.<|im_end|>"
+    with pytest.raises(UsageError, match="prefills an empty thought"):
+        form.completion_ids(replace(SUM, data_set="plain"), tokenizer)
+
+
+def test_a_written_turn_must_end_the_thought_that_the_template_begins() -> None:
+    tokenizer = make_tokenizer(PREFILLING)
+    written = replace(SUM, thought=None, answer="<think>\n3+5\n</think>\nSo it is 6.")
+    assert tokenizer.decode(PromptFormat().completion_ids(written, tokenizer)) == "3+5\n</think>\nSo it is 6.<|im_end|>"
+    with pytest.raises(UsageError, match=r"problem 'a': the chat template begins a thought.*ends none"):
+        PromptFormat().completion_ids(replace(SUM, thought=None, answer="It is 6."), tokenizer)

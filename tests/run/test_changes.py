@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlreason.config import (
+from rlreason.config import DataConfig, (
     ClusterConfig,
     EndpointConfig,
     GrpoStage,
@@ -97,6 +97,7 @@ def test_others_are_refused_by_name_with_both_values(tmp_path: Path, override: s
 
 def test_every_free_key_is_a_key_and_in_the_docs() -> None:
     tables = {
+        "data": DataConfig,
         "trainer": TrainerConfig,
         "sampler": SamplerConfig,
         "cluster": ClusterConfig,

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rlreason.config import DataConfig, (
+from rlreason.config import (
     ClusterConfig,
+    DataConfig,
     EndpointConfig,
     GrpoStage,
     Recipe,

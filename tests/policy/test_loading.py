@@ -1,0 +1,208 @@
+"""What is wrong with a model's folder is said in one line; checkpoints are written for those who read them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from rlreason.config import PolicyConfig
+from rlreason.data.prompts import end_of_turn_id, stop_token_ids
+from rlreason.errors import UsageError
+from rlreason.objective.batch import Batch
+from rlreason.policy.attention import ATTENTION
+from rlreason.policy.batch import make_batches, supervised_sample
+from rlreason.policy.loading import inspect_model, load_model, load_tokenizer, locate_model
+from rlreason.policy.logprobs import body_of, hidden_states, plain_head, takes_packed, target_logits
+from rlreason.policy.policies import Policy, fresh_policy, load_policy
+from rlreason.policy.saving import save_without_weights
+from rlreason.trainer.forward import CrossEntropyLoss
+from rlreason.trainer.protocol import Models
+
+CPU = torch.device("cpu")
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
+}
+EXPERTS = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
+READERS: list[Callable[[Path], object]] = [lambda path: load_model(path, torch.float32, CPU), inspect_model]
+
+
+def policy(kind: str = "qwen3", **options: object) -> Policy:
+    extra = EXPERTS if kind == "qwen3_moe" else {}
+    config = PolicyConfig.model_construct(
+        path=None, model_type=kind, model={**SHAPE, **extra, **options}, tokenizer=PolicyConfig().tokenizer
+    )
+    return fresh_policy(config, "0123456789", (), 0, CPU)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    policy().save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit(path: Path, **changes: object) -> None:
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps({**settings, **changes}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "path", ["/nowhere/model", "./nowhere", "../nowhere", "~/nowhere", "nowhere", "a/b/c", "tests/nowhere"]
+)
+def test_a_mistyped_path_is_said_without_asking_the_hub(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("asked"))
+    for read in (*READERS, load_tokenizer):
+        with pytest.raises(UsageError, match="no such folder"):
+            read(path)  # type: ignore[operator]
+
+
+def test_what_a_hub_id_looks_like(saved: Path) -> None:
+    assert locate_model("owner/name-1.5B") == "owner/name-1.5B"
+    shutil.copytree(saved, saved.parent / "run" / "stages" / "01-sft" / "checkpoint")
+    with pytest.raises(UsageError, match=r"holds no model.*did you mean .*01-sft/checkpoint"):
+        locate_model(saved.parent / "run")
+    with pytest.raises(UsageError, match="is a file"):
+        locate_model(saved / "config.json")
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_tensors_must_be_the_models(saved: Path, read: Callable[[Path], object]) -> None:
+    """A missing one would be random (transformers only warns), an extra one lost."""
+    file = saved / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.1.mlp.down_proj.weight"
+    less = {key: value for key, value in tensors.items() if key != name}
+    save_file(less, file, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=f"lacks tensors of Qwen3ForCausalLM.*{name}"):
+        read(saved)
+    save_file({**tensors, "extra.weight": torch.zeros(2)}, file, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"has tensors that Qwen3ForCausalLM has not.*extra\.weight"):
+        read(saved)
+    save_file({**tensors, name: torch.zeros(32, 63)}, file, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=rf"other shapes.*{name} is \[32, 63\], not \[32, 64\]"):
+        read(saved)
+    save_file(tensors, file, metadata={"format": "pt"})
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(UsageError, match=r"model\.safetensors is damaged or cut off"):
+        read(saved)
+
+
+def test_a_list_of_pad_tokens_counts_as_its_first(saved: Path) -> None:
+    edit(saved / "config.json", pad_token_id=[2, 0])
+    assert load_model(saved, torch.float32, CPU).config.pad_token_id == 2
+    edit(saved / "config.json", hidden_act=7)
+    with pytest.raises(UsageError, match=r"can't read the model's config in .*hidden_act"):
+        load_model(saved, torch.float32, CPU)
+
+
+def test_a_generation_config_that_transformers_refuses_to_write(saved: Path, tmp_path: Path) -> None:
+    """temperature without do_sample: read with a warning, and an error after the last step of the old code."""
+    edit(saved / "generation_config.json", temperature=0.6, top_p=0.95, eos_token_id=[1, 5], do_sample=None)
+    model = load_model(saved, torch.float32, CPU)
+    with pytest.raises(ValueError, match="GenerationConfig is invalid"):
+        model.save_pretrained(tmp_path / "old")
+    Policy(model=model, tokenizer=load_tokenizer(saved)).save(tmp_path / "new")
+    found = GenerationConfig.from_pretrained(tmp_path / "new")
+    assert (found.temperature, found.top_p, found.do_sample, found.eos_token_id) == (0.6, 0.95, True, [1, 5])
+    assert model.generation_config.do_sample is None  # what is in memory stays as it was
+    (tmp_path / "dry").mkdir()
+    save_without_weights(model, load_tokenizer(saved), tmp_path / "dry")
+    assert not list((tmp_path / "dry").glob("*.safetensors"))
+
+
+def test_every_eos_of_the_generation_config_ends_a_sample(saved: Path) -> None:
+    edit(saved / "generation_config.json", eos_token_id=[1, 9, 4])
+    one = load_policy(saved, torch.float32, CPU)
+    assert one.stop_ids == (1, 9, 4)
+    assert end_of_turn_id(one.tokenizer) in one.stop_ids  # what a demonstration ends with
+    assert stop_token_ids(one.tokenizer) == (1,)
+    from rlreason.sampler.open import engine_spec
+
+    assert engine_spec("transformers", one, max_rows=4, max_length=None).stop_ids == (1, 9, 4)
+    assert engine_spec("vllm", one, max_rows=4, max_length=None).stop_ids == (1, 9, 4)
+
+
+def test_transformers_4_finds_what_it_knows(tmp_path: Path) -> None:
+    """It takes rope_theta = 10000 where it is not told otherwise, and knows no TokenizersBackend."""
+    one = policy("qwen3_moe")
+    one.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert (config["rope_theta"], config["rope_parameters"]["rope_theta"]) == (100000.0, 100000.0)
+    assert (config["num_experts"], config["num_local_experts"]) == (4, 4)
+    assert config["use_cache"] is True
+    assert json.loads((tmp_path / "generation_config.json").read_text(encoding="utf-8"))["use_cache"] is True
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    again = load_policy(tmp_path, torch.float32, CPU)
+    assert again.model.config.rope_parameters["rope_theta"] == 100000.0
+    ids = torch.arange(1, 12).unsqueeze(0)
+    with torch.no_grad():
+        assert torch.equal(one.model(ids).logits, again.model(ids).logits)
+    assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == one.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        policy().save(tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
+
+
+def batch_of(*, packed: bool) -> Batch:
+    rows = [supervised_sample([1, 2, 3, 4, 5], [0, 0, 1, 1, 1]), supervised_sample([1, 2, 7, 8], [0, 0, 1, 1])]
+    return make_batches(rows, 1000, 0, CPU, packed=packed)[0]
+
+
+def test_a_model_that_is_its_own_base_model() -> None:
+    """Llama 4's text model: its prefix names the multimodal model's part."""
+    options = {**SHAPE, "intermediate_size_mlp": 64, "num_local_experts": 4, "vocab_size": 20}
+    del options["rope_parameters"]
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("llama4_text", **options), attn_implementation=ATTENTION
+    )
+    assert model.base_model is model
+    assert body_of(model) is model.model
+    head = plain_head(model)
+    assert head is model.lm_head.weight
+    batch = batch_of(packed=False)
+    with torch.no_grad():
+        assert torch.allclose(hidden_states(model, batch) @ head.T, target_logits(model, batch), atol=1e-5)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_trial_in_autocast_finds_what_is_true(packed: bool) -> None:
+    """It answered "not plain" for ever, and a packed batch was an AssertionError."""
+    model = policy().model
+    batch = batch_of(packed=packed)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = CrossEntropyLoss(denominator=5.0)(Models(policy=model), batch).loss
+    assert plain_head(model) is not None
+    assert takes_packed(model)
+    assert loss.item() == pytest.approx(
+        CrossEntropyLoss(denominator=5.0)(Models(policy=model), batch).loss.item(), rel=0.02
+    )
+
+
+def test_whole_logits_of_packed_rows_are_refused() -> None:
+    model = policy().model
+    with pytest.raises(ValueError, match="whole rows, not of packed ones"):
+        target_logits(model, batch_of(packed=True))

@@ -114,7 +114,7 @@ def loaded(path: Path, place: Path, table: str = "policy") -> None:
 
 def save(folder: Path, **options: object) -> Path:
     config = PolicyConfig(model_type="qwen3", model={**SHAPE, **options}, tokenizer={"kind": "bpe", "vocab_size": 300})
-    fresh_policy(config, None, ["1+1=2"] * 9, 0, CPU).save(folder)
+    fresh_policy(config, None, ["hello world"] * 9, 0, CPU).save(folder)
     return folder
 
 

@@ -10,6 +10,7 @@ This file imports neither torch nor transformers.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -332,5 +333,5 @@ def _run(
 
 
 def _console(*, quiet: bool = False) -> Console:
-    """Plain lines, also in a notebook, where bars would need a package of widgets."""
-    return Console(highlight=False, quiet=quiet, force_jupyter=False)
+    """Bars on a terminal, plain lines elsewhere: a notebook's cell would keep every frame of a bar."""
+    return Console(highlight=False, quiet=quiet, force_jupyter=False, force_terminal=sys.stdout.isatty())

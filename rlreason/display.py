@@ -44,6 +44,12 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+#: Width of a bar on a terminal of at least so many columns; a third of it on others.
+BAR, WIDE = 24, 140
+#: Columns of what stands beside the bar and the numbers: the stage's name, 2 x the steps, two times, spaces.
+BESIDE = 14 + 1 + 1 + 7 + 1 + 7 + 2
+
+
 class ConsoleLog:
     """console.log of a run directory: what was said, with the time of day, whatever the terminal shows."""
 
@@ -75,7 +81,7 @@ class RichDisplay:
         if self._console.is_terminal:
             self._progress = Progress(
                 TextColumn("[bold]{task.description:<14}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=BAR if self._console.width >= WIDE else BAR // 3),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
@@ -96,7 +102,7 @@ class RichDisplay:
         if not scalars and self._done == steps:
             self._first = steps  # of an earlier process: they say nothing of the speed
         if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=self._done, numbers=self._line())
+            self._progress.update(self._progress.task_ids[0], completed=self._done, numbers=self._fitting())
         if time.monotonic() - self._logged > LOG_EVERY:
             self._logged = time.monotonic()
             line = f"  {self._done}/{self._total}  {self._pace()}  {self._line()}"
@@ -138,6 +144,15 @@ class RichDisplay:
         each = (time.monotonic() - self._started) / done
         left = _duration(each * max(0, self._total - self._done))
         return f"{_duration(each)} a {_unit(self._kind).removesuffix('s')}, {left} left"
+
+    def _fitting(self) -> str:
+        """The numbers that fit beside the bar: what is too long would take the room of steps and time."""
+        width = self._console.width
+        taken = (
+            (BAR if width >= WIDE else BAR // 3) + BESIDE + max(len(self._stage) - 14, 0) + 2 * len(str(self._total))
+        )
+        room, line = max(0, width - taken - 1), self._line()
+        return line if len(line) <= room else line[:room].rpartition("  ")[0]
 
     def _line(self) -> str:
         return "  ".join(

@@ -106,6 +106,7 @@ def reward_table(reward: Reward, *, judges: bool) -> GivenRewards:
         if judges:
             raise UsageError("problems have no answer: give reward=function to judge completions, or an 'answer' each")
         return GivenRewards(table={"accuracy": 1.0}, local=False)
+    weighted: dict[Any, float]
     if isinstance(reward, Mapping):
         weighted = dict(reward)
     elif isinstance(reward, (list, tuple)):
@@ -196,7 +197,7 @@ def score(
 
 
 def _frozen(reference: Any) -> Reference:
-    return tuple(reference) if isinstance(reference, list) else reference  # type: ignore[no-any-return]
+    return tuple(reference) if isinstance(reference, list) else reference
 
 
 def _judge(mix: RewardMix, verifier: str, item: tuple[str, Reference]) -> RewardResult:

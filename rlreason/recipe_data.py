@@ -59,9 +59,9 @@ class RecipeData:
         return data.model_copy(update=update)
 
     def _source(self, stage: Stage) -> ProblemSource:
-        heldout = self._heldout(stage)
         if isinstance(stage, (SftStage, GrpoStage, RejectStage)):
-            return ProblemSource(self._training(stage), heldout)
+            return ProblemSource(self._training(stage), self._heldout(stage))
+        heldout = self._heldout(stage)
         # Nothing is trained on here, or traces are: a source needs some problems all the same.
         train = heldout or next(iter(self.trained.values()), None) or self._default().train
         return ProblemSource(train, heldout)

@@ -124,6 +124,7 @@ def _json_rows(path: Path) -> NumberedRows:
 
 def _csv_rows(path: Path) -> NumberedRows:
     """Rows below a line of column names; an empty cell is one that the row does not have."""
+    csv.field_size_limit(2**31 - 1)  # a reasoning trace is longer than the 128 KiB that are the default
     with _opened(path) as file:
         try:
             reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)

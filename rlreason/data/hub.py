@@ -1,7 +1,12 @@
 """Hub data sets by id, through ``datasets``: their rows are read by the same code as those of files."""
 
 import re
-from collections.abc import Iterable, Mapping
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from rlreason.data.files import MissingSource
 from rlreason.data.rows import NumberedRows, ProblemTable, RowFormat, problems_from_rows
@@ -34,12 +39,39 @@ def read_hub(hub_id: str, form: RowFormat, *, split: str, setting: str) -> Probl
     except ImportError as error:
         raise MissingSource(f"{hub_id}: hub data needs datasets: pip install 'rlreason[train]'; {instead}") from error
     try:
-        rows = datasets.load_dataset(found["name"], found["config"] or None, split=found["split"] or split)
+        with _without_retries(datasets):
+            rows = datasets.load_dataset(found["name"], found["config"] or None, split=found["split"] or split)
     except (ConnectionError, FileNotFoundError) as error:
         raise MissingSource(f"data set {hub_id!r} can't be had from the hub: {_reason(error)}; {instead}") from error
     except (ValueError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(f"data set {hub_id!r}: {_reason(error)}; {instead}") from error
     return problems_from_rows(_numbered(rows), form, source=hub_id)
+
+
+@contextmanager
+def _without_retries(datasets: ModuleType) -> Iterator[None]:
+    """Where the hub's name does not resolve, only what is on this machine is looked at: five retries and their 24
+    seconds would bring nothing. Behind a proxy names are the proxy's business."""
+    import huggingface_hub
+
+    host = urlsplit(huggingface_hub.constants.ENDPOINT).hostname
+    if getproxies() or datasets.config.HF_HUB_OFFLINE or _resolves(str(host)):
+        yield
+        return
+    before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before
+
+
+def _resolves(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
 
 
 def _numbered(rows: Iterable[Mapping[str, object]]) -> NumberedRows:

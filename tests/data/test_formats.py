@@ -135,6 +135,11 @@ def test_what_is_wrong_with_them_is_said(tmp_path: Path, name: str, content: byt
         read_file(tmp_path / name, RowFormat())
 
 
+def test_a_long_cell_of_a_csv(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"prompt,answer,completion\n1+1?,2,{'a' * 200_000}\n")
+    assert len(str(read_file(tmp_path / "a.csv", RowFormat()).problems[0].answer)) == 200_000
+
+
 def test_bad_rows_are_left_out_by_choice_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     lines = [json.dumps(row) for row in ROWS]

@@ -78,6 +78,16 @@ def test_wrong_ids_are_named(folder: Path) -> None:
         read_hub("acme/sums:main:train", RowFormat(), split="train", setting="data.train")
 
 
+def test_without_datasets_the_next_place_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """review/newcomer.md 31: a base install failed on the hub id, and did not mention the local file."""
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "here.jsonl").write_text('{"prompt": "1+1", "answer": "2"}\n')
+    spec = SourceSpec(train=AnyOf(any_of=("acme/sums", "here.jsonl")), base=tmp_path)
+    assert open_source(spec).train(0, 1)[0].prompt == "1+1"
+    with pytest.raises(UsageError, match=r"no data file 'gone\.jsonl'.*; and acme/sums: hub data needs datasets"):
+        open_source(SourceSpec(train=AnyOf(any_of=("gone.jsonl", "acme/sums"))))
+
+
 def test_offline_says_what_to_do(tmp_path: Path) -> None:
     code = (
         "from rlreason.data.source import SourceSpec, open_source\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,37 +56,15 @@ def evaluate(  # noqa: PLR0913, PLR0917  every option of the command
     is what the run's report says of that stage. Without :STAGE it is the last one that trained. Options say what is
     different. docs/eval.md has examples.
     """
+    options: dict[str, Any] = dict(locals())
     from rlreason.evaluation import EvalRequest, evaluate_model
 
     given = (("--tokenizer", tokenizer), ("--api-key-env", api_key_env))
     lonely = next((name for name, value in given if value is not None), None)
     if url is None and lonely is not None:
         raise UsageError(f"{lonely} is of a server: give --url too")
-    request = EvalRequest(
-        model=model,
-        suites=tuple(name.strip() for name in suite.split(",")),
-        data=data,
-        problems=problems,
-        samples=samples,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed,
-        system=system,
-        answer_style=answer_style,
-        prompt_column=prompt_column,
-        answer_column=answer_column,
-        answer_after=answer_after,
-        verifier=verifier,
-        engine=engine,
-        url=url,
-        tokenizer=tokenizer,
-        api_key_env=api_key_env,
-        workers=workers,
-        out=out,
-    )
-    evaluate_model(request, console)
+    names = tuple(name.strip() for name in options.pop("suite").split(","))
+    evaluate_model(EvalRequest(suites=names, **options), console)
 
 
 @judging.command()

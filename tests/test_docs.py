@@ -159,8 +159,8 @@ def shell_lines(page: Path) -> list[str]:
     """Commands of the page: of its shell blocks, of indented blocks, and ours in running text."""
     found: list[str] = []
     name = page.relative_to(ROOT).as_posix()
-    for language, text in blocks(page):
-        if language in ("", "sh", "bash", "shell", "console") and not (language == "console" and name in OWN_TESTS):
+    for language, text in blocks(page) if name not in OWN_TESTS else ():
+        if language in ("", "sh", "bash", "shell", "console"):
             joined = text.replace("\\\n", " ")
             lines = [
                 line.removeprefix("$ ") for line in joined.splitlines() if language != "console" or line[:2] == "$ "

@@ -13,14 +13,9 @@ TEXT = (ROOT / "docs" / "sandbox.md").read_text(encoding="utf-8")
 
 
 def blocks() -> list[tuple[str, str]]:
-    """Commands of each console block ("$ " starts one, "> " continues it) and what they print together."""
-    found = []
-    for block in re.findall(r"^```console\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE):
-        lines = block.splitlines()
-        commands = [line[2:] for line in lines if line.startswith(("$ ", "> "))]
-        printed = [line for line in lines if not line.startswith(("$ ", "> "))]
-        found.append(("\n".join(commands), "".join(f"{line}\n" for line in printed)))
-    return found
+    """Commands of each sh block, which can be pasted as they are, and what the text block after it says they print."""
+    pattern = r"^```sh\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?"
+    return re.findall(pattern, TEXT, re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize(("commands", "printed"), blocks())

@@ -86,6 +86,8 @@ def _row(number: int, problem: Problem | Mapping[str, Any]) -> dict[str, Any]:
         row["prompt"] = problem.prompt
     if problem.thought is not None:
         row["solution"] = problem.thought
+    elif problem.answer is not None:  # the assistant's whole turn
+        row["completion"] = problem.answer
     return {key: value for key, value in row.items() if value not in ("", None)}
 
 

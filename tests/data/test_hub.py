@@ -78,6 +78,17 @@ def test_wrong_ids_are_named(folder: Path) -> None:
         read_hub("acme/sums:main:train", RowFormat(), split="train", setting="data.train")
 
 
+def test_a_hub_whose_name_does_not_resolve_is_not_asked_again_and_again(tmp_path: Path) -> None:
+    code = (
+        "from rlreason.data.source import SourceSpec, open_source\n"
+        "open_source(SourceSpec(train='acme/absent:main:train'))"
+    )
+    environment = {"HF_ENDPOINT": "https://hub.invalid", "HF_HOME": str(tmp_path), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert "data set 'acme/absent:main:train' can't be had from the hub: " in done.stderr.splitlines()[-1]
+    assert "Retrying" not in done.stderr
+
+
 def test_without_datasets_the_next_place_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """review/newcomer.md 31: a base install failed on the hub id, and did not mention the local file."""
     monkeypatch.setitem(sys.modules, "datasets", None)

@@ -11,6 +11,7 @@ from rlreason.check import CheckedRecipe, check
 from rlreason.config import load, recipe_toml
 from rlreason.errors import UsageError
 from rlreason.plan import describe
+from rlreason.run.inputs import KnownInputs, keep_inputs
 
 HEAD = 'name = "t"\n'
 SFT = '[[stage]]\nkind = "sft"\nname = "cold"\nmodel = "policy"\nsteps = 2\nbatch_size = 2\n'
@@ -81,6 +82,22 @@ def test_defaults_by_name_and_what_a_set_holds_out(folder: Path) -> None:
     assert named.data.of("cold").heldout(99) == own
     with pytest.raises(UsageError, match=r"stage\.cold\.data is missing, and there is no data\.train"):
         checked(folder, NAMED + SFT)
+
+
+def test_a_run_goes_on_with_the_files_of_its_sets_as_they_were(folder: Path, tmp_path: Path) -> None:
+    text = NAMED + GRPO + "data = { a = 0.5, b = 0.5 }\n"
+    first = checked(folder, text)
+    root = tmp_path / "run"
+    root.mkdir()
+    known = KnownInputs(root=root, entries=tuple(keep_inputs(root, first.inputs)))
+    assert check(first.recipe, folder, known).data.of("rl").train(0, 8) == first.data.of("rl").train(0, 8)
+    rows(folder / "c.jsonl", 9)
+    with pytest.raises(UsageError, match=r"c\.jsonl"):
+        check(first.recipe, folder, known)
+    # One that is gone is read from its copy.
+    (folder / "c.jsonl").unlink()
+    again = check(first.recipe, folder, known)
+    assert again.data.of("rl").train(0, 8) == first.data.of("rl").train(0, 8)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from rlreason.data.source import ProblemSource
 from rlreason.data.supplies import TaskSupply
 from rlreason.errors import UsageError
 from rlreason.inputs import RecipeFiles, absolute_recipe
+from rlreason.plan_lengths import check_room
 from rlreason.recipe_data import RecipeData, check_overlap, prompt_format
 from rlreason.rewards.mix import RewardMix
 from rlreason.rewards.registry import resolve_verifier
@@ -52,6 +53,7 @@ def check(recipe: Recipe, base: Path, known: KnownInputs | None = None) -> Check
     """
     files = RecipeFiles(base=base, known=known or _copies_in(base))
     recipe = absolute_recipe(recipe, files)
+    check_room(recipe)
     mix = reward_mix(recipe, files)
     reader = RecipeData(recipe=recipe, base=base, files=files)
     data = reader.read()

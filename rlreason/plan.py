@@ -7,6 +7,7 @@ from pathlib import Path
 from rlreason.check import check
 from rlreason.config import DistillStage, EvalStage, GrpoStage, Recipe, RejectStage, SftStage, Stage
 from rlreason.plan_data import data_lines, stage_data
+from rlreason.plan_lengths import length_line
 
 
 def describe(recipe: Recipe, path: Path) -> str:
@@ -20,7 +21,7 @@ def describe(recipe: Recipe, path: Path) -> str:
     ]
     if recipe.student is not None:
         lines.append(f"  student  {_model(recipe, student=True)}")
-    lines.append(f"  sampler  {_sampler(recipe)}")
+    lines += [f"  sampler  {_sampler(recipe)}", f"  lengths  {length_line(recipe)}"]
     lines += [f"  endpoint {name}: {one.model} at {one.url}" for name, one in recipe.endpoint.items()]
     lines.append(f"  states   {_states(recipe)}")
     for number, stage in enumerate(recipe.stage, start=1):

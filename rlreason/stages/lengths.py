@@ -18,7 +18,7 @@ from rlreason.policy.policies import Policy
 from rlreason.types import Problem
 
 #: Problems of an endless task that stand for all of them.
-SPECIMENS = 256
+SPECIMENS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,13 +85,17 @@ def _drawn(stage: Stage, source: ProblemSource) -> Iterator[tuple[Sequence[Probl
     if isinstance(stage, (GrpoStage, RejectStage)):
         yield _some(source), stage.max_tokens, "max_tokens"
     if isinstance(stage, EvalStage):
-        yield source.heldout(stage.problems), stage.max_tokens, "max_tokens"
+        yield _heldout(source, stage.problems), stage.max_tokens, "max_tokens"
     if isinstance(stage, GrpoStage) and stage.eval_every:
-        yield source.heldout(stage.eval_problems), stage.max_tokens, "max_tokens"
+        yield _heldout(source, stage.eval_problems), stage.max_tokens, "max_tokens"
     if isinstance(stage, (SftStage, DistillStage)) and stage.eval_every:
-        yield source.heldout(stage.eval_problems), stage.eval_max_tokens, "eval_max_tokens"
+        yield _heldout(source, stage.eval_problems), stage.eval_max_tokens, "eval_max_tokens"
 
 
 def _some(source: ProblemSource) -> Sequence[Problem]:
     """All rows; of an endless task the first."""
-    return source.train_specimens if source.alphabet is None else source.train_specimens[:SPECIMENS]
+    return source.train_specimens if source.alphabet is None else source.train(0, SPECIMENS)
+
+
+def _heldout(source: ProblemSource, count: int) -> Sequence[Problem]:
+    return source.heldout(count if source.alphabet is None else min(count, SPECIMENS))

@@ -15,6 +15,7 @@ from rlreason.check import CheckedRecipe, check
 from rlreason.config import PolicyConfig, load
 from rlreason.errors import UsageError
 from rlreason.job import JobOptions, run_job, with_models
+from rlreason.plan import describe
 from rlreason.policy.policies import fresh_policy
 from rlreason.run.directory import RunDirectory
 from rlreason.run.manifest import fresh
@@ -174,8 +175,12 @@ def test_the_engine_is_there_and_its_limit_is_the_models(folder: Path, monkeypat
 @pytest.mark.parametrize("limit", ["", "[sampler]\nmax_length = 40"])
 def test_answers_that_leave_no_room(folder: Path, limit: str) -> None:
     most = 40 if limit else 64
-    with pytest.raises(UsageError, match=f"max_tokens = {most} leaves no room for a prompt in the {most} positions"):
-        checked(write(folder, max_tokens=most, tables=limit))
+    path = write(folder, max_tokens=most, tables=limit)
+    with pytest.raises(UsageError, match=rf"stage 'rl': max_tokens = {most} leaves no room for a prompt.* = {most}"):
+        describe(load(path), path)  # before any model is read
+    assert f"at most {most} tokens; one that doesn't fit stops the run" in describe(
+        load(write(folder, tables=limit)), folder / "recipe.toml"
+    )
     with pytest.raises(UsageError, match=rf"stage 'rl': problem '.*' has a prompt of \d+ tokens.*more than {most}"):
         checked(write(folder, max_tokens=most - 1, tables=limit))
 

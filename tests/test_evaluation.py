@@ -138,6 +138,31 @@ def test_without_a_stage_the_last_trained_one(run: Path) -> None:
     assert report.accuracy.value == of_stage(run, "final-more")["accuracy"]["value"]
 
 
+def test_a_run_of_named_sets(tmp_path: Path) -> None:
+    """Each set with its own columns and system prompt; an eval stage that names one is said again as it was."""
+    for name, first in (("a", 0), ("b", 300), ("c", 600)):
+        (tmp_path / f"{name}.jsonl").write_text(rows(first, 24))
+    head, _, stages = RECIPE.partition("[[stage]]")
+    tables = "".join(
+        f'[data.{name}]\npath = "{name}.jsonl"\nsystem = "Set {name}."\n'
+        'columns = { prompt = "q", answer = "a", solution = "s" }\n'
+        for name in "abc"
+    )
+    stages = stages.replace('name = "cold"', 'name = "cold"\ndata = "a"').replace(
+        'name = "more"', 'name = "more"\ndata = "b"'
+    )
+    stages = stages.replace('name = "final"', 'name = "final"\ndata = "c"').replace(
+        'name = "drawn"', 'name = "drawn"\ndata = "c"'
+    )
+    (tmp_path / "r.toml").write_text(f"{head.partition('[data]')[0]}{tables}[[stage]]{stages}")
+    options = JobOptions(folder=tmp_path / "run", command="")
+    run_job(load(tmp_path / "r.toml"), tmp_path / "r.toml", options, Console(quiet=True))
+    for stage, name in (("cold", "drawn-cold"), ("more", "final-more")):
+        measured(model=f"{tmp_path / 'run'}:{stage}", out=tmp_path / stage)
+        written = tmp_path / "run" / "eval" / f"{name}.completions.jsonl"
+        assert texts(tmp_path / stage / "heldout.completions.jsonl") == texts(written)
+
+
 def test_the_checkpoint_on_the_same_file_with_the_same_options_agrees(run: Path) -> None:
     """The third way in, a bare folder with every option given, is the same path; without --system it is another."""
     options: dict[str, Any] = {

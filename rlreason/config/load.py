@@ -25,8 +25,14 @@ def recipes_folder() -> Path:
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the shipped recipes, sorted."""
-    return sorted(path.parent.name for path in recipes_folder().glob("*/recipe.toml"))
+    """Names of the shipped recipes, sorted. Raises UsageError where their folder is missing."""
+    names = sorted(path.parent.name for path in recipes_folder().glob("*/recipe.toml"))
+    if not names:
+        raise UsageError(
+            f"no recipes in {recipes_folder()}: in a checkout that is a link, which some programs leave out when they "
+            "unpack an archive; clone it by git, or install it by pip"
+        )
+    return names
 
 
 def locate(recipe: str) -> Path:

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 from policies import copy_of, sample, tokens
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from rlreason.config import PolicyConfig
 from rlreason.data.prompts import PromptFormat
@@ -253,3 +256,54 @@ def test_inline_engines_share_the_models_memory() -> None:
     }
     assert sampler.stats.read()["workers/replaced"] == 0.0
     assert "delivery/seconds" not in sampler.stats.read()
+
+
+class OneDevice(TorchFunctionMode):
+    """Has every table that is made without a device count as one on the host, and fails where an operation mixes it
+    with the model's: what CUDA would say "indices should be either on cpu or on the same device" of."""
+
+    MAKERS = (torch.zeros, torch.ones, torch.full, torch.arange, torch.tensor, torch.from_numpy, torch.empty)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._host: dict[int, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [one for one in tree_leaves((args, kwargs or {})) if isinstance(one, Tensor) and one.ndim]
+        on_host = [one for one in given if id(one) in self._host]
+        moves = func in (Tensor.to, Tensor.cpu)
+        is_property = type(func).__name__ == "method-wrapper"
+        if on_host and not moves and not is_property:
+            assert len(on_host) == len(given), f"{func} mixes a table on the host with the model's device"
+        found = func(*args, **(kwargs or {}))
+        made = func in self.MAKERS and (kwargs or {}).get("device") is None
+        if isinstance(found, Tensor) and (made or func is Tensor.cpu or (on_host and not moves)):
+            self._host[id(found)] = found  # kept, so that no other gets its id
+        elif isinstance(found, Tensor) and moves and id(found) in self._host:
+            return found.view_as(found)  # on a CPU ``to`` gives the tensor itself
+        return found
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_every_table_is_on_the_models_device(temperature: float) -> None:
+    """A greedy draw indexed a table on the host by rows on the GPU. No GPU is needed to see it."""
+    policy = make_policy("qwen3")
+    engine = TransformersEngine(engine_spec("transformers", policy, max_rows=64, max_length=None), policy.model)
+    params = SamplingParams(samples_per_problem=3, temperature=temperature, max_tokens=9, seed=0, stream="s")
+    ids = [np.array([5, 6, 7]), np.array([8, 9])]
+    jobs = [
+        Job(
+            key=f"{at}/{sample}", group_id=str(at), problem_id=str(at), sample=sample, prompt_ids=ids[at], params=params
+        )
+        for at in range(2)
+        for sample in range(3)
+    ]
+    with OneDevice():  # in this thread, which ``advance`` leaves
+        drawn = engine._sample_batch(engine._batches(jobs)[0], threading.Event())
+        engine.probe([(5, 6, 7)], 3)
+    assert drawn.keys() == {job.key for job in jobs}
+
+
+def test_a_table_on_the_host_is_found() -> None:
+    with OneDevice(), pytest.raises(AssertionError, match="mixes"):
+        torch.zeros((1, 1)).expand(3, 4)[torch.arange(3, device="cpu"), 0]

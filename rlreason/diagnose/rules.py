@@ -239,7 +239,7 @@ def nothing_learnt(history: History, trained_tokens: int) -> str | None:
     which = "all" if in_the_end == len(steps) else f"the last {in_the_end}"
     return (
         f"{which} of its {len(steps)} steps were skipped, as the gradient was NaN or infinite: with these weights "
-        "nothing can be learnt. Usual causes: a learning rate that is too high, a model that was loaded with such weights"
+        "nothing can be learnt. Usual causes: a learning rate that is too high, a model that was loaded so"
     )
 
 

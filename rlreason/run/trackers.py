@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,39 +26,63 @@ class TensorBoard:
     """Event files, a folder (in TensorBoard: a run) for each stage; steps are the stage's own."""
 
     def start(self, run: TrackedRun) -> None:
-        """Find the writer; nothing is written yet."""
-        from torch.utils.tensorboard import SummaryWriter
+        """Find the package; nothing is written yet."""
+        import tensorboard  # noqa: F401  a missing package is said at the start, not at the first step
 
-        self._make: Callable[..., Any] = SummaryWriter
         self._folder = (run.folder / run.name if run.folder else run.root) / "tensorboard"
         self._config = json.dumps(run.config, indent=2, default=str)
-        self._stages: dict[str, Any] = {}
+        self._stages: dict[str, _Events] = {}
 
     def log(self, line: MetricsLine) -> None:
         """Scalars under their names. Of a stage that was gone on with, later events are purged."""
         if line.folder not in self._stages:
-            purge = line.step if line.step else None
-            self._stages[line.folder] = self._make(self._folder / line.folder, purge_step=purge, max_queue=1000)
-            self._stages[line.folder].add_text("recipe", f"```json\n{self._config}\n```", line.step)
-        for name, value in line.scalars.items():
-            self._stages[line.folder].add_scalar(name, value, line.step)
+            self._stages[line.folder] = _Events(self._folder / line.folder, purge=line.step)
+            self._stages[line.folder].add(line.step, {"recipe": f"```json\n{self._config}\n```"})
+        self._stages[line.folder].add(line.step, line.scalars)
 
     def summarize(self, at: int, values: Mapping[str, float | str]) -> None:
         """Scalars and texts of the whole run."""
         if "" not in self._stages:
-            self._stages[""] = self._make(self._folder)
-        for name, value in values.items():
-            if isinstance(value, str):
-                self._stages[""].add_text(name, value, at)
-            else:
-                self._stages[""].add_scalar(name, value, at)
-        for writer in self._stages.values():
-            writer.flush()
+            self._stages[""] = _Events(self._folder)
+        self._stages[""].add(at, values)
+        for events in self._stages.values():
+            events.writer.flush()
 
     def finish(self, failed: bool) -> None:
         """Close the files."""
-        for writer in self._stages.values():
-            writer.close()
+        for events in self._stages.values():
+            events.writer.close()
+
+
+class _Events:
+    """One event file. With ``purge``, TensorBoard forgets what earlier files of the folder have from that step on."""
+
+    def __init__(self, folder: Path, purge: int = 0) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._event: Any = Event
+        self.writer: Any = EventFileWriter(str(folder))
+        if purge:
+            start = Event(wall_time=time.time(), step=purge, session_log=SessionLog(status=SessionLog.START))
+            self.writer.add_event(start)
+
+    def add(self, step: int, values: Mapping[str, float | str]) -> None:
+        """Scalars and texts of one step."""
+        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.types_pb2 import DT_STRING
+
+        text = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        found = [
+            Summary.Value(tag=name, simple_value=value)
+            if not isinstance(value, str)
+            else Summary.Value(
+                tag=name, metadata=text, tensor=TensorProto(dtype=DT_STRING, string_val=[value.encode()])
+            )
+            for name, value in values.items()
+        ]
+        self.writer.add_event(self._event(wall_time=time.time(), step=step, summary=Summary(value=found)))
 
 
 class Wandb:

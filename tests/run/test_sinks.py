@@ -273,3 +273,20 @@ def test_a_full_queue_drops_lines_and_never_waits(tmp_path: Path, monkeypatch: p
     began = time.monotonic()
     told.close(directory, failed=False)
     assert time.monotonic() - began < sinks.CLOSE_SECONDS  # it gave up already and is not waited for
+
+
+def test_tensorboard_forgets_the_steps_after_the_state_that_is_gone_on_from(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    about = TrackedRun(project="p", name="n", root=tmp_path, folder=None, entity=None, config={}, resumed=False)
+    for first, last, value in ((0, 6, 1.0), (3, 5, 2.0)):  # killed after step 5, gone on with from step 3
+        one = trackers.TensorBoard()
+        one.start(about)
+        for step in range(first, last):
+            one.log(MetricsLine(stage="rl", folder="02-rl", step=step, at=step, scalars={"loss": value}))
+        one.finish(failed=False)
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "02-rl"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert found == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]

@@ -206,3 +206,40 @@ def test_whole_logits_of_packed_rows_are_refused() -> None:
     model = policy().model
     with pytest.raises(ValueError, match="whole rows, not of packed ones"):
         target_logits(model, batch_of(packed=True))
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_its_eos() -> None:
+    """Llama 3.x and Mistral: a TypeError after a whole step was sampled. What is padded is never looked at."""
+    from rlreason.config import OptimizerConfig
+    from rlreason.sampler.open import engine_spec
+    from rlreason.trainer.local import LocalTrainer, TrainerOptions
+
+    losses = []
+    for pad in ("<|pad|>", None):
+        one = policy()
+        one.tokenizer.pad_token = pad
+        assert (one.tokenizer.pad_token_id is None) == (pad is None)
+        assert engine_spec("transformers", one, max_rows=4, max_length=None).pad_id == (0 if pad else 1)
+        trainer = LocalTrainer(one, TrainerOptions(optimizer=OptimizerConfig(), total_steps=1))
+        rows = [supervised_sample([1, 2, 3, 4, 5], [0, 0, 1, 1, 1]), supervised_sample([1, 2, 7], [0, 0, 1])]
+        losses.append(trainer.forward_backward(rows, CrossEntropyLoss(denominator=4.0)).read(4.0)["loss"])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        (
+            "max seq len (8192), (0.35 GiB KV cache is needed, which is larger than",
+            "sampler.kv_cache_gib = 0.36 or more",
+        ),
+        ("No available memory for the KV cache blocks", "or more sampler.kv_cache_gib"),
+    ],
+)
+def test_vllms_complaint_names_the_recipes_keys(said: str, asked: str) -> None:
+    from rlreason.sampler.open import engine_spec
+    from rlreason.sampler.vllm_engine import cache_too_small
+
+    text = cache_too_small(engine_spec("vllm", policy(), max_rows=4, max_length=None), said)
+    assert "one sequence of 64 tokens: set sampler.max_length" in text
+    assert asked in text

@@ -225,3 +225,17 @@ def test_outside_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert len(found[0].metrics) == 1
+
+
+@pytest.mark.slow
+def test_a_ray_that_the_user_initialised_is_used_and_left() -> None:
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        settings = {"cluster.kind": "ray", "cluster.rollout_workers": 1}
+        result = rlreason.grpo(TINY, SUMS, reward=has_e, steps=2, settings=settings, **FAST)
+        manifest = json.loads((result.folder / "manifest.json").read_text())
+        assert manifest["stages"][0]["sampler"] == "transformers x 1 over Ray"
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()

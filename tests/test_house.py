@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {"rewards": ROOT / "rewards", "eval": ROOT / "eval", "recipes": ROOT / "recipes"}
-#: Rooms of rlreason/ that a room may import from; types, errors, cores, streams, secrets and itself are always allowed.
+#: Rooms of rlreason/ that a room may import from; types, errors, cores, streams, secrets, attention_options and itself
+#: are always allowed.
 ALLOWED = {
     "rewards": set(),
     "eval": {"rewards"},
@@ -69,7 +70,7 @@ def imports_of(path: Path) -> list[str]:
 
 
 def wrong_imports(room: str, names: list[str]) -> list[str]:
-    allowed = ALLOWED[room] | {room, "types", "errors", "cores", "streams", "secrets"}
+    allowed = ALLOWED[room] | {room, "types", "errors", "cores", "streams", "secrets", "attention_options"}
     return [name for name in names if name.startswith("rlreason.") and name.split(".")[1] not in allowed]
 
 

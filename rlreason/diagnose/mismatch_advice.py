@@ -120,7 +120,8 @@ def _flipped(findings: Findings, spec: ObjectiveSpec, reason: str) -> Advice:
         return Advice(
             cause=cause,
             cure=f"leave out sequences that differ much on average (masked importance sampling), {replay}",
-            setting='correction = "mis", correction_level = "sequence_mean", correction_low = 0.9, correction_high = 1.1',
+            setting='correction = "mis", correction_level = "sequence_mean", correction_low = 0.9, '
+            "correction_high = 1.1",
             applied=spec.correction == "mis",
             reason=reason,
         )

@@ -292,6 +292,11 @@ def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], uninterrupt
     RESULTS.mkdir(exist_ok=True)
     result = {"points": rows, "uninterrupted": uninterrupted}
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    document()
+
+
+def document() -> None:
+    """The table of docs/run_directory.md, of all results that are there."""
     table = [
         "| ended by | engine | staleness | points, by stage | equal bit for bit | steps or groups lost or doubled |"
     ]

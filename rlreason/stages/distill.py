@@ -19,12 +19,24 @@ from rlreason.trainer.protocol import Trainer
 def run_distill(stage: DistillStage, context: Context, student: Trainer, recorder: Recorder, traces: Path) -> None:
     """Train ``student`` on the traces in the folder ``traces``; with ``teacher_kl`` it was made with a teacher.
 
-    Raises UsageError where no trace was kept.
+    Raises UsageError where no trace was kept, and for one that is longer than the student's positions, unless
+    ``data.overlong_prompts`` leaves such out.
     """
-    samples = []
+    samples, too_long = [], 0
+    positions = student.architecture.get("max_position_embeddings")
     for trace in read_traces(traces):
         pair = context.prompt_format.supervised(trace.problem, student.tokenizer, trace.response)
-        samples.append(supervised_sample(pair.token_ids, pair.loss_mask))
+        if not isinstance(positions, int) or len(pair.token_ids) <= positions:
+            samples.append(supervised_sample(pair.token_ids, pair.loss_mask))
+        elif context.recipe.data.overlong_prompts == "drop":
+            too_long += 1
+        else:
+            raise UsageError(
+                f"stage {stage.name!r}: the trace of problem {trace.problem.id!r} has {len(pair.token_ids)} tokens, "
+                f'and the student {positions} positions; leave such traces out by data.overlong_prompts = "drop"'
+            )
+    if too_long:
+        context.run.tell(f"{stage.name}: {too_long} trace(s) left out as longer than {positions} tokens")
     if not samples:
         raise UsageError(f"stage {stage.name!r}: {traces} holds no trace: the teacher solved nothing; train it further")
     batches = epoch_samples(samples, stage.batch_size, context.recipe.seed, stage.name)

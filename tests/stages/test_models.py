@@ -211,3 +211,36 @@ def test_a_run_gone_on_with_leaves_out_the_same_rows_and_keeps_its_day(folder: P
     assert found.data.of("rl").train_size == 6
     assert str(found.prompt_format.day) == "2026-03-04"
     assert checked(path).prompt_format.day is not None
+
+
+def test_a_trace_that_is_longer_than_the_student(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher may have had room for more."""
+    from types import SimpleNamespace
+
+    from rlreason.config import DistillStage
+    from rlreason.policy.policies import load_policy
+    from rlreason.stages import distill
+    from rlreason.stages.reject import Trace
+    from rlreason.types import Problem
+
+    problem = Problem(id="p1", prompt="1+1=", verifier="math", reference="2")
+    traces = [Trace(problem=problem, response="2"), Trace(problem=problem, response="2 " * 99)]
+    monkeypatch.setattr(distill, "read_traces", lambda _: iter(traces))
+    trained: list[int] = []
+    monkeypatch.setattr(distill, "train_supervised", lambda *given: trained.append(len(given[4](0))))
+    student: Any = load_policy(save(folder / "model"), torch.float32, CPU)
+    stage = DistillStage(kind="distill", name="small", steps=1, batch_size=1)
+    for data, told in (
+        ("", None),
+        ('overlong_prompts = "drop"', ["small: 1 trace(s) left out as longer than 64 tokens"]),
+    ):
+        path = write(folder, data=data)
+        lines: list[str] = []
+        run = SimpleNamespace(tell=lines.append)
+        context: Any = SimpleNamespace(recipe=load(path), prompt_format=checked(path).prompt_format, run=run)
+        if told is None:
+            with pytest.raises(UsageError, match=r"trace of problem 'p1' has \d+ tokens, and the student 64 positions"):
+                distill.run_distill(stage, context, student, SimpleNamespace(), folder)  # type: ignore[arg-type]
+        else:
+            distill.run_distill(stage, context, student, SimpleNamespace(), folder)  # type: ignore[arg-type]
+            assert (lines, trained) == (told, [1])

@@ -1,7 +1,7 @@
 """Which experts a mixture-of-experts model sends each token to: recorded, and forced.
 
 Routers of transformers 5 are modules of their own that choose by one top-k over their experts and return the chosen
-indices with their weights (Qwen, OLMoE, Mixtral, DeepSeek, GLM, gpt-oss…). So a forward pass is replayed with another
+indices with their weights (Qwen, OLMoE, Mixtral, DeepSeek, GLM…). So a forward pass is replayed with another
 choice by answering that top-k: the router still computes the weights of the forced experts, in its own way and from
 its own logits, as in rollout routing replay (R3, arXiv 2510.11370). Models that choose otherwise are found out by a
 trial. N = tokens of a forward pass in the order of its input, K = experts per token.

@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import os
 import pickle
-import sys
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +18,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Self
 
+from rlreason.cores import usable_cores
 from rlreason.rewards.jail import Limits, Require
 from rlreason.rewards.pool import Outcome, Pool
 from rlreason.rewards.program import check_program
@@ -104,10 +103,6 @@ def _as_result(outcome: Outcome) -> RewardResult:
     return RewardResult(score=None, verdict=Verdict.BROKEN, detail=outcome.detail, seconds=outcome.seconds)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
 class ProgramPool:
     """``async with ProgramPool(workers=2) as pool: result = await pool.check(source, tests)``.
 
@@ -124,7 +119,7 @@ class ProgramPool:
         require: Require = "best",
         timeout: float = 600.0,
     ) -> None:
-        self.workers = workers if workers is not None else _cores()
+        self.workers = workers if workers is not None else usable_cores()
         if self.workers < 1:
             raise ValueError(f"need workers >= 1, not {workers}")
         job = functools.partial(_check, _Settings(limits=limits, partial=partial, require=require))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,8 +59,9 @@ def test_affinity_is_obeyed() -> None:
 
 def test_nothing_else_counts_the_machine() -> None:
     """Threads, Ray's CPUs and worker processes come from ``usable_cores``; the manifest says what the machine has."""
-    users = [path for path in (ROOT / "rlreason").rglob("*.py") if "os.cpu_count()" in path.read_text()]
-    assert {path.relative_to(ROOT).as_posix() for path in users if "rewards" not in path.parts} == {
+    files = [*(ROOT / "rlreason").rglob("*.py"), *(ROOT / "rewards").rglob("*.py")]
+    users = {path.resolve() for path in files if re.search(r"os\.(cpu_count|sched_getaffinity)\(", path.read_text())}
+    assert {path.relative_to(ROOT).as_posix() for path in users} == {
         "rlreason/cores.py",
         "rlreason/run/manifest.py",
     }

@@ -54,6 +54,9 @@ class Batch:
     #: uint8 [B, T, layers with experts, experts per token], of the position that predicts each target.
     routed_experts: Tensor | None = None
     packing: Packing | None = None
+    #: Places b·T + t of the loss tokens, int64 [R], known to whoever made the batch. None: to be found from the mask,
+    #: which a GPU must be waited for.
+    loss_rows_R: Tensor | None = None
     #: Place of each row in what was cut into micro-batches.
     places: tuple[int, ...] = ()
 

@@ -42,7 +42,7 @@ class PolicyGradientLoss:
             entropy = (target_entropy(logits_BTV) * batch.loss_mask_BT).sum()
         else:
             hidden_BTH = hidden_states(model, batch)
-            options = HeadOptions(temperature=self.temperature)
+            options = HeadOptions(temperature=self.temperature, rows_R=batch.loss_rows_R)
             output = headed = linear_policy_loss(hidden_BTH, weight_VH, batch, self.spec, old_BT, reference_BT, options)
             entropy = headed.entropy_BT.sum()
         return LossOutput(loss=output.loss, sums={**output.sums, "entropy": entropy}, maxima=output.maxima)
@@ -65,7 +65,8 @@ class CrossEntropyLoss:
             output = supervised_loss(logprobs_BT, batch.loss_mask_BT, self.denominator)
         else:
             hidden_BTH = hidden_states(model, batch, routing)
-            output = linear_supervised_loss(hidden_BTH, weight_VH, batch, self.denominator)
+            options = HeadOptions(rows_R=batch.loss_rows_R)
+            output = linear_supervised_loss(hidden_BTH, weight_VH, batch, self.denominator, options)
         return _balanced(output, models, batch, routing, self.denominator)
 
 
@@ -115,4 +116,5 @@ def loss_logprobs(model: PreTrainedModel, batch: Batch, temperature: float = 1.0
         now_BT = target_logprobs(target_logits(model, batch) / temperature, batch)
         return now_BT.masked_fill(batch.loss_mask_BT == 0, 0.0)
     hidden_BTH = hidden_states(model, batch)
-    return linear_logprobs(hidden_BTH, weight_VH, batch, HeadOptions(temperature=temperature))[0]
+    options = HeadOptions(temperature=temperature, rows_R=batch.loss_rows_R)
+    return linear_logprobs(hidden_BTH, weight_VH, batch, options)[0]

@@ -230,3 +230,44 @@ def test_whether_other_tokens_of_the_sequence_matter(
     assert (first_slope(-1.2, -1.21) == first_slope(-2.2, -2.4)) is local
     assert spec.is_row_local(has_old=False) is local_on_policy
     assert (first_slope(-1.2, None) == first_slope(-2.2, None)) is local_on_policy
+
+
+def measured(trainer: list[float], sampler: list[float], dtype: torch.dtype = torch.float64) -> dict[str, float]:
+    """Metrics of tokens with these log-probabilities of the trainer (π = π_old) and of the sampler."""
+    now_BT = torch.tensor([trainer], dtype=dtype)
+    inputs = LossInputs(
+        mask_BT=torch.ones_like(now_BT),
+        sampler_logprobs_BT=torch.tensor([sampler], dtype=dtype),
+        advantages_BT=torch.ones_like(now_BT),
+        weights_BT=torch.ones_like(now_BT),
+    )
+    done = evaluate(now_BT, inputs, ObjectiveSpec())
+    return {name: float(value) for name, value in {**done.sums, **done.maxima}.items()}
+
+
+def test_mismatch_k3_estimates_the_divergence_of_the_sampler_that_drew_the_tokens() -> None:
+    """Two policies over three tokens; the mean of k3 over what the sampler draws is KL(sampler || trainer) exactly.
+
+    r was inverted: then its mean is Σ p²/q − 1 − KL, 96 in the second case, whose KL is 0.69.
+    """
+    for sampler, trainer in (([0.5, 0.3, 0.2], [0.2, 0.3, 0.5]), ([0.98, 0.01, 0.01], [0.01, 0.98, 0.01])):
+        divergence = math.fsum(p * math.log(p / q) for p, q in zip(sampler, trainer, strict=True))
+        each = [measured([math.log(q)], [math.log(p)])["mismatch/k3"] for p, q in zip(sampler, trainer, strict=True)]
+        mean = math.fsum(p * k3 for p, k3 in zip(sampler, each, strict=True))
+        assert mean == pytest.approx(divergence, rel=1e-12)
+        inverted = [
+            measured([math.log(p)], [math.log(q)])["mismatch/k3"] for p, q in zip(sampler, trainer, strict=True)
+        ]
+        assert abs(math.fsum(p * k3 for p, k3 in zip(sampler, inverted, strict=True)) - divergence) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mismatch_k3_is_finite_whatever_a_token_does(dtype: torch.dtype) -> None:
+    """One token 99 nats low was infinite, and 10 nats low 22,015."""
+    assert measured([-10.5], [-0.5], dtype)["mismatch/k3"] == pytest.approx(math.exp(-10) + 9.0, rel=1e-5)
+    for trainer, sampler in ((-99.0, -0.01), (-0.01, -99.0), (-3e4, -0.01), (-0.01, -3e4)):
+        found = measured([trainer, -1.0], [sampler, -1.0], dtype)
+        assert all(math.isfinite(value) for value in found.values()), found
+    # Log-ratios are clamped to ±20: e^20 − 1 − 20, and e^−20 − 1 + 20
+    assert measured([-0.01], [-99.0], dtype)["mismatch/k3"] == pytest.approx(math.exp(20) - 21, rel=1e-6)
+    assert measured([-99.0], [-0.01], dtype)["mismatch/k3"] == pytest.approx(math.exp(-20) + 19, rel=1e-6)

@@ -174,8 +174,8 @@ def _block(pointers, grad_ptr, place, levels, PLAN: tl.constexpr, BLOCK: tl.cons
         factor = tl.where(advantage < 0.0, left, 1.0).to(weight.dtype)
     grad, measured = token_objective(token, (level, mismatch, factor), kept, PLAN)
     tl.store(grad_ptr + at, grad, mask=inside)
-    loss, kl, clipped, masked, apart, k3, furthest, ratio = measured
-    return loss, kl, clipped, masked, apart, k3, furthest, tl.where(inside, ratio, 0.0)
+    loss, kl, clipped, masked, distance, k3, furthest, ratio = measured
+    return loss, kl, clipped, masked, distance, k3, furthest, tl.where(inside, ratio, 0.0)
 
 
 @triton.jit

@@ -1,8 +1,8 @@
 """rlreason: R1-style reasoning training, from a 2-core laptop to a GPU cluster.
 
 The Python API is here, and loaded when it is first used: ``rlreason.grpo``, ``sft``, ``distill``, ``evaluate``,
-``score``, ``run_recipe``, ``load_recipe``, ``reward``, ``Problem`` (docs/python.md). Importing this package, or a room such as
-``rlreason.rewards``, loads neither torch nor ray nor vllm.
+``score``, ``run_recipe``, ``load_recipe``, ``reward``, ``Problem`` (docs/python.md). Importing this package, or a room
+such as ``rlreason.rewards``, loads neither torch nor ray nor vllm.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ __all__ = [
 
 #: Name -> the module that has it.
 _PLACES = {
-    **dict.fromkeys(("Result", "distill", "evaluate", "grpo", "load_recipe", "run_recipe", "score", "sft"), "rlreason.api"),
+    **dict.fromkeys(
+        ("Result", "distill", "evaluate", "grpo", "load_recipe", "run_recipe", "score", "sft"), "rlreason.api"
+    ),
     **dict.fromkeys(("Completion", "Problem", "RewardResult", "Verdict"), "rlreason.types"),
     "UsageError": "rlreason.errors",
     "reward": "rlreason.rewards.registry",

@@ -10,7 +10,7 @@ from io import TextIOWrapper
 from rich.console import Console
 from rich.markup import escape
 
-from rlreason.errors import UsageError
+from rlreason.errors import HealthStop, UsageError
 
 #: Errors about a path that the user gave, or about the rights to it.
 PATH_ERRORS = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
@@ -71,6 +71,8 @@ def ends(command: Callable[[], None]) -> None:
             command()
     except UsageError as error:
         _end("error:", str(error), 2)
+    except HealthStop as error:
+        _end("stopped:", "; ".join([str(error), *_notes(error)]), 1)
     except Interrupted as error:
         errors.print(escape(_one_line("; ".join(_notes(error)) or str(error))), soft_wrap=True)
         sys.exit(error.exit_code)

@@ -250,7 +250,7 @@ class HeadInputs:
             hidden_BTH=hidden_BTH.requires_grad_(),
             weight_VH=weight_VH.requires_grad_(),
             batch=batch,
-            tokens=LossInputs.from_batch(batch, before_BT, reference_BT),
+            tokens=LossInputs.from_batch(batch, ObjectiveSpec(), before_BT, reference_BT),
             rows_R=torch.arange(rows, device=device),
         )
 

@@ -15,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 from rlreason.config import GrpoStage, OptimizerConfig
 from rlreason.objective.presets import expand
 from rlreason.policy.policies import Policy
-from rlreason.stages.grpo import learn
+from rlreason.stages.grpo import earn, learn
 from rlreason.trainer.local import LocalTrainer, TrainerOptions
 from rlreason.trainer.protocol import StepStats
 from rlreason.types import Completion, Group, Problem, RewardResult, Verdict
@@ -58,7 +58,8 @@ class Ours:
 
     def step(self) -> None:
         """One update."""
-        learn(0, self.groups, self.stage, self.trainer, lambda: None)
+        earned = earn(self.groups, self.stage, self.trainer)
+        learn(0, self.groups, earned, self.stage, self.trainer, lambda: None)
 
     def gradients(self) -> tuple[float, dict[str, Tensor]]:
         """Loss, and gradients before they are clipped; the weights stay."""
@@ -74,7 +75,8 @@ class Ours:
                 self.model.zero_grad()
                 return StepStats(grad_norm=0.0, learning_rate=0.0, moved=0.0)
 
-        return learn(0, self.groups, self.stage, cast(LocalTrainer, Look()), lambda: None)["loss"], found
+        earned = earn(self.groups, self.stage, self.trainer)
+        return learn(0, self.groups, earned, self.stage, cast(LocalTrainer, Look()), lambda: None)["loss"], found
 
 
 class Trl:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rlreason.run.directory import RunDirectory
+from rlreason.secrets import mask
 from rlreason.types import StepReport
 
 #: Lines that wait for a slow tracker; more are dropped.
@@ -128,7 +129,7 @@ class _Worker:
     def _give_up(self, why: str) -> None:
         if not self._broken:
             self._broken = True
-            self._tell(f"warning: {self._name} gets no more of this run, which goes on without it: {why}")
+            self._tell(mask(f"warning: {self._name} gets no more of this run, which goes on without it: {why}"))
 
 
 @dataclass(slots=True)

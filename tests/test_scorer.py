@@ -213,7 +213,7 @@ def test_workers_go_when_the_parent_is_killed(mix: RewardMix, busy: bool) -> Non
         f"mix = RewardMix(parts=(MixPart(name={mix.parts[0].spec!r}, weight=1.0),))\n"
         "s = PoolScorer(mix, timeout=300)\n"
         "g = lambda t: [Group(group_id='g', problem=Problem(id='g', prompt='', verifier='', reference=''),\n"
-        "  completions_G=(Completion(prompt_ids=(), token_ids=(), sampler_logprobs=None, text=t, finish_reason='stop'),))]\n"
+        "  completions_G=(Completion.from_text(t),))]\n"
         "print(int(s.score(g('pid'))[0].scores_G[0]), flush=True)\n"
         f"s.score(g('long C call')) if {busy} else time.sleep(300)\n"
     )

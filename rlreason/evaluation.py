@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from rlreason.check import CheckedRecipe, check
+from rlreason.data.prompts import PromptFormat
 from rlreason.display import RichDisplay
 from rlreason.errors import HealthStop, UsageError
 from rlreason.eval_plan import EvalRequest, Measurement, measurements
@@ -173,11 +174,12 @@ def _identity(one: Measurement) -> str:
 
 def _options(one: Measurement, checked: CheckedRecipe) -> Mapping[str, object]:
     """What an evaluation depends on, beside the model."""
+    form = _format(one, checked)
     return {
         "data": _source(one, checked),
         "task_options": dict(checked.recipe.data.options),
-        "system": checked.prompt_format.system,
-        "answer_style": checked.prompt_format.style,
+        "system": form.system,
+        "answer_style": form.style,
         "engine": checked.recipe.sampler.engine,
         "seed": one.seed,
         **one.stage.model_dump(include={"problems", "max_tokens", "top_p", "top_k"}),
@@ -191,7 +193,7 @@ def _source(one: Measurement, checked: CheckedRecipe) -> str | None:
 
 def _what(one: Measurement, checked: CheckedRecipe) -> str:
     """In a few words: on what, and how."""
-    stage, system = one.stage, checked.prompt_format.system
+    stage, form = one.stage, _format(one, checked)
     given = ", ".join(f"{key} = {value}" for key, value in checked.recipe.data.options.items())
     data = f"{_source(one, checked)}{f' ({given})' if given else ''}"
     how = "greedy"
@@ -200,9 +202,13 @@ def _what(one: Measurement, checked: CheckedRecipe) -> str:
             f"{f', top-p {stage.top_p:g}' if stage.top_p < 1 else ''}{f', top-k {stage.top_k}' if stage.top_k else ''}"
         )
         how = f"{stage.samples_per_problem} samples at temperature {stage.temperature:g}{cut}"
-    prompt = "no system prompt" if system is None else f"system prompt {system[:40]!r}"
-    style = checked.prompt_format.style
-    return f"{one.model} on {data}, {how}, at most {stage.max_tokens} tokens, answers in {style}, {prompt}"
+    prompt = "no system prompt" if form.system is None else f"system prompt {form.system[:40]!r}"
+    return f"{one.model} on {data}, {how}, at most {stage.max_tokens} tokens, answers in {form.style}, {prompt}"
+
+
+def _format(one: Measurement, checked: CheckedRecipe) -> PromptFormat:
+    """How the measured set's problems are asked: a named set may have a format of its own."""
+    return checked.prompt_format.of(checked.data.of(one.stage.name).heldout(1)[0])
 
 
 def line(report: EvalReport) -> str:

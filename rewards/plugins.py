@@ -115,8 +115,9 @@ def _load_file(path: str) -> ModuleType:
 def _from_trl(function: _Function) -> _Function:
     """A TRL reward function ``(prompts, completions, completion_ids=…, **columns) -> list[float | None]``.
 
-    It is called with one sample at a time; data set columns ``answer``, ``solution``, ``ground_truth`` and ``target``
-    all hold the reference. Chat prompts give chat completions, as in TRL.
+    It is called with one sample at a time. It may ask for every column of the problem's row; ``answer``, ``solution``,
+    ``ground_truth`` and ``target`` hold the reference where the row has none of that name. Chat prompts give chat
+    completions, as in TRL.
     """
 
     async def call(problem: Problem, completion: Completion) -> object:
@@ -125,7 +126,7 @@ def _from_trl(function: _Function) -> _Function:
         reply = [{"role": "assistant", "content": completion.response}]
         columns: dict[str, object] = {
             name: [problem.reference] for name in ("answer", "solution", "ground_truth", "target", "reference")
-        }
+        } | {name: [value] for name, value in problem.extra.items()}
         values = function(
             prompts=[turns if chat else problem.prompt],
             completions=[reply if chat else completion.response],
@@ -149,14 +150,20 @@ def _from_trl(function: _Function) -> _Function:
 
 
 def _from_verl(function: _Function) -> _Function:
-    """A verl ``compute_score(data_source, solution_str, ground_truth, extra_info=None) -> float | dict``."""
+    """A verl ``compute_score(data_source, solution_str, ground_truth, extra_info=None) -> float | dict``.
+
+    ``data_source`` and ``extra_info`` are the row's columns of these names, where it has them.
+    """
 
     async def call(problem: Problem, completion: Completion) -> object:
+        extra: dict[str, object] = {"index": problem.id, "tags": list(problem.tags)}
+        own = problem.extra.get("extra_info", {})
+        extra |= dict(own) if isinstance(own, Mapping) else {}
         value = function(
-            data_source=problem.source,
+            data_source=problem.extra.get("data_source", problem.source),
             solution_str=completion.response,
             ground_truth=problem.reference,
-            **_accepted(function, {"extra_info": {"index": problem.id, "tags": list(problem.tags)}}),
+            **_accepted(function, {"extra_info": extra}),
         )
         if inspect.isawaitable(value):
             value = await value

@@ -76,6 +76,20 @@ def register_local(name: str, function: RewardFunction, *, verifier: bool) -> No
     resolve_verifier.cache_clear()
 
 
+def travels(name: str) -> bool:
+    """Whether a process that has the recipe alone resolves ``name``.
+
+    That is what ships, what is installed, and what is named by its module or file; not a function that was registered
+    in a script or a notebook.
+    """
+    if ":" in name:
+        return True
+    _load_shipped()
+    known = _REGISTERED.get(name)
+    ours = known is not None and known.function.__module__.startswith("rlreason.rewards.")
+    return ours or name in metadata.entry_points(group=ENTRY_POINT_GROUP).names
+
+
 def _registering(name: str, *, verifier: bool) -> Callable[[RewardFunction], RewardFunction]:
     if not name.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"reward name {name!r}: use letters, digits, '_' and '-'")

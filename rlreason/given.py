@@ -120,7 +120,9 @@ def reward_table(reward: Reward, *, judges: bool) -> GivenRewards:
     table: dict[str, float] = {}
     local = False
     for one, weight in weighted.items():
-        name, own = (one, False) if isinstance(one, str) else _name(one, table, judges=judges and not table)
+        name, own = (
+            (one, not registry.travels(one)) if isinstance(one, str) else _name(one, table, judges=judges and not table)
+        )
         table[name] = weight
         local = local or own
     return GivenRewards(table=table, local=local)

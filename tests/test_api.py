@@ -163,6 +163,21 @@ def test_a_function_of_a_module_runs_in_killable_workers(tmp_path: Path, monkeyp
     assert '"my_rewards:where" = 1.0' in (result.folder / "recipe.toml").read_text()
 
 
+def test_a_reward_registered_in_a_script_is_known_by_its_name(tmp_path: Path) -> None:
+    """Workers can't import a script: its rewards run in a thread, also where they are given by name."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import rlreason\n"
+        "@rlreason.reward('vowels')\n"
+        "def vowels(problem, completion): return float('e' in completion.text or 'a' in completion.text)\n"
+        f"result = rlreason.grpo({TINY!r}, {SUMS!r}, reward='vowels', steps=2, out='run', **{FAST!r})\n"
+        "print('broken', sum(row['verdict/broken'] for row in result.metrics))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert "broken 0.0" in done.stdout, done.stdout + done.stderr
+
+
 def test_two_functions_of_one_name_and_shipped_names() -> None:
     def make(letter: str) -> Any:
         def accuracy(problem: Problem, completion: Completion) -> float:

@@ -1,7 +1,8 @@
 """The health rules: each looks at what a stage has recorded so far and says what is wrong, or None.
 
 To add one: write a function ``(History, HealthConfig) -> str | None`` here, name it in ``WARNINGS``, give it its limit
-in ``config/health.py`` and a line in docs/health.md. It is called after every step, and speaks once in a stage.
+in ``config/health.py`` (then ``python -m rlreason.config.keys > docs/recipe.md``) and a line in docs/health.md. It is
+called after every step with all metrics, and speaks once in a stage.
 """
 
 from __future__ import annotations
@@ -14,31 +15,6 @@ from statistics import fmean, median
 
 from rlreason.config.health import HealthConfig
 
-#: Metrics that the rules read; the others are not kept.
-KEYS = frozenset(
-    {
-        "accuracy/heldout",
-        "entropy",
-        "grad_norm",
-        "groups/kept",
-        "groups/no_verdict",
-        "groups/total",
-        "groups/zero_variance",
-        "heldout/broken",
-        "heldout/timed_out",
-        "heldout/verified",
-        "kept",
-        "length/mean",
-        "mismatch/k3",
-        "reward/mean",
-        "staleness/max",
-        "truncated",
-        "update/skipped",
-        "verdict/broken",
-        "verdict/timed_out",
-        "workers/replaced",
-    }
-)
 #: Steps before the newest ones that a comparison over time needs.
 FIRST, LAG, SPIKE_AFTER = 5, 20, 5
 
@@ -57,8 +33,8 @@ class History:
 
     def add(self, step: int, scalars: Mapping[str, float]) -> None:
         """Take in one step."""
-        for key in KEYS & scalars.keys():
-            self.series.setdefault(key, []).append((step, scalars[key]))
+        for key, value in scalars.items():
+            self.series.setdefault(key, []).append((step, value))
 
     def points(self, key: str) -> list[tuple[int, float]]:
         """Every (step, value) of a metric."""
@@ -89,8 +65,8 @@ def no_verdict(history: History, limits: HealthConfig) -> str | None:
         if broken + late > limits.no_verdict:
             first = f"; the first that broke: {history.evidence}" if broken and history.evidence else ""
             return (
-                f"{broken + late:.0%} of the {what} have no verdict ({broken:.0%} broken, {late:.0%} timed out): they "
-                f"are in no accuracy{', and teach nothing' if prefix == 'verdict' else ''}{first}"
+                f"{broken + late:.0%} of the {what} were not checked to the end ({broken:.0%} broken, {late:.0%} timed "
+                f"out){first}"
             )
     return None
 

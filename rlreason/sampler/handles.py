@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,11 +16,15 @@ import torch
 from rlreason.cores import usable_cores
 from rlreason.errors import UsageError
 from rlreason.sampler.delivery import DeliveryError, Parcel
+from rlreason.sampler.ray_address import find_ray
 from rlreason.sampler.vllm_engine import CPU_ENVIRONMENT, ENVIRONMENT, QUIET
 from rlreason.sampler.worker import RolloutWorker
 
 #: Shared memory of a Ray that is started here: room for two deliveries of a large small model.
 OBJECT_STORE_BYTES = 512 << 20
+#: A thread of its own in each actor, which answers while the worker is at work, and seconds between two questions.
+PULSE = "pulse"
+PULSE_SECONDS = 1.0
 
 
 class WorkerDied(RuntimeError):
@@ -43,6 +48,15 @@ class Handle(Protocol):
 
     def call(self, method: str, *arguments: object) -> Call:
         """Start a method; a worker runs its calls one after the other."""
+        ...
+
+    @property
+    def up(self) -> bool:
+        """Whether its process has answered once."""
+        ...
+
+    def silence(self) -> float:
+        """Seconds for which its process has left a question unanswered; a worker that is at work answers."""
         ...
 
     def interrupt(self) -> None:
@@ -102,6 +116,15 @@ class InlineHandle:
             return _Finished(value=getattr(self.worker, method)(*arguments))
         except Exception as error:
             return _Finished(error=error)
+
+    @property
+    def up(self) -> bool:
+        """See ``Handle.up``: it is this process."""
+        return True
+
+    def silence(self) -> float:
+        """See ``Handle.silence``."""
+        return 0.0
 
     def interrupt(self) -> None:
         """See ``Handle.interrupt``."""
@@ -174,9 +197,28 @@ class RayHandle:
     actor: Any
     ray: Any
     process: Any = field(init=False)
+    up: bool = field(default=False, init=False)
+    #: The last question, and when it was asked.
+    _pulse: Any = field(init=False)
+    _asked: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.process = self.actor.process_id.remote()
+        self.process = self._ask()
+
+    def _ask(self) -> Any:
+        self._pulse = self.actor.process_id.options(concurrency_group=PULSE).remote()
+        self._asked = time.monotonic()
+        return self._pulse
+
+    def silence(self) -> float:
+        """See ``Handle.silence``. A process that has ended counts as one that answers: its call says so."""
+        silent = time.monotonic() - self._asked
+        if not self.ray.wait([self._pulse], timeout=0)[0]:
+            return silent
+        self.up = True
+        if silent > PULSE_SECONDS:
+            self._ask()
+        return 0.0
 
     def call(self, method: str, *arguments: object) -> Call:
         """See ``Handle.call``."""
@@ -223,7 +265,7 @@ class RayCluster:
         environment = QUIET | said | ENVIRONMENT
         if not self._options.gpus:
             environment |= CPU_ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": ""}
-        actor = self._ray.remote(self._class).options(
+        actor = self._ray.remote(concurrency_groups={PULSE: 1})(self._class).options(
             num_cpus=self._options.cpus,
             num_gpus=self._options.gpus,
             max_restarts=0,  # the pool restarts it, and delivers the weights
@@ -280,19 +322,21 @@ _STARTED: list[bool] = []
 
 
 def start_ray(ray: Any, address: str | None) -> bool:
-    """Connect to ``address``, or to the Ray that runs here already, or start one. Returns whether it was started."""
+    """Connect to ``address``, or to the Ray that runs here already, or start one ("local": always). Returns whether it
+    is to be left at the end. Raises UsageError where the one to join does not answer or refuses."""
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone unless it is asked for
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    if address is not None:
+    found = find_ray(address)
+    if found is not None:
         try:
-            ray.init(address=address, log_to_driver=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UsageError(f"cluster.address = {address!r}: {' '.join(str(error).split())[:200]}") from error
+            ray.init(address=found.argument, log_to_driver=False)
+        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            raise UsageError(f"{found.said}: {' '.join(str(error).split())[:200]}") from error
         return True
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # actors without GPUs keep the variables as set
     ray.init(
+        address="local",
         num_cpus=usable_cores(),
         object_store_memory=None if torch.cuda.is_available() else OBJECT_STORE_BYTES,
         include_dashboard=False,

@@ -24,13 +24,16 @@ from rlreason.sampler.worker import Receipt
 
 #: Workers that die one after the other, with no completion finished between them, end the run.
 MAX_DEATHS = 3
+#: A call that takes this many times the patience is stuck, although its process answers: in a kernel, in a lock.
+STUCK = 20
 #: Takes one recorded op: {"worker", "deliver" | "jobs", "steps" | "restart"}.
 Record = Callable[[Mapping[str, object]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """Seconds after which a worker counts as hung: at work, and while its engine is built."""
+    """Seconds without a sign of life after which a worker counts as hung, once it is up, and before its process answers
+    for the first time. One that answers may take long, but not more than ``STUCK`` times that for one call."""
 
     working: float = 120.0
     starting: float = 600.0
@@ -41,35 +44,48 @@ class Build:
     """The worker builds its engine."""
 
 
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """The worker is told to "sleep", "wake" or "abort"."""
+
+    method: str
+
+
 @dataclass(slots=True)
 class _Worker:
     handle: Handle
     version: int | None = None
     #: Jobs handed over and not finished, by key.
     outstanding: dict[str, Job] = field(default_factory=dict)
-    op: Op | Build | None = None
+    op: Op | Build | Tell | None = None
     call: Call | None = None
     #: What ``call`` delivers.
     delivery: Delivery | None = None
     since: float = 0.0
+    #: Whether it has built its engine.
     up: bool = False
+    asleep: bool = False
+    #: No process came up in its place: nothing more is given to it.
+    lost: bool = False
 
 
 @dataclass(slots=True)
 class PoolStats:
     """What happened since the last ``read``: deliveries, their seconds (longest of a worker), the largest difference of
-    log-probabilities that the canary saw, workers replaced, completions that arrived twice."""
+    log-probabilities that the canary saw, workers replaced, completions that arrived twice; and how many places have no worker any more, for good."""
 
     deliveries: int = 0
     delivery_seconds: float = 0.0
     canary: float = 0.0
     replaced: int = 0
     duplicates: int = 0
+    lost: int = 0
 
     def read(self) -> dict[str, float]:
         """As metrics, and start anew."""
         scalars = {"delivery/seconds": self.delivery_seconds, "delivery/canary": self.canary} if self.deliveries else {}
         scalars |= {"workers/replaced": float(self.replaced), "completions/duplicate": float(self.duplicates)}
+        scalars |= {"workers/lost": float(self.lost)} if self.lost else {}
         self.deliveries = self.replaced = self.duplicates = 0
         self.delivery_seconds = self.canary = 0.0
         return scalars
@@ -138,6 +154,9 @@ class RolloutPool:
         """
         self._give_up()
         self._schedule, self._record = schedule or LiveSchedule(len(self._workers)), record
+        for place, worker in enumerate(self._workers):
+            if worker.lost:
+                self._schedule.lose(place)
         self._outbox.keep = keep
 
     def follow(self, spec: EngineSpec, canary: Canary | None, packer: Packer) -> None:
@@ -147,6 +166,8 @@ class RolloutPool:
         self._outbox = Outbox(self._cluster, canary, packer)
         for place, worker in enumerate(self._workers):
             worker.version = None
+            if worker.lost:
+                continue
             if spec != self._spec and self._cluster.on_gpu:
                 worker.handle.kill()
                 self._workers[place] = self._new_worker(place, spec)
@@ -174,7 +195,7 @@ class RolloutPool:
         """
         with self._lock:
             for place, worker in enumerate(self._workers):
-                if worker.call is None:
+                if worker.call is None and not worker.lost:
                     self._start(place, worker)
         return self._collect(seconds)
 
@@ -191,14 +212,17 @@ class RolloutPool:
             for place, worker in enumerate(self._workers):
                 if worker.call is not None and any(worker.call is call for call in done):
                     drawn += self._settle(place, worker)
-                elif worker.call is not None and time.monotonic() - worker.since > self._limit(worker):
-                    self._replace(place, worker, f"did not answer for {self._limit(worker):g} s")
+                elif worker.call is not None and (why := self._hung(worker)) is not None:
+                    if worker.handle.up or len(self._present) == 1:
+                        self._replace(place, worker, why)
+                    else:
+                        self._lose(place, worker)
         return drawn
 
     @property
     def settled(self) -> bool:
         """Whether every worker holds the newest version, and nothing is under way."""
-        return all(worker.version == self.newest and worker.call is None for worker in self._workers)
+        return all(worker.lost or (worker.version == self.newest and worker.call is None) for worker in self._workers)
 
     def settle_deliveries(self) -> None:
         """Turn until every worker holds the newest version: only where nothing is being drawn."""
@@ -208,18 +232,26 @@ class RolloutPool:
     def sleep(self) -> None:
         """Have the workers give their accelerators' memory back. Nothing may be under way."""
         assert not self._wanted, "completions are under way"
-        self._everywhere("sleep")
+        self._finish_calls()
+        while any(not worker.asleep for worker in self._present):  # one that was replaced meanwhile is awake
+            self._tell("sleep", [worker for worker in self._present if not worker.asleep])
 
     def wake(self) -> None:
         """Have them take it again; the next thing each is given is weights."""
-        self._everywhere("wake")
+        self._tell("wake", [worker for worker in self._present if worker.asleep])
         for worker in self._workers:
             worker.version = None
 
-    def _everywhere(self, method: str) -> None:
+    @property
+    def _present(self) -> list[_Worker]:
+        return [worker for worker in self._workers if not worker.lost]
+
+    def _tell(self, method: str, workers: Sequence[_Worker]) -> None:
+        """Have idle workers do it, all at once. One that dies or hangs is replaced, and its successor is not told."""
+        for worker in workers:
+            worker.op, worker.since = Tell(method), time.monotonic()
+            worker.call = worker.handle.call(method)
         self._finish_calls()
-        for call in [worker.handle.call(method) for worker in self._workers]:
-            call.result()
 
     def interrupt(self) -> None:
         """Have a ``turn`` that runs in another thread return soon. What it was drawing is lost: after this the pool can
@@ -281,6 +313,9 @@ class RolloutPool:
         worker.call, worker.up = None, True
         if isinstance(op, Build):
             return []
+        if isinstance(op, Tell):
+            worker.asleep = op.method == "sleep"
+            return []
         if isinstance(op, Deliver):
             self._delivered(place, worker, op, value)
             return []
@@ -301,7 +336,12 @@ class RolloutPool:
         assert delivery is not None
 
         def outputs_of(prompt: tuple[int, ...]) -> Mapping[str, Tensor]:
-            outputs: Mapping[str, Tensor] = worker.handle.call("module_outputs", prompt).result()
+            call = worker.handle.call("module_outputs", prompt)
+            worker.since = time.monotonic()
+            while not self._cluster.wait([call], 1.0):
+                if (why := self._hung(worker)) is not None:
+                    raise WorkerDied(f"rollout worker {place} {why}")
+            outputs: Mapping[str, Tensor] = call.result()
             return outputs
 
         difference = self._outbox.prove(delivery, receipt, place, self._spec, outputs_of)
@@ -335,8 +375,24 @@ class RolloutPool:
         self._workers[place] = self._new_worker(place)
         self._schedule.again(place, lost)
 
-    def _limit(self, worker: _Worker) -> float:
-        return self._patience.working if worker.up else self._patience.starting
+    def _lose(self, place: int, worker: _Worker) -> None:
+        """Go on without it: its host is gone and no other has room, or no process can start there."""
+        worker.handle.kill()
+        self._note(
+            {"worker": place, "restart": f"no process came up in {self._patience.starting:g} s; it is not replaced"}
+        )
+        self.stats.lost += 1
+        worker.lost, worker.call = True, None
+        self._schedule.lose(place)
+
+    def _hung(self, worker: _Worker) -> str | None:
+        """Why a worker with a call under way is given up; None: it lives."""
+        limit = self._patience.working if worker.up else self._patience.starting
+        if worker.handle.silence() > limit:
+            return f"did not answer for {limit:g} s"
+        if time.monotonic() - worker.since > STUCK * limit:
+            return f"answered, but was not done after {STUCK * limit:g} s"
+        return None
 
     def _give_up(self) -> None:
         """Forget what is asked for and not drawn."""
@@ -344,7 +400,7 @@ class RolloutPool:
         self._wanted.clear()
         self._finish_calls()
         if under_way:
-            self._everywhere("abort")
+            self._tell("abort", self._present)
         self.stats.duplicates = duplicates  # what nobody waits for any more came once
         for worker in self._workers:
             worker.outstanding.clear()

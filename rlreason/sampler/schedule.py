@@ -61,6 +61,10 @@ class Schedule(Protocol):
         """``worker`` died with these jobs unfinished."""
         ...
 
+    def lose(self, worker: int) -> None:
+        """``worker`` is gone for good: what was meant for it goes to the others, as all that comes."""
+        ...
+
     def next(self, worker: int, state: WorkerState, newest: int | None) -> Op | None:
         """What ``worker`` does now; ``newest``: the newest version that can be delivered. None: it waits."""
         ...
@@ -76,22 +80,31 @@ class LiveSchedule:
     def __init__(self, workers: int, *, in_flight: bool = False) -> None:
         self.position = 0
         self._queues: list[deque[Job]] = [deque() for _ in range(workers)]
+        #: Places that have a worker.
+        self._places = list(range(workers))
         self._in_flight = in_flight
 
     def add(self, jobs: Sequence[Job]) -> None:
         """See ``Schedule.add``; a group's jobs must come in one call to stay together."""
         for group in _groups(jobs):
-            self._queues[self.position % len(self._queues)].extend(group)
+            self._queues[self._places[self.position % len(self._places)]].extend(group)
             self.position += 1
 
     def again(self, worker: int, jobs: Sequence[Job]) -> None:
         """See ``Schedule.again``: they go to the others, before what waits there."""
-        others = [queue for place, queue in enumerate(self._queues) if place != worker] or self._queues
+        others = [self._queues[place] for place in self._places if place != worker] or [self._queues[worker]]
         shares: list[list[Job]] = [[] for _ in others]
         for place, group in enumerate(_groups(jobs)):
             shares[place % len(others)].extend(group)
         for queue, share in zip(others, shares, strict=True):
             queue.extendleft(reversed(share))
+
+    def lose(self, worker: int) -> None:
+        """See ``Schedule.lose``."""
+        waiting = list(self._queues[worker])
+        self._queues[worker].clear()
+        self._places.remove(worker)
+        self.again(worker, waiting)
 
     def next(self, worker: int, state: WorkerState, newest: int | None) -> Op | None:
         """See ``Schedule.next``."""
@@ -135,6 +148,11 @@ class ReplayedSchedule:
     def again(self, worker: int, jobs: Sequence[Job]) -> None:
         """See ``Schedule.again``: the record says who draws them."""
         self.add(jobs)
+
+    def lose(self, worker: int) -> None:
+        """Raises RuntimeError where the record has more for it to do."""
+        if self._ops[worker]:
+            raise RuntimeError(f"rollout worker {worker} is gone, and a replay needs every one that the run had")
 
     def next(self, worker: int, state: WorkerState, newest: int | None) -> Op | None:
         """See ``Schedule.next``."""

@@ -114,7 +114,7 @@ def test_each_rule_speaks_once_and_says_numbers() -> None:
     watch.broke("judge.py:f: KeyError: 'no' (judge.py:9 in f)")
     found = steps(watch, [verdicts(0.25)] * 4)
     assert [(one.rule, one.step) for one in found] == [("no_verdict", 0)]
-    assert "25% of the completions have no verdict (25% broken, 0% timed out)" in found[0].text
+    assert "25% of the completions were not checked to the end (25% broken, 0% timed out)" in found[0].text
     assert "judge.py:9 in f" in found[0].text
 
 

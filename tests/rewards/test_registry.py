@@ -1,5 +1,6 @@
 """Names, plug-ins, options: what a recipe's [reward] table may say and how it is told off."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,21 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
 def plain(data_source, solution_str, ground_truth):
     return -1.0
 """
+
+
+def test_columns_of_the_row_reach_functions_of_trl_and_verl(tmp_path: Path) -> None:
+    """Countdown's ``nums`` for TRL; the row's own ``data_source``, on which verl dispatches, and ``extra_info``."""
+    path = _write(
+        tmp_path / "columns.py",
+        "def trl(completions, nums, **kwargs): return [float(sum(one) == 6) for one in nums]\n"
+        "def verl(data_source, solution_str, ground_truth, extra_info=None):\n"
+        "    return float((data_source, extra_info['index'], len(extra_info)) == ('openai/gsm8k', 3, 3))\n",
+    )
+    extra = {"nums": [1, 2, 3], "data_source": "openai/gsm8k", "extra_info": {"index": 3, "split": "train"}}
+    problem = replace(PROBLEM, extra=extra)
+    for spec in (f"trl:{path}:trl", f"verl:{path}:verl"):
+        assert RewardMix.from_table({spec: 1.0})(problem, COMPLETION).score == 1.0
+        assert RewardMix.from_table({spec: 1.0})(PROBLEM, COMPLETION).score != 1.0
 
 
 def test_verl_score_runs_unchanged(tmp_path: Path) -> None:

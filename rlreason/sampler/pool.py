@@ -20,6 +20,7 @@ from rlreason.sampler.handles import Call, Cluster, Handle, WorkerDied
 from rlreason.sampler.jobs import Drawn, EngineSpec, Job, Progress
 from rlreason.sampler.outbox import Delivery, Outbox
 from rlreason.sampler.schedule import Deliver, Draw, LiveSchedule, Op, Restart, Schedule, WorkerState, record_of
+from rlreason.sampler.stats import PoolStats
 from rlreason.sampler.worker import Receipt
 
 #: Workers that die one after the other, with no completion finished between them, end the run.
@@ -33,7 +34,7 @@ Record = Callable[[Mapping[str, object]], None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
     """Seconds without a sign of life after which a worker counts as hung, once it is up, and before its process answers
-    for the first time. One that answers may take long, but not more than ``STUCK`` times that for one call."""
+    for the first time. One that answers may take long, up to ``STUCK`` times that where the call has an end in time."""
 
     working: float = 120.0
     starting: float = 600.0
@@ -67,28 +68,6 @@ class _Worker:
     asleep: bool = False
     #: No process came up in its place: nothing more is given to it.
     lost: bool = False
-
-
-@dataclass(slots=True)
-class PoolStats:
-    """What happened since the last ``read``: deliveries, their seconds (longest of a worker), the largest difference of
-    log-probabilities that the canary saw, workers replaced, completions that arrived twice; and how many places have no worker any more, for good."""
-
-    deliveries: int = 0
-    delivery_seconds: float = 0.0
-    canary: float = 0.0
-    replaced: int = 0
-    duplicates: int = 0
-    lost: int = 0
-
-    def read(self) -> dict[str, float]:
-        """As metrics, and start anew."""
-        scalars = {"delivery/seconds": self.delivery_seconds, "delivery/canary": self.canary} if self.deliveries else {}
-        scalars |= {"workers/replaced": float(self.replaced), "completions/duplicate": float(self.duplicates)}
-        scalars |= {"workers/lost": float(self.lost)} if self.lost else {}
-        self.deliveries = self.replaced = self.duplicates = 0
-        self.delivery_seconds = self.canary = 0.0
-        return scalars
 
 
 class RolloutPool:
@@ -213,7 +192,7 @@ class RolloutPool:
                 if worker.call is not None and any(worker.call is call for call in done):
                     drawn += self._settle(place, worker)
                 elif worker.call is not None and (why := self._hung(worker)) is not None:
-                    if worker.handle.up or len(self._present) == 1:
+                    if worker.handle.up:
                         self._replace(place, worker, why)
                     else:
                         self._lose(place, worker)
@@ -378,9 +357,10 @@ class RolloutPool:
     def _lose(self, place: int, worker: _Worker) -> None:
         """Go on without it: its host is gone and no other has room, or no process can start there."""
         worker.handle.kill()
-        self._note(
-            {"worker": place, "restart": f"no process came up in {self._patience.starting:g} s; it is not replaced"}
-        )
+        why = f"no process came up in {self._patience.starting:g} s"
+        if len(self._present) == 1:
+            raise RuntimeError(f"no rollout worker is left: in place {place} {why}")
+        self._note({"worker": place, "restart": f"{why}, and the place stays empty"})
         self.stats.lost += 1
         worker.lost, worker.call = True, None
         self._schedule.lose(place)
@@ -390,7 +370,8 @@ class RolloutPool:
         limit = self._patience.working if worker.up else self._patience.starting
         if worker.handle.silence() > limit:
             return f"did not answer for {limit:g} s"
-        if time.monotonic() - worker.since > STUCK * limit:
+        bounded = self._spec.kind == "vllm" or not isinstance(worker.op, Draw)  # transformers draws all in one call
+        if bounded and time.monotonic() - worker.since > STUCK * limit:
             return f"answered, but was not done after {STUCK * limit:g} s"
         return None
 

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from rlreason.data.prompts import PromptFormat
 from rlreason.sampler.draw import name_of
 from rlreason.sampler.jobs import Job
-from rlreason.sampler.pool import PoolStats, RolloutPool
+from rlreason.sampler.pool import RolloutPool
+from rlreason.sampler.stats import PoolStats
 from rlreason.types import Completion, Request
 
 if TYPE_CHECKING:

@@ -90,6 +90,7 @@ class ClusterConfig(Section):
     #: Seconds one reward may run, queueing not counted.
     reward_timeout: float = Field(10.0, gt=0)
     #: A running Ray cluster, such as "auto" or "ray://head:10001"; default: the one on this host, else one is started.
+    #: "local" always starts one.
     address: str | None = None
     #: Ray actors that draw; 0: one per GPU besides the trainer's, or one per core.
     rollout_workers: int = Field(0, ge=0)
@@ -101,5 +102,5 @@ class ClusterConfig(Section):
     spread: bool = False
     #: The workers share the trainer's GPU: vLLM gives its memory back while the policy learns.
     colocate: bool = False
-    #: Seconds without an answer after which a rollout worker counts as hung and is replaced.
+    #: Seconds without an answer after which a rollout worker counts as hung and is replaced; at work it answers.
     worker_timeout: float = Field(120.0, gt=0)

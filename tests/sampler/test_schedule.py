@@ -130,3 +130,22 @@ def test_a_record_is_followed() -> None:
         ReplayedSchedule(lines, 1)
     with pytest.raises(ValueError, match="the run was resumed in the middle of this stage"):
         ReplayedSchedule([*lines, {"worker": 0, "restart": RESUMED}], 2)
+
+
+def test_what_was_meant_for_a_worker_that_is_lost_goes_to_the_others() -> None:
+    schedule = LiveSchedule(3)
+    schedule.add([job("a"), job("b"), job("c"), job("d"), job("e")])  # 1 was to draw b and e
+    schedule.lose(1)
+    schedule.add([job("f"), job("g")])  # the sixth and seventh turn: of two workers, the second and the first
+    assert keys(schedule.next(0, idle(0), 0)) == ["b", "a", "d", "g"]
+    assert keys(schedule.next(2, idle(0), 0)) == ["e", "c", "f"]
+    schedule.lose(2)
+    schedule.add([job("h"), job("i")])
+    assert keys(schedule.next(0, idle(0), 0)) == ["h", "i"]
+
+
+def test_a_replay_can_do_without_a_worker_that_has_nothing_left_to_do() -> None:
+    schedule = ReplayedSchedule([{"worker": 0, "deliver": 0}], 2)
+    schedule.lose(1)
+    with pytest.raises(RuntimeError, match="rollout worker 0 is gone, and a replay needs every one"):
+        schedule.lose(0)

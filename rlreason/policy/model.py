@@ -119,7 +119,15 @@ def generation_eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
 
 
 def meta_model(policy: PolicyConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:
-    """The model that ``policy.model`` describes on the meta device: shapes and counts without any memory."""
+    """The model that ``policy.model`` describes on the meta device: shapes and counts without any memory.
+
+    Raises as ``build_model`` does, and UsageError for sizes that no model can have.
+    """
     config = fresh_config(policy, tokenizer)
-    with torch.device("meta"):
-        return _from_config(config)
+    try:
+        with torch.device("meta"):
+            return _from_config(config)
+    except (RuntimeError, ZeroDivisionError) as error:
+        raise UsageError(
+            f"[policy] model of type {policy.model_type!r} can't be built: {str(error).splitlines()[0]}"
+        ) from error

@@ -19,7 +19,7 @@ from rlreason.types import Verdict
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the shared data sets in {DATA}")
-APART = ("hostile_math", "math500_variants")
+APART = ("hostile_math", "math500_variants", "public_2026_11")
 GOLD_SETS = str.split(
     "gsm8k_train gsm8k_test math_train math_test math500 aime24 aime25 amc23 olympiadbench "
     "deepscaler_10k bigmath_tinyv_5k"
@@ -49,6 +49,15 @@ def test_labelled_cases(boxed: bool) -> None:
     false_positives = [c for c in unequal if is_correct(c, boxed=boxed)]
     assert sum(right) / len(cases) >= 0.97
     assert len(false_positives) <= 0.004 * len(unequal), false_positives
+
+
+@pytest.mark.parametrize(("kind", "right", "false_positives"), [("public", 385, 1), ("variants", 263, 49)])
+def test_public_formats_are_judged_no_worse_than_measured(kind: str, right: int, false_positives: int) -> None:
+    """Formats and attacks that the verifier was not made for: 92 % and 72 % today, which is not enough; never less."""
+    cases = [c for c in rows("verifier_cases/public_2026_11") if c["set"] == kind and not c.get("debatable")]
+    found = [is_correct(c) for c in cases]
+    assert sum(one == c["equal"] for one, c in zip(found, cases, strict=True)) >= right
+    assert sum(one and not c["equal"] for one, c in zip(found, cases, strict=True)) <= false_positives
 
 
 @pytest.mark.parametrize("boxed", [True, False], ids=["in a box", "bare"])

@@ -23,6 +23,7 @@ name = "tiny"
 [data]
 train = "sums.jsonl"
 heldout = "sums.jsonl"
+allow_overlap = true
 [reward]
 accuracy = 1.0
 "judge.py:judge" = 0.1
@@ -52,7 +53,8 @@ samples_per_problem = 2
 max_tokens = 8
 """
 ROWS = [{"id": str(i), "prompt": f"{i}+1=", "answer": str(i + 1), "solution": "easy"} for i in range(30)]
-JUDGE = "def judge(problem, completion):\n    return 0.5\n"
+#: Tells completions apart, so that there is something to learn from them.
+JUDGE = "def judge(problem, completion):\n    return sum(map(ord, completion.text)) % 7 / 7\n"
 LONG = "stage.cold.steps=100000"
 
 
@@ -151,7 +153,7 @@ def test_moved_without_its_project_and_given_more_steps(tmp_path: Path) -> None:
     assert again[:3] == first
     rl = metrics(project.run, "02-rl")
     assert [line["step"] for line in rl] == [0, 1]
-    assert all(line["reward/judge.py:judge"] == 0.5 for line in rl)
+    assert all(0.0 <= float(str(line["reward/judge.py:judge"])) <= 1.0 for line in rl)
     changes = project.manifest()["changes"]
     assert isinstance(changes, list)
     assert [change["what"] for change in changes] == ["stage.cold.steps: 3 -> 5"]
@@ -227,7 +229,9 @@ def test_a_second_process_is_refused_and_a_signal_saves(tmp_path: Path, number: 
 def test_a_failure_leaves_its_traceback(tmp_path: Path) -> None:
     write_project(tmp_path / "project")
     (tmp_path / "project" / "run").mkdir()
-    done = rlreason("run", "tiny.toml", "--out", "run", "policy.model.head_dim=-1", cwd=tmp_path / "project")
+    done = rlreason(
+        "run", "tiny.toml", "--out", "run", "stage.cold.optimizer.betas=[2.0,0.9]", cwd=tmp_path / "project"
+    )
     assert done.returncode == 1, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("failed: ")

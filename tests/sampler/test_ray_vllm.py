@@ -22,7 +22,7 @@ from rlreason.sampler.handles import RayCluster, RayOptions
 from rlreason.sampler.jobs import EngineSpec, VllmOptions
 from rlreason.sampler.open import engine_spec, inline_sampler
 from rlreason.sampler.pool_sampler import PoolSampler
-from rlreason.sampler.schedule import LiveSchedule
+from rlreason.sampler.schedule import ReplayedSchedule
 from rlreason.sampler.worker import RolloutWorker
 from rlreason.trainer.forward import loss_logprobs
 from rlreason.types import Group, SamplingParams
@@ -133,10 +133,18 @@ def test_weights_change_between_two_tokens_of_a_group() -> None:
     sampler = open_sampler(policy, 1)
     pool = sampler.pool
     pool.settle_deliveries()
-    pool.reschedule(LiveSchedule(1, in_flight=True))
     old = policy.frozen_copy()
     params = SamplingParams(samples_per_problem=2, max_tokens=200, seed=1, stream="long")
-    sampler.ask([request for requests in requests_of(PROBLEMS, params) for request in requests])
+    asked = requests_of(PROBLEMS, params)
+    everything = [(requests[0].group_id, 0, len(requests)) for requests in asked]
+    # By engine steps, not by time: 40 tokens under the old weights, whatever else this machine does.
+    slices = [
+        {"worker": 0, "jobs": everything, "steps": 40},
+        {"worker": 0, "deliver": 1},
+        {"worker": 0, "jobs": [], "steps": 1000},
+    ]
+    pool.reschedule(ReplayedSchedule(slices, 1))
+    sampler.ask([request for requests in asked for request in requests])
     drawn = sampler.poll(0.0)  # the first slice is under way
     nudge(policy, 0.02, 1)
     publish(sampler, policy, 1)

@@ -187,8 +187,10 @@ def test_workers_that_keep_dying_end_the_run(leftovers: None, monkeypatch: pytes
 
 
 def test_a_script_that_is_interrupted_leaves_nothing(tmp_path: Path, leftovers: None) -> None:
+    # A process that was started in the background of a shell ignores SIGINT; the script must not depend on that.
     code = f"""
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_chaos import *
 policy = make_policy("qwen3")

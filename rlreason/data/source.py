@@ -238,11 +238,6 @@ class ProblemSource:
         """What is trained on."""
         return part_of(self._train)
 
-    @property
-    def heldout_part(self) -> SourcePart | None:
-        """What is held out; None: nothing. A task makes it, as many as are asked for."""
-        return None if self._heldout is None else part_of(self._heldout, heldout=True)
-
 
 def part_of(supply: Supply, *, heldout: bool = False) -> SourcePart:
     """What a supply is. ``heldout``: of a task its held-out problems."""

@@ -133,6 +133,11 @@ class Progress:
     #: What else the stage must know, of its own.
     position: dict[str, JsonValue] = field(default_factory=dict)
 
+    @property
+    def trained(self) -> int:
+        """Steps that are trained, recorded or not: the version of the weights."""
+        return self.done + (self.pending is not None)
+
 
 _PROGRESS = TypeAdapter(Progress)
 

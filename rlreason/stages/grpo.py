@@ -169,10 +169,9 @@ class GrpoWork:
         A group is trained once or under way: none is dropped for its staleness, which is bounded by when it begins.
         """
         self.schedule.flush()  # the state says how long the file is
-        trained = self.recorder.progress.done + (self.recorder.progress.pending is not None)
         return {
             "delivered": self.sampler.pool.settled,
-            "groups_trained": trained * self.stage.problems_per_step,
+            "groups_trained": self.recorder.progress.trained * self.stage.problems_per_step,
             "problems_used": self.cursor.used,
             "curriculum": None if self.cursor.curriculum is None else self.cursor.curriculum.state(),
             "groups_under_way": {name: list(ids) for name, ids in self.stream.under_way.items()},
@@ -339,9 +338,7 @@ def _cursor(stage: GrpoStage, context: Context, position: Mapping[str, JsonValue
 
 def run_grpo(stage: GrpoStage, context: Context, trainer: LocalTrainer, recorder: Recorder) -> None:
     """All steps of a GRPO stage that are still to be done."""
-    progress = recorder.progress
-    # A step that is trained and not recorded has made its version already.
-    version = progress.done + (progress.pending is not None)
+    progress, version = recorder.progress, recorder.progress.trained
     doctor = MismatchDoctor(stage, context.run, trainer) if stage.diagnose_every else None
     schedule = BufferedRows(context.run, stage.name, SCHEDULE, on=context.recipe.logging.schedule)
     sampler = scheduled(context.sampler(trainer, version), stage, schedule.add, context.replay)

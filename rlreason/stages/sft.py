@@ -103,8 +103,7 @@ def train_supervised(
     loss: LossOfStep = cross_entropy,
 ) -> None:
     """All steps of a supervised stage that are still to be done."""
-    progress = recorder.progress
-    version = progress.done + (progress.pending is not None)
+    version = recorder.progress.trained
     work = SupervisedWork(
         stage=stage,
         context=context,

@@ -23,7 +23,7 @@ ENTRY_POINT_GROUP = "rlreason.rewards"
 #: Keyword-only parameters that the mix fills in; never options of a recipe.
 INJECTED = frozenset({"verdict"})
 #: Modules whose decorators register what ships with rlreason.
-_SHIPPED = ("accuracy", "countdown", "language", "math_answer", "program", "shape")
+_SHIPPED = ("accuracy", "language", "math.answer", "math.countdown", "programs.verifier", "shape")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

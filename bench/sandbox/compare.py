@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from programs import ROOT, Task, fill_block, function_tasks, stdin_tasks
 
-from rlreason.rewards.jail import capabilities
+from rlreason.rewards.jail.jail import capabilities
 from rlreason.run.manifest import describe_hardware
 
 _RESULTS = ROOT / "bench" / "sandbox" / "results" / "compare.json"

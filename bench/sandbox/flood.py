@@ -24,8 +24,8 @@ from typing import Any
 from compare import hardware
 from programs import ROOT, fill_block, function_tasks, stdin_tasks
 
-from rlreason.rewards.jail import Limits, capabilities
-from rlreason.rewards.program_pool import ProgramPool
+from rlreason.rewards.jail.jail import Limits, capabilities
+from rlreason.rewards.programs.pool import ProgramPool
 
 _RESULTS = ROOT / "bench" / "sandbox" / "results" / "flood.json"
 _SHARE = 0.02

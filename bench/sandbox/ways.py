@@ -23,7 +23,7 @@ _SECONDS = 10
 
 def ours(workers: int) -> Batch:
     """``ProgramPool``; isolated as the host allows."""
-    from rlreason.rewards.program_pool import ProgramPool
+    from rlreason.rewards.programs.pool import ProgramPool
 
     pool = ProgramPool(workers=workers)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from cases import ROOT, Case, load_cases, response_of, wilson
 from documents import replace_block
 
-from rlreason.rewards.math_answer import check, gold_answer, same_answer
-from rlreason.rewards.math_values import Options
+from rlreason.rewards.math.answer import check, gold_answer, same_answer
+from rlreason.rewards.math.values import Options
 from rlreason.types import Verdict
 
 _DOCUMENT = ROOT / "docs" / "verifiers.md"

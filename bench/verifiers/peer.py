@@ -13,7 +13,7 @@ Grade = Callable[[str, str], bool]
 
 
 def ours() -> Grade:
-    from rlreason.rewards.math_answer import check
+    from rlreason.rewards.math.answer import check
 
     return lambda gold, response: check(response, gold).verdict == "correct"
 

@@ -7,7 +7,7 @@ import pytest
 
 from rlreason.data.prompts import wrap
 from rlreason.errors import UsageError
-from rlreason.rewards.program import check_program
+from rlreason.rewards.programs.verifier import check_program
 from rlreason.rewards.registry import resolve_verifier
 from rlreason.tasks.procedural import make_task
 from rlreason.types import Completion, Problem, RewardResult, Verdict

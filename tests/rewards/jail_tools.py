@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from rlreason.rewards.jail import Jail, Limits
-from rlreason.rewards.jail_run import Run, pump
+from rlreason.rewards.jail.jail import Jail, Limits
+from rlreason.rewards.jail.run import Run, pump
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -47,7 +47,7 @@ def zygote_processes() -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if b"rlreason.rewards.jail_zygote" in (folder / "cmdline").read_bytes():
+            if b"rlreason.rewards.jail.zygote" in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
         except OSError:
             continue
@@ -76,7 +76,7 @@ def unprivileged_python() -> str | None:
         if not Path(python).exists():
             continue
         try:
-            done = run_as_nobody(python, "import rlreason.rewards.program")
+            done = run_as_nobody(python, "import rlreason.rewards.programs.verifier")
         except PermissionError:
             continue
         if done.returncode == 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlreason.rewards.program import check_program
+from rlreason.rewards.programs.verifier import check_program
 from rlreason.types import Verdict
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "code_contests_80.jsonl"

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from rlreason.rewards.countdown import countdown
+from rlreason.rewards.math.countdown import countdown
 from rlreason.types import Completion, Problem, Verdict
 
 REFERENCE = {"numbers": [3, 7, 25, 7], "target": 46}

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from jail_tools import own_processes, run_as_nobody, unprivileged_python
 
-from rlreason.rewards.jail import Limits, capabilities
-from rlreason.rewards.program import check_program
+from rlreason.rewards.jail.jail import Limits, capabilities
+from rlreason.rewards.programs.verifier import check_program
 from rlreason.types import RewardResult, Verdict
 
 PROGRAMS = Path(__file__).parents[3] / "shared" / "data" / "hostile_programs"
@@ -104,8 +104,8 @@ def honest(after: str) -> None:
 
 AS_NOBODY = """
 import json, sys
-from rlreason.rewards.jail import Limits, capabilities
-from rlreason.rewards.program import check_program
+from rlreason.rewards.jail.jail import Limits, capabilities
+from rlreason.rewards.programs.verifier import check_program
 jobs = json.load(open(sys.argv[1]))
 limits = Limits(wall_seconds=3.0, cpu_seconds=3.0, total_seconds=10.0)
 print(json.dumps([capabilities().missing, [check_program(*job, limits=limits).verdict for job in jobs]]))

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import pytest
 from jail_tools import NAMESPACES, ROOT, own_processes, run, zygote_processes
 
-from rlreason.rewards import jail as jail_module
-from rlreason.rewards.jail import Jail, JailUnavailable, Limits, capabilities, leased
-from rlreason.rewards.jail_run import RunLost
-from rlreason.rewards.program import check_program
+from rlreason.rewards.jail import jail as jail_module
+from rlreason.rewards.jail.jail import Jail, JailUnavailable, Limits, capabilities, leased
+from rlreason.rewards.jail.run import RunLost
+from rlreason.rewards.programs.verifier import check_program
 from rlreason.types import Verdict
 
 pytestmark = pytest.mark.skipif(capabilities().level != "namespaces", reason=f"needs namespaces: {capabilities()}")
@@ -193,7 +193,7 @@ def gone(pids: list[int]) -> bool:
 
 def test_everything_ends_with_a_killed_parent() -> None:
     code = (
-        "import sys, threading, time\nfrom rlreason.rewards.program import check_program\n"
+        "import sys, threading, time\nfrom rlreason.rewards.programs.verifier import check_program\n"
         "tests = {'type': 'stdin', 'cases': [{'input': '', 'output': ''}]}\n"
         "threading.Thread(target=check_program, args=('while True: pass', tests)).start()\n"
         "time.sleep(1.5)\nprint('up', flush=True)\ntime.sleep(60)"

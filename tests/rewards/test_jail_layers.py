@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from jail_tools import NAMESPACES, ROOT, output, run, run_as_nobody, unprivileged_python
 
-from rlreason.rewards.jail import Jail, Limits, capabilities
-from rlreason.rewards.jail_confine import LAYERS
+from rlreason.rewards.jail.confine import LAYERS
+from rlreason.rewards.jail.jail import Jail, Limits, capabilities
 
 pytestmark = pytest.mark.skipif(bool(capabilities().missing), reason=f"this host lacks layers: {capabilities()}")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="what root must not lend; needs root")
@@ -190,8 +190,8 @@ def test_without_namespaces_a_program_is_one_process_that_writes_nowhere(listene
 
 #: Prints which layers are missing at what level, and whether a program with too many processes still prints "all".
 _MANY = """
-from rlreason.rewards.jail import capabilities
-from rlreason.rewards.program import check_program
+from rlreason.rewards.jail.jail import capabilities
+from rlreason.rewards.programs.verifier import check_program
 bomb = "import os, time\\nfor _ in range(100):\\n    os.fork() or time.sleep(9)\\nprint('all')"
 tests = {"type": "stdin", "cases": [{"input": "", "output": "all"}]}
 print(capabilities().level, *sorted(capabilities().missing), str(check_program(bomb, tests).verdict))

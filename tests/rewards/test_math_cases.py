@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rlreason.rewards.math_answer import check
-from rlreason.rewards.math_values import Options
+from rlreason.rewards.math.answer import check
+from rlreason.rewards.math.values import Options
 from rlreason.types import Verdict
 
 TABLE = Path(__file__).with_name("math_cases.txt").read_text(encoding="utf-8").splitlines()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rlreason.rewards.math_answer import check, gold_answer, same_answer
-from rlreason.rewards.math_values import Options
+from rlreason.rewards.math.answer import check, gold_answer, same_answer
+from rlreason.rewards.math.values import Options
 from rlreason.score_file import score_file
 from rlreason.types import Verdict
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlreason.rewards.math_answer import check
+from rlreason.rewards.math.answer import check
 
 
 @pytest.mark.parametrize(

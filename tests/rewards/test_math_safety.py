@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlreason.rewards.math_answer import check, read, same_answer
-from rlreason.rewards.math_values import Options
+from rlreason.rewards.math.answer import check, read, same_answer
+from rlreason.rewards.math.values import Options
 from rlreason.types import Verdict
 
 ROOT = Path(__file__).parents[2]
@@ -187,7 +187,7 @@ def test_nothing_is_executed() -> None:
     """Audit hooks see every eval, exec, process and file opened while hostile answers are checked."""
     code = """
 import sys
-from rlreason.rewards.math_answer import check
+from rlreason.rewards.math.answer import check
 for gold, answer in (("\\\\sqrt3", "\\\\sqrt2"), ("x^2+\\\\sin x", "y"), ("(1,2]", "x>3"), ("1,2", "2,1")):
     check(f"\\\\boxed{{{answer}}}", gold)
 seen = []

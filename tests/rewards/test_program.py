@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from rlreason.rewards import jail_data
-from rlreason.rewards.jail import Limits, capabilities
-from rlreason.rewards.jail_data import NotPlain
-from rlreason.rewards.program import check_program, code
-from rlreason.rewards.program_compare import same_output, same_value
+from rlreason.rewards.jail import data as jail_data
+from rlreason.rewards.jail.data import NotPlain
+from rlreason.rewards.jail.jail import Limits, capabilities
+from rlreason.rewards.programs.compare import same_output, same_value
+from rlreason.rewards.programs.verifier import check_program, code
 from rlreason.rewards.registry import resolve_verifier
 from rlreason.types import Completion, Problem, RewardResult, Verdict
 

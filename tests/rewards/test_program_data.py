@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rlreason.rewards.jail import Limits, capabilities
-from rlreason.rewards.program import check_program
+from rlreason.rewards.jail.jail import Limits, capabilities
+from rlreason.rewards.programs.verifier import check_program
 from rlreason.types import Verdict
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

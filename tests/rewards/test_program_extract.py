@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlreason.rewards.program_extract import blocks, extract_program
+from rlreason.rewards.programs.extract import blocks, extract_program
 
 F = "def f(x):\n    return x\n"
 G = "def g(x):\n    return -x\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rlreason.rewards.program_pool import ProgramPool, _check, _Item, _Settings, _Unknown, check_programs
+from rlreason.rewards.programs.pool import ProgramPool, _check, _Item, _Settings, _Unknown, check_programs
 from rlreason.types import Verdict
 
 RIGHT, WRONG = "def add(a, b):\n    return a + b\n", "def add(a, b):\n    return a\n"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rlreason.rewards.program_ray import RayProgramPool
+from rlreason.rewards.programs.on_ray import RayProgramPool
 from rlreason.types import Verdict
 
 RIGHT, WRONG = "def add(a, b):\n    return a + b\n", "def add(a, b):\n    return a\n"
@@ -36,7 +36,7 @@ def test_results_in_order_and_no_job_taken_early() -> None:
 def test_without_ray_the_error_names_the_fix() -> None:
     code = (
         "import sys; sys.modules['ray'] = None\n"
-        "from rlreason.rewards.program_ray import RayProgramPool\n"
+        "from rlreason.rewards.programs.on_ray import RayProgramPool\n"
         "try: RayProgramPool()\n"
         "except RuntimeError as error: print(error)"
     )

@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from rlreason.rewards.jail import Limits
-from rlreason.rewards.program_remote import ENDPOINT_VARIABLE, RemoteError, SandboxFusion, code_remote
+from rlreason.rewards.jail.jail import Limits
+from rlreason.rewards.programs.remote import ENDPOINT_VARIABLE, RemoteError, SandboxFusion, code_remote
 from rlreason.rewards.registry import resolve
 from rlreason.types import Completion, Problem, Verdict
 
@@ -308,7 +308,7 @@ def test_as_a_verifier(service: Service, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (result.verdict, result.extracted) == (Verdict.CORRECT, SUM)
     assert code_remote(problem, completion("no program"), endpoint=service.address).verdict is Verdict.UNPARSED
     assert code_remote(problem, completion(SUM), whole_text=True).verdict is Verdict.CORRECT
-    assert resolve("rlreason.rewards.program_remote:code_remote").verifier
+    assert resolve("rlreason.rewards.programs.remote:code_remote").verifier
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1:8080", "file:///etc/passwd", "ftp://host/"])

@@ -38,7 +38,7 @@ def test_the_page_has_commands() -> None:
 
 
 def test_the_page_names_every_layer_and_limit() -> None:
-    from rlreason.rewards.jail import Limits
+    from rlreason.rewards.jail.jail import Limits
 
     for name in Limits.__dataclass_fields__:
         assert name in TEXT

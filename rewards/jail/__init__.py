@@ -1,0 +1,1 @@
+"""The jail: untrusted programs in processes that can see, reach and use little."""

@@ -85,8 +85,8 @@ class Canary:
     def _difference(self, receipt: Receipt, expected: Expectation) -> float:
         differences = torch.cat(
             [
-                torch.tensor(opinion.logprobs) - wanted_V[list(opinion.token_ids)]
-                for opinion, wanted_V in zip(receipt.opinions, expected.logprobs_V, strict=True)
+                torch.tensor(answer.logprobs) - wanted_V[list(answer.token_ids)]
+                for answer, wanted_V in zip(receipt.answers, expected.logprobs_V, strict=True)
             ]
         ).abs()
         return float(differences.max() if self._largest else differences.mean())

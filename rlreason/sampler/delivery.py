@@ -59,12 +59,12 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parcel:
+class PackedWeights:
     """A delivery ready to be sent: the manifest and its buckets."""
 
     manifest: Manifest
     buckets: tuple[Bytes, ...]
-    #: All tensors of this version, where the parcel or the next one is sent as changes. They are never written to.
+    #: All tensors of this version, where it or the next one is sent as changes. They are never written to.
     contents: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -93,24 +93,24 @@ class Packer:
     def __init__(self, *, delta: bool = False, bucket_bytes: int = BUCKET_BYTES) -> None:
         self.delta = delta
         self._bucket_bytes = bucket_bytes
-        self._last: Parcel | None = None
+        self._last: PackedWeights | None = None
 
-    def pack(self, weights: Iterable[tuple[str, Tensor]], version: int) -> Parcel:
+    def pack(self, weights: Iterable[tuple[str, Tensor]], version: int) -> PackedWeights:
         """Everything, or with ``delta`` the changes since the last call. One tensor after the other is asked for."""
         if not self.delta:
-            return self._parcel(unique_tensors(weights), version, None)
+            return self._packed(unique_tensors(weights), version, None)
         contents = {name: tensor.detach().cpu().clone() for name, tensor in unique_tensors(weights)}
-        parcel = self._parcel(contents.items(), version, self._last)
-        self._last = Parcel(manifest=parcel.manifest, buckets=(), contents=contents)
-        return replace(parcel, contents=contents)
+        packed = self._packed(contents.items(), version, self._last)
+        self._last = PackedWeights(manifest=packed.manifest, buckets=(), contents=contents)
+        return replace(packed, contents=contents)
 
-    def whole(self, parcel: Parcel) -> Parcel:
-        """All of ``parcel``'s version, for a worker that can't take its changes. Only with ``delta``."""
-        assert parcel.contents, "it was not packed as changes"
-        whole = self._parcel(parcel.contents.items(), parcel.manifest.version, None)
-        return replace(whole, contents=parcel.contents)
+    def whole(self, packed: PackedWeights) -> PackedWeights:
+        """All of ``packed``'s version, for a worker that can't take its changes. Only with ``delta``."""
+        assert packed.contents, "it was not packed as changes"
+        whole = self._packed(packed.contents.items(), packed.manifest.version, None)
+        return replace(whole, contents=packed.contents)
 
-    def _parcel(self, weights: Iterable[tuple[str, Tensor]], version: int, base: Parcel | None) -> Parcel:
+    def _packed(self, weights: Iterable[tuple[str, Tensor]], version: int, base: PackedWeights | None) -> PackedWeights:
         buckets = _Buckets(self._bucket_bytes)
         entries = []
         for name, tensor in weights:
@@ -132,7 +132,7 @@ class Packer:
                 )
             )
         manifest = Manifest(version=version, base=base.manifest.version if base else None, entries=tuple(entries))
-        return Parcel(manifest=manifest, buckets=buckets.end())
+        return PackedWeights(manifest=manifest, buckets=buckets.end())
 
 
 def _changes(before: Bytes, now: Bytes, width: int) -> tuple[list[Bytes], int]:

@@ -15,7 +15,7 @@ import torch
 
 from rlreason.cores import usable_cores
 from rlreason.errors import UsageError
-from rlreason.sampler.delivery import DeliveryError, Parcel
+from rlreason.sampler.delivery import DeliveryError, PackedWeights
 from rlreason.sampler.ray_address import find_ray
 from rlreason.sampler.vllm_engine import CPU_ENVIRONMENT, ENVIRONMENT, QUIET
 from rlreason.sampler.worker import RolloutWorker
@@ -80,7 +80,7 @@ class Cluster(Protocol):
         """A new worker for place ``worker``; a call to it waits until it is up."""
         ...
 
-    def store(self, parcel: Parcel) -> Sequence[object]:
+    def store(self, packed: PackedWeights) -> Sequence[object]:
         """The buckets as what ``Handle.call`` may be given, one copy for all workers."""
         ...
 
@@ -150,9 +150,9 @@ class InlineCluster:
         """See ``Cluster.start``."""
         return InlineHandle(self.make())
 
-    def store(self, parcel: Parcel) -> Sequence[object]:
+    def store(self, packed: PackedWeights) -> Sequence[object]:
         """See ``Cluster.store``."""
-        return parcel.buckets
+        return packed.buckets
 
     def wait(self, calls: Sequence[Call], seconds: float) -> list[Call]:
         """See ``Cluster.wait``."""
@@ -274,9 +274,9 @@ class RayCluster:
         )
         return RayHandle(actor.remote(), self._ray)
 
-    def store(self, parcel: Parcel) -> Sequence[object]:
+    def store(self, packed: PackedWeights) -> Sequence[object]:
         """See ``Cluster.store``: Ray's object store, which on one host is shared memory."""
-        return [self._ray.put(bucket) for bucket in parcel.buckets]
+        return [self._ray.put(bucket) for bucket in packed.buckets]
 
     def wait(self, calls: Sequence[Call], seconds: float) -> list[Call]:
         """See ``Cluster.wait``."""

@@ -154,8 +154,8 @@ def _unpacked(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opinion:
-    """The most likely next tokens after a probe's prompt. Example: ``Opinion(token_ids=(4,), logprobs=(-0.2,))``."""
+class ProbeAnswer:
+    """The most likely tokens after a probe's prompt. Example: ``ProbeAnswer(token_ids=(4,), logprobs=(-0.2,))``."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -176,7 +176,7 @@ class Engine(Protocol):
         """Take over weights between two tokens; completions under way go on with them. Returns names that got none."""
         ...
 
-    def probe(self, prompts: Sequence[tuple[int, ...]], count: int) -> tuple[Opinion, ...]:
+    def probe(self, prompts: Sequence[tuple[int, ...]], count: int) -> tuple[ProbeAnswer, ...]:
         """What the weights in use say after each prompt, through the same caches as any completion."""
         ...
 

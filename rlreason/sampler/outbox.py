@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rlreason.sampler.canary import Canary, Expectation, ProbeError
-from rlreason.sampler.delivery import DeliveryError, Packer, Parcel, Receiver
+from rlreason.sampler.delivery import DeliveryError, PackedWeights, Packer, Receiver
 from rlreason.sampler.handles import Cluster
 from rlreason.sampler.jobs import EngineSpec
 from rlreason.sampler.worker import Receipt
@@ -18,7 +18,7 @@ from rlreason.sampler.worker import Receipt
 class Delivery:
     """A version on its way. A worker keeps its own until it is proved, whatever is published meanwhile."""
 
-    parcel: Parcel
+    packed: PackedWeights
     stored: Sequence[object]
     expected: Expectation | None
     #: For workers that can't take the changes: all of the same version, once one needed it.
@@ -45,13 +45,13 @@ class Outbox:
 
     def pack(self, weights: Iterable[tuple[str, Tensor]], version: int, expected: Sequence[Tensor]) -> Delivery:
         """A delivery that nobody can take yet. Raises ValueError where ``expected`` are not the canary's probes'."""
-        parcel = self._packer.pack(weights, version)
-        proof = self.canary.expect(parcel.manifest, expected) if self.canary is not None else None
-        return Delivery(parcel, self._cluster.store(parcel), proof)
+        packed = self._packer.pack(weights, version)
+        proof = self.canary.expect(packed.manifest, expected) if self.canary is not None else None
+        return Delivery(packed, self._cluster.store(packed), proof)
 
     def offer(self, delivery: Delivery) -> None:
         """From here on it is the newest; older ones are dropped."""
-        version = delivery.parcel.manifest.version
+        version = delivery.packed.manifest.version
         for old in [known for known in self._deliveries if known <= version - self.keep]:
             del self._deliveries[old]
         self._deliveries[version] = delivery
@@ -59,18 +59,18 @@ class Outbox:
     def take(self, version: int, held: int | None) -> Delivery:
         """``version`` for a worker that holds ``held``: one that can't take the changes gets all of that version."""
         delivery = self._deliveries[version]
-        base = delivery.parcel.manifest.base
+        base = delivery.packed.manifest.base
         if base is None or base == held:
             return delivery
         if delivery.whole is None:
-            whole = self._packer.whole(delivery.parcel)
+            whole = self._packer.whole(delivery.packed)
             delivery.whole = Delivery(whole, self._cluster.store(whole), delivery.expected)
         return delivery.whole
 
     def arguments(self, delivery: Delivery) -> tuple[object, ...]:
         """What ``RolloutWorker.deliver`` is called with."""
         probes, count = (self.canary.prompts, self.canary.count) if self.canary is not None else ((), 0)
-        return (delivery.parcel.manifest, probes, count, self._packer.delta, *delivery.stored)
+        return (delivery.packed.manifest, probes, count, self._packer.delta, *delivery.stored)
 
     def prove(
         self,
@@ -96,11 +96,11 @@ class Outbox:
     ) -> str:
         """Where the worker differs from what was delivered; the failure itself is reported whatever happens here."""
         assert self.canary is not None
-        parcel = delivery.parcel
-        if parcel.manifest.base is not None:
-            parcel = self._packer.whole(parcel)
+        packed = delivery.packed
+        if packed.manifest.base is not None:
+            packed = self._packer.whole(packed)
         try:
-            weights = Receiver().open(parcel.manifest, parcel.buckets, keep=False)
+            weights = Receiver().open(packed.manifest, packed.buckets, keep=False)
             return self.canary.explain(spec, weights, outputs_of)
         except Exception as error:
             return f"which module differs could not be found out ({type(error).__name__}: {error})"

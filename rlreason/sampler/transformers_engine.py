@@ -21,7 +21,7 @@ from transformers.initialization import no_init_weights
 from rlreason.sampler.decoding import ATTENTION, check_room, growing_cache
 from rlreason.sampler.delivery import DeliveryError, few
 from rlreason.sampler.draw import uniforms
-from rlreason.sampler.jobs import Drawn, EngineSpec, Job, Opinion, Progress
+from rlreason.sampler.jobs import Drawn, EngineSpec, Job, ProbeAnswer, Progress
 from rlreason.sampler.trace import Trace
 from rlreason.types import Completion, SamplingParams
 
@@ -110,9 +110,9 @@ class TransformersEngine:
         return tuple(sorted(name for name in result.missing_keys if own[name].data_ptr() not in filled))
 
     @torch.inference_mode()
-    def probe(self, prompts: Sequence[tuple[int, ...]], count: int) -> tuple[Opinion, ...]:
+    def probe(self, prompts: Sequence[tuple[int, ...]], count: int) -> tuple[ProbeAnswer, ...]:
         """See ``Engine.probe``."""
-        return tuple(_opinion(next_logprobs(self._model, prompt), count) for prompt in prompts)
+        return tuple(_probe_answer(next_logprobs(self._model, prompt), count) for prompt in prompts)
 
     def module_outputs(self, prompt_ids: tuple[int, ...]) -> Mapping[str, Tensor]:
         """See ``Engine.module_outputs``."""
@@ -276,9 +276,9 @@ def next_logprobs(model: PreTrainedModel, prompt_ids: tuple[int, ...]) -> Tensor
     return torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, -1].float(), dim=-1)
 
 
-def _opinion(logprobs_V: Tensor, count: int) -> Opinion:
+def _probe_answer(logprobs_V: Tensor, count: int) -> ProbeAnswer:
     values, places = logprobs_V.topk(count)
-    return Opinion(token_ids=tuple(places.tolist()), logprobs=tuple(values.tolist()))
+    return ProbeAnswer(token_ids=tuple(places.tolist()), logprobs=tuple(values.tolist()))
 
 
 @torch.inference_mode()

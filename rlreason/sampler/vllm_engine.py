@@ -25,7 +25,7 @@ from torch import Tensor
 from rlreason.errors import UsageError
 from rlreason.sampler.decoding import check_room
 from rlreason.sampler.draw import request_seed
-from rlreason.sampler.jobs import Drawn, EngineSpec, Job, Opinion, Progress
+from rlreason.sampler.jobs import Drawn, EngineSpec, Job, ProbeAnswer, Progress
 from rlreason.types import Completion
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class VllmEngine:
         self._version = version
         return tuple(sorted(missing))
 
-    def probe(self, prompts: Sequence[tuple[int, ...]], count: int) -> tuple[Opinion, ...]:
+    def probe(self, prompts: Sequence[tuple[int, ...]], count: int) -> tuple[ProbeAnswer, ...]:
         """See ``Engine.probe``. Completions under way advance meanwhile."""
         from vllm import SamplingParams
 
@@ -122,11 +122,11 @@ class VllmEngine:
             for place, prompt in enumerate(prompts)
         ]
         self._probes += 1
-        found: dict[str, Opinion] = {}
+        found: dict[str, ProbeAnswer] = {}
         while len(found) < len(ids):
             for output in self._step():
                 entries = sorted(output.outputs[0].logprobs[0].items(), key=lambda item: item[1].rank)
-                found[output.request_id] = Opinion(
+                found[output.request_id] = ProbeAnswer(
                     token_ids=tuple(token for token, _ in entries[:count]),
                     logprobs=tuple(entry.logprob for _, entry in entries[:count]),
                 )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rlreason.sampler.delivery import Bytes, Manifest, Receiver, checksums
-from rlreason.sampler.jobs import Engine, EngineSpec, Job, Opinion, Progress
+from rlreason.sampler.jobs import Engine, EngineSpec, Job, ProbeAnswer, Progress
 from rlreason.sampler.transformers_engine import TransformersEngine
 
 
@@ -23,7 +23,7 @@ class Receipt:
     version: int
     checksums: Mapping[str, int]
     unloaded: tuple[str, ...]
-    opinions: tuple[Opinion, ...]
+    answers: tuple[ProbeAnswer, ...]
 
 
 def build_engine(spec: EngineSpec) -> Engine:
@@ -68,8 +68,8 @@ class RolloutWorker:
         weights = self._receiver.open(manifest, buckets, keep=keep)
         received = checksums(weights)
         unloaded = self._built.load(weights, manifest.version)
-        opinions = self._built.probe(probes, count) if probes else ()
-        return Receipt(version=manifest.version, checksums=received, unloaded=unloaded, opinions=opinions)
+        answers = self._built.probe(probes, count) if probes else ()
+        return Receipt(version=manifest.version, checksums=received, unloaded=unloaded, answers=answers)
 
     def advance(self, jobs: Sequence[Job], seconds: float, steps: int | None = None) -> Progress:
         """Take on ``jobs`` and draw for about ``seconds``, or for exactly ``steps`` engine steps."""

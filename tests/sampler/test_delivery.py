@@ -31,20 +31,20 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("bucket_bytes", [1, 100, 1 << 20])
 def test_everything_arrives_bit_for_bit(bucket_bytes: int) -> None:
     weights = weights_of(0)
-    parcel = Packer(bucket_bytes=bucket_bytes).pack(weights.items(), version=3)
-    opened = Receiver().open(parcel.manifest, parcel.buckets, keep=False)
+    packed = Packer(bucket_bytes=bucket_bytes).pack(weights.items(), version=3)
+    opened = Receiver().open(packed.manifest, packed.buckets, keep=False)
     assert list(opened) == ["embed", "bf16", "strided", "scalar", "ids"]  # tied tensors travel once
     assert equal(weights, opened)
-    assert len(parcel.buckets) == (5 if bucket_bytes == 1 else 1 if bucket_bytes > 100 else len(parcel.buckets))
-    assert parcel.manifest.checksums == checksums(opened)
-    assert parcel.manifest.checksums["scalar"] == zlib.crc32(np.float32(0.0).tobytes())
+    assert len(packed.buckets) == (5 if bucket_bytes == 1 else 1 if bucket_bytes > 100 else len(packed.buckets))
+    assert packed.manifest.checksums == checksums(opened)
+    assert packed.manifest.checksums["scalar"] == zlib.crc32(np.float32(0.0).tobytes())
 
 
 def test_one_flipped_bit_changes_the_checksum() -> None:
-    parcel = Packer().pack(weights_of(0).items(), version=0)
-    parcel.buckets[0][parcel.manifest.entries[1].offset] ^= 1
-    received = checksums(Receiver().open(parcel.manifest, parcel.buckets, keep=False))
-    wrong = [name for name, checksum in received.items() if checksum != parcel.manifest.checksums[name]]
+    packed = Packer().pack(weights_of(0).items(), version=0)
+    packed.buckets[0][packed.manifest.entries[1].offset] ^= 1
+    received = checksums(Receiver().open(packed.manifest, packed.buckets, keep=False))
+    wrong = [name for name, checksum in received.items() if checksum != packed.manifest.checksums[name]]
     assert wrong == ["bf16"]
 
 
@@ -83,19 +83,19 @@ def test_changes_only() -> None:
 def test_changes_are_compared_bit_by_bit() -> None:
     packer, receiver = Packer(delta=True), Receiver()
     before = {"w": torch.tensor([0.0, float("nan"), 1.0])}
-    parcel = packer.pack(before.items(), version=0)
-    receiver.open(parcel.manifest, parcel.buckets, keep=True)
-    parcel = packer.pack({"w": torch.tensor([-0.0, float("nan"), 1.0])}.items(), version=1)
-    assert parcel.manifest.entries[0].changed == 1  # minus zero is a change, an equal nan is none
-    opened = receiver.open(parcel.manifest, parcel.buckets, keep=True)
+    packed = packer.pack(before.items(), version=0)
+    receiver.open(packed.manifest, packed.buckets, keep=True)
+    packed = packer.pack({"w": torch.tensor([-0.0, float("nan"), 1.0])}.items(), version=1)
+    assert packed.manifest.entries[0].changed == 1  # minus zero is a change, an equal nan is none
+    opened = receiver.open(packed.manifest, packed.buckets, keep=True)
     assert torch.signbit(opened["w"]).tolist()[0]
 
 
 def test_tensors_may_be_made_one_after_the_other() -> None:
     """A freed tensor's memory is given to the next one, which is no tie."""
     made = ((f"layer.{i}", torch.full((1000,), float(i))) for i in range(20))
-    parcel = Packer(bucket_bytes=5000).pack(made, version=0)
-    opened = Receiver().open(parcel.manifest, parcel.buckets, keep=False)
+    packed = Packer(bucket_bytes=5000).pack(made, version=0)
+    opened = Receiver().open(packed.manifest, packed.buckets, keep=False)
     assert [float(tensor[0]) for tensor in opened.values()] == [float(i) for i in range(20)]
 
 

@@ -178,8 +178,8 @@ def test_a_worker_that_hangs_while_it_explains_itself_does_not_keep_the_report()
     class Wrong(RolloutWorker):
         def deliver(self, *arguments: Any) -> Receipt:
             receipt = super().deliver(*arguments)
-            opinions = tuple(replace(one, logprobs=tuple(x - 1.0 for x in one.logprobs)) for one in receipt.opinions)
-            return replace(receipt, opinions=opinions)
+            answers = tuple(replace(one, logprobs=tuple(x - 1.0 for x in one.logprobs)) for one in receipt.answers)
+            return replace(receipt, answers=answers)
 
     cluster = Fate(Wrong, method="module_outputs", turns=10**9, silent=True)
     sampler = open_pool(make_policy("qwen3"), cluster, workers=1)

@@ -14,7 +14,7 @@ from policies import PROBLEMS, make_policy, nudge, open_pool, publish, sample, t
 
 from rlreason.data.prompts import PromptFormat
 from rlreason.policy.policies import Policy
-from rlreason.sampler.delivery import DeliveryError, Packer, Parcel
+from rlreason.sampler.delivery import DeliveryError, PackedWeights, Packer
 from rlreason.sampler.groups import requests_of
 from rlreason.sampler.handles import InlineCluster, InlineHandle, WorkerDied
 from rlreason.sampler.jobs import Drawn, Job, Progress
@@ -116,7 +116,7 @@ def test_the_engines_answers_must_be_of_what_was_delivered() -> None:
             if manifest.version:
                 tensor = self._built._model.state_dict()["model.layers.1.mlp.up_proj.weight"]  # type: ignore[attr-defined]
                 tensor.mul_(2.0)
-                return replace(receipt, opinions=self._built.probe(*arguments[:2]))
+                return replace(receipt, answers=self._built.probe(*arguments[:2]))
             return receipt
 
     policy = make_policy("qwen3")
@@ -137,11 +137,11 @@ def test_a_late_worker_gets_the_version_that_it_was_promised() -> None:
     main = threading.current_thread()
 
     class Slow(InlineCluster):
-        def store(self, parcel: Parcel) -> Sequence[object]:
-            if parcel.manifest.version == 2 and threading.current_thread() is main:
+        def store(self, packed: PackedWeights) -> Sequence[object]:
+            if packed.manifest.version == 2 and threading.current_thread() is main:
                 entered.set()
                 assert go.wait(60)
-            return super().store(parcel)
+            return super().store(packed)
 
     policy = make_policy("qwen3")
     sampler = open_pool(policy, Slow(RolloutWorker), packer=Packer(delta=True), workers=1)
@@ -184,8 +184,8 @@ def test_a_delivery_that_is_overtaken_is_proved(wrong: str) -> None:
                 return replace(receipt, version=99)
             if wrong == "checksums":
                 return replace(receipt, checksums={})
-            opinions = tuple(replace(one, logprobs=tuple(x - 1.0 for x in one.logprobs)) for one in receipt.opinions)
-            return replace(receipt, opinions=opinions)
+            answers = tuple(replace(one, logprobs=tuple(x - 1.0 for x in one.logprobs)) for one in receipt.answers)
+            return replace(receipt, answers=answers)
 
     policy = make_policy("qwen3")
     sampler = open_pool(policy, InlineCluster(Wrong), workers=1)

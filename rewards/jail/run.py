@@ -8,6 +8,8 @@ import os
 import select
 import socket
 import struct
+import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,8 +20,8 @@ from rlreason.rewards.jail.record import RECORD
 
 _CHUNK = 1 << 16
 _KEEP_ERRORS = 1 << 16
-#: A result of many small lists takes far more memory when decoded.
-_FRAME_SHARE = 4
+#: Bounds the lists of a frame: at the default of 16 MB of output, half a million.
+_BYTES_PER_LIST = 32
 #: A killed run that is not reported by then means a zygote that is gone or stuck.
 _GRACE_SECONDS = 10.0
 
@@ -50,9 +52,8 @@ class Run:
         self._output_bytes = output_bytes
         self._status = bytearray()
         self._incoming = bytearray()
-        self._sending: dict[int, deque[memoryview]] = {ends.stdin: deque(), ends.channel: deque()}
+        self._sending: dict[int, deque[memoryview]] = {ends.channel: deque()}
         self._open = {ends.stdin, ends.stdout, ends.stderr, ends.channel, ends.status}
-        self._stdin_complete = False
         #: Frames that came over the channel and were not taken yet, undecoded.
         self.frames: deque[bytes] = deque()
         self.stdout = bytearray()
@@ -73,12 +74,10 @@ class Run:
         self._sending[self._ends.channel].append(memoryview(struct.pack(">I", len(data)) + data))
 
     def feed(self, data: bytes) -> None:
-        """Queue all of standard input; it is closed after it."""
-        if data:
-            self._sending[self._ends.stdin].append(memoryview(data))
-        self._stdin_complete = True
-        if not data:
-            self._close(self._ends.stdin)
+        """Put all of standard input into its file. To be called before the job is sent: nobody reads it until then."""
+        with open(self._ends.stdin, "wb", closefd=False) as file:
+            file.write(data)
+        self._close(self._ends.stdin)
 
     def kill(self) -> None:
         """End the run with all its processes. ``report`` follows."""
@@ -106,12 +105,11 @@ class Run:
     def interests(self) -> list[tuple[int, int]]:
         """Descriptors to poll, with their events."""
         wanted = []
-        for descriptor in self._open:
-            events = 0 if descriptor == self._ends.stdin else select.POLLIN
+        for descriptor in self._open - {self._ends.stdin}:
+            events = select.POLLIN
             if self._sending.get(descriptor):
                 events |= select.POLLOUT
-            if events:
-                wanted.append((descriptor, events))
+            wanted.append((descriptor, events))
         return wanted
 
     def handle(self, descriptor: int, events: int) -> None:
@@ -120,7 +118,7 @@ class Run:
             return
         if events & (select.POLLOUT | select.POLLERR) and descriptor in self._sending:
             self._write(descriptor)
-        if events & (select.POLLIN | select.POLLHUP) and descriptor in self._open and descriptor != self._ends.stdin:
+        if events & (select.POLLIN | select.POLLHUP) and descriptor in self._open:
             self._read(descriptor)
 
     def _write(self, descriptor: int) -> None:
@@ -135,11 +133,6 @@ class Run:
             return
         except OSError:  # the other side has closed
             queue.clear()
-            if descriptor == self._ends.stdin:
-                self._close(descriptor)
-            return
-        if descriptor == self._ends.stdin and self._stdin_complete:
-            self._close(descriptor)
 
     def _read(self, descriptor: int) -> None:
         try:
@@ -178,14 +171,16 @@ class Run:
         self._incoming += data
         while len(self._incoming) >= 4:
             (size,) = struct.unpack_from(">I", self._incoming)
-            if size > self._output_bytes // _FRAME_SHARE:
+            if size > self._output_bytes:
                 self._flood()
                 return
             if len(self._incoming) < 4 + size:
                 return
-            self.frames.append(bytes(self._incoming[4 : 4 + size]))
+            frame = bytes(self._incoming[4 : 4 + size])
+            self.frames.append(frame)
             del self._incoming[: 4 + size]
-            if len(self.frames) > 1000:  # nobody asked for so many
+            # Nobody asked for so many; and small lists take far more memory when decoded.
+            if len(self.frames) > 1000 or frame.count(b"[") > max(1000, self._output_bytes // _BYTES_PER_LIST):
                 self._flood()
                 return
 
@@ -231,12 +226,13 @@ class Ends:
 def open_ends(owner: tuple[int, int] | None) -> tuple[Ends, list[int]]:
     """Our ends, and the child's: standard input, output, error, channel, status.
 
-    ``owner``: user and group to give the pipes to, so that the child can open ``/dev/stdin``. One way only: a program
+    ``owner``: user and group to give them to, so that the child can open ``/dev/stdin``. Standard input is a file in
+    memory, as with ``program < file``: contest programs ask for its size. The others are pipes, one way only: a program
     that opened its own output for reading would wait for itself.
     """
     opened: list[int] = []
     try:
-        stdin_read, stdin_write = os.pipe()
+        stdin_read, stdin_write = _input_file()
         opened += [stdin_read, stdin_write]
         stdout_read, stdout_write = os.pipe()
         opened += [stdout_read, stdout_write]
@@ -254,9 +250,16 @@ def open_ends(owner: tuple[int, int] | None) -> tuple[Ends, list[int]]:
         if owner is not None:
             os.fchown(descriptor, *owner)
     ends = Ends(stdin=stdin_write, stdout=stdout_read, stderr=stderr_read, channel=channel[0], status=status[0])
-    for descriptor in (stdin_write, stdout_read, stderr_read, channel[0], status[0]):
+    for descriptor in (stdout_read, stderr_read, channel[0], status[0]):
         os.set_blocking(descriptor, False)
     return ends, [stdin_read, stdout_write, stderr_write, channel[1], status[1]]
+
+
+def _input_file() -> tuple[int, int]:
+    """A nameless file of its own for one run: descriptors to read it, and to write it."""
+    with tempfile.TemporaryFile() if sys.platform != "linux" else open(os.memfd_create("input"), "wb") as file:
+        reading = os.open(f"/dev/fd/{file.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
+        return reading, os.dup(file.fileno())
 
 
 def pump(runs: Sequence[Run], deadline: float, until: Callable[[], bool]) -> bool:

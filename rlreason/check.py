@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from rlreason import extensions
 from rlreason.config import EvalStage, GrpoStage, Recipe, RejectStage, SftStage, TrainingStage
 from rlreason.data.prompts import PromptFormat
 from rlreason.data.run_data import RunData
 from rlreason.data.source import ProblemSource
 from rlreason.data.supplies import TaskSupply
+from rlreason.diagnose.health import users_rules
 from rlreason.errors import UsageError
 from rlreason.inputs import RecipeFiles, absolute_recipe
 from rlreason.plan_lengths import check_room
@@ -55,6 +57,7 @@ def check(recipe: Recipe, base: Path, known: KnownInputs | None = None) -> Check
     recipe = absolute_recipe(recipe, files)
     check_room(recipe)
     mix = reward_mix(recipe, files)
+    _check_watchers(recipe)
     reader = RecipeData(recipe=recipe, base=base, files=files)
     data = reader.read()
     _check_needs(recipe, data)
@@ -88,6 +91,14 @@ def reward_mix(recipe: Recipe, files: RecipeFiles) -> RewardMix:
         except ValueError as error:
             raise UsageError(f"{place}.verifier: {error}") from error
     return mix
+
+
+def _check_watchers(recipe: Recipe) -> None:
+    """Health rules and trackers of the user's own can be imported."""
+    users_rules(recipe.health)
+    for name in recipe.logging.trackers:
+        if extensions.is_code(name) or name in extensions.offered(extensions.TRACKERS):
+            extensions.load(extensions.TRACKERS, name, "logging.trackers")
 
 
 def _check_needs(recipe: Recipe, data: RunData) -> None:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rlreason import extensions
 from rlreason.config import DataSetConfig, PolicyConfig, Recipe
 from rlreason.data.files import MissingSource, locate
 from rlreason.data.places import AnyOf, Place, Where
@@ -24,13 +25,14 @@ class RecipeFiles:
     known: KnownInputs | None = None
     #: Data file, by absolute path -> what it is.
     data_files: dict[str, InputFile] = field(default_factory=dict)
-    #: Reward code likewise, modules by name.
+    #: Code likewise, of rewards and of data sources; modules by name.
     rewards: dict[str, InputFile] = field(default_factory=dict)
 
     @property
     def copies(self) -> dict[str, Path]:
         """Data files that are read from somewhere else than their path says."""
-        return {path: one.file for path, one in self.data_files.items() if str(one.file) != path}
+        every = {**self.data_files, **self.rewards}
+        return {path: one.file for path, one in every.items() if str(one.file) != path and not one.is_module}
 
     def data(self, where: Where | None) -> Where | None:
         """Places of problems with every file that is there as an absolute path."""
@@ -44,6 +46,8 @@ class RecipeFiles:
         return AnyOf(any_of=tuple(map(self._data_file, place.any_of)))
 
     def _data_file(self, name: str) -> str:
+        if extensions.is_code(name):
+            return self.code(name, "data")
         if not name.endswith(FILE_ENDINGS):
             return name
         try:
@@ -66,19 +70,38 @@ class RecipeFiles:
             if module is not None:
                 self._module(module)
             return spec
+        return self.code(spec, "reward")
+
+    def code(self, spec: str, kind: Kind) -> str:
+        """Likewise for ``path/file.py:name`` and ``pkg.mod:name``, whose file counts among the inputs of the run."""
         target = plugins.parse(spec)
         if not target.is_file:
             self._module(target.place)
             return spec
-        place = Path(target.place).expanduser()
-        candidates = [place] if place.is_absolute() else [self.base / place, Path(place)]
+        candidates = self._candidates(target)
         found = next((_absolute(path) for path in candidates if path.is_file()), None)
-        one = self._resolve("reward", target.place, found)
+        one = self._resolve(kind, target.place, found)
         if one is None:
-            looked = ", ".join(map(str, candidates))
-            raise ValueError(f"plug-in file {target.place!r} does not exist (looked for {looked})")
+            raise ValueError(_no_file(target, candidates))
         self.rewards[one.path] = one
         return replace(target, place=one.path).spec
+
+    def _candidates(self, target: plugins.Target) -> list[Path]:
+        place = Path(target.place).expanduser()
+        return [place] if place.is_absolute() else [self.base / place, place]
+
+    def watcher(self, name: str, key: str) -> str:
+        """A tracker's or health rule's name with its file as an absolute path. It changes no result and is no input.
+
+        Raises UsageError where the file is not there.
+        """
+        if not extensions.is_code(name) or not (target := plugins.parse(name)).is_file:
+            return name
+        candidates = self._candidates(target)
+        for path in candidates:
+            if path.is_file():
+                return replace(target, place=str(_absolute(path))).spec
+        raise UsageError(f"{key}: {_no_file(target, candidates)}")
 
     def loaded(self, spec: str) -> str:
         """What is loaded for ``spec``, one that ``reward`` gave: the same name with the file that is read."""
@@ -109,6 +132,10 @@ class RecipeFiles:
         return None if found is None else InputFile(kind=kind, path=str(found), file=found)
 
 
+def _no_file(target: plugins.Target, looked: list[Path]) -> str:
+    return f"plug-in file {target.place!r} does not exist (looked for {', '.join(map(str, looked))})"
+
+
 def _absolute(path: Path) -> Path:
     """Without following links, whose target may change."""
     return Path(os.path.abspath(path))
@@ -121,26 +148,40 @@ def absolute_recipe(recipe: Recipe, files: RecipeFiles) -> Recipe:
     """
     data = recipe.data.model_copy(
         update={
-            "train": files.data(recipe.data.train),
-            "heldout": files.data(recipe.data.heldout),
+            "train": _data(files, recipe.data.train, "data.train:"),
+            "heldout": _data(files, recipe.data.heldout, "data.heldout:"),
             "verifier": _reward(files, recipe.data.verifier, "data.verifier:"),
             **{name: _absolute_set(files, name, one) for name, one in recipe.data.sets.items()},
         }
     )
     student = recipe.student
+    rules = tuple(files.watcher(name, "health.rules") for name in recipe.health.rules)
+    trackers = tuple(files.watcher(name, "logging.trackers") for name in recipe.logging.trackers)
     return recipe.model_copy(
         update={
             "policy": files.model(recipe.policy),
             "student": None if student is None else files.model(student),
             "data": data,
             "reward": {_reward(files, name, "[reward]"): term for name, term in recipe.reward.items()},
+            "health": recipe.health.model_copy(update={"rules": rules}),
+            "logging": recipe.logging.model_copy(update={"trackers": trackers}),
         }
     )
 
 
 def _absolute_set(files: RecipeFiles, name: str, table: DataSetConfig) -> DataSetConfig:
     verifier = _reward(files, table.verifier, f"data.{name}.verifier:")
-    return table.model_copy(update={"path": files.data(table.path), "verifier": verifier})
+    path = _data(files, table.path, f"data.{name}.path:")
+    return table.model_copy(update={"path": path, "verifier": verifier})
+
+
+def _data(files: RecipeFiles, where: Where | None, place: str) -> Where | None:
+    try:
+        return files.data(where)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"{place} {error}") from error
 
 
 def _reward(files: RecipeFiles, spec: str, place: str) -> str:

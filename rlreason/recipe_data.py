@@ -158,7 +158,7 @@ class RecipeData:
         if self.table:
             tables["data"] = (self.recipe.data.options, [*self.table.values()])
         for place, (options, opened) in tables.items():
-            if options and not any(isinstance(one.train, TaskSupply) for one in opened):
+            if options and not any(one.takes_options for one in opened):
                 raise unused_options(options, place, opened[0].train.origin)
 
 

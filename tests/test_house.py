@@ -70,7 +70,7 @@ def imports_of(path: Path) -> list[str]:
 
 
 def wrong_imports(room: str, names: list[str]) -> list[str]:
-    allowed = ALLOWED[room] | {room, "types", "errors", "cores", "streams", "secrets", "attention_options"}
+    allowed = ALLOWED[room] | {room, "types", "errors", "cores", "streams", "secrets", "attention_options", "extensions"}
     return [name for name in names if name.startswith("rlreason.") and name.split(".")[1] not in allowed]
 
 

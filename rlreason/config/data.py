@@ -40,7 +40,7 @@ Origin = Annotated[Where, BeforeValidator(_is_where)]
 class ProblemTable(Section):
     """How problems are read and asked: the same keys in ``[data]`` and in every ``[data.NAME]``."""
 
-    #: Options of a procedural task.
+    #: Options of a procedural task, or of a function that gives the problems.
     options: dict[str, Scalar] = Field(default_factory=dict)
     #: Which column of a data file holds what; of several names the first that the file has.
     columns: Columns = Columns()
@@ -65,7 +65,8 @@ class ProblemTable(Section):
 class DataSetConfig(ProblemTable):
     """A named set of problems, ``[data.NAME]``."""
 
-    #: A procedural task, a file, or a hub id; ``{ any_of = [...] }``: the first that there is; a list: all of them.
+    #: A procedural task, a file, a hub id, or a function of your own (`path/file.py:rows`, docs/extending.md);
+    #: `{ any_of = [...] }`: the first that there is; a list: all of them.
     path: Origin
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from rlreason import extensions
 from rlreason.config.engine import Section
 
 
@@ -37,3 +38,13 @@ class HealthConfig(Section):
     kl_dense: float = Field(1e-3, gt=0)
     #: The same limit for a mixture of experts.
     kl_moe: float = Field(5e-3, gt=0)
+    #: Rules of your own beside those: `path/file.py:function`, `pkg.mod:function`, or a name that an installed package
+    #: offers (docs/extending.md).
+    rules: tuple[str, ...] = ()
+
+    @field_validator("rules")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            extensions.check(extensions.HEALTH, name)
+        return value

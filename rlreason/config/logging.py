@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
+from rlreason import extensions
 from rlreason.config.engine import Section
 
-TrackerName = Literal["tensorboard", "wandb", "trackio"]
+ShippedTracker = Literal["tensorboard", "wandb", "trackio"]
 
 
 class RolloutLog(Section):
@@ -28,8 +29,9 @@ class RolloutLog(Section):
 class LoggingConfig(Section):
     """What a run leaves to look at. metrics.jsonl is always written; nothing here changes a result."""
 
-    #: Told of every step's metrics too. Each needs its package: pip install 'rlreason[wandb]' and so on.
-    trackers: tuple[TrackerName, ...] = ()
+    #: Told of every step's metrics too. Each needs its package, such as wandb. One of your own: `path/file.py:Class`,
+    #: `pkg.mod:Class`, or a name that an installed package offers (docs/extending.md).
+    trackers: tuple[ShippedTracker | str, ...] = ()
     #: Project of W&B and trackio; default: the recipe's name.
     project: str | None = Field(None, min_length=1)
     #: Name of the run there; default: the name of the run directory.
@@ -44,7 +46,9 @@ class LoggingConfig(Section):
 
     @field_validator("trackers")
     @classmethod
-    def _once(cls, value: tuple[TrackerName, ...]) -> tuple[TrackerName, ...]:
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) != len(value):
             raise ValueError("names a tracker twice")
+        for name in value:
+            extensions.check(extensions.TRACKERS, name, get_args(ShippedTracker))
         return value

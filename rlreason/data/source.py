@@ -10,7 +10,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rlreason import extensions
 from rlreason.data.files import SUFFIXES, MissingSource, locate, read_file
+from rlreason.data.functions import is_function, read_function
 from rlreason.data.hub import is_hub_id, read_hub
 from rlreason.data.places import AnyOf, Place, Where, names_in
 from rlreason.data.rows import Columns, ProblemTable, RowFormat
@@ -28,6 +30,7 @@ from rlreason.data.supplies import (
 )
 from rlreason.errors import UsageError, nearest
 from rlreason.tasks.procedural import TASKS, make_task
+from rlreason.tasks.task import Task
 from rlreason.types import Problem
 
 __all__ = ["FILE_ENDINGS", "OpenSet", "ProblemSource", "SetSpec", "SourcePart", "SourceSpec", "open_set", "open_source"]
@@ -68,6 +71,8 @@ class OpenSet:
     heldout: TaskSupply | RowSupply | None
     #: What was taken of the places that may be.
     where: Where
+    #: Whether a place took the options: a task, or a function of the user's own.
+    takes_options: bool = False
 
     @property
     def as_heldout(self) -> TaskSupply | RowSupply:
@@ -274,21 +279,21 @@ def open_source(spec: SourceSpec) -> ProblemSource:
         copies=spec.copies,
     )
     opened = open_set(train)
-    if spec.heldout is None:
-        heldout = opened.heldout
-    else:
-        heldout = open_set(
-            replace(train, where=spec.heldout, setting="data.heldout", split=0.0, hub_split="test")
-        ).as_heldout
-    if spec.options and not any(isinstance(supply, TaskSupply) for supply in (opened.train, heldout)):
+    held = spec.heldout and open_set(
+        replace(train, where=spec.heldout, setting="data.heldout", split=0.0, hub_split="test")
+    )
+    if spec.options and not (opened.takes_options or (held and held.takes_options)):
         raise unused_options(spec.options, "data", opened.train.origin)
-    return ProblemSource(opened.train, heldout)
+    return ProblemSource(opened.train, held.as_heldout if held else opened.heldout)
 
 
 def unused_options(options: Mapping[str, object], table: str, origin: str) -> UsageError:
     """The error about options where there is no task."""
     given = ", ".join(options)
-    return UsageError(f"{table}.options ({given}) are options of tasks, and {origin} is none; remove them")
+    return UsageError(
+        f"{table}.options ({given}) are options of tasks and of functions that give rows, and {origin} is neither; "
+        "remove them"
+    )
 
 
 def open_set(spec: SetSpec) -> OpenSet:
@@ -302,8 +307,8 @@ def open_set(spec: SetSpec) -> OpenSet:
         if isinstance(found, TaskSupply):
             if spec.split:
                 raise UsageError(f"{name} is a task, which holds problems out by itself; remove split")
-            return OpenSet(train=found, heldout=found, where=name)
-        return _rows(found.problems, name, _left_out(found), spec)
+            return OpenSet(train=found, heldout=found, where=name, takes_options=True)
+        return replace(_rows(found.problems, name, _left_out(found), spec), takes_options=is_function(name))
     tasks = [name for name, found in read if isinstance(found, TaskSupply)]
     tables = [(name, found) for name, found in read if isinstance(found, ProblemTable)]
     if tasks:
@@ -314,7 +319,8 @@ def open_set(spec: SetSpec) -> OpenSet:
     left_out = LeftOut()
     for _, table in tables:
         left_out += _left_out(table)
-    return _rows(_joined(tables), tuple(name for name, _ in tables), left_out, spec)
+    joined = _rows(_joined(tables), tuple(name for name, _ in tables), left_out, spec)
+    return replace(joined, takes_options=any(is_function(name) for name, _ in tables))
 
 
 def _rows(problems: Sequence[Problem], where: Where, left_out: LeftOut, spec: SetSpec) -> OpenSet:
@@ -366,6 +372,10 @@ def _open_place(place: Place, spec: SetSpec) -> tuple[str, TaskSupply | ProblemT
 def _open_one(name: str, spec: SetSpec) -> tuple[str, TaskSupply | ProblemTable]:
     if name in TASKS:
         return name, TaskSupply(make_task(name, spec.options, spec.seed), spec.form.data_set)
+    if is_function(name):
+        file = spec.copies.get(name.rpartition(":")[0])
+        found = read_function(name, spec.options, spec.form, seed=spec.seed, setting=spec.setting, file=file)
+        return name, TaskSupply(found, spec.form.data_set) if isinstance(found, Task) else found
     if name.endswith(FILE_ENDINGS):
         if name in spec.copies:
             return name, read_file(spec.copies[name], spec.form, source=name)
@@ -373,9 +383,10 @@ def _open_one(name: str, spec: SetSpec) -> tuple[str, TaskSupply | ProblemTable]
         return str(path), read_file(path, spec.form)
     if is_hub_id(name):
         return name, read_hub(name, spec.form, split=spec.hub_split, setting=spec.setting)
+    known = (*TASKS, *extensions.offered(extensions.DATA))
     raise UsageError(
-        f"{spec.setting}={name!r} is neither a task ({', '.join(TASKS)}), nor a file ({', '.join(SUFFIXES)}), "
-        f"nor a hub id (owner/name){nearest(name, TASKS)}"
+        f"{spec.setting}={name!r} is neither a task ({', '.join(known)}), nor a file ({', '.join(SUFFIXES)}), "
+        f"nor a hub id (owner/name), nor a function of yours (path/file.py:name){nearest(name, known)}"
     )
 
 

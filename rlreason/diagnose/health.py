@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from rlreason import extensions
 from rlreason.config.health import HealthConfig
 from rlreason.diagnose import rules
-from rlreason.diagnose.rules import History
+from rlreason.diagnose.rules import History, Rule
 from rlreason.errors import HealthStop
 from rlreason.types import StepReport
 
@@ -19,6 +20,12 @@ class Finding:
     rule: str
     step: int
     text: str
+
+
+def users_rules(limits: HealthConfig) -> dict[str, Rule]:
+    """The rules that the recipe names in ``health.rules``, imported. Raises UsageError."""
+    loaded = {name: extensions.load(extensions.HEALTH, name, "health.rules") for name in limits.rules}
+    return {extensions.label(name): rule for name, rule in loaded.items()}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -33,6 +40,12 @@ class StageHealth:
     history: History
     #: Rules that have spoken.
     spoken: set[str] = field(default_factory=set)
+    #: By name: those that ship, then the user's own.
+    rules: Mapping[str, Rule] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Raises UsageError where a rule of the recipe can't be imported."""
+        self.rules = {**rules.WARNINGS, **users_rules(self.limits)}
 
     def replay(self, rows: Iterable[Mapping[str, object]], spoken: Iterable[str]) -> None:
         """Take in the lines of an earlier process, and the names of the rules that spoke in it."""
@@ -59,11 +72,21 @@ class StageHealth:
         if reason is not None:
             raise HealthStop(f"stage {self.stage}, step {report.step}: {reason}")
         found: list[Finding] = []
-        for name, rule in rules.WARNINGS.items():
-            text = None if name in self.spoken else rule(self.history, self.limits)
+        for name, rule in self.rules.items():
+            text = None if name in self.spoken else self._asked(name, rule)
             if text is not None:
                 found += self._say(name, report.step, text)
         return found
+
+    def _asked(self, name: str, rule: Rule) -> str | None:
+        """What the rule says. A rule of the user's own that fails says so, and the run goes on."""
+        if name in rules.WARNINGS:
+            return rule(self.history, self.limits)
+        try:
+            text = rule(self.history, self.limits)
+        except Exception as error:
+            return f"the health rule {name} failed and is not asked again: {type(error).__name__}: {error}"
+        return None if text is None else str(text)
 
     def end(self, trained_tokens: int) -> None:
         """After the last step. Raises HealthStop where the stage learnt nothing."""

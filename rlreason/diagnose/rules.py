@@ -176,6 +176,17 @@ def worker_replaced(history: History, limits: HealthConfig) -> str | None:
     return f"{count[0]:.0f} rollout worker(s) died or did not answer and were replaced; what they drew was drawn again"
 
 
+def worker_lost(history: History, limits: HealthConfig) -> str | None:
+    """A place where no rollout worker comes up any more, as where its host is gone."""
+    count = history.last("workers/lost", 1)
+    if not count or not count[0]:
+        return None
+    return (
+        f"{count[0]:.0f} rollout worker(s) are gone for good, as no process came up in their place: the run goes on "
+        "with the others, more slowly, until it ends"
+    )
+
+
 Rule = Callable[[History, HealthConfig], str | None]
 WARNINGS: Mapping[str, Rule] = {
     "no_verdict": no_verdict,
@@ -188,6 +199,7 @@ WARNINGS: Mapping[str, Rule] = {
     "length_explosion": length_explosion,
     "sampler_kl": sampler_kl,
     "worker_replaced": worker_replaced,
+    "worker_lost": worker_lost,
 }
 
 
@@ -226,13 +238,15 @@ def _why_nothing(history: History) -> str:
     everything = len(history.points("truncated"))
     broken, late = history.mean("verdict/broken", everything), history.mean("verdict/timed_out", everything)
     reward, cut = history.mean("reward/mean", everything), history.mean("truncated", everything)
+    slow = history.mean("verdict/program_timed_out", everything)
     facts = [
         f"{equal - none} of its {groups} groups had equal rewards"
         + ("" if math.isnan(reward) else f" (mean {reward:.3g})")
     ]
     facts += [f"{none} had no score"] if none else []
     facts += [f"{share:.0%} of the completions {what}" for share, what in (
-        (broken, "had a check that broke"), (late, "had a check that timed out"), (cut, "were cut off at max_tokens")
-    ) if share]  # fmt: skip
+        (broken, "had a check that broke"), (late, "had a check that timed out"),
+        (slow, "were programs past their limit of time"), (cut, "were cut off at max_tokens")
+    ) if share > 0]  # fmt: skip
     first = f". The first that broke: {history.evidence}" if broken and history.evidence else ""
     return ", ".join(facts) + first

@@ -21,7 +21,7 @@ const panels = (() => {
     ["Learning rate", "", "", [["lr", "rate"]], { zero: true }],
   ];
   const STACKS = [
-    ["Verdicts", "share of completions", "%", [["verdict/correct", "correct", "--correct"], ["verdict/wrong", "wrong", "--wrong"], ["verdict/unparsed", "unparsed", "--unparsed"], ["verdict/timed_out", "timed out", "--timed_out"], ["verdict/broken", "broken", "--broken"]], { share: true }],
+    ["Verdicts", "share of completions", "%", [["verdict/correct", "correct", "--correct"], ["verdict/wrong", "wrong", "--wrong"], ["verdict/unparsed", "unparsed", "--unparsed"], ["verdict/program_timed_out", "program too slow", "--c4"], ["verdict/timed_out", "check timed out", "--timed_out"], ["verdict/broken", "broken", "--broken"]], { share: true }],
     ["Groups", "groups a step", "", [["groups/kept", "kept", "--c0"], ["groups/zero_variance", "no spread", "--c6"], ["groups/no_verdict", "no verdict", "--c4"]], {}],
   ];
   const AFTER = [

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlreason import extensions
 from rlreason.run import atomic
 from rlreason.run.sinks import MetricsLine, TrackedRun, Tracker
 
@@ -18,8 +19,35 @@ IDS = "trackers.json"
 
 
 def make_trackers(names: Sequence[str]) -> dict[str, Tracker]:
-    """A tracker for each name of ``logging.trackers``, not started."""
-    return {name: _MADE[name]() for name in names}
+    """A tracker for each name of ``logging.trackers``, not started.
+
+    Raises UsageError where one of the user's own can't be imported.
+    """
+    return {extensions.label(name): _MADE[name]() if name in _MADE else _OwnTracker(name) for name in names}
+
+
+class _OwnTracker:
+    """A class of the user's own with the methods of ``Tracker``, made without arguments when the run starts."""
+
+    def __init__(self, name: str) -> None:
+        self._class: Callable[[], Tracker] = extensions.load(extensions.TRACKERS, name, "logging.trackers")
+
+    def start(self, run: TrackedRun) -> None:
+        """Made here, as here it may fail: that costs a warning, not the run."""
+        self._tracker = self._class()
+        self._tracker.start(run)
+
+    def log(self, line: MetricsLine) -> None:
+        """Passed on."""
+        self._tracker.log(line)
+
+    def summarize(self, at: int, values: Mapping[str, float | str]) -> None:
+        """Passed on."""
+        self._tracker.summarize(at, values)
+
+    def finish(self, failed: bool) -> None:
+        """Passed on."""
+        self._tracker.finish(failed)
 
 
 class TensorBoard:

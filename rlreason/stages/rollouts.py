@@ -41,9 +41,17 @@ def summarize(groups: Sequence[Group], computed: Sequence[Group]) -> dict[str, f
 
 
 def verdict_shares(groups: Sequence[Group]) -> dict[str, float]:
-    """What the rewards concluded, as shares of all completions."""
-    verdicts = Counter(reward.verdict for group in groups for reward in group.rewards_G)
-    return {f"verdict/{verdict}": verdicts[verdict] / verdicts.total() for verdict in Verdict}
+    """What the rewards concluded, as shares of all completions; together they are 1.
+
+    A program that the policy wrote and that ran past its limit of time is an answer that failed
+    (``verdict/program_timed_out``); a check that did says nothing of the answer (``verdict/timed_out``).
+    """
+    rewards = [reward for group in groups for reward in group.rewards_G]
+    late = sum(reward.verdict is Verdict.TIMED_OUT and reward.verified is Verdict.TIMED_OUT for reward in rewards)
+    verdicts = Counter(reward.verdict for reward in rewards)
+    verdicts[Verdict.TIMED_OUT] -= late
+    shares = {f"verdict/{verdict}": verdicts[verdict] / len(rewards) for verdict in Verdict}
+    return shares | {"verdict/program_timed_out": late / len(rewards)}
 
 
 def broken_detail(groups: Sequence[Group]) -> str:

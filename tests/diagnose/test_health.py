@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -15,7 +16,8 @@ from rlreason.diagnose.rules import WARNINGS, History
 from rlreason.display import RichDisplay
 from rlreason.errors import HealthStop
 from rlreason.stages.evaluate import accuracy_text
-from rlreason.types import Interval, StepReport
+from rlreason.stages.rollouts import summarize, verdict_shares
+from rlreason.types import Completion, Group, Interval, Problem, RewardResult, StepReport, Verdict
 
 LIMITS = HealthConfig()
 
@@ -95,11 +97,29 @@ def measured(accuracy: float, reward: float, count: int = 1000) -> dict[str, flo
         # with staleness the weights differ, too
         ("sampler_kl", [{"mismatch/k3": 1.1e-3, "staleness/max": 0.0}], [{"mismatch/k3": 0.1, "staleness/max": 1.0}]),
         ("worker_replaced", [{"workers/replaced": 1.0}], [{"workers/replaced": 0.0}]),
+        ("worker_lost", [{"workers/lost": 1.0}], [{"workers/lost": 0.0}, {}]),
+        # a program past its limit of time was checked to the end: it is wrong
+        ("no_verdict", [verdicts(0.0, 0.2)], [{**verdicts(), "verdict/program_timed_out": 1.0}]),
     ],
 )  # fmt: skip
 def test_limits(rule: str, speaks: list[dict[str, float]], silent: list[dict[str, float]]) -> None:
     assert rules(speaks) == [rule]
     assert rules(silent) == []
+
+
+def test_a_program_that_is_too_slow_is_no_check_that_timed_out() -> None:
+    """Two counters: the policy's program was stopped and is a wrong answer; a check that was stopped says nothing."""
+    problem = Problem(id="p", prompt="?", verifier="code", reference="1")
+    ids = np.zeros(1, dtype=np.int32)
+    completion = Completion(prompt_ids=ids, token_ids=ids, sampler_logprobs=None, text="", finish_reason="stop")
+    slow = RewardResult(score=0.0, verdict=Verdict.TIMED_OUT, verified=Verdict.TIMED_OUT)
+    hung = RewardResult(score=None, verdict=Verdict.TIMED_OUT)
+    right = RewardResult(score=1.0, verdict=Verdict.CORRECT, verified=Verdict.CORRECT)
+    group = Group(group_id="g", problem=problem, completions_G=(completion,) * 4, rewards_G=(slow, hung, slow, right))
+    shares = verdict_shares([group])
+    assert (shares["verdict/program_timed_out"], shares["verdict/timed_out"]) == (0.5, 0.25)
+    assert sum(shares.values()) == 1.0
+    assert summarize([group], [group])["accuracy/train"] == 1 / 3
 
 
 def test_routers_may_differ_more() -> None:

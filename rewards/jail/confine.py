@@ -10,7 +10,7 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rlreason.rewards.jail import linux
@@ -44,18 +44,21 @@ class Confinement:
     host_user: tuple[int, int] = (0, 0)
     home_pid_namespace: int = -1
     seccomp_filter: bytes = b""
+    #: Paths of the host that are in view besides the interpreter and the system.
+    visible: tuple[str, ...] = ()
 
     def holds(self, layer: str) -> bool:
         """Whether ``layer`` is in force."""
         return self.layers[layer] == ""
 
 
-def confine(off: Collection[str], *, namespaces: bool) -> Confinement:
+def confine(off: Collection[str], *, namespaces: bool, visible: Sequence[str] = ()) -> Confinement:
     """Put this process into its namespaces and under its user. ``off``: layers left out (why: "switched off").
 
+    ``visible``: paths of the host that programs may read besides the interpreter and the system.
     Raises OSError where ``namespaces`` are wanted and the host refuses them; this process is of no use then.
     """
-    state = Confinement(layers=dict.fromkeys(LAYERS, ""))
+    state = Confinement(layers=dict.fromkeys(LAYERS, ""), visible=tuple(visible))
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb") as file:
             file.write(b"1000")  # its children's too: where memory runs out, they go before the training run
@@ -65,14 +68,14 @@ def confine(off: Collection[str], *, namespaces: bool) -> Confinement:
     use_view = namespaces and state.holds("mount_namespace")
     if use_view and root:
         linux.unshare(linux.CLONE_NEWNS)
-        jail_view.enter_view()
+        jail_view.enter_view(visible)
     if root and state.holds("other_uid"):
         _leave_root(state)
     state.host_user = (os.getuid(), os.getgid())
     if namespaces:
         _unshare(state)
         if use_view and not root:
-            jail_view.enter_view()
+            jail_view.enter_view(visible)
         if state.holds("pid_namespace"):
             _become_init(state)
     else:
@@ -190,8 +193,11 @@ def _applying(layer: str) -> Iterator[None]:
         raise LayerError(layer, error) from error
 
 
-def enter(state: Confinement, order: Mapping[str, int]) -> None:
-    """Confine this freshly forked child for one run, per ``order`` (limits by name). Raises LayerError."""
+def enter(state: Confinement, order: Mapping[str, int]) -> int:
+    """Confine this freshly forked child for one run, per ``order`` (limits by name). Raises LayerError.
+
+    Returns a descriptor on which it asks for shared memory, -1 where it need not.
+    """
     os.setsid()
     if sys.platform.startswith("linux"):
         linux.set_dumpable(on=True)  # the zygote's /proc files are closed to its user, the program's are its own
@@ -215,13 +221,23 @@ def enter(state: Confinement, order: Mapping[str, int]) -> None:
             linux.no_new_privileges()
     if state.holds("landlock"):
         with _applying("landlock"):
-            ruleset = linux.landlock_ruleset(jail_view.landlock_rules(private=private))
+            ruleset = linux.landlock_ruleset(jail_view.landlock_rules(private=private, visible=state.visible))
             linux.landlock_restrict(ruleset)
             os.close(ruleset)
     if state.holds("seccomp"):
         with _applying("seccomp"):
-            alone = not state.holds("pid_namespace")
-            linux.seccomp(jail_seccomp.build(own_pid=os.getpid()) if alone else state.seccomp_filter)
+            return _take_filter(state, private=private)
+    return -1
+
+
+def _take_filter(state: Confinement, *, private: bool) -> int:
+    own_pid = None if state.holds("pid_namespace") else os.getpid()
+    plain = private and own_pid is None
+    try:
+        asking = state.seccomp_filter if plain else jail_seccomp.build(own_pid=own_pid, private=private)
+        return linux.seccomp(asking, listen=True)
+    except OSError:  # before Linux 5.5, or under a filter that somebody listens to
+        return linux.seccomp(jail_seccomp.build(own_pid=own_pid, private=private, ask=False))
 
 
 def _limit(state: Confinement, order: Mapping[str, int]) -> None:
@@ -230,7 +246,8 @@ def _limit(state: Confinement, order: Mapping[str, int]) -> None:
         resource.RLIMIT_CPU: order["cpu_seconds"],
         resource.RLIMIT_FSIZE: order["file_mb"] << 20,
         resource.RLIMIT_NOFILE: order["open_files"],
-        resource.RLIMIT_CORE: 0,
+        # Not 0, at which the kernel still starts the host's helper where core_pattern is a pipe; 1 it takes for "none".
+        resource.RLIMIT_CORE: 1,
     }
     if sys.platform.startswith("linux"):
         wanted[resource.RLIMIT_MEMLOCK] = wanted[resource.RLIMIT_MSGQUEUE] = 0

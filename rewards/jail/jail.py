@@ -36,6 +36,8 @@ _END_SECONDS = 5.0
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
 #: Threads would reserve 64 MB of address space each for their heaps.
 _ENVIRONMENT["MALLOC_ARENA_MAX"] = "1"
+#: So would numpy's, one for each processor of the host.
+_ENVIRONMENT |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 #: Not -I, which would ignore the hash seed: -s, -P and an empty environment are the rest of it.
 _FLAGS = ("-s", "-S", "-P", "-B")
 _BOOT = """
@@ -44,7 +46,7 @@ for name in ("rlreason", "rlreason.rewards", "rlreason.rewards.jail"):
     sys.modules[name] = types.ModuleType(name)
 sys.modules["rlreason.rewards.jail"].__path__ = [{folder!r}]
 from rlreason.rewards.jail.zygote import main
-main({control}, {off!r}, {namespaces})
+main({control}, {off!r}, {namespaces}, {visible!r})
 """
 #: Without namespaces, these have to hold for ``require="best"``.
 _NEXT_BEST = ("landlock", "seccomp", "no_new_privs", "rlimits")
@@ -111,10 +113,13 @@ class Capabilities:
 class Jail:
     """A zygote, started at once, with the best isolation that the host allows. One check at a time.
 
-    ``off`` switches layers off, for tests of the others only. Raises JailUnavailable where no zygote starts.
+    ``visible``: absolute paths that programs may read besides the interpreter and the system, at their own places
+    (packages); what the zygote's user can't read is left out. ``off`` switches layers off, for tests of the others
+    only. Raises JailUnavailable where no zygote starts.
     """
 
-    def __init__(self, *, off: Collection[str] = ()) -> None:
+    def __init__(self, *, off: Collection[str] = (), visible: tuple[str, ...] = ()) -> None:
+        self.visible = visible
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._owner: tuple[int, int] | None = None
@@ -156,7 +161,11 @@ class Jail:
     def _start(self, off: Collection[str], *, namespaces: bool) -> dict[str, str]:
         ours, theirs = socket.socketpair()
         boot = _BOOT.format(
-            folder=str(Path(__file__).parent), control=theirs.fileno(), off=sorted(off), namespaces=namespaces
+            folder=str(Path(__file__).parent),
+            control=theirs.fileno(),
+            off=sorted(off),
+            namespaces=namespaces,
+            visible=list(self.visible),
         )
         with theirs:
             self._process = subprocess.Popen(
@@ -251,20 +260,23 @@ _lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def leased(require: Require = "best") -> Iterator[Jail]:
-    """A jail for one check, from those that are idle in this process or a new one. Raises JailUnavailable."""
+def leased(require: Require = "best", visible: tuple[str, ...] = ()) -> Iterator[Jail]:
+    """A jail for one check, from those that are idle in this process or a new one. Raises JailUnavailable.
+
+    ``visible``: see ``Jail``.
+    """
     capable = capabilities()
     if not capable.allows(require):
         raise JailUnavailable(f'require="{require}" is not met on this host; {capable}')
     with _lock:
         # A jail of the process that this one was forked from is not ours to use.
-        mine = [entry for entry in _idle if entry[0] == os.getpid()]
+        mine = [entry for entry in _idle if entry[0] == os.getpid() and entry[1].visible == visible]
         jail = None
         if mine:
             _idle.remove(mine[-1])
             jail = mine[-1][1]
     if jail is None or not jail.alive:
-        jail = Jail()
+        jail = Jail(visible=visible)
     try:
         yield jail
     except RunLost:

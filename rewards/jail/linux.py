@@ -6,6 +6,7 @@ Loaded in the trusted process and in the zygote; imports the standard library on
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import struct
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ _MNT_DETACH = 2
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 _SECCOMP_MODE_FILTER = 2
+_NEW_LISTENER, _NOTIF_RECV, _NOTIF_SEND, _ASKED_BYTES = 8, 0xC0502100, 0xC0182101, 80
+_SECCOMP = {"x86_64": 317, "aarch64": 277}
 _CAPABILITY_VERSION_3 = 0x20080522
 
 #: Numbers that are the same on x86-64 and AArch64 (all calls added since Linux 5.0 are).
@@ -113,11 +116,32 @@ def drop_capabilities() -> None:
     _check("capset", _libc().capset(header, nothing))
 
 
-def seccomp(program: bytes) -> None:
-    """Install the BPF ``program`` (packed ``sock_filter`` entries of 8 bytes)."""
+def seccomp(program: bytes, *, listen: bool = False) -> int:
+    """Install the BPF ``program`` (packed ``sock_filter`` entries of 8 bytes).
+
+    ``listen``: returns a descriptor on which calls that the program asks about arrive (``asked``); else -1.
+    """
     filters = ctypes.create_string_buffer(program, len(program))
-    descriptor = struct.pack("=H6xQ", len(program) // 8, ctypes.addressof(filters))
-    _prctl("seccomp", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.create_string_buffer(descriptor, len(descriptor)))
+    packed = struct.pack("=H6xQ", len(program) // 8, ctypes.addressof(filters))
+    descriptor = ctypes.create_string_buffer(packed, len(packed))
+    if listen:
+        return _syscall("seccomp", _SECCOMP[os.uname().machine], _SECCOMP_MODE_FILTER - 1, _NEW_LISTENER, descriptor)
+    _prctl("seccomp", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, descriptor)
+    return -1
+
+
+def asked(listener: int) -> tuple[int, int]:
+    """The next call that waits for an answer: its number, and its second argument."""
+    buffer = bytearray(_ASKED_BYTES)
+    fcntl.ioctl(listener, _NOTIF_RECV, buffer)
+    (number,) = struct.unpack_from("=Q", buffer)
+    (second,) = struct.unpack_from("=Q", buffer, 32 + 8)
+    return number, second
+
+
+def let_pass(listener: int, number: int) -> None:
+    """Let a call that ``asked`` gave go on."""
+    fcntl.ioctl(listener, _NOTIF_SEND, struct.pack("=QqiI", number, 0, 0, 1))
 
 
 # --- Landlock -------------------------------------------------------------------------------------------------------

@@ -34,14 +34,15 @@ class RunLost(Exception):
 class Report:
     """How a run ended. Example: ``Report(exit_code=0, cpu_seconds=0.004, memory_kb=14000, killed="")``.
 
-    ``exit_code`` negative: ended by that signal. ``killed``: "memory" by the watch over all its processes, "told"
-    by the trusted side.
+    ``exit_code`` negative: ended by that signal. ``killed``: "memory" or "cpu" by the watch over all its processes,
+    "told" by the trusted side. ``waited_seconds``: of a killed run, ready but without a processor that was free.
     """
 
     exit_code: int
     cpu_seconds: float
     memory_kb: int
     killed: str
+    waited_seconds: float = 0.0
 
 
 class Run:
@@ -196,6 +197,7 @@ class Run:
                 cpu_seconds=record["cpu_seconds"],
                 memory_kb=record["memory_kb"],
                 killed=record["killed"],
+                waited_seconds=record["waited_seconds"],
             )
 
     def _close(self, descriptor: int) -> None:

@@ -11,7 +11,7 @@ import os
 import struct
 
 _LOAD, _JEQ, _JGE, _JSET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+_ALLOW, _KILL_PROCESS, _ERRNO, _ASK = 0x7FFF0000, 0x80000000, 0x00050000, 0x7FC00000
 _EPERM, _ENOSYS = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 #: Calls from here on were not known when this list was made.
@@ -46,19 +46,49 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     # memory that no limit of a process counts
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "shmat": (30, 196),
     "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180), "mlockall": (151, 230),
+    # what others made of that
+    "shmctl": (31, 195), "shmdt": (67, 197), "semctl": (66, 191), "semop": (65, 193), "semtimedop": (220, 192),
+    "msgctl": (71, 187), "msgsnd": (69, 189), "msgrcv": (70, 188), "mq_unlink": (241, 181),
+    # kernel memory that no limit of a process counts: larger socket buffers, rules of one's own
+    "setsockopt": (54, 208), "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445),
+    "landlock_restrict_self": (446, 446), "seccomp": (317, 277), "lsm_set_self_attr": (460, 460),
+    # the host's files: watching who reads them, holding locks on them, writing all of them out
+    "inotify_init": (253, None), "inotify_init1": (294, 26), "inotify_add_watch": (254, 27), "flock": (73, 32),
+    "sync": (162, 81), "syncfs": (306, 267),
+    # a session of its own has a share of the processor of its own
+    "setsid": (112, 157),
     # network
     "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201),
 }  # fmt: skip
+#: Refused where a program has no file system of its own: what Landlock has no rule for.
+_REFUSED_OUTSIDE: dict[str, tuple[int | None, int | None]] = {
+    "truncate": (76, 45), "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
+    "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None),
+    "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88), "setxattr": (188, 5),
+    "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+}  # fmt: skip
 #: Calls whose flags lie in memory, out of the filter's sight: "not implemented" makes libc use the older call.
 _MISSING: dict[str, tuple[int | None, int | None]] = {"clone3": (435, 435)}
+_MISSING_OUTSIDE: dict[str, tuple[int | None, int | None]] = {"openat2": (437, 437)}
 _CLONE, _IOCTL, _PRCTL, _SOCKETPAIR = (56, 220), (16, 29), (157, 167), (53, 199)
 _KILL, _TGKILL, _TKILL, _PRLIMIT = (62, 129), (234, 131), (200, 130), (302, 261)
-_FORK, _VFORK = (57, None), (58, None)
+_FORK, _VFORK, _SETRLIMIT, _FCNTL, _MMAP = (57, None), (58, None), (160, 164), (72, 25), (9, 222)
+_SETPRIORITY, _SCHED_SETAFFINITY, _OPEN, _OPENAT = (141, 140), (203, 122), (2, None), (257, 56)
 _QUEUE_INFO, _TG_QUEUE_INFO, _PIDFD_SIGNAL, _PIDFD_OPEN = (129, 138), (297, 240), (424, 424), (434, 434)
 _NEW_NAMESPACE_FLAGS = 0x7E020080
 _CLONE_THREAD = 0x00010000
-_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
-_PR_SET_PDEATHSIG, _PR_SET_MM = 1, 35
+#: All others change files or terminals: TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX.
+_HARMLESS_IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+#: Signals to others (F_SETOWN, F_SETSIG, F_SETOWN_EX), leases and notes on files, larger pipes.
+_REFUSED_FCNTLS = (8, 10, 15, 1024, 1026, 1031)
+#: PR_SET_PDEATHSIG, PR_SET_DUMPABLE (the watch reads the program's /proc files), PR_SET_SECCOMP, PR_SET_MM.
+_REFUSED_PRCTLS = (1, 4, 22, 35)
+#: Locks on files: where all files that it can open are the host's.
+_FCNTL_LOCKS = (6, 7, 37, 38)
+_RLIMIT_CORE = 4
+_O_TRUNC, _O_WRITING = 0x200, 3
+_MAP_SHARED, _MAP_ANONYMOUS = 1, 0x20
 _AF_UNIX = 1
 
 
@@ -86,6 +116,31 @@ def _refuse_if(index: int, values: tuple[int, ...]) -> list[bytes]:
     return [_argument(index), *tests, _entry(_RETURN, _ALLOW), _entry(_RETURN, _EPERM)]
 
 
+_REFUSE = _entry(_RETURN, _EPERM)
+
+
+def _limits(which: int, own_pid: int | None) -> list[bytes]:
+    """Rules for resource limits: not the one on core dumps, and not another process's."""
+    others = [] if own_pid is None else [_argument(0), _entry(_JEQ, 0, 2), _entry(_JEQ, own_pid, 1), _REFUSE]
+    core = [
+        _argument(1),
+        _entry(_JEQ, _RLIMIT_CORE, 0, 5),
+        _argument(2),  # the new limit's address: nothing is set where it is null
+        _entry(_JEQ, 0, 0, 2),
+        _entry(_LOAD, 16 + 8 * 2 + 4),
+        _entry(_JEQ, 0, 1, 0),
+        _REFUSE,
+        _entry(_RETURN, _ALLOW),
+    ]
+    return _when(_PRLIMIT[which], others + core) + _when(_SETRLIMIT[which], _refuse_if(0, (_RLIMIT_CORE,)))
+
+
+def _shared_memory(which: int) -> list[bytes]:
+    """Shared memory without a file: the zygote is asked, and keeps the sum."""
+    flags = [_argument(3), _entry(_JSET, _MAP_ANONYMOUS, 0, 2), _entry(_JSET, _MAP_SHARED, 0, 1)]
+    return _when(_MMAP[which], [*flags, _entry(_RETURN, _ASK), _entry(_RETURN, _ALLOW)])
+
+
 def _single_process(which: int, own_pid: int) -> list[bytes]:
     """Rules for a process without a pid namespace: no children, and signals and limits to itself only."""
     rules: list[bytes] = []
@@ -95,7 +150,14 @@ def _single_process(which: int, own_pid: int) -> list[bytes]:
             rules += _when(number, [_entry(_RETURN, _EPERM)])
     for call in (_KILL, _TGKILL):
         rules += _when(call[which], _allow_if(0, (own_pid,)))
-    rules += _when(_PRLIMIT[which], _allow_if(0, (0, own_pid)))
+    rules += _when(_SCHED_SETAFFINITY[which], _allow_if(0, (0, own_pid)))
+    rules += _when(_SETPRIORITY[which], [_argument(0), _entry(_JEQ, 0, 1), _REFUSE, *_allow_if(1, (0, own_pid))])
+    for call, flags in ((_OPEN, 1), (_OPENAT, 2)):
+        number = call[which]
+        if number is not None:
+            # Opened for reading only, it truncates all the same, out of sight of Landlock before its version 3.
+            truncating = [_entry(_JSET, _O_TRUNC, 0, 2), _entry(_JSET, _O_WRITING, 1, 0), _REFUSE]
+            rules += _when(number, [_argument(flags), *truncating, _entry(_RETURN, _ALLOW)])
     only_threads = [
         _argument(0),
         _entry(_JSET, _CLONE_THREAD, 1, 0),
@@ -105,8 +167,11 @@ def _single_process(which: int, own_pid: int) -> list[bytes]:
     return rules + _when(_CLONE[which], only_threads)
 
 
-def build(*, own_pid: int | None = None, machine: str | None = None) -> bytes:
+def build(*, own_pid: int | None = None, private: bool = True, ask: bool = True, machine: str | None = None) -> bytes:
     """The packed filter. ``own_pid``: the caller has no pid namespace, so it may not fork or signal others.
+
+    ``private``: it has a file system of its own. ``ask``: whoever listens to the filter decides on shared memory
+    without a file, which is allowed otherwise.
 
     Raises NotImplementedError on other machines than x86-64 and AArch64.
     """
@@ -122,7 +187,9 @@ def build(*, own_pid: int | None = None, machine: str | None = None) -> bytes:
         _entry(_JGE, _FIRST_UNKNOWN, 0, 1),  # also the x32 calls, from 0x40000000 on
         _entry(_RETURN, _ENOSYS),
     ]
-    for answer, calls in ((_EPERM, _REFUSED), (_ENOSYS, _MISSING)):
+    refused = _REFUSED if private else _REFUSED | _REFUSED_OUTSIDE
+    missing = _MISSING if private else _MISSING | _MISSING_OUTSIDE
+    for answer, calls in ((_EPERM, refused), (_ENOSYS, missing)):
         for numbers in calls.values():
             number = numbers[which]
             if number is not None:
@@ -136,8 +203,12 @@ def build(*, own_pid: int | None = None, machine: str | None = None) -> bytes:
         _entry(_RETURN, _ALLOW),
     ]
     program += _when(_CLONE[which], new_namespace)
-    program += _when(_IOCTL[which], _refuse_if(1, (_TIOCSTI, _TIOCLINUX)))
-    program += _when(_PRCTL[which], _refuse_if(0, (_PR_SET_PDEATHSIG, _PR_SET_MM)))
+    program += _limits(which, own_pid)
+    if ask:
+        program += _shared_memory(which)
+    program += _when(_IOCTL[which], _allow_if(1, _HARMLESS_IOCTLS))
+    program += _when(_FCNTL[which], _refuse_if(1, _REFUSED_FCNTLS if private else _REFUSED_FCNTLS + _FCNTL_LOCKS))
+    program += _when(_PRCTL[which], _refuse_if(0, _REFUSED_PRCTLS))
     program += _when(_SOCKETPAIR[which], _allow_if(0, (_AF_UNIX,)))
     program.append(_entry(_RETURN, _ALLOW))
     return b"".join(program)

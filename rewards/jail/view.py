@@ -6,14 +6,17 @@ Standard library only: loaded in the zygote.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Sequence
 
 from rlreason.rewards.jail import linux
 
 #: Shared by all runs, read-only.
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
-_DEVICES = ("null", "zero", "full", "random", "urandom")
+#: Not ``zero``: mapped shared, it is memory that no limit of a process counts.
+_DEVICES = ("null", "full", "random", "urandom")
 _LINKS = {
     "fd": "/proc/self/fd",
     "stdin": "/proc/self/fd/0",
@@ -35,8 +38,11 @@ def interpreter_folders() -> tuple[str, ...]:
     return tuple(folders)
 
 
-def enter_view() -> None:
-    """Replace this mount namespace's root by the minimal view. Needs CAP_SYS_ADMIN over the namespace."""
+def enter_view(visible: Sequence[str] = ()) -> None:
+    """Replace this mount namespace's root by the minimal view, with the paths ``visible`` in it.
+
+    Needs CAP_SYS_ADMIN over the namespace.
+    """
     linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
     folders = interpreter_folders()
     linux.mount("tmpfs", _STAGE, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=1m,mode=755")
@@ -47,6 +53,9 @@ def enter_view() -> None:
     linux.mount("tmpfs", "/new", "tmpfs", linux.MS_NOSUID, "size=1m,mode=755")
     for path in (*_SYSTEM, *folders):
         _show(path)
+    for path in visible:
+        with contextlib.suppress(OSError):  # what this user may not look at, its programs may not either
+            _show(path)
     _make_devices()
     os.mkdir("/new/tmp", 0o755)
     os.mkdir("/new/proc", 0o555)
@@ -85,6 +94,8 @@ def _make_devices() -> None:
         if os.path.exists(f"/old/dev/{name}"):
             os.close(os.open(f"/new/dev/{name}", os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o666))
             linux.mount(f"/old/dev/{name}", f"/new/dev/{name}", None, linux.MS_BIND)
+            # Read-only does not stop writing to the device; it keeps the times and the mode of the host's node.
+            linux.set_mount_attributes(f"/new/dev/{name}", linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NOEXEC)
     for name, target in _LINKS.items():
         os.symlink(target, f"/new/dev/{name}")
 
@@ -105,9 +116,9 @@ def private_mounts(uid: int, gid: int, megabytes: int) -> None:
     os.chdir("/tmp")
 
 
-def landlock_rules(*, private: bool) -> dict[str, int]:
+def landlock_rules(*, private: bool, visible: Sequence[str] = ()) -> dict[str, int]:
     """What Landlock leaves open. ``private``: inside the view, where /tmp is this run's own."""
     rules = {f"/dev/{name}": linux.DEVICE for name in _DEVICES}
     if private:
         return {**rules, "/": linux.READ, "/tmp": linux.WRITE}
-    return {**rules, **dict.fromkeys((*_SYSTEM, *interpreter_folders()), linux.READ)}
+    return {**rules, **dict.fromkeys((*_SYSTEM, *interpreter_folders(), *visible), linux.READ)}

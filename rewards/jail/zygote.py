@@ -16,7 +16,6 @@ import gc
 import importlib
 import json
 import os
-import resource
 import select
 import signal
 import socket
@@ -31,6 +30,7 @@ from rlreason.rewards.jail import linux
 from rlreason.rewards.jail.confine import Confinement, LayerError, confine, enter
 from rlreason.rewards.jail.driver import drive
 from rlreason.rewards.jail.record import RECORD, encode_record
+from rlreason.rewards.jail.watch import Watch, anonymous_pages, waited_seconds
 
 CHANNEL = 3  # descriptor of the run's channel in the child
 _WATCH_SECONDS = 0.025
@@ -53,11 +53,13 @@ class _Run:
     """One child under way."""
 
     pid: int
+    number: int
     status: socket.socket
-    memory_mb: int
+    watch: Watch
     next_look: float
-    #: "": not killed; "told": by the trusted process; "memory": it grew too large.
+    #: "": not killed; "told": by the trusted process; "memory", "cpu": it took too much.
     killed: str = ""
+    waited_seconds: float = 0.0
 
 
 class Zygote:
@@ -74,19 +76,29 @@ class Zygote:
             os.set_blocking(descriptor, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self._base_pages = _anonymous_pages(os.getpid())
+        # Where a child leaves the descriptor on which it will ask for shared memory.
+        self._asks, self._asking = socket.socketpair(type=socket.SOCK_SEQPACKET)
+        self._asks.setblocking(False)
+        self._started = 0
+        self._base_pages = anonymous_pages(os.getpid())
 
     def serve(self) -> None:
         """Fork a child per order and look after it."""
         while True:
-            watched: list[Any] = [self._control, self._wakeup, *(r.status for r in self._runs if not r.killed)]
+            alive = [run for run in self._runs if not run.killed]
+            watched: list[Any] = [self._control, self._wakeup, self._asks, *(run.status for run in alive)]
+            watched += [run.watch.listener for run in alive if run.watch.listener >= 0]
             ready = select.select(watched, [], [], self._patience())[0]
             if self._wakeup in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wakeup, 4096)
+            if self._asks in ready:
+                self._take_listeners()
             for run in list(self._runs):
                 if run.status in ready and not run.killed:
                     self._kill(run, "told")
+                if run.watch.listener in ready and not run.killed and (reason := run.watch.grant()):
+                    self._kill(run, reason)
                 self._look_after(run)
             if self._control in ready and self._take_order():
                 return
@@ -106,19 +118,23 @@ class Zygote:
                 "killed": run.killed,
                 "cpu_seconds": usage.ru_utime + usage.ru_stime,
                 "memory_kb": usage.ru_maxrss,
+                "waited_seconds": run.waited_seconds,
             }
             with contextlib.suppress(OSError):
                 run.status.sendall(encode_record(report))
             run.status.close()
+            run.watch.close()
             self._runs.remove(run)
         elif self._state.holds("memory_watch") and not run.killed and time.monotonic() >= run.next_look:
-            if _too_large(run, self._base_pages):
-                self._kill(run, "memory")
+            if reason := run.watch.look():
+                self._kill(run, reason)
             run.next_look = time.monotonic() + _WATCH_SECONDS
 
     def _kill(self, run: _Run, reason: str) -> None:
         """The child is the init of its pid namespace, or may not fork: its whole tree goes with it."""
         run.killed = reason
+        run.waited_seconds = waited_seconds(run.pid)
+        run.watch.close()  # a call that waits for an answer gets an error, and the process its signal
         with contextlib.suppress(ProcessLookupError):
             os.kill(run.pid, signal.SIGKILL)
         if not self._state.holds("pid_namespace"):
@@ -142,6 +158,7 @@ class Zygote:
         if self._state.home_pid_namespace >= 0:
             linux.setns(self._state.home_pid_namespace, linux.CLONE_NEWPID)
             linux.unshare(linux.CLONE_NEWPID)
+        self._started += 1
         pid = os.fork()
         if pid == 0:
             self._become_child(order, descriptors)
@@ -149,22 +166,44 @@ class Zygote:
         for descriptor in descriptors[:4]:
             os.close(descriptor)
         status = socket.socket(fileno=descriptors[4])
-        self._runs.append(_Run(pid, status, order["memory_mb"], time.monotonic() + 2 * _WATCH_SECONDS))
+        watch = Watch(
+            pid=pid, memory_mb=order["memory_mb"], cpu_seconds=order["cpu_seconds"], base_pages=self._base_pages
+        )
+        self._runs.append(_Run(pid, self._started, status, watch, time.monotonic() + 2 * _WATCH_SECONDS))
         return False
+
+    def _take_listeners(self) -> None:
+        """Keep the descriptors that children have left, each with its run."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                number, descriptors, _, _ = socket.recv_fds(self._asks, 32, 1)
+                for descriptor in descriptors:
+                    for run in self._runs:
+                        if run.number == int(number) and not run.killed:
+                            run.watch.listener = descriptor
+                            break
+                    else:
+                        os.close(descriptor)
 
     def _become_child(self, order: Mapping[str, int], descriptors: list[int]) -> None:
         """Only the run's own descriptors stay open; then the jail closes, or the child says why not and ends."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        moved = [_dup_above(descriptor) for descriptor in (*descriptors, self._lifeline)]
+        moved = [_dup_above(descriptor) for descriptor in (*descriptors, self._lifeline, self._asking.fileno())]
         for place, descriptor in enumerate(moved[:4]):
             os.dup2(descriptor, place, inheritable=place < CHANNEL)
-        lifeline, status = CHANNEL + 1, CHANNEL + 2
+        lifeline, status, asking = CHANNEL + 1, CHANNEL + 2, CHANNEL + 3
         os.dup2(moved[5], lifeline, inheritable=False)
         os.dup2(moved[4], status, inheritable=False)
-        os.closerange(status + 1, 1 << 20)
+        os.dup2(moved[6], asking, inheritable=False)
+        os.closerange(asking + 1, 1 << 20)
         try:
-            enter(self._state, order)
+            listener = enter(self._state, order)
+            if listener >= 0:
+                with socket.socket(fileno=os.dup(asking)) as channel:
+                    socket.send_fds(channel, [str(self._started).encode()], [listener])
+                os.close(listener)
+            os.close(asking)
         except BaseException as error:
             layer = error.layer if isinstance(error, LayerError) else ""
             os.write(status, encode_record({"failed": f"{type(error).__name__}: {error}"[:500], "layer": layer}))
@@ -178,55 +217,10 @@ class Zygote:
 
 def _dup_above(descriptor: int) -> int:
     """A copy with a number that no later ``dup2`` of ``_become_child`` overwrites."""
-    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, CHANNEL + 3)
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, CHANNEL + 4)
 
 
-def _anonymous_pages(pid: int) -> int:
-    """Resident pages of ``pid`` that belong to no file. 0 when it has gone or /proc is not there."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            fields = file.read().split()
-    except OSError:
-        return 0
-    return max(0, int(fields[1]) - int(fields[2]))
-
-
-def _tree(pid: int) -> list[int]:
-    """``pid`` and all its descendants."""
-    found = [pid]
-    for one in found:
-        try:
-            for task in os.listdir(f"/proc/{one}/task"):
-                with open(f"/proc/{one}/task/{task}/children", "rb") as file:
-                    found += map(int, file.read().split())
-        except OSError:
-            continue
-    return found
-
-
-def _own_share(pid: int) -> int:
-    """Anonymous bytes of ``pid``, pages shared after a fork counted by their share. 0 where it can't be read."""
-    try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-            for line in file:
-                if line.startswith(b"Pss_Anon:"):
-                    return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    return 0
-
-
-def _too_large(run: _Run, base_pages: int) -> bool:
-    """Whether the run's processes hold more than its memory limit together."""
-    tree = _tree(run.pid)
-    page, limit = resource.getpagesize(), run.memory_mb << 20
-    if sum(max(0, _anonymous_pages(pid) - base_pages) for pid in tree) * page <= limit:
-        return False
-    shares = [_own_share(pid) for pid in tree]
-    return sum(shares) > limit or not any(shares)
-
-
-def main(control_fd: int, off: list[str], namespaces: bool) -> None:
+def main(control_fd: int, off: list[str], namespaces: bool, visible: list[str]) -> None:
     """Confine this process, report, serve."""
     control = socket.socket(fileno=control_fd)
     try:
@@ -234,7 +228,7 @@ def main(control_fd: int, off: list[str], namespaces: bool) -> None:
             importlib.import_module(name)
         sys.path[:] = [path for path in sys.path if os.path.isdir(path)]
         sys.executable = os.path.realpath(sys.executable)
-        state = confine(off, namespaces=namespaces)
+        state = confine(off, namespaces=namespaces, visible=visible)
         if sys.platform.startswith("linux"):
             linux.set_dumpable(on=False)
     except Exception as error:

@@ -93,6 +93,8 @@ class _Worker:
     shared: bool = False
     #: When the item it is at (or its start) began, on the monotonic clock.
     since: float = 0.0
+    #: Seconds past its limit that the item may take to end by itself, see ``rewards.limit``.
+    extra: float = 0.0
 
     @property
     def free(self) -> bool:
@@ -128,10 +130,11 @@ class Pool:
         function: Callable[..., object],
         *,
         workers: int = 1,
-        timeout: float = 10.0,
+        timeout: float | Callable[[object], float] = 10.0,
         memory_mb: int | None = 4096,
     ) -> None:
-        if workers < 1 or timeout <= 0:
+        """``timeout``: seconds for an item, or what gives them for one."""
+        if workers < 1 or (isinstance(timeout, (int, float)) and timeout <= 0):
             raise ValueError(f"need workers >= 1 and timeout > 0, not {workers} and {timeout}")
         self._function = function
         self._size = workers
@@ -249,7 +252,7 @@ class Pool:
             worker.outstanding.extend(chunk)
             worker.since = time.monotonic()
             try:
-                worker.channel.send([item.payload for item in chunk])
+                worker.channel.send([(item.payload, self._seconds(item.payload)) for item in chunk])
             except OSError:
                 self._lost(worker)
 
@@ -299,10 +302,19 @@ class Pool:
                 self._expire(worker)
 
     def _limit(self, worker: _Worker) -> float:
-        return self._timeout if worker.ready else _START_SECONDS
+        if not worker.ready:
+            return _START_SECONDS
+        return self._seconds(worker.outstanding[0].payload) + worker.extra
 
-    def _settle(self, worker: _Worker, message: tuple[bool, object] | str) -> None:
+    def _seconds(self, payload: object) -> float:
+        """Wall seconds for an item."""
+        return self._timeout(payload) if callable(self._timeout) else self._timeout
+
+    def _settle(self, worker: _Worker, message: tuple[bool, object] | str | float) -> None:
         now = time.monotonic()
+        if isinstance(message, float):  # it ends by itself, by then
+            worker.extra = message
+            return
         if isinstance(message, str):
             worker.ready = True
             self._failed_starts = 0
@@ -315,7 +327,7 @@ class Pool:
                 item.settle(Outcome(value=value, seconds=seconds))
             else:
                 item.settle(Outcome(failure="raised", detail=str(value), seconds=seconds))
-        worker.since = now
+        worker.since, worker.extra = now, 0.0
         if not worker.outstanding:
             worker.shared = False
 
@@ -323,9 +335,9 @@ class Pool:
         if not worker.ready:
             self._lost(worker)
             return
-        seconds = time.monotonic() - worker.since
+        seconds, limit = time.monotonic() - worker.since, self._limit(worker)
         item = worker.outstanding.popleft()
-        item.settle(Outcome(failure="timed_out", detail=f"ran past {self._timeout:g} s", seconds=seconds))
+        item.settle(Outcome(failure="timed_out", detail=f"ran past {limit:g} s", seconds=seconds))
         self._again(worker)
 
     def _lost(self, worker: _Worker) -> None:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
+from rlreason.rewards import limit
+
 Job = Callable[[object], object]
 
 
@@ -53,8 +55,10 @@ def main(channel_fd: int, lifeline: int) -> None:
         limit_memory(memory_mb)
         channel.send("ready")
         while True:
-            for item in channel.recv():
-                channel.send(_answer(job, item))
+            for item, seconds in channel.recv():
+                with limit.item(seconds, channel.send):
+                    answer = _answer(job, item)
+                channel.send(answer)
     except (EOFError, BrokenPipeError):
         sys.exit(0)
 

@@ -27,7 +27,7 @@ from typing import Literal
 
 from rlreason.rewards.jail.confine import LAYERS, NAMESPACES
 from rlreason.rewards.jail.record import RECORD, encode_record
-from rlreason.rewards.jail.run import LayerDenied, Run, RunLost, open_ends, pump
+from rlreason.rewards.jail.run import LayerDenied, Report, Run, RunLost, open_ends, pump
 
 Require = Literal["full", "best", "unsafe"]
 
@@ -123,6 +123,8 @@ class Jail:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._owner: tuple[int, int] | None = None
+        #: The longest that a run of the present lease which had to be ended was kept from a processor.
+        self.waited_seconds = 0.0
         self.capabilities = self._settle(dict.fromkeys(off, "switched off"))
 
     def _settle(self, off: dict[str, str]) -> Capabilities:
@@ -212,6 +214,7 @@ class Jail:
         assert self._control is not None
         ends, theirs = open_ends(self._owner)
         run = Run(ends=ends, output_bytes=limits.output_bytes)
+        run.on_report = self._hear
         order = {
             "memory_mb": limits.memory_mb,
             "cpu_seconds": math.ceil(cpu_seconds or limits.cpu_seconds),
@@ -230,6 +233,10 @@ class Jail:
             for descriptor in theirs:
                 os.close(descriptor)
         return run
+
+    def _hear(self, report: Report) -> None:
+        if report.killed == "told":
+            self.waited_seconds = max(self.waited_seconds, report.waited_seconds)
 
     @property
     def alive(self) -> bool:
@@ -277,6 +284,7 @@ def leased(require: Require = "best", visible: tuple[str, ...] = ()) -> Iterator
             jail = mine[-1][1]
     if jail is None or not jail.alive:
         jail = Jail(visible=visible)
+    jail.waited_seconds = 0.0
     try:
         yield jail
     except RunLost:

@@ -60,6 +60,8 @@ class Run:
         self.stdout = bytearray()
         self.stderr = bytearray()
         self.report: Report | None = None
+        #: Hears of the report.
+        self.on_report: Callable[[Report], None] | None = None
         #: It wrote more than its limit, and is being killed for it.
         self.flooded = False
 
@@ -199,6 +201,8 @@ class Run:
                 killed=record["killed"],
                 waited_seconds=record["waited_seconds"],
             )
+            if self.on_report is not None:
+                self.on_report(self.report)
 
     def _close(self, descriptor: int) -> None:
         if descriptor in self._open:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from rlreason.rewards.jail import data as jail_data
 from rlreason.rewards.jail.data import NotPlain, Tree
 from rlreason.rewards.jail.jail import Jail, Limits
 from rlreason.rewards.jail.run import Report, Run, pump
+from rlreason.rewards.limit import item_seconds
 from rlreason.rewards.programs.compare import same_output, same_value
 from rlreason.rewards.programs.tests import BadTests, CallCase, CallTests, StdinCase, StdinTests, draws_of
 from rlreason.types import Verdict
@@ -54,8 +56,9 @@ class Session:
 
     @classmethod
     def start(cls, jail: Jail, limits: Limits) -> Session:
-        """The total limit runs from now."""
-        return cls(jail=jail, limits=limits, deadline=time.monotonic() + limits.total_seconds)
+        """The total limit runs from now; within a reward pool it is no longer than what that gives to the item."""
+        total = min(limits.total_seconds, item_seconds() or math.inf)
+        return cls(jail=jail, limits=replace(limits, total_seconds=total), deadline=time.monotonic() + total)
 
     def case_deadline(self) -> float:
         """End of a case that starts now."""

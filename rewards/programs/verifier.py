@@ -11,16 +11,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from rlreason.rewards.jail.jail import Jail, JailUnavailable, Limits, Require, leased
+from rlreason.rewards.jail.jail import Jail, JailUnavailable, Limits, Require
 from rlreason.rewards.jail.run import RunLost
+from rlreason.rewards.programs.attempts import attempt
 from rlreason.rewards.programs.extract import extract_program
 from rlreason.rewards.programs.judge import run_code
 from rlreason.rewards.programs.run import Session, Tally, run_calls, run_stdin
 from rlreason.rewards.programs.tests import BadTests, CallTests, StdinTests, Tests, read_tests
 from rlreason.rewards.registry import verifier
 from rlreason.types import Completion, Problem, RewardResult, Verdict
-
-_ATTEMPTS = 2  # a zygote may be killed from outside (out of memory, an operator): that is nobody's verdict
 
 
 @verifier("code")
@@ -72,7 +71,7 @@ def check_program(
     limits = limits or Limits()
     try:
         wanted = read_tests(tests)
-        tally = _attempt(source, wanted, limits, partial=partial, require=require)
+        tally = attempt(lambda jail: _run(jail, source, wanted, limits, partial=partial), limits, require=require)
     except (BadTests, JailUnavailable, RunLost) as error:
         return _broken(str(error), time.perf_counter() - started)
     share = tally.passed / tally.total
@@ -85,17 +84,6 @@ def check_program(
         detail="; ".join(filter(None, (tally.detail, *tally.notes)))[:1000],
         seconds=time.perf_counter() - started,
     )
-
-
-def _attempt(source: str, tests: Tests, limits: Limits, *, partial: bool, require: Require) -> Tally:
-    for attempt in range(_ATTEMPTS):
-        try:
-            with leased(require) as jail:
-                return _run(jail, source, tests, limits, partial=partial)
-        except RunLost:
-            if attempt + 1 == _ATTEMPTS:
-                raise
-    raise AssertionError("unreachable")
 
 
 def _run(jail: Jail, source: str, tests: Tests, limits: Limits, *, partial: bool) -> Tally:

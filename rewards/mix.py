@@ -5,51 +5,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import math
-import os
-import pickle
-import sysconfig
-import threading
-import time
-import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from concurrent.futures import Future
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from rlreason.rewards.environment import from_option, to_argument, without_secrets
+from rlreason.rewards.calling import MAX_DETAIL, Asked, Scored, as_result, ask, plain_text
+from rlreason.rewards.parts import MixPart, read_part
 from rlreason.rewards.plugins import parse
-from rlreason.rewards.registry import Reward, check_options, resolve
 from rlreason.types import Completion, Problem, RewardResult, Verdict
 
-#: Characters of a result's texts that are kept.
-MAX_DETAIL, MAX_EXTRACTED = 500, 10_000
-#: Frames of these folders are not the reward's own.
-_HERE, _STDLIB = os.path.dirname(__file__) + os.sep, sysconfig.get_path("stdlib") + os.sep
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MixPart:
-    """Example: ``MixPart(name="overlong", weight=0.5, options=(("buffer", 16), ("max_tokens", 48)))``."""
-
-    #: In metrics and details; of a plug-in file without its folders.
-    name: str
-    weight: float
-    options: tuple[tuple[str, object], ...] = ()
-    #: What the registry looks up, where it isn't ``name``.
-    spec: str = ""
-
-    @property
-    def reward(self) -> Reward:
-        """The function behind it."""
-        return resolve(self.spec or self.name)
+__all__ = ["MAX_DETAIL", "MixPart", "RewardMix", "as_result", "plain_text"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardMix:
-    """Scores one completion with every part. Picklable: workers look the functions up again by name.
+    """Scores completions with every part. Picklable: workers look the functions up again by name.
 
     The *main* part decides the verdict: ``accuracy`` or another verifier where there is one, else the first part.
     Its score None (BROKEN, TIMED_OUT, unreadable gold) makes the whole score None; None from another part
@@ -71,58 +41,94 @@ class RewardMix:
             raise ValueError("reward: the table is empty; it needs at least one part, such as accuracy = 1.0")
         labels = _labels(table)
         parts = tuple(
-            _part(key, value, labels[key], copies[key] if copies and key in copies else key)
+            read_part(key, value, labels[key], copies[key] if copies and key in copies else key)
             for key, value in table.items()
         )
-        for part in parts:
-            check_options(part.reward, dict(part.options))
-        return cls(parts=_main_first(parts))
+        main = next((one for one in parts if _is_verifier(one)), parts[0])
+        return cls(parts=_with_gates((main, *(one for one in parts if one is not main)), labels))
 
     @property
     def verification(self) -> RewardMix:
         """The verifier alone, as evaluations ask it: each problem's own, with this table's options for accuracy."""
-        accuracy = next((part for part in self.parts if part.name == "accuracy"), MixPart(name="accuracy", weight=1.0))
-        return RewardMix(parts=(replace(accuracy, weight=1.0),))
+        accuracy = next((part for part in self.parts if part.is_accuracy), MixPart(name="accuracy", weight=1.0))
+        bare = replace(accuracy, weight=1.0, gate="", sources=(), schedule=())
+        return RewardMix(parts=(bare,))
 
     def __call__(self, problem: Problem, completion: Completion) -> RewardResult:
-        started = time.perf_counter()
-        main: RewardResult | None = None
-        verified: Verdict | None = None
-        total = 0.0
-        values: dict[str, float] = {}
-        own = _copies(problem)
-        for part in self.parts:
-            try:
-                result = _call(part, own(), completion, main)
-            except Exception as error:
-                broken = main or RewardResult(score=None, verdict=Verdict.BROKEN)
-                return replace(
-                    broken,
-                    score=None,
-                    verdict=Verdict.BROKEN,
-                    verified=verified,
-                    parts=values,
-                    detail=_what_failed(part, error),
-                    seconds=time.perf_counter() - started,
-                )
-            if main is None:
-                main = result
-                if _is_verifier(part) and result.score is not None:
-                    verified = result.verdict
+        """Score one completion in this process; it is its own group."""
+        scored: dict[int, Scored] = {}
+        for index in range(len(self.parts)):
+            if self.asks(index, problem, scored) and not any(one.failed for one in scored.values()):
+                asked = Asked(problems=(problem,), completions=(completion,), verdicts=(verdict_of(scored),))
+                scored[index] = _asked_here(self.parts[index], asked)
+        return self.combined(problem, scored, 0)
+
+    def asks(self, index: int, problem: Problem, scored: Mapping[int, Scored]) -> bool:
+        """Whether part ``index`` is called for a completion, as far as ``scored`` tells: not for a problem of another
+        source, nor where the part that it depends on is known and not right."""
+        part = self.parts[index]
+        if not part.applies(problem):
+            return False
+        gate = self._index(part.gate) if part.gate else None
+        return gate is None or gate not in scored or _is_right(scored[gate])
+
+    def combined(self, problem: Problem, scored: Mapping[int, Scored], step: int) -> RewardResult:
+        """The reward of a completion, of what its parts said: part's place in ``parts`` -> its result."""
+        main = scored[0].result if 0 in scored and not scored[0].failed else None
+        verified = main.verdict if main is not None and main.score is not None and _is_verifier(self.parts[0]) else None
+        total, values = 0.0, dict[str, float]()
+        for index, part in enumerate(self.parts):
+            if index not in scored or scored[index].failed:
+                continue
+            result = scored[index].result
             values.update({f"{part.name}/{name}": value for name, value in result.parts.items()})
             if result.score is not None:
                 values[part.name] = result.score
-                total += part.weight * result.score
-        assert main is not None
+                if self._counts(part, problem, scored):
+                    total += part.weight_of(problem, step) * result.score
+        seconds = sum(one.result.seconds for one in scored.values())
+        failed = next((scored[index].result for index in sorted(scored) if scored[index].failed), None)
+        if failed is not None:
+            return replace(
+                main or failed,
+                score=failed.score,
+                verdict=failed.verdict,
+                verified=verified if verified is not None else failed.verified,
+                parts=values,
+                detail=failed.detail,
+                seconds=seconds,
+            )
+        if main is None:  # of another source: it says nothing of this problem
+            main = RewardResult(score=0.0, verdict=Verdict.UNPARSED, detail=f"{self.parts[0].name} does not apply")
         detail = main.detail if main.verdict is not Verdict.BROKEN else f"{self.parts[0].name}: {main.detail}"
-        return replace(
-            main,
-            score=None if main.score is None else total,
-            verified=verified,
-            parts=values,
-            detail=detail,
-            seconds=time.perf_counter() - started,
-        )
+        score = None if main.score is None else total
+        return replace(main, score=score, verified=verified, parts=values, detail=detail, seconds=seconds)
+
+    def _counts(self, part: MixPart, problem: Problem, scored: Mapping[int, Scored]) -> bool:
+        if not part.applies(problem):
+            return False
+        gate = scored.get(self._index(part.gate)) if part.gate else None
+        return not part.gate or (gate is not None and _is_right(gate))
+
+    def _index(self, name: str) -> int:
+        return next(index for index, part in enumerate(self.parts) if part.name == name)
+
+
+def verdict_of(scored: Mapping[int, Scored]) -> Verdict:
+    """The main part's verdict, as the others are told it."""
+    return scored[0].result.verdict if 0 in scored and not scored[0].failed else Verdict.UNPARSED
+
+
+def _asked_here(part: MixPart, asked: Asked) -> Scored:
+    try:
+        return ask(part, asked)[0]
+    except MemoryError as error:
+        result = RewardResult(score=None, verdict=Verdict.BROKEN, detail=f"{part.name}: MemoryError: {error}")
+        return Scored(result=result, failed=True)
+
+
+def _is_right(scored: Scored) -> bool:
+    return not scored.failed and scored.result.verdict is Verdict.CORRECT
 
 
 def _labels(keys: Iterable[str]) -> dict[str, str]:
@@ -132,110 +138,26 @@ def _labels(keys: Iterable[str]) -> dict[str, str]:
     return {key: label if counts[label] == 1 else key for key, label in short.items()}
 
 
-def _part(name: str, value: object, label: str, spec: str) -> MixPart:
-    options = dict(value) if isinstance(value, Mapping) else {"weight": value}
-    if "weight" not in options:
-        raise ValueError(f"reward.{name}: no weight; write {{weight = 1.0, ...}}")
-    weight = options.pop("weight")
-    options = {key: from_option(option) for key, option in options.items()}
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
-        raise ValueError(f"reward.{name}: the weight must be a number, not {weight!r}")
-    return MixPart(
-        name=label, weight=float(weight), options=tuple(sorted(options.items())), spec="" if spec == label else spec
-    )
-
-
-def _main_first(parts: tuple[MixPart, ...]) -> tuple[MixPart, ...]:
-    """Main part first: the others may ask for its verdict."""
-    main = next((p for p in parts if _is_verifier(p)), parts[0])
-    return (main, *(p for p in parts if p is not main))
-
-
 def _is_verifier(part: MixPart) -> bool:
-    return part.name == "accuracy" or part.reward.verifier
+    return part.is_accuracy or part.reward.verifier
 
 
-def _copies(problem: Problem) -> Callable[[], Problem]:
-    """Gives a problem that nobody else sees at each call; text can't be changed, so then it is always the same."""
-    if isinstance(problem.reference, str):
-        return lambda: problem
-    packed = pickle.dumps(problem, pickle.HIGHEST_PROTOCOL)
-    return lambda: pickle.loads(packed)
-
-
-def _what_failed(part: MixPart, error: Exception) -> str:
-    """Part, error, and where in the reward's own code it was raised: ``"a.py:f: KeyError: 'no' (a.py:9 in f)"``."""
-    frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    outside = [one for one in frames if not one[0].co_filename.startswith((_HERE, _STDLIB, "<frozen"))]
-    entered = (outside or frames)[0 if outside else -1][0].co_filename
-    code, line = next(one for one in reversed(frames) if one[0].co_filename == entered)
-    where = f"{os.path.basename(code.co_filename)}:{line} in {code.co_name}"
-    message = without_secrets(str(error), part.options)
-    return plain_text(f"{part.name}: {type(error).__name__}: {plain_text(message, 300)} ({where})", MAX_DETAIL)
-
-
-def _call(part: MixPart, problem: Problem, completion: Completion, main: RewardResult | None) -> RewardResult:
-    entry = part.reward
-    keywords = {key: to_argument(value) for key, value in part.options}
-    if "verdict" in entry.injected:
-        keywords["verdict"] = main.verdict if main else Verdict.UNPARSED
-    value = entry.function(problem, completion, **keywords)
-    if inspect.isawaitable(value):
-        value = _wait(value)
-    result = as_result(value)
-    extracted = None if result.extracted is None else without_secrets(result.extracted, part.options)
-    return replace(result, detail=without_secrets(result.detail, part.options), extracted=extracted)
-
-
-def as_result(value: object) -> RewardResult:
-    """What a reward returned, in full. A positive number counts as correct; None as no verdict."""
-    if isinstance(value, RewardResult):
-        return RewardResult(
-            score=None if value.score is None else _finite(value.score),
-            verdict=Verdict(value.verdict),
-            extracted=None if value.extracted is None else plain_text(value.extracted, MAX_EXTRACTED),
-            parts={plain_text(name, 100): _finite(part) for name, part in value.parts.items() if part is not None},
-            detail=plain_text(value.detail, MAX_DETAIL),
-            seconds=float(value.seconds),
-        )
-    if value is None:
-        return RewardResult(score=None, verdict=Verdict.BROKEN, detail="the reward returned None")
-    score = _finite(value)
-    return RewardResult(score=score, verdict=Verdict.CORRECT if score > 0 else Verdict.WRONG)
-
-
-def _finite(value: object) -> float:
-    """A plain number of what may be a bool, an int, a float or a NumPy or torch scalar. Raises where it is none."""
-    score = float(value)  # type: ignore[arg-type]
-    if not math.isfinite(score):
-        raise ValueError(f"the reward returned {score}, which is not finite")
-    return score
-
-
-def plain_text(value: object, limit: int) -> str:
-    """``value`` as text that every file can hold: at most ``limit`` characters, lone surrogates written out."""
-    return str(value)[:limit].encode("utf-8", "backslashreplace").decode()
-
-
-def _wait(value: Awaitable[object]) -> object:
-    """Run an async reward to its end, also where an event loop already runs in this thread (a notebook)."""
-
-    async def main() -> object:
-        return await value
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(main())
-    outcome: Future[object] = Future()
-
-    def in_thread() -> None:
-        try:
-            outcome.set_result(asyncio.run(main()))
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    thread = threading.Thread(target=in_thread)
-    thread.start()
-    thread.join()
-    return outcome.result()
+def _with_gates(parts: tuple[MixPart, ...], labels: Mapping[str, str]) -> tuple[MixPart, ...]:
+    """Gates by the names of parts, checked: another part of the table, which depends on none itself."""
+    names = {part.name for part in parts}
+    named = tuple(
+        replace(part, gate=labels[part.gate]) if part.gate in labels else part for part in parts
+    )  # a plug-in may be named as in the table, with its folders
+    for part in named:
+        if part.gate and (part.gate not in names or part.gate == part.name):
+            others = ", ".join(sorted(names - {part.name})) or "none"
+            raise ValueError(
+                f"reward.{part.name}: gate {part.gate!r} is no other part of the table (there are: {others})"
+            )
+    gated = {part.name: part.gate for part in named if part.gate}
+    for name, gate in gated.items():
+        if gate in gated:
+            raise ValueError(f"reward.{name}: its gate {gate!r} has a gate itself; name {gated[gate]!r} or drop one")
+    if named[0].gate:
+        raise ValueError(f"reward.{named[0].name}: the part that gives the verdict has no gate")
+    return named

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -11,26 +9,9 @@ from typing import Self
 
 from rlreason.local_pool import LocalPool
 from rlreason.rewards.mix import RewardMix
-from rlreason.rewards.pool import Outcome, Pool
-from rlreason.types import Completion, Group, Problem, RewardResult, Scorer, Verdict
-
-
-def _score_one(mixes: tuple[RewardMix, RewardMix], item: tuple[Problem, Completion, bool]) -> RewardResult:
-    """``mixes``: the recipe's, and its verifier alone; the item's last entry says which. Completions of one group share
-    arrays, so none may be written to."""
-    problem, completion, verify_only = item
-    return mixes[verify_only](problem, _read_only(completion))
-
-
-def _read_only(completion: Completion) -> Completion:
-    """The same with views of its arrays that can't be written to: where they came from, they stay as they are."""
-    prompt_ids, token_ids = completion.prompt_ids.view(), completion.token_ids.view()
-    loss_mask, versions = completion.loss_mask.view(), completion.policy_versions.view()
-    for array in (prompt_ids, token_ids, loss_mask, versions):
-        array.flags.writeable = False
-    return replace(
-        completion, prompt_ids=prompt_ids, token_ids=token_ids, loss_mask=loss_mask, policy_versions=versions
-    )
+from rlreason.rewards.pool import Outcome
+from rlreason.rewards.running import Limits, Request, RewardRunner
+from rlreason.types import Completion, Group, RewardResult, Scorer, Verdict
 
 
 def as_reward(outcome: Outcome, timeout_score: float | None = None) -> RewardResult:
@@ -51,12 +32,13 @@ def as_reward(outcome: Outcome, timeout_score: float | None = None) -> RewardRes
 class PoolScorer:
     """``Scorer`` over worker processes: ``PoolScorer(mix, workers=2, timeout=5.0).score(groups)``.
 
-    ``timeout`` is wall seconds for one completion, without the time it waits for a worker. A completion that runs
-    past it is TIMED_OUT with ``timeout_score`` (None: left out of baseline and loss); one whose worker dies twice
-    is BROKEN. Workers do not get log-probabilities and routing, which are large and say nothing of the answer.
+    ``timeout`` is wall seconds for one completion, without the time it waits for a worker; a reward that declares other
+    seconds has those. A completion that runs past it is TIMED_OUT with ``timeout_score`` (None: left out of baseline
+    and loss); one whose worker dies twice is BROKEN. ``concurrency`` calls of asynchronous rewards are under way at a
+    time. Workers do not get log-probabilities and routing, which are large and say nothing of the answer.
 
     ``verifier`` is a ``Scorer`` of the same workers that asks each problem's verifier alone: what evaluations measure.
-    A problem and a completion can't be changed by a reward for the others.
+    A problem and a completion can't be changed by a reward for the others. ``rewards/running.py`` has the rest.
     """
 
     def __init__(
@@ -67,16 +49,18 @@ class PoolScorer:
         timeout: float = 10.0,
         timeout_score: float | None = None,
         memory_mb: int | None = 4096,
+        concurrency: int = 32,
         local: bool = False,
     ) -> None:
         """``local``: in a thread of this process, for rewards that no other one can load (``LocalPool``)."""
-        self._timeout_score = timeout_score
-        job = functools.partial(_score_one, (mix, mix.verification))
-        self._pool: Pool | LocalPool
-        if local:
-            self._pool = LocalPool(job, timeout=timeout)
-        else:
-            self._pool = Pool(job, workers=workers, timeout=timeout, memory_mb=memory_mb)
+        limits = Limits(
+            workers=workers,
+            timeout=timeout,
+            timeout_score=timeout_score,
+            memory_mb=memory_mb,
+            concurrency=concurrency,
+        )
+        self._runner = RewardRunner(mix, limits, local=LocalPool if local else None)
 
     def __enter__(self) -> Self:
         return self
@@ -86,49 +70,58 @@ class PoolScorer:
 
     def close(self) -> None:
         """End the workers."""
-        self._pool.close()
+        self._runner.close()
 
     @property
     def verifier(self) -> Scorer:
         """Asks the verifiers alone."""
         return _Verifier(self)
 
-    def submit(self, group: Group, *, verify_only: bool = False) -> Future[Group]:
-        """The group with ``rewards_G`` filled, as soon as its own completions are scored."""
-        answers = self._pool.submit_all(
-            (
-                group.problem,
-                replace(completion, sampler_logprobs=None, routed_experts=None, teacher_logprobs=None),
-                verify_only,
-            )
-            for completion in group.completions_G
+    def submit(self, group: Group, together: Sequence[str] = (), *, verify_only: bool = False) -> Future[Group]:
+        """The group with ``rewards_G`` filled, as soon as its own completions are scored.
+
+        ``together``: ids of the groups that are drawn for one step, this one among them. A reward that sees a whole
+        step waits for all of them; without, the group is all that it sees.
+        """
+        return self._submit(group, group.group_id, tuple(together), verify_only)
+
+    def _submit(self, group: Group, key: str, together: tuple[str, ...], verify_only: bool) -> Future[Group]:
+        request = Request(
+            key=key,
+            problem=group.problem,
+            completions=tuple(map(_without_numbers, group.completions_G)),
+            together=together,
+            step=step_of(group.group_id),
+            verify=verify_only,
         )
         scored: Future[Group] = Future()
-        left = len(answers)
-        lock = threading.Lock()
+        scored.set_running_or_notify_cancel()
 
-        def one_more(_: Future[Outcome]) -> None:
-            nonlocal left
-            with lock:
-                left -= 1
-                if left:
-                    return
-            try:
-                rewards = [as_reward(answer.result(), self._timeout_score) for answer in answers]
-            except BaseException as error:
+        def done(answer: Future[tuple[RewardResult, ...]]) -> None:
+            error = answer.exception()
+            if error is not None:
                 scored.set_exception(error)
             else:
-                scored.set_result(replace(group, rewards_G=tuple(rewards)))
+                scored.set_result(replace(group, rewards_G=answer.result()))
 
-        for answer in answers:
-            answer.add_done_callback(one_more)
-        if not answers:
-            scored.set_result(replace(group, rewards_G=()))
+        self._runner.submit(request).add_done_callback(done)
         return scored
 
-    def score(self, groups: Sequence[Group]) -> list[Group]:
-        """The same groups, in order, with ``rewards_G`` filled."""
-        return [scored.result() for scored in [self.submit(group) for group in groups]]
+    def score(self, groups: Sequence[Group], *, verify_only: bool = False) -> list[Group]:
+        """The same groups, in order, with ``rewards_G`` filled; to a reward that sees a whole step they are one."""
+        keys = tuple(f"{number}/{group.group_id}" for number, group in enumerate(groups))
+        asked = [self._submit(group, key, keys, verify_only) for key, group in zip(keys, groups, strict=True)]
+        return [scored.result() for scored in asked]
+
+
+def step_of(group_id: str) -> int:
+    """The step of a group of a training stage, ``grpo/3/p17``; 0 elsewhere."""
+    step = group_id.split("/", 2)[1:2]
+    return int(step[0]) if step and step[0].isdecimal() and group_id.count("/") > 1 else 0
+
+
+def _without_numbers(completion: Completion) -> Completion:
+    return replace(completion, sampler_logprobs=None, routed_experts=None, teacher_logprobs=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +130,10 @@ class _Verifier:
 
     scorer: PoolScorer
 
-    def submit(self, group: Group) -> Future[Group]:
+    def submit(self, group: Group, together: Sequence[str] = ()) -> Future[Group]:
         """See ``Scorer``."""
-        return self.scorer.submit(group, verify_only=True)
+        return self.scorer.submit(group, together, verify_only=True)
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """See ``Scorer``."""
-        return [scored.result() for scored in [self.submit(group) for group in groups]]
+        return self.scorer.score(groups, verify_only=True)

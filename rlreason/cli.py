@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from rlreason import __version__
+from rlreason.cli_data import data_app
 from rlreason.cli_eval import judging
 from rlreason.errors import UsageError
 from rlreason.terminal import console, ends, say, write_raw
@@ -27,6 +28,7 @@ app = typer.Typer(
 recipes_app = typer.Typer(help="The shipped recipes: list, show, copy.", invoke_without_command=True)
 app.add_typer(judging)
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(data_app, name="data")
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a .toml path.")]
 OverridesArgument = Annotated[

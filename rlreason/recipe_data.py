@@ -142,7 +142,9 @@ class RecipeData:
             form=RowFormat(
                 columns=table.columns,
                 answer_after=table.answer_after,
-                verifier=self.files.loaded(table.verifier),
+                convert=table.convert,
+                # Tests are the code verifier's, and "math" is only what a table says that names none.
+                verifier=self.files.loaded("code" if table.convert and table.verifier == "math" else table.verifier),
                 skip_bad_rows=table.skip_bad_rows,
                 pass_rate=None if held_out else table.pass_rate,
             ),

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from rlreason.config.engine import Section
+from rlreason.data.code_sets.sets import CODE_SETS
 from rlreason.data.places import AnyOf, PassRate, Where
 from rlreason.data.rows import Columns
-from rlreason.errors import nearest
+from rlreason.errors import nearest, suggest
 
 Scalar = str | int | float | bool
 #: A set's name, or several with their shares: ``{ gsm8k = 0.7, math = 0.3 }``.
@@ -46,6 +47,8 @@ class ProblemTable(Section):
     columns: Columns = Columns()
     #: The gold answer is what follows this marker in the answer column.
     answer_after: str | None = None
+    #: Read the rows as the hub has them of this code data set, such as ``apps``; see ``rlreason data``.
+    convert: str | None = None
     #: How answers of file and hub data are checked; procedural tasks name their own.
     verifier: str = "math"
     #: System prompt of problems that bring none of their own.
@@ -116,6 +119,12 @@ class DataConfig(ProblemTable):
             rate = one.pass_rate
             if rate is not None and not rate.min <= rate.max:
                 raise ValueError(f"{place}.pass_rate: min = {rate.min:g} is over max = {rate.max:g}")
+            if one.convert is not None and one.convert not in CODE_SETS:
+                raise ValueError(
+                    f"{place}.convert: no code data set {one.convert!r}: {suggest(one.convert, CODE_SETS)}"
+                )
+            if one.convert is not None and one.columns != Columns():
+                raise ValueError(f"{place}.convert reads the columns that {one.convert} has: leave {place}.columns out")
         return self
 
     def check_choice(self, choice: DataChoice | None, place: str) -> None:

@@ -14,7 +14,7 @@ from typing import IO, cast
 from rlreason.data.rows import NumberedRows, ProblemTable, RowFormat, problems_from_rows
 from rlreason.errors import UsageError, nearest
 
-__all__ = ["SUFFIXES", "MissingSource", "locate", "read_file"]
+__all__ = ["SUFFIXES", "MissingSource", "locate", "read_file", "rows_of"]
 
 #: Environment variable: folders that hold data files, separated as in PATH.
 DATA_PATH = "RLREASON_DATA"
@@ -51,16 +51,21 @@ def read_file(path: Path, form: RowFormat, source: str | None = None) -> Problem
 
     ``source``: what the problems are named after where ``path`` is a copy of it.
     """
-    name = source or str(path)
+    rows, unit = rows_of(path)
+    return problems_from_rows(rows, form, source=source or str(path), unit=unit)
+
+
+def rows_of(path: Path) -> tuple[NumberedRows, str]:
+    """The rows of a file with their numbers, and what it calls a row: "line" or "row". Raises UsageError."""
     kind = path.name.removesuffix(".gz")
     if kind.endswith((".jsonl", ".ndjson")):
-        return problems_from_rows(_jsonl_rows(path), form, source=name, unit="line")
+        return _jsonl_rows(path), "line"
     if kind.endswith(".json"):
-        return problems_from_rows(_json_rows(path), form, source=name)
+        return _json_rows(path), "row"
     if kind.endswith(".csv"):
-        return problems_from_rows(_csv_rows(path), form, source=name)
+        return _csv_rows(path), "row"
     if path.suffix == ".parquet":
-        return problems_from_rows(_parquet_rows(path), form, source=name)
+        return _parquet_rows(path), "row"
     raise UsageError(f"{path}: data files end in {', '.join(SUFFIXES)}; convert it to one of them")
 
 

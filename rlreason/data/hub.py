@@ -12,7 +12,7 @@ from rlreason.data.files import MissingSource
 from rlreason.data.rows import NumberedRows, ProblemTable, RowFormat, problems_from_rows
 from rlreason.errors import UsageError
 
-__all__ = ["is_hub_id", "read_hub"]
+__all__ = ["hub_rows", "is_hub_id", "read_hub"]
 
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[^:/\s]*))?(?::(?P<split>[^:/\s]+))?")
 
@@ -23,7 +23,12 @@ def is_hub_id(name: str) -> bool:
 
 
 def read_hub(hub_id: str, form: RowFormat, *, split: str, setting: str) -> ProblemTable:
-    """All problems of a hub data set, in order; ``split`` is read where the id names none.
+    """All problems of a hub data set, in order: see ``hub_rows``."""
+    return problems_from_rows(hub_rows(hub_id, split=split, setting=setting), form, source=hub_id)
+
+
+def hub_rows(hub_id: str, *, split: str, setting: str) -> NumberedRows:
+    """All rows of a hub data set with their numbers; ``split`` is read where the id names none.
 
     A folder ``owner/name`` in the current folder is read instead of the hub, as ``datasets`` does.
     Raises MissingSource where the hub can't be reached or hasn't the set, or ``datasets`` is not installed, UsageError
@@ -45,7 +50,7 @@ def read_hub(hub_id: str, form: RowFormat, *, split: str, setting: str) -> Probl
         raise MissingSource(f"data set {hub_id!r} can't be had from the hub: {_reason(error)}; {instead}") from error
     except (ValueError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(f"data set {hub_id!r}: {_reason(error)}; {instead}") from error
-    return problems_from_rows(_numbered(rows), form, source=hub_id)
+    return _numbered(rows)
 
 
 @contextmanager

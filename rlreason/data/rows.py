@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlreason.data.cells import Cells, Column, Columns, Row, kind_of, response_in, structure, turns_in
+from rlreason.data.code_sets.sets import BadRow, code_set
 from rlreason.data.places import PassRate
 from rlreason.data.prompts import THINK_CLOSE, thought_in
 from rlreason.errors import UsageError
@@ -30,6 +31,8 @@ class RowFormat:
     verifier: str = "math"
     #: Leave rows out that can't be read, instead of raising at the first.
     skip_bad_rows: bool = False
+    #: The code data set whose rows they are: see ``code_sets``.
+    convert: str | None = None
     #: Leave rows out whose pass rate lies elsewhere.
     pass_rate: PassRate | None = None
     #: Name of the recipe's set.
@@ -73,7 +76,7 @@ def problems_from_rows(rows: NumberedRows, form: RowFormat, *, source: str, unit
         try:
             if isinstance(cells, UsageError):
                 raise cells
-            row = Row(cells, form.columns, place.at(number))
+            row = Row(_converted(cells, form, place.at(number)), form.columns, place.at(number))
             problem = _problem(row, form, place, number)
             if problem.id in numbers:
                 raise UsageError(
@@ -96,6 +99,15 @@ def problems_from_rows(rows: NumberedRows, form: RowFormat, *, source: str, unit
     return ProblemTable(
         problems=tuple(problems), bad_rows=len(bad), first_bad=str(bad[0]) if bad else None, outside=outside
     )
+
+
+def _converted(cells: Cells, form: RowFormat, where: str) -> Cells:
+    if form.convert is None:
+        return cells
+    try:
+        return code_set(form.convert).problem(cells)
+    except BadRow as error:
+        raise UsageError(f"{where}: {error}, as a row of {form.convert}") from None
 
 
 def _nothing(source: str, bad: int, first: UsageError | None, outside: int) -> str:

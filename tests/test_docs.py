@@ -1,8 +1,9 @@
 """What README and docs show is run: every command, every Python block, every piece of TOML.
 
 Commands run on tiny data in a folder of their own. `rlreason run` is run as `rlreason plan` with the same recipe and
-overrides, which checks all of them and trains nothing: the recipes shown take minutes, or GPUs. Their stages train in
-other tests. What is not run stands in the tables below, with the reason.
+overrides, which checks all of them and trains nothing: the recipes shown take minutes, or GPUs. The recipes that a
+laptop runs are run too, all their stages, cut down to a step each (with vLLM: `make test-all`). What is not run stands
+in the tables below, with the reason.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from rlreason import extensions
 from rlreason.cli import app
 from rlreason.config import Recipe, load
 from rlreason.config.load import locate
 from rlreason.job import JobOptions, run_job
+from rlreason.rewards.registry import ENTRY_POINT_GROUP
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").glob("*/README.md"))]
@@ -124,6 +127,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "rows.jsonl").write_text(rows(24))
     (folder / "held.jsonl").write_text(rows(12, 100))
     (folder / "right.py").write_text(RIGHT)
+    for page in PAGES:
+        for language, text in blocks(page):
+            if language == "python" and file_of(text):
+                (folder / file_of(text)).write_text(text)
     (folder / "recipe.toml").write_text(TINY)
     recipe = load(folder / "recipe.toml")
     run_job(recipe, folder / "recipe.toml", JobOptions(folder=folder / "runs" / "q", command=""), Console(quiet=True))
@@ -150,6 +157,12 @@ def there(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return workplace
 
 
+def file_of(text: str) -> str:
+    """The file that a block is, where its first line says so: ``# polite.py``; else ""."""
+    first = text.splitlines()[0]
+    return first.removeprefix("# ") if re.fullmatch(r"# \w+\.py", first) else ""
+
+
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
     """(language, text) of the page's blocks."""
     yield from FENCE.findall(page.read_text(encoding="utf-8"))
@@ -170,6 +183,16 @@ def shell_lines(page: Path) -> list[str]:
     found += [line.strip() for line in prose.splitlines() if line.startswith("    rlreason ")]
     found += [" ".join(one.split()) for one in re.findall(r"`(rlreason [^`>]+)", prose)]
     return [line for line in dict.fromkeys(found) if line and not line.startswith("#")]
+
+
+def _without(arguments: list[str], *options: str) -> list[str]:
+    """``arguments`` without these options and their values."""
+    kept, skip = [], False
+    for one in arguments:
+        if not skip and one not in options:
+            kept.append(one)
+        skip = one in options
+    return kept
 
 
 COMMANDS = [
@@ -207,14 +230,53 @@ def test_commands(there: Path, line: str) -> None:
     invoke(arguments)
 
 
-def _without(arguments: list[str], *options: str) -> list[str]:
-    """``arguments`` without these options and their values."""
-    kept, skip = [], False
-    for one in arguments:
-        if not skip and one not in options:
-            kept.append(one)
-        skip = one in options
-    return kept
+RUNS = {
+    " ".join(re.sub(r"seed=\d+", "", one) for one in _without(line.split()[2:], "--out", "--replay")).strip(): line
+    for page in PAGES
+    for line in shell_lines(page)
+    if re.match(r"rlreason run (quickstart|quickstart_code|gsm8k_tiny)( |$)", line)
+}
+#: What makes a step of a stage small. Whatever is drawn counts as right, or nothing would be left to distil.
+SMALL = {
+    "steps": 1,
+    "batch_size": 2,
+    "problems_per_step": 2,
+    "samples_per_problem": 4,
+    "problems": 2,
+    "demonstrations": 4,
+    "eval_problems": 2,
+    "max_tokens": 32,
+    "eval_max_tokens": 8,
+    "first_problem": 0,
+}
+SMALL_DATA = (
+    "data.train=rows.jsonl",
+    "data.heldout=held.jsonl",
+    "data.options={}",
+    "data.overlong_prompts=drop",
+    "data.columns={}",
+    "data.answer_after=",
+    "data.verifier=right.py:right",
+    'reward={"right.py:vowels"=1.0}',
+    "policy.tokenizer={kind='bpe',vocab_size=300}",
+    "student.tokenizer={kind='bpe',vocab_size=300}",
+)
+
+
+@pytest.mark.parametrize(
+    "line", [pytest.param(one, marks=pytest.mark.slow) if "vllm" in one else one for one in RUNS.values()]
+)
+def test_recipes_for_a_laptop_run(there: Path, tmp_path: Path, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All stages of the shipped recipe, with the line's own overrides, one step each."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    recipe, *overrides = _without(shlex.split(line)[2:], "--out", "--replay")
+    for stage in tomllib.loads(locate(recipe).read_text(encoding="utf-8"))["stage"]:
+        small = SMALL | ({"problems": 8, "max_tokens": 100} if stage["kind"] == "reject" else {})  # some end by chance
+        overrides += [f"stage.{stage['name']}.{key}={value}" for key, value in small.items() if key in stage]
+    invoke(["run", recipe, *SMALL_DATA, *overrides, "--out", str(tmp_path / "run")])
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert {stage["status"] for stage in manifest["stages"]} == {"done"}
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
 
 
 def _tiny_steps(arguments: list[str]) -> list[str]:
@@ -244,9 +306,6 @@ def test_python_blocks(there: Path, page: Path, monkeypatch: pytest.MonkeyPatch)
     names: dict[str, Any] = {"__name__": "__main__"}
     for language, text in blocks(page):
         if language == "python":
-            first = text.splitlines()[0]
-            if first.startswith("# ") and first.endswith(".py"):
-                (there / first.removeprefix("# ")).write_text(text)
             exec(compile(text, f"{page.name}", "exec"), names)
     if "result" in names:
         assert names["result"].metrics
@@ -258,7 +317,8 @@ def toml_blocks() -> Iterator[Any]:
         for number, (language, text) in enumerate(blocks(page)):
             keys = re.findall(r"^(\w+) =", text, re.MULTILINE)
             alternatives = text.splitlines() if len(set(keys)) == 1 < len(keys) else [text]
-            for one in alternatives if language == "toml" else ():
+            ours = language == "toml" and not text.startswith("# pyproject.toml")
+            for one in alternatives if ours else ():
                 yield pytest.param(one, id=f"{page.relative_to(ROOT)}, block {number}: {one.strip()[:30]}")
 
 
@@ -278,6 +338,52 @@ def test_toml_blocks(text: str) -> None:
         assert like is not None
         like.update({key: value for key, value in stage.items() if key != "name"})
     Recipe.model_validate(table)
+
+
+EXTENDING = ROOT / "docs" / "extending.md"
+
+
+def test_what_extending_shows_runs_together(there: Path, tmp_path: Path) -> None:
+    """Its reward, data source, task, health rule and tracker by file in one real run."""
+    pieces = [text for language, text in blocks(EXTENDING) if language == "toml" and "pyproject" not in text]
+    reward, mine, task, health, logging = pieces
+    (there / "extended.toml").write_text(
+        TINY[: TINY.index("[data]")]
+        + mine
+        + task.replace("[data]", "[data.made]").replace("train =", "path =")
+        + reward
+        + health
+        + logging.replace('"tensorboard", ', "")
+        + TINY[TINY.index("[[stage]]") : TINY.index('[[stage]]\nkind = "reject"')]
+        .replace("steps = 20\n", 'steps = 1\ndata = "mine"\n')
+        .replace("problems_per_step", "data = { mine = 0.5, made = 0.5 }\nsamples_per_problem = 2\nproblems_per_step")
+        .replace("steps = 2\n", "steps = 1\n")
+        .replace("max_tokens = 24", "max_tokens = 4")
+    )
+    out = tmp_path / "run"
+    done = CliRunner().invoke(app, ["run", "extended.toml", "--out", str(out)])
+    lines = (out / "lines.txt").read_text().splitlines()
+    assert [line.split()[:2] for line in lines[:2]] == [["cold_start", "0"], ["grpo", "0"]]
+    assert "does the model think?" in done.output
+    row = json.loads((out / "stages" / "02-grpo" / "metrics.jsonl").read_text().splitlines()[0])
+    assert "reward/polite.py:polite" in row
+    prompts = [json.loads(line)["prompt"] for line in (out / "stages" / "02-grpo" / "rollouts.jsonl").open()]
+    assert {prompt[-3:] for prompt in prompts} == {"+1=", "*2="}
+
+
+def test_what_extending_points_to_is_there() -> None:
+    """Every file, and every function or class named with it, and the groups of entry points."""
+    text = EXTENDING.read_text(encoding="utf-8")
+    files = set(re.findall(r"`((?:rlreason|rewards|eval|tests)/[\w/]+\.py)`", text))
+    assert len(files) > 25
+    assert not [name for name in files if not (ROOT / name).is_file()]
+    for names, file in re.findall(r"((?:`\w+`(?:, | and )?)+) (?:in|of) `((?:rlreason|rewards)/[\w/]+\.py)`", text):
+        source = (ROOT / file).read_text(encoding="utf-8")
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"\b{name}\b", source), (name, file)
+    (package,) = [text for language, text in blocks(EXTENDING) if text.startswith("# pyproject.toml")]
+    groups = set(tomllib.loads(package)["project"]["entry-points"])
+    assert groups == {extensions.TRACKERS, extensions.DATA, extensions.HEALTH, ENTRY_POINT_GROUP}
 
 
 def test_the_notebook(there: Path) -> None:

@@ -83,12 +83,30 @@ def score(
     input: Annotated[Path, typer.Option(help="JSONL rows {id, response, reference}; tests for code.")],  # noqa: A002
     output: Annotated[Path, typer.Option(help="JSONL verdicts, same order.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one a core.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for one row, queueing not counted.")] = 10.0,
+    timeout: Annotated[float, typer.Option(help="Seconds for one row, queueing not counted.")] = 60.0,
+    marked_only: Annotated[
+        bool, typer.Option("--marked-only", help="math: only boxes, answer tags, #### and 'answer is' count.")
+    ] = False,
 ) -> None:
-    """Score a file of responses with a verifier."""
+    """Score a file of responses with a verifier.
+
+    A row that can't be used (no response, an empty reference) is written as broken, with the reason as its detail, and
+    counted at the end. A line that is no JSON object ends the command with exit code 2 before anything is scored.
+    """
     from rlreason.progress import counting
     from rlreason.score_file import score_file
 
     with counting(console, verifier, "rows") as watch:
-        counts = score_file(verifier, input, output, workers=workers or usable_cores(), timeout=timeout, watch=watch)
+        counts = score_file(
+            verifier,
+            input,
+            output,
+            workers=workers or usable_cores(),
+            timeout=timeout,
+            marked_only=marked_only,
+            watch=watch,
+        )
+    unusable = counts.pop("unusable", 0)
     say(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "no rows")
+    if unusable:
+        say(f"{unusable} rows could not be used: they are broken in {output}, with the reason as their detail")

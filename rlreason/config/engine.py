@@ -29,6 +29,12 @@ class TrainerConfig(Section):
     #: Coefficient of the load-balancing loss of experts in sft and distill stages (arXiv 2101.03961). auto: the model's
     #: own router_aux_loss_coef; of a model built from nothing only where [policy.model] sets it. RL stages have none.
     router_aux_loss: Literal["auto", "off"] | Annotated[float, Field(ge=0)] = "auto"
+    #: Processes that share the model in shards (FSDP2), as Ray actors with a GPU each; 0: one model in this process.
+    ranks: int = Field(0, ge=0)
+    #: Compute each layer again in the backward pass instead of keeping what it computed.
+    activation_checkpointing: bool = False
+    #: Shards, gradients and moments stay in the CPU's memory between uses; with ranks only.
+    offload: bool = False
 
 
 class EndpointConfig(Section):
@@ -87,8 +93,10 @@ class ClusterConfig(Section):
     threads: int = Field(0, ge=0)
     #: Processes that run rewards.
     reward_workers: int = Field(1, ge=1)
-    #: Seconds one reward may run, queueing not counted.
-    reward_timeout: float = Field(10.0, gt=0)
+    #: Seconds one reward may run, queueing not counted; of a program, all its cases together.
+    reward_timeout: float = Field(60.0, gt=0)
+    #: Calls of an asynchronous reward, such as an LLM judge, that are under way at a time.
+    reward_concurrency: int = Field(32, ge=1)
     #: A running Ray cluster, such as "auto" or "ray://head:10001"; default: the one on this host, else one is started.
     #: "local" always starts one.
     address: str | None = None

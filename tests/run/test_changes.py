@@ -82,7 +82,7 @@ def test_a_stage_may_be_given_more_steps_and_not_fewer(tmp_path: Path) -> None:
         ("reward.accuracy=0.5", "reward.accuracy = 1.0, not 0.5"),
         ("reward.format=0.5", "reward.format = nothing, not 0.5"),
         ('reward."judges/a.py:judge"=1', 'reward."judges/a.py:judge" = 0.5, not 1.0'),
-        ("cluster.reward_timeout=5", "cluster.reward_timeout = 10.0, not 5.0"),
+        ("cluster.reward_timeout=5", "cluster.reward_timeout = 60.0, not 5.0"),
         ("cluster.kind=inline", "cluster.kind = 'auto', not 'inline'"),
         ("sampler.max_length=64", "sampler.max_length = nothing, not 64"),
         ("endpoint.big.model=other", "endpoint.big.model = 'm', not 'other'"),

@@ -49,9 +49,8 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     # what others made of that
     "shmctl": (31, 195), "shmdt": (67, 197), "semctl": (66, 191), "semop": (65, 193), "semtimedop": (220, 192),
     "msgctl": (71, 187), "msgsnd": (69, 189), "msgrcv": (70, 188), "mq_unlink": (241, 181),
-    # kernel memory that no limit of a process counts: larger socket buffers, rules of one's own
-    "setsockopt": (54, 208), "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445),
-    "landlock_restrict_self": (446, 446), "seccomp": (317, 277), "lsm_set_self_attr": (460, 460),
+    # kernel memory that no limit of a process counts: larger socket buffers, filters of one's own
+    "setsockopt": (54, 208), "seccomp": (317, 277), "lsm_set_self_attr": (460, 460),
     # the host's files: watching who reads them, holding locks on them, writing all of them out
     "inotify_init": (253, None), "inotify_init1": (294, 26), "inotify_add_watch": (254, 27), "flock": (73, 32),
     "sync": (162, 81), "syncfs": (306, 267),
@@ -68,6 +67,10 @@ _REFUSED_OUTSIDE: dict[str, tuple[int | None, int | None]] = {
     "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15),
     "fremovexattr": (199, 16),
 }  # fmt: skip
+#: The process ends with the call: no program has a use for it.
+_FATAL: dict[str, tuple[int | None, int | None]] = {
+    "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445), "landlock_restrict_self": (446, 446),
+}  # fmt: skip
 #: Calls whose flags lie in memory, out of the filter's sight: "not implemented" makes libc use the older call.
 _MISSING: dict[str, tuple[int | None, int | None]] = {"clone3": (435, 435)}
 _MISSING_OUTSIDE: dict[str, tuple[int | None, int | None]] = {"openat2": (437, 437)}
@@ -82,8 +85,9 @@ _CLONE_THREAD = 0x00010000
 _HARMLESS_IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 #: Signals to others (F_SETOWN, F_SETSIG, F_SETOWN_EX), leases and notes on files, larger pipes.
 _REFUSED_FCNTLS = (8, 10, 15, 1024, 1026, 1031)
-#: PR_SET_PDEATHSIG, PR_SET_DUMPABLE (the watch reads the program's /proc files), PR_SET_SECCOMP, PR_SET_MM.
-_REFUSED_PRCTLS = (1, 4, 22, 35)
+#: PR_SET_PDEATHSIG, PR_SET_DUMPABLE (the watch reads the program's /proc files), PR_SET_SECCOMP, PR_SET_MM,
+#: PR_SCHED_CORE, PR_SET_MEMORY_MERGE.
+_REFUSED_PRCTLS = (1, 4, 22, 35, 62, 67)
 #: Locks on files: where all files that it can open are the host's.
 _FCNTL_LOCKS = (6, 7, 37, 38)
 _RLIMIT_CORE = 4
@@ -189,7 +193,7 @@ def build(*, own_pid: int | None = None, private: bool = True, ask: bool = True,
     ]
     refused = _REFUSED if private else _REFUSED | _REFUSED_OUTSIDE
     missing = _MISSING if private else _MISSING | _MISSING_OUTSIDE
-    for answer, calls in ((_EPERM, refused), (_ENOSYS, missing)):
+    for answer, calls in ((_KILL_PROCESS, _FATAL), (_EPERM, refused), (_ENOSYS, missing)):
         for numbers in calls.values():
             number = numbers[which]
             if number is not None:

@@ -1,4 +1,4 @@
-"""When a check counts: again after a lost jail; once more, alone, after a run that a busy host kept from a processor."""
+"""When a check counts: again after a lost jail; and once more, alone, after a run that a busy host has starved."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from rlreason.rewards.jail.alone import alone, beside_others
 from rlreason.rewards.jail.jail import Jail, Limits, Require, leased
 from rlreason.rewards.jail.run import RunLost
 from rlreason.rewards.limit import item_seconds, keeps_own_limit
-from rlreason.rewards.programs.run import Tally
+from rlreason.rewards.programs.session import Tally
 from rlreason.types import Verdict
 
 _ATTEMPTS = 2  # a zygote may be killed from outside (out of memory, an operator): that is nobody's verdict
 #: For the start of jails and for waiting on the other runs of this host, beside the limits themselves.
 _GUARD_SECONDS = 240.0
 #: A run that ran out of time and was without a processor for more of it than this was starved.
-_STARVED_SHARE = 0.1
+_STARVED_SHARE = 0.2
 
 
 def attempt(

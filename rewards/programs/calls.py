@@ -16,6 +16,7 @@ from types import CodeType
 
 from rlreason.rewards.jail import data as jail_data
 from rlreason.rewards.jail.data import NotPlain, Tree
+from rlreason.rewards.programs.affordable import affordable
 from rlreason.rewards.programs.compare import same_output, same_value
 from rlreason.rewards.programs.tests import BadTests, CallTests, CodeTests, StdinTests, draws_of, read_tests
 
@@ -31,11 +32,6 @@ _NODES = (
     ast.Expression, ast.Compare, ast.BoolOp, ast.UnaryOp, ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict,
     ast.Subscript, ast.Slice, ast.Load, ast.cmpop, ast.boolop, ast.unaryop, ast.Add, ast.Sub, ast.Div, ast.keyword,
 )  # fmt: skip
-
-
-#: Entries of a set or dict that a result may have where an assert looks at it: keys can be chosen to fall into one
-#: hash bucket, and building a table of n such keys costs n * n.
-_LARGEST_TABLE = 2_000
 
 Trees = Mapping[int, Tree]
 
@@ -184,7 +180,7 @@ def _asserts(statements: list[ast.stmt], names: Mapping[str, str]) -> RemoteTest
     def judge(results: Trees) -> list[bool]:
         scope: dict[str, object] = {"__builtins__": {}, **_FUNCTIONS}
         for at, tree in results.items():
-            if not _has_large_table(tree):
+            if affordable(tree):
                 try:
                     scope[f"result_{at}"] = jail_data.from_tree(tree)
                 except (NotPlain, RecursionError):
@@ -192,17 +188,6 @@ def _asserts(statements: list[ast.stmt], names: Mapping[str, str]) -> RemoteTest
         return [_holds(test, dict(scope)) for test in tests]
 
     return _called(reader.calls, judge, len(tests))
-
-
-def _has_large_table(tree: Tree) -> bool:
-    waiting = [tree]
-    while waiting:
-        one = waiting.pop()
-        if type(one) is list:
-            if one and one[0] in ("s", "f", "d") and len(one) > _LARGEST_TABLE:
-                return True
-            waiting += one
-    return False
 
 
 def _holds(test: CodeType, scope: dict[str, object]) -> bool:

@@ -133,9 +133,13 @@ def _is_right(scored: Scored) -> bool:
 
 def _labels(keys: Iterable[str]) -> dict[str, str]:
     """Key of the table -> name in metrics: short where that names one alone."""
-    short = {key: parse(key).label if ":" in key else key for key in keys}
+    short = {key: _label(key) for key in keys}
     counts = Counter(short.values())
     return {key: label if counts[label] == 1 else key for key, label in short.items()}
+
+
+def _label(key: str) -> str:
+    return parse(key).label if ":" in key else key
 
 
 def _is_verifier(part: MixPart) -> bool:
@@ -146,7 +150,7 @@ def _with_gates(parts: tuple[MixPart, ...], labels: Mapping[str, str]) -> tuple[
     """Gates by the names of parts, checked: another part of the table, which depends on none itself."""
     names = {part.name for part in parts}
     named = tuple(
-        replace(part, gate=labels[part.gate]) if part.gate in labels else part for part in parts
+        replace(part, gate=labels.get(part.gate) or _label(part.gate)) if part.gate else part for part in parts
     )  # a plug-in may be named as in the table, with its folders
     for part in named:
         if part.gate and (part.gate not in names or part.gate == part.name):

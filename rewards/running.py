@@ -116,9 +116,7 @@ class RewardRunner:
 
     def _opened(self, lane: Lane) -> AnyPool:
         if self._local is not None:
-            return self._local(
-                functools.partial(run_call, self.mixes, False), timeout=lane.seconds or self.limits.timeout
-            )
+            return self._local(functools.partial(run_call, self.mixes, False), timeout=seconds_of)
         memory = self.memory_of(lane)
         if lane.concurrent:
             job = functools.partial(run_call_async, self.mixes)

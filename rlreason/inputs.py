@@ -75,8 +75,12 @@ class RecipeFiles:
     def code(self, spec: str, kind: Kind) -> str:
         """Likewise for ``path/file.py:name`` and ``pkg.mod:name``, whose file counts among the inputs of the run."""
         target = plugins.parse(spec)
+        if target.is_folder:  # a reward model
+            found = next((_absolute(path) for path in self._candidates(target) if path.is_dir()), None)
+            return spec if found is None else replace(target, place=str(found)).spec
         if not target.is_file:
-            self._module(target.place)
+            if target.is_module:
+                self._module(target.place)
             return spec
         candidates = self._candidates(target)
         found = next((_absolute(path) for path in candidates if path.is_file()), None)

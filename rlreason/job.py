@@ -300,7 +300,13 @@ def _require_training_packages() -> None:
 def open_scorer(checked: CheckedRecipe, *, local: bool = False) -> PoolScorer:
     """The recipe's rewards in worker processes, or with ``local`` in a thread of this one; a context manager."""
     cluster = checked.recipe.cluster
-    return PoolScorer(checked.mix, workers=cluster.reward_workers, timeout=cluster.reward_timeout, local=local)
+    return PoolScorer(
+        checked.mix,
+        workers=cluster.reward_workers,
+        timeout=cluster.reward_timeout,
+        concurrency=cluster.reward_concurrency,
+        local=local,
+    )
 
 
 @contextmanager

@@ -21,7 +21,10 @@ class LocalPool:
     is timed out. It is given copies, as worker processes are. What it allocates is not limited.
     """
 
-    def __init__(self, function: Callable[..., object], *, timeout: float = 10.0) -> None:
+    def __init__(
+        self, function: Callable[..., object], *, timeout: float | Callable[[object], float] = 10.0
+    ) -> None:
+        """``timeout``: seconds for an item, or what gives them for one."""
         self._function = function
         self._timeout = timeout
         self._items: SimpleQueue[tuple[object, Future[Outcome]] | None] = SimpleQueue()
@@ -53,24 +56,19 @@ class LocalPool:
             found: Future[object] = Future()
             extra: list[float] = []
             jobs.put((copy.deepcopy(item), found, extra.append))
+            seconds = self._seconds(item)
             try:
-                answer.set_result(Outcome(value=self._wait(found, extra)))
+                answer.set_result(Outcome(value=_wait(found, seconds, extra)))
             except TimeoutError:
-                answer.set_result(Outcome(failure="timed_out", detail=f"ran past {self._timeout:g} s"))
+                answer.set_result(Outcome(failure="timed_out", detail=f"ran past {seconds:g} s"))
                 jobs.put(None)
                 jobs = self._worker()
             except Exception as error:
                 answer.set_result(Outcome(failure="raised", detail=f"{type(error).__name__}: {error}"[:500]))
         jobs.put(None)
 
-    def _wait(self, found: Future[object], extra: list[float]) -> object:
-        """Raises TimeoutError at the limit, or where the function keeps it by itself, some time later."""
-        try:
-            return found.result(self._timeout)
-        except TimeoutError:
-            if not extra or found.done():
-                raise
-            return found.result(extra[-1])
+    def _seconds(self, item: object) -> float:
+        return self._timeout(item) if callable(self._timeout) else self._timeout
 
     def _worker(self) -> SimpleQueue[_Job | None]:
         """Jobs of a thread that was just begun."""
@@ -82,8 +80,18 @@ class LocalPool:
         while (job := jobs.get()) is not None:
             item, found, tell = job
             try:
-                with limit.item(self._timeout, tell):
+                with limit.item(self._seconds(item), tell):
                     value = self._function(item)
                 found.set_result(value)
             except Exception as error:
                 found.set_exception(error)
+
+
+def _wait(found: Future[object], seconds: float, extra: list[float]) -> object:
+    """Raises TimeoutError at the limit, or where the function keeps it by itself, some time later."""
+    try:
+        return found.result(seconds)
+    except TimeoutError:
+        if not extra or found.done():
+            raise
+        return found.result(extra[-1])

@@ -391,8 +391,8 @@ class Sampler(Protocol):
 class Scorer(Protocol):
     """Gives every completion of every group its reward; never raises for what a completion contains."""
 
-    def submit(self, group: Group) -> Future[Group]:
-        """The group with ``rewards_G`` filled, some time: it waits for its own completions alone."""
+    def submit(self, group: Group, together: Sequence[str] = ()) -> Future[Group]:
+        """The group with ``rewards_G`` filled, some time. ``together``: ids of all that are drawn for its step."""
         ...
 
     def score(self, groups: Sequence[Group]) -> list[Group]:

@@ -30,6 +30,7 @@ FREE = (
     "sampler.canary_tolerance",
     "cluster.threads",
     "cluster.reward_workers",
+    "cluster.reward_concurrency",
     "cluster.address",
     "cluster.rollout_workers",
     "cluster.cpus_per_worker",

@@ -240,7 +240,8 @@ class EvalStage(Section):
 
 
 Stage = Annotated[SftStage | GrpoStage | RejectStage | DistillStage | EvalStage, Field(discriminator="kind")]
-RewardTerm = float | dict[str, Scalar | FromEnvironment]
+RewardOption = Scalar | FromEnvironment | list[Scalar | list[Scalar]] | dict[str, Scalar]
+RewardTerm = float | dict[str, RewardOption]
 #: The reward of a recipe that names none.
 ACCURACY: dict[str, RewardTerm] = {"accuracy": 1.0}
 

@@ -176,7 +176,7 @@ class RolloutStream:
                 continue
             with self._changed:
                 order = self._order_of.pop(group.group_id)
-            future = order.scorer.submit(group)
+            future = order.scorer.submit(group, order.keys)
             with self._changed:
                 order.scored[group.group_id] = future
                 self._changed.notify_all()

@@ -20,11 +20,12 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from rlreason.rewards.jail.cgroup import Cgroup
 from rlreason.rewards.jail.confine import LAYERS, NAMESPACES
 from rlreason.rewards.jail.record import RECORD, encode_record
 from rlreason.rewards.jail.run import LayerDenied, Report, Run, RunLost, open_ends, pump
@@ -33,6 +34,8 @@ Require = Literal["full", "best", "unsafe"]
 
 _START_SECONDS = 60.0
 _END_SECONDS = 5.0
+#: Of a jail itself: who waits, the zygote, and those that are on their way out.
+_SPARE_PROCESSES = 16
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
 #: Threads would reserve 64 MB of address space each for their heaps.
 _ENVIRONMENT["MALLOC_ARENA_MAX"] = "1"
@@ -50,6 +53,17 @@ main({control}, {off!r}, {namespaces}, {visible!r})
 """
 #: Without namespaces, these have to hold for ``require="best"``.
 _NEXT_BEST = ("landlock", "seccomp", "no_new_privs", "rlimits")
+
+
+#: By level: what its layers can't refuse. A test holds docs/sandbox.md against it.
+_REMARKS: dict[str, tuple[str, ...]] = {
+    "namespaces": ("names looked up below /usr stay in the kernel's cache until it needs the memory",),
+    "landlock": (
+        "a program sees whether a path of the host exists, with its size, times and permissions",
+        "names looked up anywhere stay in the kernel's cache until it needs the memory",
+    ),
+    "none": ("programs are not isolated",),
+}
 
 
 class JailUnavailable(Exception):
@@ -92,6 +106,13 @@ class Capabilities:
     level: Literal["namespaces", "landlock", "none"]
     #: Layer to "" where it holds, else the reason why it does not.
     layers: Mapping[str, str]
+    #: The same of what comes on top where it can be had, and what no level asks for.
+    extras: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a program at this level can do that it should not."""
+        return _REMARKS[self.level]
 
     @property
     def missing(self) -> Mapping[str, str]:
@@ -107,7 +128,9 @@ class Capabilities:
     def __str__(self) -> str:
         holds = ", ".join(layer for layer, reason in self.layers.items() if not reason)
         lacks = "".join(f"\n  without {layer}: {reason}" for layer, reason in self.missing.items())
-        return f"level {self.level}: {holds or 'nothing holds'}{lacks}"
+        more = "".join(f"\n  without {name}: {why}" if why else f"\n  with {name}" for name, why in self.extras.items())
+        remarks = "".join(f"\n  note: {remark}" for remark in self.remarks)
+        return f"level {self.level}: {holds or 'nothing holds'}{lacks}{more}{remarks}"
 
 
 class Jail:
@@ -125,7 +148,8 @@ class Jail:
         self._owner: tuple[int, int] | None = None
         #: The longest that a run of the present lease which had to be ended was kept from a processor.
         self.waited_seconds = 0.0
-        self.capabilities = self._settle(dict.fromkeys(off, "switched off"))
+        self._cgroup = None if "cgroup" in off else Cgroup()
+        self.capabilities = self._settle({layer: "switched off" for layer in off if layer in LAYERS})
 
     def _settle(self, off: dict[str, str]) -> Capabilities:
         """Start with everything; leave out what the host denies, one layer after the other."""
@@ -137,16 +161,18 @@ class Jail:
                 self._try_out()
                 break
             except LayerDenied as error:
-                self.close()
+                self._stop()
                 if error.layer == "" or error.layer in off:
+                    self.close()
                     raise JailUnavailable(f"no program can be started: {error}") from error
                 if error.layer in NAMESPACES:
                     namespaces, why_none = False, str(error)
                 else:
                     off[error.layer] = str(error)
             except RunLost as error:
-                self.close()
+                self._stop()
                 if not namespaces:
+                    self.close()
                     raise JailUnavailable(f"the zygote does not start: {error}") from error
                 namespaces, why_none = False, str(error)
         for layer in layers:
@@ -158,7 +184,13 @@ class Jail:
         confined = all(layers[layer] == "" for layer in ("mount_namespace", "pid_namespace", *_NEXT_BEST[1:]))
         level: Literal["namespaces", "landlock", "none"]
         level = "namespaces" if confined else "landlock" if fallback else "none"
-        return Capabilities(level=level, layers=layers)
+        return Capabilities(level=level, layers=layers, extras=self._extras())
+
+    def _extras(self) -> dict[str, str]:
+        if self._cgroup is None:
+            return {"cgroup": "switched off"}
+        missing = self._cgroup.missing
+        return {"cgroup": "; ".join(f"{name}: {why}" for name, why in missing.items())}
 
     def _start(self, off: Collection[str], *, namespaces: bool) -> dict[str, str]:
         ours, theirs = socket.socketpair()
@@ -180,6 +212,8 @@ class Jail:
                 env=_ENVIRONMENT,
                 start_new_session=True,  # Ctrl-C is the trusted process's to handle
             )
+        if self._cgroup is not None:
+            self._cgroup.take(self._process.pid)  # long before the interpreter has started, and forks
         self._control = ours
         ours.settimeout(_START_SECONDS)
         try:
@@ -212,6 +246,8 @@ class Jail:
     def spawn(self, limits: Limits, *, cpu_seconds: float | None = None) -> Run:
         """Fork a child that waits for its job on the channel. ``cpu_seconds`` if not for one case alone."""
         assert self._control is not None
+        if self._cgroup is not None:  # a program, and the tests' process beside it
+            self._cgroup.limit(2 * (limits.memory_mb + limits.tmp_mb) << 20, 2 * limits.processes + _SPARE_PROCESSES)
         ends, theirs = open_ends(self._owner)
         run = Run(ends=ends, output_bytes=limits.output_bytes)
         run.on_report = self._hear
@@ -249,8 +285,18 @@ class Jail:
         assert self._process is not None
         return self._process.pid
 
+    def tidy(self) -> None:
+        """After a check: what the host still keeps of it goes, where that can be had."""
+        if self._cgroup is not None:
+            self._cgroup.tidy()
+
     def close(self) -> None:
         """End the zygote and every run with it."""
+        self._stop()
+        if self._cgroup is not None:
+            self._cgroup.close()
+
+    def _stop(self) -> None:
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -291,6 +337,7 @@ def leased(require: Require = "best", visible: tuple[str, ...] = ()) -> Iterator
         jail.close()
         raise
     finally:
+        jail.tidy()
         if jail.alive:
             with _lock:
                 _idle.append((os.getpid(), jail))

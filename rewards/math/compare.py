@@ -5,29 +5,29 @@
 
 from __future__ import annotations
 
-import re
-from fractions import Fraction
+from collections.abc import Callable
 
 from rlreason.rewards.math import sets as math_sets
 from rlreason.rewards.math.evaluate import Undecided
 from rlreason.rewards.math.lists import distinct, in_order, match
-from rlreason.rewards.math.read import alternatives, with_alternatives
+from rlreason.rewards.math.quantities import degrees_equal, names_equal, percents_equal, ratios_equal, units_equal
+from rlreason.rewards.math.read import with_alternatives
 from rlreason.rewards.math.relations import assignment, relation_value, relations_equal, same_name
-from rlreason.rewards.math.tree import MathError, Node, canonical, group, mul, name_of, num, rational, symbols
+from rlreason.rewards.math.tree import MathError, Node, canonical, group, name_of, num, symbols
 from rlreason.rewards.math.values import Options, values_equal
-from rlreason.rewards.math.words import number_from_words, unit_size, word_set
+from rlreason.rewards.math.words import number_from_words
 
 _UNORDERED = frozenset({"", "and", "or", "{}"})
 _BARE = frozenset({"", "and", "or"})
-_NOT_A_UNIT = word_set("not no never wrong incorrect false isn't except unknown or less more least most")
 _MAX_ITEMS = 400
+_Compare = Callable[[Node, Node, Options], bool | None]
 
 
 def equal(a: Node, b: Node, options: Options) -> bool | None:
     """Do the two trees state the same answer?"""
     if canonical(a) == canonical(b):
         return not _undefined(a)
-    if a.kind == b.kind == "call" and a.value == b.value == "pmod":
+    if a.kind == b.kind == "call" and a.value == b.value and a.value in ("pmod", "remainder"):
         return in_order(a.args, b.args, options, equal)
     if a.kind == b.kind == "call" and a.value == b.value == "cases":
         return match(list(a.args), list(b.args), options, equal)
@@ -65,91 +65,11 @@ def _texts(a: Node, b: Node, options: Options) -> bool | None:
     return number is not None and equal(num(number), other, options)
 
 
-def _units(a: Node, b: Node, options: Options) -> bool | None:
-    """A unit on one side only is a label (unless ``options.units``); on both sides they must convert."""
-    unit_a = name_of(a) if a.kind == "unit" else None
-    unit_b = name_of(b) if b.kind == "unit" else None
-    left, right = (a.args[0] if unit_a is not None else a), (b.args[0] if unit_b is not None else b)
-    if any(u and set(u.lower().split()) & _NOT_A_UNIT for u in (unit_a, unit_b)):
-        return unit_a == unit_b and equal(left, right, options)
-    if unit_a is None or unit_b is None:
-        bare = right if unit_b is None else left
-        if bare.kind in ("percent", "degree"):
-            return False
-        known = unit_size(unit_a or unit_b or "")
-        if options.units and known is not None:
-            return False
-        if left.kind == right.kind == "ratio" and equal(left, right, options):
-            return True
-        if left.kind == "ratio" or right.kind == "ratio":
-            left, right = _with_clock(left, unit_a), _with_clock(right, unit_b)
-            if left.kind != right.kind:
-                return False
-        return equal(left, right, options)
-    if left.kind == right.kind == "ratio":
-        return equal(_with_clock(left, unit_a), _with_clock(right, unit_b), options)
-    size_a, size_b = unit_size(unit_a), unit_size(unit_b)
-    if size_a is None or size_b is None:
-        return equal(left, right, options)
-    if size_a[0] != size_b[0]:
-        return False
-    if size_a[1] == size_b[1]:
-        return equal(left, right, options)
-    return equal(mul(left, num(size_a[1])), mul(right, num(size_b[1])), options)
-
-
-def _with_clock(node: Node, unit: str | None) -> Node:
-    """``8:34 P.M.`` on the 24-hour clock."""
-    mark = re.sub(r"[^apm]", "", (unit or "").lower())
-    hour = rational(node.args[0]) if node.kind == "ratio" else None
-    if hour is None or mark not in ("am", "pm") or not 1 <= hour <= 12:
-        return node
-    return Node("ratio", (num(hour % 12 + (12 if mark == "pm" else 0)), *node.args[1:]))
-
-
 def _percents(a: Node, b: Node, options: Options) -> bool | None:
-    if a.kind == b.kind:
-        return equal(a.args[0], b.args[0], options)
-    percent, other = (a, b) if a.kind == "percent" else (b, a)
-    shown, value = rational(percent.args[0]), rational(other)
-    if options.percent_as_unit and value is not None and shown == value and abs(value) >= 1:
-        return True
+    other = b if a.kind == "percent" else a
     if other.kind in ("group", "relation", "ratio", "matrix", "text"):
         return _DISPATCH_BY_KIND[other.kind](a, b, options)
-    return values_equal(a, b, options)
-
-
-def _ratios(a: Node, b: Node, options: Options) -> bool | None:
-    """Times of day as times; other ratios in proportion; ``3:4`` is also the number 3/4."""
-    if a.kind != b.kind:
-        ratio, other = (a, b) if a.kind == "ratio" else (b, a)
-        if other.kind in ("group", "relation", "matrix", "text", "percent") or len(ratio.args) != 2 or _clock(ratio):
-            return False
-        value = rational(other)
-        if value is not None and value.denominator == 1:
-            return False  # 18:9 is not how to write 2
-        return values_equal(mul(ratio.args[0], Node("pow", (ratio.args[1], num(-1)))), other, options)
-    if _clock(a) and _clock(b):
-        return _clock(a) == _clock(b)
-    if len(a.args) != len(b.args):
-        return False
-    first = a.args[0], b.args[0]
-    checks = [
-        values_equal(mul(x, first[1]), mul(y, first[0]), options) for x, y in zip(a.args[1:], b.args[1:], strict=True)
-    ]
-    return None if None in checks else all(checks)
-
-
-def _clock(ratio: Node) -> tuple[Fraction, ...]:
-    """(hours, minutes, seconds) where the ratio may be a time of day: ``20:34``, ``9:05``; else ()."""
-    parts = [rational(x) for x in ratio.args]
-    if len(parts) not in (2, 3) or any(p is None or p.denominator != 1 or p < 0 for p in parts):
-        return ()
-    hours, minutes, *rest = [p for p in parts if p is not None]
-    seconds = rest[0] if rest else Fraction(0)
-    if hours > 24 or minutes > 59 or seconds > 59 or 0 < minutes < 10 or 0 < seconds < 10:
-        return ()
-    return hours, minutes, seconds
+    return percents_equal(a, b, options, equal)
 
 
 def _relations(a: Node, b: Node, options: Options) -> bool | None:
@@ -337,24 +257,15 @@ def _sets(a: Node, b: Node, options: Options) -> bool | None:
         return False
 
 
-def _degrees(a: Node, b: Node, options: Options) -> bool | None:
-    if a.kind == b.kind:
-        return equal(a.args[0], b.args[0], options)
-    return values_equal(a, b, options)
-
-
-def _lists_of_values(node: Node) -> list[Node]:
-    return list(node.args) if node.kind == "group" else alternatives(node)
-
-
-_DISPATCH = (
-    (frozenset({"unit"}), _units),
+_DISPATCH: tuple[tuple[frozenset[str], _Compare], ...] = (
+    (frozenset({"named"}), lambda a, b, options: names_equal(a, b, options, equal)),
+    (frozenset({"unit"}), lambda a, b, options: units_equal(a, b, options, equal)),
     (frozenset({"text"}), _texts),
     (frozenset({"relation"}), _relations),
     (frozenset({"group"}), _groups),
     (frozenset({"matrix"}), _matrices),
-    (frozenset({"ratio"}), _ratios),
+    (frozenset({"ratio"}), ratios_equal),
     (frozenset({"percent"}), _percents),
-    (frozenset({"degree"}), _degrees),
+    (frozenset({"degree"}), lambda a, b, options: degrees_equal(a, b, options, equal)),
 )
 _DISPATCH_BY_KIND = {kind: compare for kinds, compare in _DISPATCH for kind in kinds}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
+from rlreason.rewards.math.functions import CALLS
 from rlreason.rewards.math.tree import MAX_BITS, MINUS_ONE, Node, name_of, rational
 from rlreason.rewards.math.words import word_set
 
@@ -187,15 +188,19 @@ class Evaluator:
 
         self.mp: Any = mpmath.MPContext()
         self.mp.dps = digits
+        self.tiny = self.mp.mpf(10) ** -25
         self.log_base = log_base
         self.steps = 0
         self.angle = 0
         #: Bits by which the smallest contribution so far lies below what it is added to: 1 + 2^-1000 has 1000.
         self.spread = 0
+        #: Was any part of the last value not real?
+        self.unreal = False
 
     def value(self, node: Node, point: Mapping[str, Any]) -> Any:
         """The value at a point; raises Undecided where there is none."""
         self.steps = self.spread = 0
+        self.unreal = False
         try:
             result = self._value(node, point)
         except (ZeroDivisionError, OverflowError, ValueError, TypeError, self.mp.NoConvergence) as error:
@@ -216,7 +221,10 @@ class Evaluator:
         handler = _NUMERIC.get(node.kind)
         if handler is None:
             raise Undecided(f"no value of {node.kind}")
-        return handler(self, node, point)
+        result = handler(self, node, point)
+        if isinstance(result, self.mp.mpc) and abs(result.imag) > abs(result) * self.tiny:
+            self.unreal = True
+        return result
 
     def symbol(self, node: Node, point: Mapping[str, Any]) -> Any:
         try:
@@ -280,7 +288,7 @@ class Evaluator:
             return self.determinant(node.args[0], point)
         if name in ("sum", "prod"):
             return self.series(node, point)
-        function = _CALLS.get(name)
+        function = CALLS.get(name)
         if function is None:
             raise Undecided(f"no value of {name}")
         self.angle += name in _TRIGONOMETRIC
@@ -360,40 +368,3 @@ _NUMERIC: dict[str, Callable[[Evaluator, Node, Mapping[str, Any]], Any]] = {
     "degree": Evaluator.degree,
     "call": Evaluator.call,
 }
-_OWN: dict[str, Callable[..., Any]] = {
-    "abs": lambda ev, x: abs(x),
-    "root": Evaluator.root,
-    "ln": Evaluator.logarithm,
-    "log": Evaluator.logarithm,
-    "log?": lambda ev, x: ev.logarithm(x, ev.log_base),
-    "cis": lambda ev, x: ev.mp.expj(x),
-    "floor": lambda ev, x: ev.step(ev.real(x), ev.mp.floor(x)),
-    "ceil": lambda ev, x: ev.step(ev.real(x), ev.mp.ceil(x)),
-    "sgn": lambda ev, x: ev.mp.sign(x),
-    "Re": lambda ev, x: ev.mp.re(x),
-    "Im": lambda ev, x: ev.mp.im(x),
-    "arg": lambda ev, x: ev.mp.arg(x),
-    "max": lambda ev, *x: max(ev.real(v) for v in x),
-    "min": lambda ev, *x: min(ev.real(v) for v in x),
-    "gcd": lambda ev, *x: ev.mp.mpf(math.gcd(*map(ev.integer, x))),
-    "lcm": lambda ev, *x: ev.mp.mpf(math.lcm(*map(ev.integer, x))),
-    "mod": lambda ev, a, b: ev.mp.mpf(ev.integer(a) % ev.integer(b)),
-    "factorial": lambda ev, x: ev.mp.factorial(x),
-    "factorial2": lambda ev, x: ev.mp.fac2(x),
-    "gamma": lambda ev, x: ev.mp.gamma(x),
-    "binom": lambda ev, n, k: ev.mp.binomial(n, k),
-    "erf": lambda ev, x: ev.mp.erf(x),
-}
-_MPMATH = {
-    "sin": "sin", "cos": "cos", "tan": "tan", "cot": "cot", "sec": "sec", "csc": "csc", "arcsin": "asin",
-    "arccos": "acos", "arctan": "atan", "arccot": "acot", "arcsec": "asec", "arccsc": "acsc", "sinh": "sinh",
-    "cosh": "cosh", "tanh": "tanh", "coth": "coth", "sech": "sech", "csch": "csch", "arcsinh": "asinh",
-    "arccosh": "acosh", "arctanh": "atanh",
-}  # fmt: skip
-
-
-def _from_mpmath(name: str) -> Callable[..., Any]:
-    return lambda ev, x: getattr(ev.mp, name)(x)
-
-
-_CALLS = _OWN | {ours: _from_mpmath(theirs) for ours, theirs in _MPMATH.items()}

@@ -63,7 +63,7 @@ def match(left: list[Node], right: list[Node], options: Options, equal: Equal) -
 
 def _rough(node: Node) -> complex | None:
     """Double-precision value of a constant item, None for anything else."""
-    if node.kind in ("unit", "percent", "degree", "text", "relation", "group", "matrix", "ratio"):
+    if node.kind in ("named", "unit", "percent", "degree", "text", "relation", "group", "matrix", "ratio"):
         return None
     if any(n.kind in ("percent", "degree", "sym") or n.value == "log?" for n in walk(node)):
         return None

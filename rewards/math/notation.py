@@ -4,33 +4,43 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from rlreason.rewards.math.tree import MathError, Node, call, decimals, mul, name_of, num, rational
+from rlreason.rewards.math.tree import ONE, MathError, Node, add, call, decimals, mul, name_of, num, rational
 
 
-def builder_of_ratio(node: Node) -> Node:
-    """``{x : x > 2}`` arrives as the relation ``x:x > 2``."""
-    if node.kind == "group" and len(node.args) == 1 and node.args[0].kind == "relation":
-        first = node.args[0].args[0]
-        if first.kind == "ratio":
-            condition = Node("relation", (first.args[1], *node.args[0].args[1:]), node.args[0].value)
-            return Node("builder", (first.args[0], condition))
-    return node
+def plain_bracket(node: Node) -> Node:
+    """``[x+1]`` beside an operator groups, as ``(x+1)`` does."""
+    return node.args[0] if node.kind == "group" and node.value == "[]" and len(node.args) == 1 else node
+
+
+def named_point(name: Node, inner: Node) -> Node | None:
+    """``P(2,-3)`` is the point ``P = (2,-3)``; None where the letter does not name one."""
+    letter = name_of(name).rstrip("'_0123456789{}")
+    if len(letter) != 1 or not letter.isupper() or inner.kind != "group" or inner.value != "" or len(inner.args) < 2:
+        return None
+    return Node("relation", (name, Node("group", inner.args, "()")), ("=",))
 
 
 def going_on(node: Node) -> Node:
-    """``0.333...``: the digit that ends it three times goes on for ever."""
+    """``0.333...``: a digit that ends it three times, or a block that ends it twice, goes on for ever."""
     shown, places = rational(node), decimals(node)
     assert shown is not None
-    digits = str(abs(int(shown * 10**places)))[-3:]
-    if len(set(digits)) != 1 or len(digits) < 3:
-        raise MathError("a decimal that goes on unknown")
-    return num(shown + (1 if shown > 0 else -1) * Fraction(int(digits[-1]), 9 * 10**places))
+    digits = str(abs(int(shown * 10**places))).zfill(places)[-places:]
+    for length in range(1, places // 2 + 1):
+        times = 3 if length == 1 else 2
+        block = digits[-length:]
+        if digits.endswith(block * times):
+            period = Fraction(int(block), (10**length - 1) * 10**places)
+            return num(shown + (period if shown >= 0 else -period))
+    raise MathError("a decimal that goes on unknown")
 
 
 def selections(name: Node, exponent: Node) -> Node | None:
     """``C_{10}^{3}`` and ``A_{5}^{2}``: combinations and arrangements; None for a power of a symbol."""
     letter, _, below = name_of(name).partition("_")
     above = rational(exponent)
+    if letter in ("C", "A") and below in ("n", "m", "N") and name_of(name) == f"{letter}_{below}":
+        chosen = call("binom", Node("sym", (), below), exponent)
+        return chosen if letter == "C" else mul(chosen, call("factorial", exponent))
     if letter not in ("C", "A", "P") or not below.isdigit() or above is None or above.denominator != 1:
         return None
     n, k = int(below), int(above)
@@ -54,3 +64,28 @@ def in_base(digits: str, base: int) -> int:
         return int(digits, base) if base else int("no base")
     except ValueError:
         raise MathError(f"{digits} is no number in base {base}") from None
+
+
+def differential(body: Node) -> tuple[Node, str]:
+    """The integrand and its variable: ``x^2`` and ``x`` of ``x^2 dx``; "" where no ``dx`` is found."""
+    if body.kind == "add":
+        parts = [differential(a) for a in body.args]
+        names = {name for _, name in parts if name}
+        if len(names) != 1 or not parts[-1][1]:
+            return body, ""
+        return add(*(part for part, _ in parts)), names.pop()
+    if body.kind == "call" and body.value == "int":  # of several integrals the inner one takes the first
+        inside, inner = differential(body.args[0])
+        inside, name = differential(inside) if inner else (inside, "")
+        first = mul(inside, Node("sym", (), "d"), Node("sym", (), inner))
+        return (call("int", first, *body.args[1:]), name) if name else (body, "")
+    factors = _factors(body)
+    for i in range(len(factors) - 1):
+        if factors[i] == Node("sym", (), "d") and factors[i + 1].kind == "sym":
+            rest = (*factors[:i], *factors[i + 2 :])
+            return (rest[0] if len(rest) == 1 else Node("mul", rest) if rest else ONE), name_of(factors[i + 1])
+    return body, ""
+
+
+def _factors(node: Node) -> tuple[Node, ...]:
+    return tuple(f for a in node.args for f in _factors(a)) if node.kind == "mul" else (node,)

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable
 
 from rlreason.rewards.math.cursor import Cursor
-from rlreason.rewards.math.notation import builder_of_ratio, going_on, in_base, proper_fraction, selections
+from rlreason.rewards.math.labels import labelled
+from rlreason.rewards.math.notation import going_on, in_base, named_point, plain_bracket, proper_fraction, selections
 from rlreason.rewards.math.tokens import END, Token, tokenize
 from rlreason.rewards.math.tree import (
-    EMPTY,
     MAX_DEPTH,
     MathError,
     Node,
@@ -27,19 +27,23 @@ from rlreason.rewards.math.tree import (
     too_large,
     walk,
 )
-from rlreason.rewards.math.words import number_from_words, unit_size
+from rlreason.rewards.math.units import unit_size
+from rlreason.rewards.math.words import number_from_words
 
 # Binding powers, weakest first.
 _RATIO, _SET, _SUM, _MINUS, _PRODUCT, _POWER, _POSTFIX = 20, 30, 40, 49, 50, 70, 80
 _INFIX = {
     ":": _RATIO, "\\cup": _SET, "\\cap": _SET, "\\setminus": _SET, "+": _SUM, "-": _SUM, "\\pm": _SUM, "\\mp": _SUM,
-    "*": _PRODUCT, "/": _PRODUCT, "\\bmod": _PRODUCT, "\\mod": _PRODUCT, "\\choose": 10, "^": _POWER, "_": 90,
-    "!": _POSTFIX, "%": _POSTFIX, "deg": _POSTFIX, "'": _POSTFIX,
+    "*": _PRODUCT, "/": _PRODUCT, "\\bmod": _PRODUCT, "\\mod": _PRODUCT, "\\choose": 11, "^": _POWER, "_": 90,
+    "\\circ": 60, "!": _POSTFIX, "%": _POSTFIX, "deg": _POSTFIX, "'": _POSTFIX,
 }  # fmt: skip
+_SETS = frozenset({"numbers", "union", "minus", "group"})
 _SET_KINDS = {"\\cup": "union", "\\cap": "inter", "\\setminus": "minus"}
 _CLOSERS = frozenset({")", "]", "}", "\\}"})
 _ORDINALS = frozenset({"st", "nd", "rd", "th"})
 _MONEY = frozenset("$€£¥₹¢")
+_FUNCTIONS = frozenset({"f", "g", "h"})
+_TEMPERATURES = frozenset({"C", "F", "Celsius", "Fahrenheit", "celsius", "fahrenheit"})
 _STARTS = frozenset({"num", "literal", "id", "fn", "set", "begin", "scale"})
 _NOT_STARTS = frozenset(_INFIX) | {"\\pmod", "\\rfloor", "\\rceil", "\\pm", "\\mp", "\\not"}
 
@@ -133,9 +137,7 @@ class _Parser(Cursor):
             unit = self.unit()
             if any(c.isdigit() for c in re.sub(r"\^\{?-?\d\}?", "", unit)):
                 raise MathError("a number in a label")
-            if not any(n.kind in ("num", "decimal", "literal") for n in walk(left)) and unit_size(unit) is None:
-                raise MathError("words after a formula")
-            return self.more_units(Node("unit", (left,), unit))
+            return self.more_units(self.with_words(left, unit))
         if token.text in _MONEY and token.kind == "op":
             return Node("unit", (left,), self.take().text)
         if token.text == "\\pmod":
@@ -143,12 +145,23 @@ class _Parser(Cursor):
             return call("pmod", left, self.argument())
         return left
 
+    def with_words(self, left: Node, words: str) -> Node:
+        """``25^\\circ C`` as a temperature, ``\\$5 per hour`` as one unit, other words as ``labels`` reads them."""
+        if left.kind == "degree" and words.strip().rstrip(".") in _TEMPERATURES:
+            return Node("unit", left.args, "°" + words.strip()[0])
+        if left.kind == "unit":
+            left, words = left.args[0], f"{left.value} {words}"
+        counted = any(n.kind in ("num", "decimal", "literal") for n in walk(left))
+        if not counted and unit_size(words) is None and words not in ("squared", "cubed"):
+            raise MathError("words after a formula")
+        return labelled(left, words)
+
     def more_units(self, first: Node) -> Node:
         """``5 feet 6 inches`` and ``3 hours and 30 minutes``, in the last unit."""
         ahead = self.next.kind == "num" or (self.next.text == "and" and self.tokens[self.at + 1].kind == "num")
         size = unit_size(name_of(first))
         start = self.at
-        if not ahead or size is None:
+        if not ahead or size is None or first.kind != "unit":
             return first
         if self.next.text == "and":
             self.take()
@@ -199,11 +212,10 @@ class _Parser(Cursor):
             self.take()
             return going_on(left)
         if left.kind == "degree" and token.text in ("C", "F"):
-            self.take()
-            return left
+            return Node("unit", left.args, "°" + self.take().text)
         if token.kind == "scale":
             return mul(left, num(int(self.take().text)))
-        right = self.expression(_PRODUCT)
+        left, right = plain_bracket(left), plain_bracket(self.expression(_PRODUCT))
         if right.kind == "relation":
             self.conditions.append(right)
             return left
@@ -229,7 +241,11 @@ class _Parser(Cursor):
         if token.text == "U" and token.kind == "id":
             self.take()
             return Node("union", (left, self.expression(_SET)))
-        return mul(left, self.expression(_PRODUCT))
+        right = plain_bracket(self.expression(_PRODUCT))
+        if right.kind == "relation":
+            self.conditions.append(right)
+            return left
+        return mul(plain_bracket(left), right)
 
     def infix(self, left: Node, token: Token) -> Node:
         text = token.text
@@ -240,6 +256,14 @@ class _Parser(Cursor):
         if text in ("!", "%", "deg", "'", "_"):
             return self.postfix(left, text)
         right = self.expression(_INFIX[text])
+        if text == "\\circ":
+            if {left.value, right.value} - _FUNCTIONS:
+                raise MathError("a circle between what are no functions")
+            return sym(f"{left.value}∘{right.value}")
+        if text != ":" and text not in _SET_KINDS:
+            left, right = plain_bracket(left), plain_bracket(right)
+        if text == "-" and right.kind == "group" and right.value == "{}" and left.kind in _SETS:
+            return Node("minus", (left, right))
         if text == ":":
             items = left.args if left.kind == "ratio" else (left,)
             return Node("ratio", (*items, right))
@@ -268,6 +292,7 @@ class _Parser(Cursor):
         return Node("percent" if text == "%" else "degree", (left,))
 
     def raised(self, left: Node) -> Node:
+        left = plain_bracket(left)
         if self.next.text == "\\circ" or (self.next.text == "{" and self.tokens[self.at + 1].text in ("\\circ", "deg")):
             self.at += 3 if self.next.text == "{" else 1
             return Node("degree", (left,))
@@ -288,6 +313,8 @@ class _Parser(Cursor):
             self.expect("}")
             return left if mark.isalpha() else Node(left.kind, left.args, f"{left.value}^{mark}")
         exponent = self.exponent()
+        if left.kind == "sym" and left.value in _FUNCTIONS and rational(exponent) == -1 and self.next.text == "(":
+            return self.applied(sym(f"{left.value}^-1"))
         return selections(left, exponent) or power(left, exponent)
 
     def exponent(self) -> Node:
@@ -348,7 +375,7 @@ class _Parser(Cursor):
             return symbol
         before = self.tokens[self.at - 2] if self.at >= 2 else END
         stem = name_of(symbol).partition("_")[0]
-        known = stem in ("f", "g", "h") or stem.endswith("'")
+        known = stem in _FUNCTIONS or stem.endswith(("'", "^-1")) or "∘" in stem
         if not known and before is not END and before.kind not in ("rel", "sep") and before.text not in (",", ";"):
             return symbol
         start = self.at
@@ -362,37 +389,8 @@ class _Parser(Cursor):
             self.at = start
             return symbol
         if not known and self.next.text != "=":
-            self.at = start
-            return symbol
+            point = named_point(symbol, inner)
+            if point is None:
+                self.at = start
+            return point or symbol
         return call(f"{symbol.value}()", *(inner.args if inner.kind == "group" else (inner,)))
-
-    def closed(self, opening: str) -> Node:
-        """Everything in brackets: parentheses, tuples, intervals, lists."""
-        if self.next.text in (")", "]"):
-            return group(opening + self.take().text, ())
-        items, separators = self.items()
-        closing = self.expect(")", "]", "[") if opening == "]" else self.expect(")", "]")
-        brackets = ("(" if opening == "]" else opening) + (")" if closing == "[" else closing)
-        if len(items) == 1 and not separators and (brackets == "()" or items[0].kind == "matrix"):
-            return items[0]
-        return group(brackets, items)
-
-    def braced(self) -> Node:
-        """``\\{…\\}``: a set, or a set given by a condition."""
-        self.braces += 1
-        if self.next.text == "\\}":
-            self.take()
-            self.braces -= 1
-            return EMPTY
-        items, _ = self.items()
-        if len(items) == 1 and items[0].kind == "ratio" and items[0].args[0].kind == "sym":
-            head, tail = items[0].args[0], items[0].args[1]  # {x : x} reads as a ratio
-            node = Node("builder", (head, tail))
-        elif self.next.text in ("|", ":"):
-            self.take()
-            node = Node("builder", (items[0], self.sequence("\\}")))
-        else:
-            node = group("{}", items)
-        self.expect("\\}", "}")
-        self.braces -= 1
-        return builder_of_ratio(node)

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from rlreason.rewards.math.tokens import Token
+from rlreason.rewards.math.brackets import braced, closed, environment, plain_braces
+from rlreason.rewards.math.labels import retracts
+from rlreason.rewards.math.notation import differential
+from rlreason.rewards.math.tokens import END, Token
 from rlreason.rewards.math.tree import (
     EMPTY,
     HALF,
@@ -31,11 +34,8 @@ if TYPE_CHECKING:
     from rlreason.rewards.math.parse import _Parser
 
 _BIG = frozenset({"\\sum", "\\prod", "\\int", "\\lim", "\\oint", "\\iint"})
-_MATRICES = word_set("matrix pmatrix bmatrix Bmatrix smallmatrix array psmallmatrix bsmallmatrix")
-_DETERMINANTS = frozenset({"vmatrix", "Vmatrix"})
-_SIGN, _FACTOR, _POWER = 49, 50, 69
+_TERM, _SIGN, _FACTOR, _POWER = 39, 49, 50, 69
 _INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot", "sec": "arcsec", "csc": "arccsc"}
-_MAX_CELLS = 100
 
 
 def prefix(parser: _Parser, token: Token) -> Node:
@@ -99,10 +99,24 @@ def _identifier(parser: _Parser, token: Token) -> Node:
 
 
 def _text(parser: _Parser, token: Token) -> Node:
+    """Words; ``Alice: 5`` and ``about 5`` are the value behind them."""
     words = [token.text]
     while parser.next.kind in ("text", "id") and parser.next.spaced:
         words.append(parser.take().text)
-    return Node("text", (), " ".join(words))
+    text = " ".join(words)
+    if text.lower() in _ROUGHLY and parser.next.kind in ("num", "cmd"):
+        return parser.operand()
+    if text.endswith(":") or (parser.next.text == ":" and parser.next.kind == "op"):
+        if not text.endswith(":"):
+            parser.take()
+        value = parser.operand()
+        if value.kind == "text" or retracts(text):
+            raise MathError("words and no value")
+        return Node("named", (value,), text.rstrip(": "))
+    return Node("text", (), text)
+
+
+_ROUGHLY = frozenset({"about", "approximately", "around", "roughly", "exactly", "approx"})
 
 
 def _numbers(parser: _Parser, token: Token) -> Node:
@@ -117,10 +131,17 @@ def _function(parser: _Parser, token: Token) -> Node:
             base = parser.argument() if parser.next.text == "{" else parser.prefix(parser.take())
         else:
             exponent = parser.exponent()
+    if (parser.next.kind == "rel" or parser.next is END) and exponent is None and name in _NAMES:
+        return sym(name)  # "max = 7"
+    if name in ("max", "min"):
+        base = None  # over which values, as in \max_x
     if exponent is not None and rational(exponent) == -1 and name in _INVERSES:
         name, exponent = _INVERSES[name], None
     node = _apply(name, _function_arguments(parser), base)
     return node if exponent is None else power(node, exponent)
+
+
+_NAMES = frozenset({"max", "min", "gcd", "lcm", "det", "arg", "Re", "Im"})
 
 
 def _function_arguments(parser: _Parser) -> tuple[Node, ...]:
@@ -281,8 +302,13 @@ def _big(parser: _Parser, name: str) -> Node:
             parser.expect("}")
         else:
             lower = parser.prefix(parser.take())
-    body = parser.expression(_SIGN)
-    return call(name, body, lower, upper)
+    start, tokens = parser.at, list(parser.tokens)
+    if name == "int":  # up to its dx, which may stand behind a sum
+        body = parser.expression(_TERM)
+        if body.kind == "add" and differential(body)[1]:
+            return call(name, body, lower, upper)
+        parser.at, parser.tokens = start, tokens
+    return call(name, parser.expression(_SIGN), lower, upper)
 
 
 def _operator(parser: _Parser, token: Token) -> Node:
@@ -295,14 +321,14 @@ def _operator(parser: _Parser, token: Token) -> Node:
             return Node("unit", (neg(inner.args[0]),), inner.value)
         return neg(inner) if text == "-" else inner
     if text in ("(", "[", "]"):
-        return parser.closed(text)
+        return closed(parser, text)
     if text == "{":
         bars, braces, parser.bars, parser.braces = parser.bars, parser.braces, 0, 0
-        node = _plain_braces(parser)
+        node = plain_braces(parser)
         parser.bars, parser.braces = bars, braces
         return node
     if text == "\\{":
-        return parser.braced()
+        return braced(parser)
     if text == "|":
         parser.bars += 1
         inner = parser.expression(10)
@@ -314,55 +340,6 @@ def _operator(parser: _Parser, token: Token) -> Node:
     if text == "...":
         return sym("...")
     raise MathError(f"unexpected {text!r}")
-
-
-def _plain_braces(parser: _Parser) -> Node:
-    """``{x}`` groups, ``{1,2}`` lists, ``{x | …}`` is a set without its backslashes."""
-    if parser.next.text == "}":
-        parser.take()
-        return EMPTY
-    parser.braces += 1
-    inner = parser.sequence("}")
-    if parser.next.text == "|":
-        parser.take()
-        inner = Node("builder", (inner, parser.sequence("}")))
-    parser.expect("}")
-    return inner
-
-
-def _environment(parser: _Parser, token: Token) -> Node:
-    rows: list[list[Node]] = [[]]
-    empty = True
-    while parser.next.kind != "end":
-        text = parser.next.text
-        if text == "&":
-            parser.take()
-            empty = True
-        elif text == "\\\\":
-            parser.take()
-            rows.append([])
-            empty = True
-        elif parser.next.kind == "cond" or (parser.next.kind == "text" and parser.next.text.lower() in ("if", "when")):
-            parser.take()
-        elif not empty:
-            raise MathError("a matrix cell holds two values")
-        else:
-            rows[-1].append(parser.item())
-            if parser.next.text == "," and token.text == "cases":
-                parser.take()
-            empty = False
-        if sum(map(len, rows)) > _MAX_CELLS:
-            raise MathError("the matrix is too large")
-    parser.expect(token.text)
-    rows = [row for row in rows if row]
-    if token.text not in _MATRICES | _DETERMINANTS:
-        if any(len(row) != 1 for row in rows):
-            return call(token.text, *(group("()", tuple(row)) for row in rows))
-        return group("and", tuple(row[0] for row in rows))
-    if not rows or len({len(row) for row in rows}) != 1:
-        raise MathError("the rows of the matrix differ in length")
-    matrix = Node("matrix", tuple(cell for row in rows for cell in row), (len(rows), len(rows[0])))
-    return call("det", matrix) if token.text in _DETERMINANTS else matrix
 
 
 def _missing(parser: _Parser) -> Node:
@@ -392,5 +369,5 @@ _BY_KIND: dict[str, Callable[[_Parser, Token], Node]] = {
     "fn": _function,
     "cmd": _command,
     "op": _operator,
-    "begin": _environment,
+    "begin": environment,
 }

@@ -8,8 +8,11 @@ from fractions import Fraction
 from functools import lru_cache
 
 from rlreason.rewards.extract import boxes
+from rlreason.rewards.math.labels import retracts
+from rlreason.rewards.math.matrices import TRANSPOSE, matrix_arithmetic, transposed
 from rlreason.rewards.math.parse import parse
-from rlreason.rewards.math.tokens import clean
+from rlreason.rewards.math.renamed import choice_set
+from rlreason.rewards.math.spelling import clean
 from rlreason.rewards.math.tree import (
     EMPTY,
     INFINITY,
@@ -17,9 +20,9 @@ from rlreason.rewards.math.tree import (
     MathError,
     Node,
     add,
+    call,
     decimals,
     group,
-    mul,
     neg,
     num,
     rational,
@@ -49,6 +52,8 @@ class Answer:
     choice: str = ""
     #: A number written in words inside ``\\text{}``: counts in a gold, or against another one.
     in_words: bool = False
+    #: Several choices, ``ACD`` or ``①③``, as a set.
+    choices: frozenset[str] = frozenset()
 
 
 def read(text: str) -> Answer:
@@ -60,8 +65,13 @@ def _read(text: str) -> Answer:
     plain = strip(text)
     letter, choice = letter_and_choice(plain)
     words = plain_words(plain)
+    node: Node | None
+    remainder = _REMAINDER.fullmatch(plain)
+    if remainder:
+        node = call("remainder", num(int(remainder[1])), num(int(remainder[2])))
+        return Answer(text=plain, node=node, words=words)
     try:
-        node: Node | None = simplify(parse(plain))
+        node = _SAME_WORDS.get(words) or simplify(parse(plain))
     except (MathError, RecursionError):
         sign = RELATIONS.get(plain.strip(" $"))
         node = Node("text", (), sign) if sign else Node("text", (), words) if _wordy(plain) and words else None
@@ -69,9 +79,20 @@ def _read(text: str) -> Answer:
     if node is not None and node.kind == "text":
         node = _worded(words) if words else node
         in_words = node.kind == "num" and "\\text" in plain
-    return Answer(text=plain, node=node, words=words, letter=letter, choice=choice, in_words=in_words)
+    return Answer(
+        text=plain,
+        node=node,
+        words=words,
+        letter=letter,
+        choice=choice,
+        in_words=in_words,
+        choices=choice_set(plain),
+    )
 
 
+_REMAINDER = re.compile(
+    r"(-?\d{1,30})[\s,~]*(?:\\(?:text|mathrm|mbox)\s*\{)?\s*(?:R|rem\.?|remainder)\s*(?:of)?\s*\}?[\s~]*(\d{1,30})"
+)
 _read_short = lru_cache(maxsize=4096)(_read)
 
 
@@ -95,12 +116,23 @@ def strip(text: str) -> str:
         text = f"({text[1:-1]})"  # a vector
     if text.startswith("**") and text.endswith("**") and len(text) > 4:
         text = text[2:-2].strip()
+    if _GOES_ON.search(text):
+        return text
     return text.rstrip(" \n.,;:。") if not text.endswith("\\,") else text
 
 
+_GOES_ON = re.compile(r"\.\d+\s*\.\.\.+$")
 _BARE_BUILDER = re.compile(r"[A-Za-z]\s*(?:\||\\mid)")
 _PAIRS = frozenset({("`", "`"), ('"', '"'), ("_", "_")})
-_CHOICE = re.compile(r"\(?([A-Z])(?:\)|[.:]|(?=\s|$))\s*(.*)", re.DOTALL)
+_DASH = re.compile(r"\s+[-\u2013\u2014]{1,2}\s+[A-Za-z]{2}")
+_CHOICE = re.compile(r"\(?([A-Z])(?:\)|[.:]|\s+(?:-{1,2}|\u2013|\u2014)(?=\s+[A-Za-z]{2})|(?=\s|$))\s*(.*)", re.DOTALL)
+#: Another choice beside the first: ``A, B``, ``(A) or (C)``, ``A. 5 B. 6``. Letters within a sentence are none.
+_ANOTHER_CHOICE = re.compile(
+    r"[\s,;/&]*(?:(?:or|and|maybe|perhaps|either)\W+)?\(?[A-HJ-Z]\)?\s*(?:$|[.:,;)/&]|(?:and|or)\b|[A-Z]\b)"
+    r"|.*(?:\([A-H]\)|(?:\d|\bor\b|\band\b)[\s.,;]*[A-H][.:)]\s|[,;]\s*(?:or\s|and\s)?\(?[A-H]\)?\s*$)"
+    r"|.*\b(?:or|maybe|perhaps|either)\s+(?:option\s+|choice\s+)?\(?[A-H]\)?\s*$",
+    re.DOTALL,
+)
 
 
 def choice_letter(text: str) -> str:
@@ -124,8 +156,8 @@ def letter_and_choice(text: str) -> tuple[str, str]:
     rest = match[2]
     if not rest:
         return match[1], ""
-    marked = bare[0] == "(" or bare[1:2] in (".", ":", ")")
-    if re.search(r"(?<![A-Za-z])[A-Z](?![A-Za-z])", rest) or not (marked or re.match(r"[A-Z][a-z]+", rest)):
+    marked = bare[0] == "(" or bare[1:2] in (".", ":", ")") or bool(_DASH.match(bare, 1))
+    if _ANOTHER_CHOICE.match(rest) or not (marked or re.match(r"[A-Z][a-z]+", rest)):
         return "", ""
     return (match[1], rest) if marked or not re.match(r"\s*[-+*/^=,<>_&]", rest) else ("", "")
 
@@ -162,14 +194,32 @@ _SAME_WORDS = {
     "no real solution": EMPTY,
     "no real solutions": EMPTY,
     "empty set": EMPTY,
+    "无解": EMPTY,
+    "dne": Node("text", (), "does not exist"),
+    "infinitely many solutions": Node("text", (), "infinitely many"),
+    "infinite solutions": Node("text", (), "infinitely many"),
+    "infinite number of solutions": Node("text", (), "infinitely many"),
 }
+_EXCEPT = re.compile(r"all reals?(?: numbers?)?(?: [a-z])? (?:except|but|other than|excluding)(?: for)? (.{1,60})")
+
+
+def _all_but(words: str) -> Node | None:
+    """``all real numbers except 1 and 2``."""
+    found = _EXCEPT.fullmatch(words)
+    if found is None:
+        return None
+    items = [re.sub(r"^[a-z]\s*=\s*", "", item) for item in re.split(r"\s*,\s*(?:and\s+)?|\s+and\s+", found[1])]
+    try:
+        return Node("minus", (Node("numbers", (), "R"), group("{}", tuple(parse(item) for item in items))))
+    except MathError:
+        return None
 
 
 def _worded(words: str) -> Node:
     number = number_from_words(words)
     if number is not None:
         return num(number)
-    return _SAME_WORDS.get(words) or Node("text", (), words)
+    return _SAME_WORDS.get(words) or _all_but(words) or Node("text", (), words)
 
 
 def simplify(node: Node) -> Node:
@@ -179,13 +229,11 @@ def simplify(node: Node) -> Node:
     node = Node(node.kind, tuple(simplify(a) for a in node.args), node.value)
     if node.kind == "builder":
         return _listed(node)
-    if node.kind == "pow" and node.args[0].kind == "matrix" and node.args[1] in _TRANSPOSE:
-        return _transposed(node.args[0])
-    if node.kind == "unit" and node.value in ("rad", "radian", "radians"):
-        return node.args[0]
+    if node.kind == "pow" and node.args[1] in TRANSPOSE:
+        return transposed(node)
     if node.kind == "relation":
         if node.value == ("=",) and node.args[0].kind == "text":
-            return node.args[1]  # "Total pieces = 3n + 1"
+            return named(str(node.args[0].value), node.args[1])  # "Total pieces = 3n + 1"
         return _without_approximation(node)
     if node.kind == "group":
         node = _open_at_infinity(_spliced(node))
@@ -201,11 +249,8 @@ def simplify(node: Node) -> Node:
     ):
         return _repeating(node.args[0])
     if node.kind in ("add", "mul") and any(a.kind == "matrix" for a in node.args):
-        return _matrix_arithmetic(node)
+        return matrix_arithmetic(node)
     return node
-
-
-_TRANSPOSE = (Node("sym", (), "T"), Node("sym", (), "\\\\top"))
 
 
 def _open_at_infinity(node: Node) -> Node:
@@ -218,13 +263,6 @@ def _open_at_infinity(node: Node) -> Node:
     return group(left + right, node.args)
 
 
-def _transposed(matrix: Node) -> Node:
-    rows, columns = _shape(matrix)
-    return Node(
-        "matrix", tuple(matrix.args[r * columns + c] for c in range(columns) for r in range(rows)), (columns, rows)
-    )
-
-
 def _listed(node: Node) -> Node:
     """``{x | x = k\\pi, k \\in Z}`` lists values: ``k\\pi, k \\in Z``."""
     head, condition = node.args
@@ -235,6 +273,13 @@ def _listed(node: Node) -> Node:
     if head.kind == "sym" and first.kind == "relation" and first.value == ("=",) and first.args[0] == head:
         return _spliced(group("", (first.args[1], *parts[1:]))) if len(parts) > 1 else first.args[1]
     return node
+
+
+def named(words: str, value: Node) -> Node:
+    """A value with words in front. MathError where the words deny it."""
+    if retracts(words):
+        raise MathError("words that deny what follows")
+    return Node("named", (value,), words) if value.kind not in ("text", "named") else value
 
 
 def _repeating(node: Node) -> Node:
@@ -309,39 +354,3 @@ def with_alternatives(node: Node) -> Node:
     if node.kind == "relation" and node.value == ("!=",) and len(found) > 1:
         return group("and", tuple(found))
     return node if len(found) == 1 else group("", tuple(found))
-
-
-def _matrix_arithmetic(node: Node) -> Node:
-    total = node.args[0]
-    for arg in node.args[1:]:
-        total = _add_matrices(total, arg) if node.kind == "add" else _multiply(total, arg)
-    return total
-
-
-def _shape(node: Node) -> tuple[int, int]:
-    assert isinstance(node.value, tuple)
-    return int(node.value[0]), int(node.value[1])
-
-
-def _add_matrices(a: Node, b: Node) -> Node:
-    if a.kind != "matrix" or b.kind != "matrix" or a.value != b.value:
-        raise MathError("a sum of matrices of different shapes")
-    return Node("matrix", tuple(add(x, y) for x, y in zip(a.args, b.args, strict=True)), a.value)
-
-
-def _multiply(a: Node, b: Node) -> Node:
-    if a.kind != "matrix" and b.kind != "matrix":
-        return mul(a, b)
-    if a.kind != "matrix":
-        return Node("matrix", tuple(mul(a, c) for c in b.args), b.value)
-    if b.kind != "matrix":
-        return Node("matrix", tuple(mul(b, c) for c in a.args), a.value)
-    (rows, inner), (other, columns) = _shape(a), _shape(b)
-    if inner != other or rows * columns * inner > 500:
-        raise MathError("a product of matrices of unfit shapes")
-    cells = tuple(
-        add(*(mul(a.args[r * inner + k], b.args[k * columns + c]) for k in range(inner)))
-        for r in range(rows)
-        for c in range(columns)
-    )
-    return Node("matrix", cells, (rows, columns))

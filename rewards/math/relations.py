@@ -21,21 +21,45 @@ def operators(relation: Node) -> tuple[str, ...]:
 
 def is_name(node: Node) -> bool:
     """Can an equation ``node = value`` be said to give the value of ``node``? A symbol, ``f(x)``, ``|AB|``, ``A:B``,
-    a segment ``AB``, a quotient of segments, a tuple of symbols, the cosine of an angle; not a sum or a power."""
+    a segment ``AB``, a quotient of segments, a tuple of symbols, the cosine of an angle, ``m+n`` and ``ab`` of letters
+    that are no coordinates; not an equation of a curve such as ``x+y``, and no power."""
     if node.kind == "sym":
         return True
     if node.kind == "call":
         name = name_of(node)
         if name.endswith("()"):
             return True
-        return (name in ("abs", "bar", "det") and all(is_name(a) for a in node.args)) or _is_angle_function(node)
+        if name in _NAMING:
+            return all(is_name(a) or a.kind in ("empty", "relation") for a in node.args)
+        return _is_angle_function(node)
     if node.kind == "mul":
-        return _is_segment(node) or _is_quotient(node)
+        return _is_segment(node) or _is_quotient(node) or _is_change(node) or _of_parameters(node)
+    if node.kind == "add":
+        return _of_parameters(node)
     if node.kind in ("ratio", "degree"):
         return all(is_name(a) for a in node.args)
-    return (
-        node.kind == "group" and node.value == "()" and len(node.args) > 1 and all(a.kind == "sym" for a in node.args)
-    )
+    if node.kind != "group":
+        return False
+    if node.value == "[]" and len(node.args) == 1:
+        return _is_segment(node.args[0])  # the area [ABC]
+    return node.value == "()" and len(node.args) > 1 and all(a.kind == "sym" for a in node.args)
+
+
+_NAMING = frozenset({"abs", "bar", "det", "max", "min", "lim", "gcd", "lcm", "Re", "Im", "arg"})
+_COORDINATES = frozenset({"x", "y", "z", "r", "t", "theta", "rho", "u", "v", "w", "X", "Y", "Z"})
+
+
+def _of_parameters(node: Node) -> bool:
+    """``m + n``, ``a_1 + a_2``, ``ab``: each letter once, none of them a coordinate."""
+    letters = [name_of(a) for a in node.args if a.kind == "sym"]
+    if len(letters) != len(node.args) or len(set(letters)) != len(letters):
+        return False
+    return not any(letter in _COORDINATES for letter in letters)
+
+
+def _is_change(node: Node) -> bool:
+    """``\\Delta y``."""
+    return len(node.args) == 2 and name_of(node.args[0]) in ("Delta", "delta") and node.args[1].kind == "sym"
 
 
 def _is_segment(node: Node) -> bool:
@@ -69,11 +93,11 @@ def _is_angle_function(node: Node) -> bool:
 
 
 def same_name(a: Node, b: Node) -> bool:
-    """One name, or two ways to call a function: ``f(x)`` and ``y``, ``W(n)`` and ``W(x)``."""
+    """One name, or a function of another variable: ``W(n)`` and ``W(x)``, but not ``P(A)`` and ``P(B)``."""
     if canonical(a) == canonical(b):
         return True
     if a.kind == b.kind == "call" and a.value == b.value:
-        return all(x.kind == "sym" for x in (*a.args, *b.args)) and len(a.args) == len(b.args)
+        return len(a.args) == len(b.args) and all(x.kind == "sym" and name_of(x).islower() for x in (*a.args, *b.args))
     return False
 
 
@@ -106,8 +130,9 @@ def relation_value(relation: Node, options: Options, equal: Equal) -> Node | Non
     if named is not None:
         return named[1]
     operands = relation.args
-    if (len(operands) > 2 and is_name(operands[0])) or not symbols(relation):
-        values = operands[1:] if is_name(operands[0]) else operands
+    named_chain = len(operands) > 2 and bool(symbols(operands[0])) and not any(symbols(o) for o in operands[1:])
+    if (len(operands) > 2 and is_name(operands[0])) or named_chain or not symbols(relation):
+        values = operands[1:] if is_name(operands[0]) or named_chain else operands
         if all(equal(values[0], v, options) for v in values[1:]):
             return values[-1]
     return None
@@ -138,11 +163,10 @@ def relations_equal(a: Node, b: Node, options: Options, equal: Equal) -> bool | 
 
 
 def _both_functions(a: tuple[Node, Node], b: tuple[Node, Node]) -> bool:
-    """``f(x) = 2x`` and ``y = 2x``: the name of a function of the same variable does not matter."""
+    """``f(x) = 2x`` and ``y = 2x``: a function of the same variable, once by its name."""
     if not symbols(a[1]) or symbols(a[1]) != symbols(b[1]):
         return False
-    kinds = {a[0].kind, b[0].kind}
-    return (kinds == {"call", "sym"} and "y" in {name_of(a[0]), name_of(b[0])}) or kinds == {"call"}
+    return {a[0].kind, b[0].kind} == {"call", "sym"} and "y" in {name_of(a[0]), name_of(b[0])}
 
 
 def _unnamed(named: tuple[Node, Node]) -> Node:

@@ -1,4 +1,4 @@
-"""What only computer algebra decides: integrals, limits, infinite sums. sympy, in a worker that can be killed.
+"""Integrals, limits, infinite sums: as numbers where that decides, else by sympy, in a worker that can be killed.
 
 Trees are built into sympy objects node by node; no text is ever parsed by sympy.
 """
@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
+from rlreason.rewards.math.notation import differential
+from rlreason.rewards.math.quadrature import decided
 from rlreason.rewards.math.tree import EMPTY, Node, name_of, rational, walk
 from rlreason.rewards.pool import Outcome, Pool
 
@@ -34,7 +36,10 @@ def applies(gold: Node, answer: Node) -> bool:
 
 
 def decide(gold: Node, answer: Node) -> Decision:
-    """Equal by sympy within the limits of time and memory?"""
+    """Equal as numbers, or by sympy within the limits of time and memory?"""
+    as_numbers = decided(gold, answer)
+    if as_numbers is not None:
+        return "equal" if as_numbers else "different"
     outcome = _ask((gold, answer))
     if outcome.failure == "timed_out":
         return "timed_out"
@@ -146,11 +151,10 @@ def _limit(sympy: Any, node: Node) -> Any:
 
 
 def _integral(sympy: Any, node: Node) -> Any:
-    """``\\int_a^b f(x) dx``: the body is a product that ends in ``d`` and the variable."""
+    """``\\int_a^b f(x) dx``."""
     body, lower, upper = node.args
-    factors = list(body.args) if body.kind == "mul" else []
-    if len(factors) < 2 or factors[-2] != Node("sym", (), "d") or factors[-1].kind != "sym" or EMPTY in (lower, upper):
+    integrand, name = differential(body)
+    if not name or EMPTY in (lower, upper):
         raise _Untranslatable("an integral without dx or without bounds")
-    variable = to_sympy(factors[-1])
-    integrand = sympy.Mul(*(to_sympy(f) for f in factors[:-2]))
-    return sympy.Integral(integrand, (variable, to_sympy(lower), to_sympy(upper)))
+    variable = sympy.Symbol(name, real=True)
+    return sympy.Integral(to_sympy(integrand), (variable, to_sympy(lower), to_sympy(upper)))

@@ -7,17 +7,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from rlreason.rewards.extract import matching_brace
+from rlreason.rewards.math.commands import DROPPED, DROPPED_WITH_ARGUMENT, SAME, TEXT, WORDS
+from rlreason.rewards.math.spelling import clean
 from rlreason.rewards.math.tree import MAX_DIGITS, MAX_LENGTH, MathError
-from rlreason.rewards.math.words import (
-    FUNCTIONS,
-    GREEK,
-    RELATIONS,
-    SCALES,
-    is_short_unit,
-    to_ascii_math,
-    unit_word,
-    word_set,
-)
+from rlreason.rewards.math.units import is_short_unit, unit_word
+from rlreason.rewards.math.words import FUNCTIONS, GREEK, RELATIONS, SCALES, word_set
 
 
 class Token(NamedTuple):
@@ -37,55 +31,12 @@ _TOKEN = re.compile(
     r"|(?P<rel><=|>=|!=|==|:=|[=<>])"
     r"|(?P<word>[A-Za-z]+)"
     r"|(?P<label>[^\x00-\x7f]+)"
-    r"|(?P<op>\*\*|.)",
+    r"|(?P<op>\*\*|\.\.\.+|.)",
     re.DOTALL,
 )
 # Groups of three digits: 1,000  1{,}000  1\,000  1\!,000  11,\! 111  10 000
 _GROUPED = re.compile(r"\d{1,3}(?:(?:(?:\\!)?(?:,| ?\{, ?\})(?:\\!\s?)?|\\[,;: !]|[~ ])\d{3}(?!\d))+(?:\.\d+)?")
 _GROUPED_INSIDE = re.compile(r"\d{1,3}(?:(?:(?:\\!)?\{,\}(?:\\!)?|,\\!\s?|\\[,!])\d{3}(?!\d))+(?:\.\d+)?")
-_DROPPED = word_set(
-    r"\left \right \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \biggl \biggr \displaystyle \textstyle \scriptstyle "
-    r"\limits \nolimits \middle \mathstrut \nonumber \notag \hfill \small \large \Large \normalsize \bf \rm \it "
-    r"\boldmath \mathord \mathop \mathbin \mathopen \mathclose \protect \relax \allowbreak \underline \boxed \fbox "
-    r"\mathbf \mathit \mathcal \bm \boldsymbol \mathsf \mathfrak \mathscr \vec \overrightarrow \pmb \mathnormal "
-    r"\ensuremath \color \tag \angle \triangle \qquad \quad"
-)
-_DROPPED_WITH_ARGUMENT = frozenset(
-    {"\\hspace", "\\vspace", "\\phantom", "\\hphantom", "\\vphantom", "\\label", "\\mspace"}
-)
-_TEXT = frozenset(
-    {"\\text", "\\textbf", "\\textrm", "\\textit", "\\mbox", "\\mathrm", "\\textnormal", "\\texttt", "\\operatorname"}
-    | {"\\operatorname*", "\\textsf", "\\hbox", "\\emph", "\\mathtt", "\\textup", "\\textsc", "\\unit", "\\si"}
-)
-_SAME = {
-    "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\cfrac": "\\frac", "\\nicefrac": "\\frac", "\\sfrac": "\\frac",
-    "\\dbinom": "\\binom", "\\tbinom": "\\binom", "\\varnothing": "\\emptyset", "\\choose": "\\choose",
-    "\\land": "and", "\\lor": "or", "\\wedge": "and", "\\vee": "or", "\\iff": "or", "\\lbrace": "{", "\\rbrace": "}",
-    "\\lbrack": "[", "\\rbrack": "]", "\\langle": "(", "\\rangle": ")", "\\lvert": "|", "\\rvert": "|", "\\vert": "|",
-    "\\mid": "|", "\\lVert": "|", "\\rVert": "|", "\\Vert": "|", "\\times": "*", "\\cdot": "*", "\\ast": "*",
-    "\\div": "/", "\\colon": ":", "\\backslash": "\\setminus", "\\degree": "deg", "\\degrees": "deg",
-    "\\prime": "'", "\\infin": "\\infty", "\\bigcup": "\\cup", "\\bigcap": "\\cap", "\\ldots": "...", "\\dots": "...",
-    "\\cdots": "...", "\\dotsc": "...", "\\lfloor": "\\lfloor", "\\overline": "\\overline", "\\bar": "\\overline",
-    "\\varphi": "\\phi", "\\vartheta": "\\theta", "\\varepsilon": "\\epsilon", "\\euro": "€", "\\pounds": "£",
-    "\\Re": "\\Re", "\\Im": "\\Im", "\\percent": "%", "\\dollar": "$", "\\lnot": "\\neg", "\\ltimes": "*",
-}  # fmt: skip
-_WORDS = {
-    "and": ("sep", "and"), "or": ("sep", "or"), "pi": ("cmd", "\\pi"), "infinity": ("cmd", "\\infty"),
-    "inf": ("cmd", "\\infty"), "infty": ("cmd", "\\infty"), "oo": ("cmd", "\\infty"), "percent": ("op", "%"),
-    "pct": ("op", "%"), "percentage": ("op", "%"), "degrees": ("op", "deg"), "degree": ("op", "deg"),
-    "deg": ("op", "deg"), "to": ("op", ":"), "in": ("rel", "in"), "union": ("cmd", "\\cup"), "U": ("id", "U"),
-    "cup": ("cmd", "\\cup"), "pm": ("cmd", "\\pm"),
-    "sqrt": ("cmd", "\\sqrt"), "frac": ("cmd", "\\frac"),
-    "binom": ("cmd", "\\binom"), "binomial": ("cmd", "\\binom"), "emptyset": ("cmd", "\\emptyset"),
-    "factorial": ("fn", "factorial"),
-    "Abs": ("fn", "abs"),
-    "Interval": ("fn", "Interval"),
-    "FiniteSet": ("fn", "FiniteSet"),
-    "Union": ("fn", "Union"),
-    "Matrix": ("fn", "Matrix"), "Eq": ("fn", "Eq"), "Rational": ("fn", "Rational"), "times": ("op", "*"),
-    "squared": ("text", "squared"),
-}  # fmt: skip
-_SPECIAL_TOKENS = re.compile(r"<[|｜][^<>|｜]{0,40}[|｜]>|</?s>")
 
 
 def tokenize(text: str, *, group_commas: bool = True) -> list[Token]:
@@ -95,27 +46,14 @@ def tokenize(text: str, *, group_commas: bool = True) -> list[Token]:
     return _Lexer(clean(text), group_commas).run()
 
 
-def clean(text: str) -> str:
-    """Unicode as LaTeX, doubled backslashes as single ones, end-of-turn tokens gone."""
-    text = to_ascii_math(_SPECIAL_TOKENS.sub("", text) if "<" in text else text)
-    if "\\\\" in text:
-        if "\\\\begin" in text:
-            text = text.replace("\\\\", "\\")
-        elif "\\begin" not in text:
-            text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)
-    if "quad" in text:
-        text = re.sub(r"\\q?quad(?=[A-Za-z])", " ", text)  # \quadx
-    if ":" in text:
-        text = _CLOCK.sub(lambda m: f"{m[1]}\\text{{{m[2].lower()}m}}", text)
-    if "10" in text:
-        text = _TIMES_LETTER.sub(r"\1\\times \2", text)
-    return text.strip()
-
-
-_CLOCK = re.compile(r"(:\d\d\s*)(?:\\text\s*\{\s*)?([aApP])\.?\s?[mM](?:\b\.?|\.)(?:\s*\})?")
-_TIMES_LETTER = re.compile(r"(\d\s*)[xX](\s*10\s*(?:\^|\*\*))")
-
-
+#: What may follow a one-letter unit; a letter or an index makes it a symbol.
+_ENDS = re.compile(r"(?!\s*[A-Za-z_({])")
+_TIGHT = re.compile(r"\d,(?!\d{3}(?!\d))\d+,\d{3}(?!\d)|(?<![\d,])\d{1,3}(?:,\d{3})+,(?!\d{3}(?!\d))\d")
+_ZEROS = re.compile(r",0\d\d(?!\d)")
+_BEHIND_GREEK = {
+    "Omega": re.compile(r"(?=\s*[}$.,]*\s*$)"),
+    "mu": re.compile(r"\s*(?:\\(?:text|mathrm)\s*\{)?\s*([FmgsAVWHLJC])\s*\}?(?=\s*[}$.,]*\s*$)"),
+}
 _COMMANDS = re.compile(r"\\(?!displaystyle|,|;| )")
 _CONDITION = re.compile(r"(?:where|with|for|such that|as long as|provided)\b")
 
@@ -133,6 +71,8 @@ class _Lexer:
         self.money = text.count("$") - text.count("\\$")
         # An odd dollar sign is money, even ones delimit mathematics.
         self.odd_dollar = self.money % 2 == 1
+        if group_commas and "," in text and _TIGHT.search(text) and not _ZEROS.search(text):
+            self.group_commas = False  # 1,2,100,200 lists four numbers
 
     def run(self) -> list[Token]:
         text, match = self.text, _TOKEN.match
@@ -170,11 +110,11 @@ class _Lexer:
         self.emit("num", digits)
 
     def command(self, name: str) -> None:
-        if name in _TEXT:
+        if name in TEXT:
             self.text_command(name)
-        elif name in _DROPPED_WITH_ARGUMENT:
+        elif name in DROPPED_WITH_ARGUMENT:
             self.argument()
-        elif name in _DROPPED:
+        elif name in DROPPED:
             if name in ("\\left", "\\right") and self.text[self.at : self.at + 1] == ".":
                 self.at += 1
             self.spaced = self.spaced or name in ("\\quad", "\\qquad")
@@ -182,16 +122,27 @@ class _Lexer:
             self.environment(name)
         elif name in RELATIONS:
             self.emit("rel", RELATIONS[name])
-        elif name in _SAME:
-            self.same(_SAME[name])
+        elif name in SAME:
+            self.same(SAME[name])
         elif name[1:] in FUNCTIONS and name != "\\sqrt":
             self.emit("fn", FUNCTIONS[name[1:]])
         elif name[1:] in GREEK:
-            self.emit("id", name[1:])
+            self.greek(name[1:])
         elif name == "\\mathbb":
             self.emit("set", self.argument().strip())
         else:
             self.emit("cmd", name)
+
+    def greek(self, name: str) -> None:
+        """``5 \\Omega`` and ``5 \\mu F`` are units behind a number; elsewhere a letter."""
+        last = self.out[-1] if self.out else END
+        if name in ("Omega", "mu") and (last.kind == "num" or last.text == "}"):
+            behind = _BEHIND_GREEK[name].match(self.text, self.at)
+            if behind:
+                self.at = behind.end()
+                self.emit("text", "Ω" if name == "Omega" else f"μ{behind[1]}")
+                return
+        self.emit("id", name)
 
     def same(self, plain: str) -> None:
         if plain in ("and", "or"):
@@ -231,8 +182,12 @@ class _Lexer:
             self.spaced = True
             return
         last = self.out[-1] if self.out else END
-        if is_short_unit(words) and last.kind == "num":
+        if self.is_unit(words, last):
             self.emit("text", words)
+            return
+        counted = _COUNTED.fullmatch(words)
+        if counted and (not self.out or last.kind == "sep" or last.text in (",", ";")):
+            self.counted(counted)
         elif _is_mathematics(words):
             inner = tokenize(words, group_commas=self.group_commas)
             self.out.extend([inner[0]._replace(spaced=self.spaced), *inner[1:]] if inner else [])
@@ -241,14 +196,29 @@ class _Lexer:
         elif words.lower() in SCALES and last.kind == "num":
             self.emit("scale", str(SCALES[words.lower()]))
         elif words.lower() in ("infinity", "inf", "pi"):
-            self.emit(*_WORDS[words.lower()])
+            self.emit(*WORDS[words.lower()])
         else:
             self.label(words)
+
+    def is_unit(self, words: str, last: Token) -> bool:
+        """``\\mathrm{C}`` or ``\\text{min}`` where a number stands before it and no letter or index follows."""
+        behind = last.kind == "num" or last.text in ("}", "deg")
+        return behind and (is_short_unit(words) or words == "min") and bool(_ENDS.match(self.text, self.at))
+
+    def counted(self, found: re.Match[str]) -> None:
+        """``\\text{There are 42 red apples}``: the number and its label."""
+        inner = tokenize(found[1], group_commas=self.group_commas)
+        self.out.extend([inner[0]._replace(spaced=self.spaced), *inner[1:]])
+        self.spaced = True
+        if found[2].strip():
+            self.label(found[2].strip())
 
     def label(self, words: str) -> None:
         """Text in a formula: connecting words become separators, the rest stays a label."""
         lower = words.lower().strip(" ,;.")
-        if lower in ("and", "or", "and/or"):
+        if words in _CURRENCIES:
+            self.emit("op", words)
+        elif lower in ("and", "or", "and/or"):
             self.emit("sep", lower[:3].rstrip("/"))
         elif lower in ("to", ":"):
             self.emit("op", ":")
@@ -300,8 +270,8 @@ class _Lexer:
                 self.spaced = True
         elif piece == "**":
             self.emit("op", "^")
-        elif piece in "€£¥₹¢":
-            self.emit("op", piece)
+        elif piece.startswith("..."):
+            self.emit("op", "...")
         elif piece == "\\" and self.at >= len(self.text):
             return
         else:
@@ -315,19 +285,17 @@ class _Lexer:
             return
         last = self.out[-1] if self.out else END
         after_number = last.kind in ("num", "literal") or last.text in ("%", ")", "}", "]")
-        if len(word) == 1:
-            if after_number and self.spaced and is_short_unit(word) and not _COMMANDS.search(self.text):
-                self.emit("text", word)
-            else:
-                self.emit("id", word)
+        if not self.out and word.lower() in _MONEY_WORDS and _money_here(self.text, self.at - 1):
+            self.emit("op", _MONEY_WORDS[word.lower()])
+        elif len(word) == 1:
+            short = after_number and self.spaced and is_short_unit(word) and not _COMMANDS.search(self.text)
+            self.emit("text" if short else "id", word)
         elif word == "in" and after_number:
             self.emit("text", word)
-        elif word in _WORDS or word.lower() in ("and", "or", "infinity", "percent"):
-            self.emit(*_WORDS.get(word) or _WORDS[word.lower()])
-        elif word in FUNCTIONS:
-            self.emit("fn", FUNCTIONS[word])
-        elif word in GREEK:
-            self.emit("id", word)
+        elif word in WORDS or word.lower() in ("and", "or", "infinity", "percent"):
+            self.emit(*WORDS.get(word) or WORDS[word.lower()])
+        elif word in FUNCTIONS or word in GREEK:
+            self.emit("fn" if word in FUNCTIONS else "id", FUNCTIONS.get(word, word))
         elif after_number and word.lower() in SCALES:
             self.emit("scale", str(SCALES[word.lower()]))
         elif word in ("where", "for") and self.out:
@@ -357,6 +325,8 @@ class _Lexer:
             self.emit("text", word)
 
 
+_CURRENCIES = frozenset("€£¥₹¢")
+_MONEY_WORDS = {"usd": "$", "eur": "€", "gbp": "£", "inr": "₹", "rs": "₹", "cny": "¥", "rmb": "¥"}
 _HANDLERS: dict[str, Callable[[_Lexer, str], None]] = {
     "cmd": _Lexer.command,
     "esc": _Lexer.escaped,
@@ -390,6 +360,13 @@ _MATHEMATICS = re.compile(
     r"|\([A-Z]\)|[A-Z](?:\s*(?:,|and|or)\s*[A-Z])+"  # choices
     r"|-?\d+(?:\.\d+)?(?:\s*(?:or|and|,)\s*-?\d+(?:\.\d+)?)+"  # 3 or 4
     r"|\\?\$.*"
+)
+#: One number and what it counts, alone or in a plain sentence.
+_COUNTED = re.compile(
+    r"(?:(?:there|it|they|he|she|we)\s+(?:are|is|were|was|will be|has|have|takes?|get|needs?)\s+)?"
+    r"(?:(?:about|approximately|exactly|around|roughly)\s+)?"
+    r"(-?(?:\\?\$)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?(?:\\?%)?)((?:\s+[^\W\d_][^\d$\\]*)?)\.?",
+    re.IGNORECASE,
 )
 _QUANTITY = re.compile(r"-?\d+(?:\.\d+)?\s*([A-Za-z]+)\.?")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import threading
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ _CHECK_DIGITS = 80
 #: Relative difference below which two values computed with 40 digits are one value.
 _SAME = Fraction(1, 10**25)
 _TRIALS = 14
+#: Places of a decimal that are compared with an irrational number.
+_CHECKED_PLACES = 25
 _ENOUGH = 3
 #: Bits of difference in size that 40 digits take in, and that are looked into at all.
 _PLAIN_SPREAD = 40
@@ -102,7 +105,10 @@ def _is_rounding(decimal: Node, shown: Fraction, other: Node, value: Fraction) -
     places = _places(decimal)
     if places is None or _places(other) is not None or (value * 10**places).denominator == 1:
         return False
-    return _significant(shown, places) >= SIGNIFICANT_DIGITS and abs(shown - value) < Fraction(1, 10**places)
+    if _significant(shown, places) < SIGNIFICANT_DIGITS:
+        return False
+    scaled, whole = abs(value) * 10**places, abs(shown) * 10**places
+    return value * shown > 0 and whole in (math.floor(scaled), math.floor(scaled + Fraction(1, 2)))
 
 
 def _places(node: Node) -> int | None:
@@ -151,7 +157,7 @@ def _constants_at(
     gap = abs(x - y)
     if options.tolerance and gap <= options.tolerance * max(abs(x), abs(y)):
         return True
-    if _shown_enough(ev, a, left, y) or _shown_enough(ev, b, right, x):
+    if shown_enough(ev, a, left, y) or shown_enough(ev, b, right, x):
         return True
     if gap < max(abs(x), abs(y), 1) * ev.mp.mpf(10) ** -15:
         # Close, or cancelled to nothing: with twice the digits a true equality closes the gap.
@@ -212,16 +218,21 @@ def same(ev: Evaluator, x: Any, y: Any) -> bool:
     return bool(x == y or abs(x - y) <= max(abs(x), abs(y)) * ev.mp.mpf(_SAME.numerator) / _SAME.denominator)
 
 
-def _shown_enough(ev: Evaluator, decimal: Node, shown: Fraction | None, value: Any) -> bool:
+def shown_enough(ev: Evaluator, decimal: Node, shown: Fraction | None, value: Any) -> bool:
     """Does the decimal literal show the irrational ``value`` to all of its digits, at least six?"""
     places = _places(decimal)
     if shown is None or places is None or _significant(shown, places) < SIGNIFICANT_DIGITS:
         return False
-    scaled = value * ev.mp.mpf(10) ** places
+    if ev.mp.im(value) or ev.mp.re(value) * shown.numerator <= 0:
+        return False
+    shown = abs(shown)
+    if places > _CHECKED_PLACES:  # the rest of the digits is beyond what is worked out: cut on both sides
+        shown, places = Fraction(math.floor(shown * 10**_CHECKED_PLACES), 10**_CHECKED_PLACES), _CHECKED_PLACES
+    scaled = abs(ev.mp.re(value)) * ev.mp.mpf(10) ** places
     if same(ev, scaled, ev.mp.nint(scaled)):
         return False  # it could have been written exactly
-    places = min(places, 30)
-    return bool(abs(value - ev.mp.mpf(shown.numerator) / shown.denominator) < ev.mp.mpf(10) ** -places)
+    whole = int(shown * 10**places)
+    return whole in (int(ev.mp.floor(scaled)), int(ev.mp.floor(scaled + ev.mp.mpf("0.5"))))
 
 
 @lru_cache(maxsize=4096)
@@ -268,13 +279,18 @@ def _functions_equal(a: Node, b: Node, free: frozenset[str]) -> bool | None:
         free = symbols(a) | symbols(b)
     results = []
     for base in _log_bases(a, b):
-        result = _agree(a, b, points(free), evaluator(_DIGITS, base), real=True)
+        counting = any(n.value in _COUNTING and symbols(n) for n in (*walk(a), *walk(b)) if n.kind == "call")
+        result = None if counting else _agree(a, b, points(free), evaluator(_DIGITS, base), real=True)
         if result is None:
             result = _agree(a, b, points(free, whole=True), evaluator(_DIGITS, base), real=False)
         if result is None:
             result = _agree(a, b, points(free), evaluator(_DIGITS, base), real=False)
         results.append(result)
     return True if True in results else results[0]
+
+
+#: Their letters stand for whole numbers.
+_COUNTING = frozenset({"factorial", "factorial2", "binom"})
 
 
 def _sorted(node: Node) -> Node:
@@ -294,27 +310,23 @@ def _with_opaque_calls(node: Node) -> Node:
 
 
 def _agree(a: Node, b: Node, where: list[dict[str, Fraction]], ev: Evaluator, *, real: bool) -> bool | None:
-    """Equal at enough points. With ``real`` only points count where both sides are real: principal values of roots
-    and logarithms of negative numbers say nothing about what was meant."""
+    """Equal at enough points. With ``real`` only points count where both sides and all of their parts are real:
+    principal values of roots and logarithms of negative numbers say nothing about what was meant."""
     counted = one_sided = 0
     for point in where:
         at = {name: ev.mp.mpf(v.numerator) / v.denominator for name, v in point.items()}
-        x, y = value_or_none(ev, a, at), value_or_none(ev, b, at)
-        if x is None and y is None:
+        x = value_or_none(ev, a, at)
+        unreal = ev.unreal
+        y = value_or_none(ev, b, at)
+        if (x is None and y is None) or (real and (unreal or ev.unreal)):
             continue
         if x is None or y is None:
             one_sided += 1
-            continue
-        if real and (_complex(ev, x) or _complex(ev, y)):
             continue
         if not _agree_here(ev, a, b, at, (x, y)):
             return False
         counted += 1
     return True if counted >= _ENOUGH and one_sided <= counted else None
-
-
-def _complex(ev: Evaluator, x: Any) -> bool:
-    return bool(abs(ev.mp.im(x)) > abs(x) * ev.mp.mpf(10) ** -25)
 
 
 def _agree_here(ev: Evaluator, a: Node, b: Node, at: Mapping[str, Any], values: tuple[Any, Any]) -> bool:

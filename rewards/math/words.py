@@ -1,10 +1,9 @@
-"""Words that mean mathematics: units, number words, names of functions, Unicode signs."""
+"""Words that mean mathematics: number words, names of functions, relations, Unicode signs."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from fractions import Fraction
 from functools import lru_cache
 
 
@@ -39,113 +38,6 @@ RELATIONS = {
     "\\subseteq": "subset", "\\propto": "~", "\\doteq": "~",
 }  # fmt: skip
 
-# Unit name -> (dimension, size in the base unit of its dimension). Only these convert; other words are labels.
-_LENGTH: dict[str, int | str] = {"m": 1, "cm": "1/100", "mm": "1/1000", "km": 1000,
-    "inch": "127/5000", "foot": "381/1250",
-           "yard": "1143/1250", "mile": "201168/125", "dm": "1/10"}  # fmt: skip
-_TIME: dict[str, int | str] = {
-    "second": 1,
-    "minute": 60,
-    "hour": 3600,
-    "day": 86400,
-    "week": 604800,
-    "month": 0,
-    "year": 0,
-    "ms": "1/1000",
-}
-_MASS: dict[str, int | str] = {
-    "g": 1,
-    "kg": 1000,
-    "mg": "1/1000",
-    "ton": 0,
-    "pound": "45359237/100000",
-    "ounce": "45359237/1600000",
-}
-_MONEY: dict[str, int | str] = {
-    "dollar": 1,
-    "cent": "1/100",
-    "euro": 0,
-    "pound sterling": 0,
-    "yuan": 0,
-    "rupee": 0,
-    "yen": 0,
-}
-_VOLUME: dict[str, int | str] = {"liter": 1, "ml": "1/1000", "gallon": 0, "cup": 0, "pint": 0, "quart": 0}
-_OTHER: dict[str, int | str] = {
-    "radian": 0,
-    "newton": 0,
-    "joule": 0,
-    "watt": 0,
-    "volt": 0,
-    "ampere": 0,
-    "kelvin": 0,
-    "hertz": 0,
-    "ohm": 0,
-}
-_TABLES: tuple[tuple[str, dict[str, int | str]], ...] = (
-    ("length", _LENGTH), ("time", _TIME), ("mass", _MASS), ("money", _MONEY), ("volume", _VOLUME), ("", _OTHER),
-)  # fmt: skip
-#: A size of 0 means: a dimension of its own, which converts to nothing.
-UNITS: dict[str, tuple[str, Fraction]] = {
-    name: (dimension if Fraction(size) else name, Fraction(size) or Fraction(1))
-    for dimension, table in _TABLES
-    for name, size in table.items()
-}
-_ALIASES = {
-    "meter": "m", "metre": "m", "centimeter": "cm", "centimetre": "cm", "millimeter": "mm", "kilometer": "km",
-    "kilometre": "km", "in": "inch", "inches": "inch", "ft": "foot", "feet": "foot", "yd": "yard", "mi": "mile",
-    "s": "second", "sec": "second", "min": "minute", "h": "hour", "hr": "hour", "gram": "g", "kilogram": "kg",
-    "lb": "pound", "oz": "ounce", "$": "dollar", "usd": "dollar", "¢": "cent", "€": "euro", "eur": "euro",
-    "£": "pound sterling", "¥": "yuan", "rmb": "yuan", "₹": "rupee", "l": "liter", "litre": "liter",
-    "milliliter": "ml", "millilitre": "ml", "mL": "ml", "L": "liter", "N": "newton", "J": "joule", "W": "watt",
-    "V": "volt", "A": "ampere", "K": "kelvin", "Hz": "hertz", "rad": "radian", "mph": "mile/hour", "kph": "km/hour",
-    "kmh": "km/hour", "sq": "square", "cu": "cubic", "yr": "year", "d": "day", "wk": "week", "mins": "minute",
-    "hrs": "hour", "secs": "second", "tonne": "ton", "buck": "dollar", "penny": "cent", "pennies": "cent",
-}  # fmt: skip
-#: One-letter units are read only where it is clear that a unit is meant.
-_SHORT = frozenset({"m", "g", "s", "h", "l", "L", "N", "J", "W", "V", "A", "K", "d"})
-
-
-@lru_cache(maxsize=1024)
-def unit_word(word: str) -> str | None:
-    """Base name of a unit word (``cms`` -> ``cm``), or None."""
-    for form in (word, word.lower(), word.lower().rstrip(".")):
-        for stem in (form, form.removesuffix("s"), form.removesuffix("es")):
-            name = _ALIASES.get(stem, stem)
-            if name in UNITS or name in ("square", "cubic") or "/" in name:
-                return name
-    return None
-
-
-def is_short_unit(word: str) -> bool:
-    return word in _SHORT
-
-
-def unit_size(text: str) -> tuple[tuple[tuple[str, int], ...], Fraction] | None:
-    """Dimensions and size of a unit text such as ``cm^2`` or ``km/h``; None where a word is not a known unit."""
-    dimensions: dict[str, int] = {}
-    size, sign, pending = Fraction(1), 1, 1
-    for word, exponent in re.findall(r"([A-Za-z$¢€£¥₹]+|/)\s*\.?\s*(?:\^\{?(-?\d)\}?)?", text[:80]):
-        if word in ("/", "per", "a", "an"):
-            sign = -1
-            continue
-        name = unit_word(word)
-        if name is None:
-            return None
-        if name in ("square", "cubic"):
-            pending = 2 if name == "square" else 3
-            continue
-        for i, part in enumerate(name.split("/")):
-            degree = (int(exponent) if exponent else pending) * (-sign if i else sign)
-            dimension, factor = UNITS[part]
-            dimensions[dimension] = dimensions.get(dimension, 0) + degree
-            size *= factor**degree
-        pending = 1
-    if not dimensions:
-        return None
-    return tuple(sorted((d, n) for d, n in dimensions.items() if n)), size
-
-
 _DIGITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
@@ -155,7 +47,8 @@ _SMALL = {word: i for i, word in enumerate(_DIGITS.split())}
 _TENS = {word: 10 * i for i, word in enumerate(_TIES.split(), start=2)}
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 #: Multipliers that may stand after digits: ``5 million``.
-SCALES = {word: size for word, size in _SCALES.items() if size > 100}
+SCALES = _SCALES | {"lakh": 10**5, "lac": 10**5, "crore": 10**7, "dozen": 12, "万": 10**4, "亿": 10**8, "百": 100,
+                    "千": 1000, "百万": 10**6, "quadrillion": 10**15, "quintillion": 10**18}  # fmt: skip
 
 
 def number_from_words(text: str) -> int | None:

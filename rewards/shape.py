@@ -1,9 +1,11 @@
-"""Rewards for the shape of a completion: format, length, overlong, repetition. None of them reads the gold answer."""
+"""Rewards for the shape of a completion: format, tags, length, conciseness, overlong, repetition. None of them reads
+the gold answer."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 from rlreason.rewards.extract import boxes
@@ -37,6 +39,37 @@ def format_reward(problem: Problem, completion: Completion, *, style: Literal["t
         return 0.0
     inside = rest.startswith("<answer>") and rest.endswith("</answer>")
     return float(inside and bool(rest.removeprefix("<answer>").removesuffix("</answer>").strip()))
+
+
+@reward("tags")
+def tags(problem: Problem, completion: Completion) -> float:
+    """Share of the four tags of R1's format that stand in the response exactly once (``tag_count_reward`` of Open R1,
+    Hugging Face 2025): a slope towards ``format``, which pays for the whole form alone.
+
+    A closing tag before its opening one does not count.
+    """
+    text = completion.response
+    once = {tag: text.count(tag) == 1 for tag in _TAGS}
+    for opening, closing in (_TAGS[:2], _TAGS[2:]):
+        if once[closing] and text.find(closing) < text.find(opening):
+            once[closing] = False
+    return sum(once.values()) / len(_TAGS)
+
+
+@reward("conciseness")
+def conciseness(problem: Problem, completions: Sequence[Completion], *, verdicts: Sequence[Verdict]) -> list[float]:
+    """Length reward of Kimi k1.5 (arXiv 2501.12599, section 2.3.3), within the completions of a problem.
+
+    ``0.5 - (tokens - fewest) / (most - fewest)`` for right answers, and no more than 0 for others: of two right answers
+    the shorter gains, and a short wrong one gains nothing. 0 for all where all are of one length.
+    """
+    lengths = [len(one.token_ids) for one in completions]
+    fewest, most = min(lengths), max(lengths)
+    if fewest == most:
+        return [0.0] * len(lengths)
+    slopes = [0.5 - (length - fewest) / (most - fewest) for length in lengths]
+    pairs = zip(slopes, verdicts, strict=True)
+    return [slope if verdict is Verdict.CORRECT else min(0.0, slope) for slope, verdict in pairs]
 
 
 @reward("length")

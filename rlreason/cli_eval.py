@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rlreason.cli_rewards import OptionsOption, TokenizerOption
 from rlreason.cores import usable_cores
 from rlreason.errors import UsageError
 from rlreason.eval.suites import SUITES
@@ -76,19 +77,22 @@ def suites() -> None:
 
 
 @judging.command()
-def score(
-    verifier: Annotated[
-        str, typer.Option(help="Verifier's name, such as math or code, or a plug-in file.py:function.")
-    ],
+def score(  # noqa: PLR0913, PLR0917  every option of the command
     input: Annotated[Path, typer.Option(help="JSONL rows {id, response, reference}; tests for code.")],  # noqa: A002
     output: Annotated[Path, typer.Option(help="JSONL verdicts, same order.")],
+    verifier: Annotated[
+        str | None, typer.Option(help="Verifier's name, such as math or code, or a plug-in file.py:function.")
+    ] = None,
+    reward: Annotated[str | None, typer.Option(help="A reward or plug-in instead, on such rows or a run's.")] = None,
+    option: OptionsOption = None,
+    tokenizer: TokenizerOption = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one a core.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds for one row, queueing not counted.")] = 60.0,
     marked_only: Annotated[
         bool, typer.Option("--marked-only", help="math: only boxes, answer tags, #### and 'answer is' count.")
     ] = False,
 ) -> None:
-    """Score a file of responses with a verifier.
+    """Score a file of responses with a verifier, or with any reward (docs/rewards.md).
 
     A row that can't be used (no response, an empty reference) is written as broken, with the reason as its detail, and
     counted at the end. A line that is no JSON object ends the command with exit code 2 before anything is scored.
@@ -96,6 +100,21 @@ def score(
     from rlreason.progress import counting
     from rlreason.score_file import score_file
 
+    if reward is not None and verifier is None and not marked_only:
+        from rlreason.reward_trials import score_reward
+        from rlreason.rewards.running import Limits
+
+        limits = Limits(workers=workers or usable_cores(), timeout=timeout)
+        with counting(console, reward, "rows") as watch:
+            lines = score_reward(reward, option or (), (input, output), tokenizer, limits, watch)
+        for line in lines:
+            say(line)
+        return
+    if verifier is None or reward is not None or option or tokenizer:
+        raise UsageError(
+            "score needs --verifier NAME or --reward NAME, one of the two; --option and --tokenizer go with --reward, "
+            "--marked-only with --verifier math"
+        )
     with counting(console, verifier, "rows") as watch:
         counts = score_file(
             verifier,

@@ -148,16 +148,18 @@ def _tree(pid: int) -> list[int]:
 
 
 def _share(pid: int) -> int | None:
-    """Bytes of ``pid`` that lie in no file of a disk, pages shared with others by their share. None: can't be read."""
-    total = None
+    """Bytes of ``pid`` that lie in no file of a disk, pages shared with others by their share; 0 where it has gone.
+
+    None: it keeps them to itself, or the kernel does not know.
+    """
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-            for line in file:
-                if line.startswith((b"Pss_Anon:", b"Pss_Shmem:")):
-                    total = (total or 0) + (int(line.split()[1]) << 10)
+            lines = [line.split() for line in file if line.startswith((b"Pss_Anon:", b"Pss_Shmem:"))]
+    except PermissionError:
+        return None
     except OSError:
-        pass
-    return total
+        return 0 if os.path.exists("/proc/self/smaps_rollup") else None
+    return sum(int(line[1]) << 10 for line in lines) if lines else None
 
 
 def _stat(pid: int, task: str = "") -> list[bytes] | None:

@@ -28,6 +28,16 @@ def test_every_key_is_explained() -> None:
     assert not [f"{table.path}.{key.name}" for table in tables() for key in table.keys if not key.comment]
 
 
+def test_each_key_has_a_sentence_of_its_own() -> None:
+    """It says what this key is, without another key's row: no "likewise", no "as in", no half of a sentence."""
+    for table in tables():
+        comments = [key.comment for key in table.keys]
+        assert len(set(comments)) == len(comments) or table.path == "stage.grpo", table.path
+        for comment in comments:
+            assert comment.endswith("."), (table.path, comment)
+            assert not re.search(r"\blikewise\b|\bAs in\b|^\.\.\.|\bNone\b", comment), (table.path, comment)
+
+
 def test_every_key_of_every_shipped_recipe_is_listed() -> None:
     known = {f"{table.path}.{key.name}".lstrip(".") for table in tables() for key in table.keys}
     for name in shipped_recipes():

@@ -79,9 +79,11 @@ class DataConfig(ProblemTable):
     model_config = Section.model_config | {"extra": "allow"}
     __pydantic_extra__: dict[str, DataSetConfig] = Field(init=False)
 
-    #: What stages train on that name no data of their own: as ``path`` of a named set, or the name of one.
+    #: What stages train on that name no data of their own: a procedural task, a file, a hub id, a function of your own,
+    #: a list of these, or the name of a set.
     train: Origin | None = None
-    #: What is held out of training for evaluations, likewise; a procedural task has its own held-out problems.
+    #: What evaluations measure and no stage trains on, named in the same ways. Default: what ``split`` or the task
+    #: holds out.
     heldout: Origin | None = None
     #: Go on although held-out prompts are also training prompts; accuracy on them says little.
     allow_overlap: bool = False

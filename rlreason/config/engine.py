@@ -102,9 +102,9 @@ class ClusterConfig(Section):
     address: str | None = None
     #: Ray actors that draw; 0: one per GPU besides the trainer's, or one per core.
     rollout_workers: int = Field(0, ge=0)
-    #: CPUs and GPUs of one rollout worker; a fraction of a GPU shares it. Default on GPUs: sampler.tensor_parallel.
+    #: CPUs of one rollout worker.
     cpus_per_worker: float = Field(1.0, gt=0)
-    #: GPUs of one rollout worker, likewise.
+    #: GPUs of one rollout worker; a fraction shares a GPU. Default: sampler.tensor_parallel where GPUs are, else 0.
     gpus_per_worker: float | None = Field(None, ge=0)
     #: Put workers on different hosts where there are several.
     spread: bool = False

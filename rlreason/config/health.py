@@ -22,9 +22,10 @@ class HealthConfig(Section):
     groups_kept: float = Field(0.25, ge=0, le=1)
     #: Largest share of completions that are cut off at ``max_tokens``.
     truncated: float = Field(0.20, ge=0, le=1)
-    #: Entropy in nats a token below which the policy draws nearly the same every time, ...
+    #: Entropy in nats a token below which the policy draws nearly the same every time; warned of where it is also
+    #: below ``entropy_left``.
     entropy: float = Field(0.02, ge=0)
-    #: ... where it is also below this share of the stage's first steps.
+    #: Share of the entropy of the stage's first steps below which it has collapsed, together with ``entropy``.
     entropy_left: float = Field(0.2, ge=0, le=1)
     #: Largest gradient norm, in medians of the steps before.
     grad_norm: float = Field(10.0, gt=1)

@@ -35,9 +35,9 @@ _NAMED = {"endpoint": "NAME", "data": "NAME", "reward": "NAME"}
 
 #: Keys that mean the same in every table that has them without a comment of its own.
 SHARED = {
-    "name": "What it is called: of a recipe in reports, of a stage in overrides, references and folders.",
     "kind": "What the stage does.",
-    "model": "The model that the stage begins with, as in sft stages.",
+    "model": 'What the stage begins with: "policy" or "student" for the model of that table, or the name of an earlier '
+    "stage, whose model is trained on.",
     "problems": "How many problems.",
     "samples_per_problem": "Completions drawn of each problem.",
     "max_tokens": "Longest completion.",
@@ -259,6 +259,8 @@ def _type(value: Mapping[str, Any]) -> str:
         inner = schema()["$defs"][value["$ref"].rpartition("/")[2]]
         return "any value" if value["$ref"].endswith("/JsonValue") else _type(inner)
     if value.get("type") == "array":
+        if "prefixItems" in value:
+            return f"list of {', '.join(_type(one) for one in value['prefixItems'])}"
         items = value.get("items")
         inner_type = _type(items) if isinstance(items, dict) and items else ""
         return f"list of {inner_type}" if inner_type else "list"
@@ -286,9 +288,8 @@ def as_text(found: list[Table], width: int = 100) -> str:
     """Tables for a terminal."""
     blocks = []
     for table in found:
-        lines = [f"{table.heading}  {table.about}" if table.about else table.heading]
-        if table.same_as:
-            lines[0] += f"  the keys of {_heading(table.same_as)}"
+        about = f"The keys of {_heading(table.same_as)}." if table.same_as else table.about
+        lines = [table.heading, *textwrap.wrap(about, width, initial_indent="  ", subsequent_indent="  ")]
         for key in table.keys:
             default = ", needed" if key.default is None else f", default {key.default}" if key.default else ""
             lines.append(f"  {key.name}: {key.type}{default}")

@@ -69,7 +69,9 @@ class OptimizerConfig(Section):
 class TrainingStage(Section):
     """What all stages that train share."""
 
+    #: Name of the stage in overrides, folders and reports; other stages refer to it.
     name: str = Field(pattern=NAME)
+    #: Optimizer steps; of a grpo stage batches of rollouts, each with ``updates_per_step`` optimizer steps.
     steps: int = Field(ge=1)
     optimizer: OptimizerConfig = OptimizerConfig()
     #: Tokens that one micro-batch computes at most, a shared prompt counted once; changes memory and speed, never the
@@ -79,7 +81,7 @@ class TrainingStage(Section):
     heldout: str | None = None
     #: Steps between held-out evaluations; 0 never, the last step always counts when it is not 0.
     eval_every: int = Field(0, ge=0)
-    #: Held-out problems of each of these evaluations, and the longest answer they may have.
+    #: Held-out problems of each of these evaluations.
     eval_problems: int = Field(200, ge=1)
     eval_max_tokens: int = Field(64, ge=1)
 
@@ -88,12 +90,13 @@ class SftStage(TrainingStage):
     """Supervised fine-tuning on demonstrations."""
 
     kind: Literal["sft"]
-    #: "policy" or "student" build or load that model; a stage name continues from it. Default: the last trained.
+    #: What the stage begins with: "policy" or "student" for the model of that table, or the name of an earlier stage,
+    #: whose model is trained on. Default: the model trained last.
     model: str | None = None
     #: Named set that is trained on, or a mix of several with their shares; default ``data.train``.
     data: DataChoice | None = None
     batch_size: int = Field(64, ge=1)
-    #: Distinct demonstrations; None takes all that there are (a procedural task never runs out).
+    #: Distinct demonstrations; default: all that there are (a procedural task never runs out).
     demonstrations: int | None = Field(None, ge=1)
 
 
@@ -109,10 +112,14 @@ class GrpoStage(TrainingStage):
     #: Training problems to pass over first, such as those that the cold start showed.
     first_problem: int = Field(0, ge=0)
     problems_per_step: int = Field(ge=1)
+    #: Completions drawn of each problem, which are a group: at least 2.
     samples_per_problem: int = Field(8)
     max_tokens: int = Field(ge=1)
+    #: Divides the logits that completions are drawn from, and those of the trainer's log-probabilities.
     temperature: float = Field(1.0, gt=0)
+    #: Must stay 1 in training: the trainer's log-probabilities are those of the full distribution.
     top_p: float = Field(1.0, gt=0, le=1)
+    #: Must stay 0 in training: the trainer's log-probabilities are those of the full distribution.
     top_k: int = Field(0, ge=0)
     #: Optimizer steps on each batch of rollouts; more than 1 is off-policy and relies on the clip.
     updates_per_step: int = Field(1, ge=1)
@@ -192,10 +199,12 @@ class RejectStage(Section):
     """Rejection sampling: draw from a trained policy, keep completions that are verified correct."""
 
     kind: Literal["reject"]
+    #: Name of the stage in overrides, folders and reports; a distill stage refers to it by ``traces``.
     name: str = Field(pattern=NAME)
-    #: As in training stages; an endpoint's name draws from that server.
+    #: Whose completions: "policy", "student", the name of a training stage, or of an endpoint, whose server is drawn
+    #: from. Default: the model trained last.
     model: str | None = None
-    #: Named set that is trained on, or a mix of several with their shares; default ``data.train``.
+    #: Named set whose problems are drawn, or a mix of several with their shares; default ``data.train``.
     data: DataChoice | None = None
     #: Training problems to pass over first.
     first_problem: int = Field(0, ge=0)
@@ -225,6 +234,7 @@ class EvalStage(Section):
     """Measure models on held-out problems."""
 
     kind: Literal["eval"]
+    #: Name of the stage in overrides, results and reports.
     name: str = Field(pattern=NAME)
     #: Names of training stages and endpoints, and policy or student.
     models: tuple[str, ...] = Field(min_length=1)
@@ -249,6 +259,7 @@ ACCURACY: dict[str, RewardTerm] = {"accuracy": 1.0}
 class Recipe(Section):
     """A whole run: models, data, rewards, engine and the stages in order."""
 
+    #: Name of the recipe in reports and of its run directories.
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     #: One line for lists and reports.
     description: str = ""
@@ -262,7 +273,8 @@ class Recipe(Section):
     endpoint: dict[str, EndpointConfig] = Field(default_factory=dict)
     trainer: TrainerConfig = TrainerConfig()
     data: DataConfig
-    #: Reward name or plug-in -> weight, or {weight, options...}.
+    #: Rewards by name or plug-in, with their weights: ``accuracy = 1.0``, or with options
+    #: ``format = { weight = 0.1, style = "boxed" }``.
     reward: dict[str, RewardTerm] = Field(default_factory=lambda: dict(ACCURACY))
     sampler: SamplerConfig = SamplerConfig()
     cluster: ClusterConfig = ClusterConfig()

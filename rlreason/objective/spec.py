@@ -67,13 +67,13 @@ class ObjectiveSpec:
     dual_clip: float = 0.0
     #: Two-sided clip: ρ ≤ delta in the unclipped branch, which matters where A < 0 (arXiv 2505.07291). 0: off.
     delta: float = 0.0
-    #: Steepness of SAPO's gate where A > 0, and where A ≤ 0.
+    #: Steepness of SAPO's gate where A > 0.
     sapo_tau_positive: float = 1.0
     #: Steepness of SAPO's gate where A ≤ 0.
     sapo_tau_negative: float = 1.05
     #: Weight of the KL from the reference policy; 0 keeps no reference model.
     kl_coef: float = 0.0
-    #: With d = log π_ref − log π: k1 = −d, k2 = d²/2, k3 = exp(d) − d − 1, k3_unbiased = stop-gradient-free ρ · k3.
+    #: With d = log π_ref − log π: k1 = −d, k2 = d²/2, k3 = exp(d) − d − 1, k3_unbiased = ρ · k3 with ρ's gradient.
     kl_estimator: KlEstimator = "k3"
     #: loss: a term per token. reward: the sequence's sum is taken off its reward, before the baseline.
     kl_in: Literal["loss", "reward"] = "loss"

@@ -8,6 +8,7 @@ in the tables below, with the reason.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -384,6 +385,28 @@ def test_what_extending_points_to_is_there() -> None:
     (package,) = [text for language, text in blocks(EXTENDING) if text.startswith("# pyproject.toml")]
     groups = set(tomllib.loads(package)["project"]["entry-points"])
     assert groups == {extensions.TRACKERS, extensions.DATA, extensions.HEALTH, ENTRY_POINT_GROUP}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results/quickstart.md"])
+def test_the_quickstart_s_numbers_are_those_of_its_data(page: str) -> None:
+    """One measurement, in quickstart.json; both pages are made from it (bench/seeds.py --pages)."""
+    spec = importlib.util.spec_from_file_location("seeds", ROOT / "bench" / "seeds.py")
+    assert spec is not None
+    assert spec.loader is not None
+    seeds = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(seeds)
+    rows = json.loads((ROOT / "docs" / "results" / "quickstart.json").read_text(encoding="utf-8"))
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "<!-- seeds -->" in text
+    assert seeds.written(text, rows) == text
+    assert percentages_outside(text) == []
+
+
+def percentages_outside(text: str) -> list[str]:
+    """Accuracies with an interval that stand in the text beside the tables."""
+    for name in ("seeds", "gains"):
+        text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", "", text, flags=re.DOTALL)
+    return re.findall(r"[0-9.]+ (?:% )?\([0-9.]+–[0-9.]+\)", text)
 
 
 def test_the_notebook(there: Path) -> None:

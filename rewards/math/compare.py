@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rlreason.rewards.math import sets as math_sets
+from rlreason.rewards.math.conditions import implied
 from rlreason.rewards.math.evaluate import Undecided
 from rlreason.rewards.math.lists import distinct, in_order, match
 from rlreason.rewards.math.quantities import degrees_equal, names_equal, percents_equal, ratios_equal, units_equal
@@ -91,13 +92,14 @@ def _relations(a: Node, b: Node, options: Options) -> bool | None:
 
 
 def _groups(a: Node, b: Node, options: Options) -> bool | None:
+    if _holds_sets(a) or _holds_sets(b):
+        same_kind = _holds_sets(a) and _holds_sets(b)
+        return same_kind and match(distinct(list(a.args)), distinct(list(b.args)), options, equal)
     if math_sets.is_set(a) or math_sets.is_set(b):
         return _sets(a, b, options)
     (a, limits_a), (b, limits_b) = _without_conditions(a), _without_conditions(b)
     if limits_a or limits_b:
-        if limits_a and limits_b and not equal(group("and", limits_a), group("and", limits_b), options):
-            return False
-        return equal(a, b, options)
+        return _same_limits(a, b, limits_a, limits_b, options) and equal(a, b, options)
     a, b = _named_list(a), _named_list(b)
     named_a, named_b = _mapping(a), _mapping(b)
     if named_a and named_b:
@@ -107,6 +109,11 @@ def _groups(a: Node, b: Node, options: Options) -> bool | None:
         return _named_and_plain(named, other, options)
     if a.kind != "group" or b.kind != "group":
         return _group_and_other(a, b, options)
+    return _lists(a, b, options)
+
+
+def _lists(a: Node, b: Node, options: Options) -> bool | None:
+    """Two groups: bare lists and sets as multisets, tuples and intervals in order."""
     if len(a.args) > _MAX_ITEMS or len(b.args) > _MAX_ITEMS:
         return False
     both = {a.value, b.value}
@@ -119,6 +126,25 @@ def _groups(a: Node, b: Node, options: Options) -> bool | None:
     if a.value != b.value and not _interchangeable(a, b):
         return False
     return in_order(a.args, b.args, options, equal)
+
+
+def _same_limits(a: Node, b: Node, limits_a: tuple[Node, ...], limits_b: tuple[Node, ...], options: Options) -> bool:
+    """Do the conditions beside two formulas agree, or may the side that has none leave them out?"""
+    if limits_a and limits_b:
+        return bool(equal(group("and", limits_a), group("and", limits_b), options))
+    return _may_leave_out(b, limits_a, a) if limits_a else _may_leave_out(a, limits_b, b)
+
+
+def _may_leave_out(node: Node, limits: tuple[Node, ...], stated: Node) -> bool:
+    """Need ``node`` not repeat the conditions beside ``stated``? A bare expression need not; an equation must, unless
+    they say no more than the equation does."""
+    inner = node.args[0] if node.kind == "group" and node.value == "" and len(node.args) == 1 else node
+    return inner.kind != "relation" or all(implied(limit, stated) for limit in limits)
+
+
+def _holds_sets(node: Node) -> bool:
+    """A set of sets, ``\\{\\varnothing\\}`` or ``\\{\\{1\\}\\}``: not the set that is in it."""
+    return node.kind == "group" and node.value == "{}" and any(x.kind == "empty" or x.value == "{}" for x in node.args)
 
 
 def _without_conditions(node: Node) -> tuple[Node, tuple[Node, ...]]:
@@ -224,6 +250,8 @@ def _named_and_plain(named: list[tuple[Node, Node]], other: Node, options: Optio
         return equal(group("", tuple(chunks)), other, options)
     if other.value not in _BARE | {"()", "[]"} or len(other.args) != len(values):
         return False
+    if other.value in _BARE and all(x.kind == "group" for x in (*values, *other.args)):
+        return match(values, list(other.args), options, equal)  # points: A(1,2), B(3,4)
     by_name = [v for _, v in sorted(named, key=lambda p: str(p[0].value))]
     return in_order(values, other.args, options, equal) or in_order(by_name, other.args, options, equal)
 

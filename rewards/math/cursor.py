@@ -53,7 +53,7 @@ class Cursor:
             elif token.text in ("/", "*", "."):
                 self.take()
                 parts.append("/" if token.text == "/" else " ")
-            elif (token.kind == "rel" and token.text == "in") or (token.kind == "id" and parts[-1:] == ["/"]):
+            elif (token.kind == "rel" and token.text == "in") or (token.kind == "id" and parts[-1:] in (["/"], [" "])):
                 parts.append(self.take().text)
             else:
                 return " ".join(parts)

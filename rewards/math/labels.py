@@ -34,6 +34,8 @@ _APPROVAL = re.compile(
 )
 _CLAUSE = word_set("who whom whose that which where when with such so")
 _MAX_WORDS = 14
+#: "8 more apples" says how many more; "8 more" and "8 or more" do not stand for 8.
+_MORE_OF = re.compile(r"^(?:more|fewer|less|additional|extra)\s+(?!than\b|or\b|to\b)(?=[a-z]{3})")
 _MORE_WORDS = re.compile(
     r"and\s+(?:(?:an?|one)\s+)?(half|quarter|third)\b|and\s+(two|three)[\s-]+(quarters|thirds|fourths)\b"
 )
@@ -76,7 +78,8 @@ def _with_label(value: Node, rest: str) -> Node:
 
 def denies(words: str) -> bool:
     """Do the words say more than what is counted: a verb, a denial, a number?"""
-    found = re.findall(r"[^\s(),.;:!?]+", words.lower().replace("’", "'"))
+    words = _MORE_OF.sub("", words.lower().replace("’", "'"))
+    found = re.findall(r"[^\s(),.;:!?]+", words)
     if len(found) > _MAX_WORDS or _DENIALS_CHINESE.search(words):
         return True
     clause = next((i for i, w in enumerate(found) if w in _CLAUSE), len(found))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from rlreason.rewards.math.behind import more_units, with_words
 from rlreason.rewards.math.cursor import Cursor
-from rlreason.rewards.math.labels import labelled
 from rlreason.rewards.math.notation import going_on, in_base, named_point, plain_bracket, proper_fraction, selections
 from rlreason.rewards.math.tokens import END, Token, tokenize
 from rlreason.rewards.math.tree import (
@@ -25,9 +25,7 @@ from rlreason.rewards.math.tree import (
     rational,
     sym,
     too_large,
-    walk,
 )
-from rlreason.rewards.math.units import unit_size
 from rlreason.rewards.math.words import number_from_words
 
 # Binding powers, weakest first.
@@ -43,7 +41,6 @@ _CLOSERS = frozenset({")", "]", "}", "\\}"})
 _ORDINALS = frozenset({"st", "nd", "rd", "th"})
 _MONEY = frozenset("$€£¥₹¢")
 _FUNCTIONS = frozenset({"f", "g", "h"})
-_TEMPERATURES = frozenset({"C", "F", "Celsius", "Fahrenheit", "celsius", "fahrenheit"})
 _STARTS = frozenset({"num", "literal", "id", "fn", "set", "begin", "scale"})
 _NOT_STARTS = frozenset(_INFIX) | {"\\pmod", "\\rfloor", "\\rceil", "\\pm", "\\mp", "\\not"}
 
@@ -137,40 +134,13 @@ class _Parser(Cursor):
             unit = self.unit()
             if any(c.isdigit() for c in re.sub(r"\^\{?-?\d\}?", "", unit)):
                 raise MathError("a number in a label")
-            return self.more_units(self.with_words(left, unit))
+            return more_units(self, with_words(left, unit))
         if token.text in _MONEY and token.kind == "op":
             return Node("unit", (left,), self.take().text)
         if token.text == "\\pmod":
             self.take()
             return call("pmod", left, self.argument())
         return left
-
-    def with_words(self, left: Node, words: str) -> Node:
-        """``25^\\circ C`` as a temperature, ``\\$5 per hour`` as one unit, other words as ``labels`` reads them."""
-        if left.kind == "degree" and words.strip().rstrip(".") in _TEMPERATURES:
-            return Node("unit", left.args, "°" + words.strip()[0])
-        if left.kind == "unit":
-            left, words = left.args[0], f"{left.value} {words}"
-        counted = any(n.kind in ("num", "decimal", "literal") for n in walk(left))
-        if not counted and unit_size(words) is None and words not in ("squared", "cubed"):
-            raise MathError("words after a formula")
-        return labelled(left, words)
-
-    def more_units(self, first: Node) -> Node:
-        """``5 feet 6 inches`` and ``3 hours and 30 minutes``, in the last unit."""
-        ahead = self.next.kind == "num" or (self.next.text == "and" and self.tokens[self.at + 1].kind == "num")
-        size = unit_size(name_of(first))
-        start = self.at
-        if not ahead or size is None or first.kind != "unit":
-            return first
-        if self.next.text == "and":
-            self.take()
-        second = self.operand()
-        finer = unit_size(name_of(second)) if second.kind == "unit" else None
-        if finer is None or finer[0] != size[0] or finer[1] >= size[1]:
-            self.at = start
-            return first
-        return Node("unit", (add(mul(first.args[0], num(size[1] / finer[1])), second.args[0]),), second.value)
 
     def expression(self, power: int) -> Node:
         """Pratt's loop: a prefix, then operators that bind tighter than ``power``."""
@@ -393,4 +363,9 @@ class _Parser(Cursor):
             if point is None:
                 self.at = start
             return point or symbol
-        return call(f"{symbol.value}()", *(inner.args if inner.kind == "group" else (inner,)))
+        arguments = inner.args if inner.kind == "group" else (inner,)
+        *outer, last = name_of(symbol).split("∘")  # (f∘g)(x) is f(g(x))
+        node = call(f"{last}()", *arguments)
+        for name in reversed(outer):
+            node = call(f"{name}()", node)
+        return node

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rlreason.rewards.math.brackets import braced, closed, environment, plain_braces
 from rlreason.rewards.math.labels import retracts
-from rlreason.rewards.math.notation import differential
+from rlreason.rewards.math.notation import differential, plain_bracket
 from rlreason.rewards.math.tokens import END, Token
 from rlreason.rewards.math.tree import (
     EMPTY,
@@ -314,7 +314,7 @@ def _big(parser: _Parser, name: str) -> Node:
 def _operator(parser: _Parser, token: Token) -> Node:
     text = token.text
     if text in ("-", "+"):
-        inner = parser.expression(_SIGN)
+        inner = plain_bracket(parser.expression(_SIGN))
         if inner.kind in ("text", "relation"):
             raise MathError("text has no sign")
         if inner.kind == "unit" and text == "-":

@@ -46,7 +46,7 @@ def is_name(node: Node) -> bool:
 
 
 _NAMING = frozenset({"abs", "bar", "det", "max", "min", "lim", "gcd", "lcm", "Re", "Im", "arg"})
-_COORDINATES = frozenset({"x", "y", "z", "r", "t", "theta", "rho", "u", "v", "w", "X", "Y", "Z"})
+_COORDINATES = frozenset({"x", "y", "z", "r", "t", "theta", "rho", "X", "Y", "Z"})
 
 
 def _of_parameters(node: Node) -> bool:

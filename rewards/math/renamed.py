@@ -17,7 +17,7 @@ Equal = Callable[[Node, Node, Options], bool | None]
 
 _INTEGERS = r"(?:\\in|in)\s*\\?(?:mathbb|mathbf|Bbb|mathrm|bf)?\s*\{?\s*([ZN])(?![A-Za-z])"
 _DECLARED = re.compile(
-    r"(?<![A-Za-z\\])([a-zA-Z])(?:_\{?\d\}?)?(?:\s*,\s*([a-z]))?\s*" + _INTEGERS
+    r"(?:(?<=[,;(])\s*([a-z])\s*,\s*|(?<![A-Za-z\\]))([a-zA-Z])(?:_\{?\d\}?)?\s*" + _INTEGERS
     + r"|(?<![A-Za-z\\])([a-zA-Z])\s*(?:\\text\s*\{)?\s*(?:is|are|being)?\s*(?:an?|any)?\s*(?:为)?(?:integer|整数)"
     + r"|(?:integers?|整数)\s*\}?\s*\$?([a-zA-Z])(?![A-Za-z])"
 )  # fmt: skip

@@ -27,12 +27,12 @@ def clean(text: str) -> str:
             text = text.replace("\\\\", "\\")
         elif "\\begin" not in text:
             text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)
-    if "quad" in text:
-        text = re.sub(r"\\q?quad(?=[A-Za-z])", " ", text)  # \quadx
     if ":" in text:
         text = _CLOCK.sub(lambda m: f"{m[1]}\\text{{{m[2].lower()}m}}", text.replace("{:}", ":"))
     if "10" in text:
         text = _TIMES_LETTER.sub(r"\1\\times \2", text)
+    if text.lstrip(" ${").startswith(("_", "^", "}_", "}^", "} _", "} ^")):
+        text = _SELECTION.sub(_selection, text)
     if "\\" in text:
         text = _of_latex(text)
     elif "and" in text:
@@ -80,10 +80,10 @@ _AND_PART = re.compile(r"(?<![\d.])(\d+)\s+and\s+(?:an?|one)\s+(half|quarter|thi
 
 
 def _of_latex(text: str) -> str:
+    if "quad" in text:
+        text = re.sub(r"\\q?quad(?=[A-Za-z])", " ", text)  # \quadx
     if "\\dot" in text:
         text = _DOTS.sub(lambda m: f"\\overline{{{m[1]}{m[2] or ''}{m[3] or ''}}}", text)
-    if "_" in text:
-        text = _SELECTION.sub(_selection, text) if text.lstrip(" ${").startswith(("_", "^", "}")) else text
     if "square" in text or "Box" in text or "qed" in text:
         cut = _END_MARK.sub("", text)
         text = cut or text

@@ -136,6 +136,10 @@ class _Lexer:
     def greek(self, name: str) -> None:
         """``5 \\Omega`` and ``5 \\mu F`` are units behind a number; elsewhere a letter."""
         last = self.out[-1] if self.out else END
+        prefix = name == "Omega" and last.kind == "id" and last.text in ("k", "M", "m") and len(self.out) > 1
+        if prefix and self.out[-2].kind == "num" and _BEHIND_GREEK[name].match(self.text, self.at):
+            self.out[-1] = last._replace(kind="text", text=f"{last.text}Ω")
+            return
         if name in ("Omega", "mu") and (last.kind == "num" or last.text == "}"):
             behind = _BEHIND_GREEK[name].match(self.text, self.at)
             if behind:
@@ -202,8 +206,8 @@ class _Lexer:
 
     def is_unit(self, words: str, last: Token) -> bool:
         """``\\mathrm{C}`` or ``\\text{min}`` where a number stands before it and no letter or index follows."""
-        behind = last.kind == "num" or last.text in ("}", "deg")
-        return behind and (is_short_unit(words) or words == "min") and bool(_ENDS.match(self.text, self.at))
+        behind = last.kind == "num" or last.text in ("}", "deg") or (last.kind == "text" and unit_word(last.text))
+        return behind and (is_short_unit(words) or words in ("min", "sec")) and bool(_ENDS.match(self.text, self.at))
 
     def counted(self, found: re.Match[str]) -> None:
         """``\\text{There are 42 red apples}``: the number and its label."""
@@ -216,8 +220,8 @@ class _Lexer:
     def label(self, words: str) -> None:
         """Text in a formula: connecting words become separators, the rest stays a label."""
         lower = words.lower().strip(" ,;.")
-        if words in _CURRENCIES:
-            self.emit("op", words)
+        if words in _CURRENCIES or (not self.out and lower in _MONEY_WORDS):
+            self.emit("op", _MONEY_WORDS.get(lower, words))
         elif lower in ("and", "or", "and/or"):
             self.emit("sep", lower[:3].rstrip("/"))
         elif lower in ("to", ":"):

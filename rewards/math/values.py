@@ -103,16 +103,19 @@ def rounds_to(a: Node, b: Node, left: Fraction, right: Fraction) -> bool:
 
 def _is_rounding(decimal: Node, shown: Fraction, other: Node, value: Fraction) -> bool:
     places = _places(decimal)
-    if places is None or _places(other) is not None or (value * 10**places).denominator == 1:
+    if places is None or _places(other) is not None:
         return False
-    if _significant(shown, places) < SIGNIFICANT_DIGITS:
+    places = max(places, 0)
+    if (value * Fraction(10) ** places).denominator == 1 or _significant(shown, places) < SIGNIFICANT_DIGITS:
         return False
-    scaled, whole = abs(value) * 10**places, abs(shown) * 10**places
+    unit = Fraction(10) ** places
+    scaled, whole = abs(value) * unit, abs(shown) * unit
     return value * shown > 0 and whole in (math.floor(scaled), math.floor(scaled + Fraction(1, 2)))
 
 
 def _places(node: Node) -> int | None:
-    """Digits after the point of a decimal, also of ``2.31 \\times 10^{-3}`` and its negative; None otherwise."""
+    """Digits after the point of a decimal, also of ``2.31 \\times 10^{-3}`` and its negative (below 0 where the last
+    digit shown is one of tens or more); None otherwise."""
     if node.kind == "decimal":
         return decimals(node)
     if node.kind == "mul" and len(node.args) == 2:
@@ -122,12 +125,12 @@ def _places(node: Node) -> int | None:
         if first.kind == "decimal" and second.kind == "pow" and rational(second.args[0]) == 10:
             exponent = exact(second.args[1])
             if exponent is not None and exponent.denominator == 1 and abs(exponent) < 400:
-                return max(decimals(first) - int(exponent), 0)
+                return decimals(first) - int(exponent)
     return None
 
 
 def _significant(shown: Fraction, places: int) -> int:
-    return len(str(abs(int(shown * 10**places))))
+    return len(str(abs(int(shown * Fraction(10) ** places))))
 
 
 def _constants_equal(a: Node, b: Node, left: Fraction | None, right: Fraction | None, options: Options) -> bool | None:
@@ -231,7 +234,7 @@ def shown_enough(ev: Evaluator, decimal: Node, shown: Fraction | None, value: An
     scaled = abs(ev.mp.re(value)) * ev.mp.mpf(10) ** places
     if same(ev, scaled, ev.mp.nint(scaled)):
         return False  # it could have been written exactly
-    whole = int(shown * 10**places)
+    whole = int(shown * Fraction(10) ** places)
     return whole in (int(ev.mp.floor(scaled)), int(ev.mp.floor(scaled + ev.mp.mpf("0.5"))))
 
 

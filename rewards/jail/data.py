@@ -1,25 +1,49 @@
 """Plain data as text, by exact type: what crosses between a jailed program and the others.
 
 ``type(x) is int`` and the like decide, so an object that only claims to be an int does not cross. Carriers:
-``None bool int float complex str bytes list tuple set frozenset dict range deque Fraction Decimal``, and the standard
-library's dict subclasses as plain dicts. Scalars are themselves; containers are ``[tag, ...]``. No pickle, no eval.
+``None bool int float complex str bytes bytearray list tuple set frozenset dict range deque Fraction Decimal``, dict
+views, dates and times, numpy's scalars and arrays, and the standard library's dict subclasses as plain dicts. Scalars
+are themselves; containers are ``[tag, ...]``. No pickle, no eval.
 Standard library only: loaded in the zygote.
 """
 
 from __future__ import annotations
 
 import collections
+import datetime
 import fractions
 import json
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-MAX_DEPTH = 100
+MAX_DEPTH = 200
 #: Integers beyond this go as hexadecimal text: decimal conversion is quadratic.
 _PLAIN_INT = 1 << 256
 _SIMPLE = frozenset({str, bool, type(None), float})
 _SEQUENCES: dict[type, str] = {list: "l", tuple: "t", set: "s", frozenset: "f", collections.deque: "q"}
 _DICTS = (dict, collections.OrderedDict, collections.defaultdict, collections.Counter)
+_VIEWS: dict[type, str] = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
+#: With what they are built from.
+_TIMES: dict[type, tuple[str, ...]] = {
+    datetime.datetime: ("year", "month", "day", "hour", "minute", "second", "microsecond", "tzinfo"),
+    datetime.date: ("year", "month", "day"),
+    datetime.time: ("hour", "minute", "second", "microsecond", "tzinfo"),
+    datetime.timedelta: ("days", "seconds", "microseconds"),
+}
+_BASES: tuple[tuple[type, Callable[[Any], object]], ...] = (
+    (int, int.__pos__),
+    (float, float.__pos__),
+    (complex, complex.__pos__),
+    (str, lambda value: str.__getitem__(value, slice(None))),
+    (bytes, lambda value: bytes.__getitem__(value, slice(None))),
+    (bytearray, lambda value: bytearray.__getitem__(value, slice(None))),
+    (tuple, lambda value: tuple.__getitem__(value, slice(None))),
+    (list, lambda value: list.__getitem__(value, slice(None))),
+    (set, lambda value: set(set.__iter__(value))),
+    (frozenset, lambda value: frozenset(frozenset.__iter__(value))),
+    (dict, dict.copy),
+)
 Tree = object
 
 
@@ -29,6 +53,17 @@ class NotPlain(Exception):
 
 class TooDeep(NotPlain):
     """It is nested beyond ``MAX_DEPTH``, or holds itself."""
+
+
+def base_of(value: object) -> object:
+    """What an instance of a subclass of a plain type is as that type: a named tuple's tuple. None for anything else.
+
+    Read by the plain type's own methods: nothing that the subclass defines has a say.
+    """
+    for base, read in _BASES:
+        if issubclass(type(value), base) and type(value) is not base:
+            return read(value)
+    return None
 
 
 def to_tree(value: object, other: Callable[[object], Tree] | None = None, depth: int = 0) -> Tree:
@@ -75,13 +110,38 @@ def _rare(value: object, other: Callable[[object], Tree] | None) -> Tree:
         return ["r", *(to_tree(part) for part in (value.start, value.stop, value.step))]
     if isinstance(value, fractions.Fraction) and kind is fractions.Fraction:
         return ["F", to_tree(value.numerator), to_tree(value.denominator)]
+    if isinstance(value, bytearray) and kind is bytearray:
+        return ["y", value.hex()]
+    if kind in _VIEWS:
+        return ["v", _VIEWS[kind], to_tree(list(value), other)]  # type: ignore[call-overload]
+    if kind in _TIMES:
+        return ["T", kind.__name__, *(to_tree(getattr(value, part)) for part in _TIMES[kind])]
+    if isinstance(value, datetime.timezone) and kind is datetime.timezone:
+        return ["T", "timezone", to_tree(value.utcoffset(None))]
     import decimal  # from C; a subclass of it is not it
 
     if isinstance(value, decimal.Decimal) and kind is decimal.Decimal:
         return ["D", str(value)]
+    if kind.__module__ == "numpy" and "numpy" in sys.modules:
+        return _of_numpy(value, other)
     if other is not None:
         return other(value)
-    raise NotPlain(f"a {kind.__name__} is not plain data"[:200])
+    base = base_of(value)
+    if base is None:
+        raise NotPlain(f"a {kind.__name__} is not plain data"[:200])
+    return to_tree(base)
+
+
+def _of_numpy(value: Any, other: Callable[[object], Tree] | None) -> Tree:
+    numpy: Any = sys.modules["numpy"]
+    if isinstance(value, numpy.ndarray) and value.dtype.kind in "biufcUS":
+        return ["a", str(value.dtype), to_tree(value.tolist())]
+    plain = value.item() if isinstance(value, numpy.generic) else value
+    if type(plain) is not type(value) and type(plain) in {bool, int, float, complex, str, bytes}:
+        return to_tree(plain)
+    if other is not None:
+        return other(value)
+    raise NotPlain(f"a {type(value).__name__} of numpy is not plain data"[:200])
 
 
 def from_tree(tree: Tree, other: Callable[[list[object]], object] | None = None) -> object:
@@ -113,6 +173,27 @@ def _decimal(items: list[object]) -> object:
     return decimal.Decimal(str(items[0]))
 
 
+def _time(items: list[Any]) -> object:
+    kind, *parts = items
+    if kind not in ("datetime", "date", "time", "timedelta", "timezone"):
+        raise ValueError(kind)
+    return getattr(datetime, kind)(*parts)
+
+
+def _view(items: list[Any]) -> object:
+    kind, held = items
+    if kind == "values":
+        return dict(enumerate(held)).values()
+    return dict.fromkeys(held).keys() if kind == "keys" else dict(held).items()
+
+
+def _array(items: list[Any]) -> object:
+    """An array where numpy is at hand, else its list."""
+    numpy: Any = sys.modules.get("numpy")
+    kind, values = items
+    return values if numpy is None else numpy.array(values, dtype=str(kind))
+
+
 _BUILD: dict[str, Callable[[list[Any]], object]] = {
     "l": lambda items: items,
     "t": tuple,
@@ -126,6 +207,10 @@ _BUILD: dict[str, Callable[[list[Any]], object]] = {
     "r": lambda items: range(*items),
     "F": lambda items: fractions.Fraction(*items),
     "D": _decimal,
+    "y": lambda items: bytearray.fromhex(str(items[0])),
+    "T": _time,
+    "v": _view,
+    "a": _array,
 }
 
 

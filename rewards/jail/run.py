@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -80,6 +81,7 @@ class Run:
         """Put all of standard input into its file. To be called before the job is sent: nobody reads it until then."""
         with open(self._ends.stdin, "wb", closefd=False) as file:
             file.write(data)
+        _seal(self._ends.stdin)
         self._close(self._ends.stdin)
 
     def kill(self) -> None:
@@ -263,9 +265,23 @@ def open_ends(owner: tuple[int, int] | None) -> tuple[Ends, list[int]]:
 
 def _input_file() -> tuple[int, int]:
     """A nameless file of its own for one run: descriptors to read it, and to write it."""
-    with tempfile.TemporaryFile() if sys.platform != "linux" else open(os.memfd_create("input"), "wb") as file:
-        reading = os.open(f"/dev/fd/{file.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
-        return reading, os.dup(file.fileno())
+    if sys.platform == "linux":
+        writing = os.memfd_create("input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    else:
+        with tempfile.TemporaryFile() as file:
+            writing = os.dup(file.fileno())
+    try:
+        return os.open(f"/dev/fd/{writing}", os.O_RDONLY | os.O_CLOEXEC), writing
+    except OSError:
+        os.close(writing)
+        raise
+
+
+def _seal(descriptor: int) -> None:
+    """Whatever rights its owner takes, nobody changes the file any more."""
+    if sys.platform == "linux":
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
 
 
 def pump(runs: Sequence[Run], deadline: float, until: Callable[[], bool]) -> bool:

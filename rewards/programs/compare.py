@@ -5,48 +5,57 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from decimal import Decimal
 
 from rlreason.rewards.jail.data import NotPlain, Tree, to_tree
 
-_NUMBER = re.compile(rb"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,4})?")
+#: An integer as it is written; a word with leading zeros is digits, and no number.
+_INTEGER = re.compile(rb"-?(?:0|[1-9]\d*)")
+_WHOLE = re.compile(rb"(-?(?:0|[1-9]\d*))\.0*")
+_NUMBER = re.compile(rb"-?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,4})?")
 _LONGEST_NUMBER = 1000
 #: Absolute, or relative to the expected value where that is larger than 1: what most contests allow.
 TOLERANCE = 1e-6
 
 
-def same_output(expected: str, output: bytes) -> bool:
-    """Equal word by word, whatever the white space; a number may be written differently.
+def same_output(expected: str, output: bytes, *, lines: bool = True) -> bool:
+    """Equal word by word, line by line unless ``lines`` is False; empty lines and other white space do not count.
 
-    Where the expected output holds decimal fractions, numbers may differ by ``TOLERANCE``.
+    A word that is a decimal fraction in the expected output may differ by ``TOLERANCE``; an integer may be written as
+    ``5.0``. Words with leading zeros are text.
     """
-    wanted = expected.encode("utf-8", "replace").split()
+    wanted_text = expected.encode("utf-8", "replace")
+    wanted = wanted_text.split()
     found = output.split(None, len(wanted))  # no more words than it takes to see that there are too many
     if len(wanted) != len(found):
         return False
-    if wanted == found:
-        return True
-    fractions = any(b"." in word and _NUMBER.fullmatch(word) for word in wanted)
-    return all(a == b or _same_number(a, b, fractions=fractions) for a, b in zip(wanted, found, strict=True))
+    if wanted != found and not all(a == b or _same_number(a, b) for a, b in zip(wanted, found, strict=True)):
+        return False
+    return not lines or _words_per_line(wanted_text) == _words_per_line(output)
 
 
-def _same_number(wanted: bytes, found: bytes, *, fractions: bool) -> bool:
+def _words_per_line(text: bytes) -> list[int]:
+    return [count for line in text.splitlines() if (count := len(line.split()))]
+
+
+def _same_number(wanted: bytes, found: bytes) -> bool:
     if len(wanted) > _LONGEST_NUMBER or len(found) > _LONGEST_NUMBER:
         return False
+    if _INTEGER.fullmatch(wanted):
+        whole = _WHOLE.fullmatch(found)
+        return whole is not None and whole[1] == wanted
     if not (_NUMBER.fullmatch(wanted) and _NUMBER.fullmatch(found)):
         return False
-    if fractions:
-        a, b = float(wanted), float(found)
-        return math.isfinite(b) and abs(a - b) <= TOLERANCE * max(1.0, abs(a))
-    return Decimal(wanted.decode()) == Decimal(found.decode())
+    a, b = float(wanted), float(found)
+    return math.isfinite(b) and abs(a - b) <= TOLERANCE * max(1.0, abs(a))
 
 
 def same_value(expected: object, tree: Tree, tolerance: float = 0.0) -> bool:
     """Whether the value that ``tree`` stands for (see ``jail.data``) equals ``expected`` as Python's ``==`` has it.
 
-    Three differences: ``True`` is not ``1``, nor the other way round; nan equals an expected nan; with a
-    ``tolerance``, floats and ints may differ by it, absolutely or relative to the expected value. ``1`` and ``1.0``
-    are equal, since writers of JSON spell whole floats either way; a list is no tuple.
+    Differences: ``True`` is not ``1``, nor the other way round; nan equals an expected nan; with a ``tolerance``,
+    floats and ints may differ by it, absolutely or relative to the expected value. And three that come from JSON, which
+    has one spelling for each pair: ``1`` and ``1.0`` are equal; where a list is expected, a tuple or an array will do;
+    where a dict's keys are text, integers will do (``{"1": 2}`` for ``{1: 2}``). An expected tuple is no list.
     """
     if isinstance(expected, float) and math.isnan(expected):
         return type(tree) is float and math.isnan(tree)
@@ -56,9 +65,11 @@ def same_value(expected: object, tree: Tree, tolerance: float = 0.0) -> bool:
         return _same_scalar(expected, tree, tolerance)
     if type(tree) is not list or not tree:
         return False
+    if isinstance(expected, list) and tree[0] == "a" and len(tree) == 3:
+        return same_value(expected, tree[2], tolerance)
     if isinstance(expected, (list, tuple)):
         items = tree[1:]
-        if tree[0] != ("l" if isinstance(expected, list) else "t") or len(items) != len(expected):
+        if tree[0] not in (("l", "t") if isinstance(expected, list) else ("t",)) or len(items) != len(expected):
             return False
         return all(same_value(a, b, tolerance) for a, b in zip(expected, items, strict=True))
     if isinstance(expected, dict):
@@ -96,10 +107,16 @@ def _same_dict(expected: dict[object, object], flat: Sequence[Tree], tolerance: 
     # Looked up in the expected dict: a table of theirs could be built of colliding keys.
     for key_tree, value_tree in zip(flat[::2], flat[1::2], strict=True):
         key = _key(key_tree)
+        if key is not None and type(key[0]) is int and key[0] not in values:  # as JSON writes integer keys
+            key = (_as_text(key[0]),)
         if key is None or key[0] not in values or not same_value(values[key[0]], value_tree, tolerance):
             return False
         seen.add(key[0])
     return len(seen) == len(expected)
+
+
+def _as_text(key: int) -> str:
+    return str(key) if abs(key) < 1 << 256 else hex(key)
 
 
 def _same_set(expected: frozenset[object] | set[object], items: Sequence[Tree]) -> bool:
@@ -130,8 +147,11 @@ def _key(tree: Tree) -> tuple[object] | None:
         parts = [_key(item) for item in tree[1:]]
         if all(part is not None for part in parts):
             return (tuple(part[0] for part in parts if part is not None),)
-    if type(tree) is list and tree and tree[0] == "i" and type(tree[1]) is str:
-        return (int(tree[1], 16),)
+    if type(tree) is list and len(tree) == 2 and tree[0] == "i" and type(tree[1]) is str:
+        try:
+            return (int(tree[1], 16),)
+        except ValueError:
+            return None
     return None
 
 

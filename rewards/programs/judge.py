@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rlreason.rewards.jail import data as jail_data
 from rlreason.rewards.jail.data import NotPlain, Tree
 from rlreason.rewards.jail.run import Run, pump
-from rlreason.rewards.programs.run import FunctionServer, Session, Tally, ending
+from rlreason.rewards.programs.server import FunctionServer
+from rlreason.rewards.programs.session import Session, Tally, ending
 from rlreason.rewards.programs.tests import BadTests, CodeTests
 from rlreason.types import Verdict
 
+#: Frames of the program that are questions, and parts of answers that are no plain data.
+_BACK = (b'["input",', b'["print",')
+_KEPT = (b'["h",', b'["u",', b'["x",')
 _WEAKER = "weaker: the tests shared the program's process, as {}"
 
 
@@ -23,15 +27,39 @@ class _Together(Exception):
     """The tests hand over what can't cross; they have to run in the program's process."""
 
 
+#: Calls that are kept for a replay, and bytes of them.
+_MOST_CALLS, _MOST_BYTES = 2000, 8 << 20
+
+
 @dataclass(slots=True)
 class _Calls:
-    """The calls of one judgement: how many, and the last with its answer."""
+    """The calls of one judgement with their answers, as long as all are plain data both ways."""
 
     count: int = 0
-    request: list[Tree] | None = None
-    answer: bytes = b""
     #: All were calls of functions by name, with plain data both ways.
     plain: bool = True
+    requests: list[list[Tree]] = field(default_factory=list)
+    answers: list[Tree] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, request: list[Tree], answer: bytes) -> None:
+        """Keep one call with its answer, where there is room."""
+        self.size += len(answer)
+        if len(self.requests) < _MOST_CALLS and self.size < _MOST_BYTES:
+            self.requests.append(request)
+            self.answers.append(_comparable(answer))
+
+
+def _comparable(answer: bytes) -> Tree:
+    """An answer without the number under which the program's process keeps an exception."""
+    try:
+        tree = jail_data.loads(answer)
+    except NotPlain:
+        return None
+    match tree:
+        case [*parts, {**more}]:
+            return [*parts, {key: value for key, value in more.items() if key != "error"}]
+    return tree
 
 
 def run_code(session: Session, source: str, tests: CodeTests, *, partial: bool) -> Tally:
@@ -45,7 +73,7 @@ def run_code(session: Session, source: str, tests: CodeTests, *, partial: bool) 
 
 
 def _apart(session: Session, source: str, tests: CodeTests, *, partial: bool) -> Tally:
-    server = FunctionServer(session, source, cases=tests.steps)
+    server = FunctionServer(session, source, cases=tests.steps, prelude=tests.prelude)
     try:
         problem = server.start()
         if problem is not None:
@@ -56,7 +84,10 @@ def _apart(session: Session, source: str, tests: CodeTests, *, partial: bool) ->
         tally = judge.run(partial=partial)
         if tally.failed or _repeats(server, judge.calls):
             return tally
-        # Random, or dependent on earlier calls. It must pass with every call as the first one, too.
+        if _depends_on_earlier(server, judge.calls):
+            tally.notes.append("the answers depend on earlier calls")
+            return tally
+        # Random, perhaps. It must pass with every call as the first one, too.
         tally = _Judge(session, source, tests, server=server, afresh=True).run(partial=partial)
         if tally.failed:
             tally.detail += " (each call in a fresh process)"
@@ -71,13 +102,37 @@ def _repeats(server: FunctionServer, calls: _Calls) -> bool:
     Programs that answer by the number of the call do not. Calls on objects, and without arguments, may well depend
     on what was before: they count as repeatable.
     """
-    if calls.count < 2 or not calls.plain or calls.request is None or calls.request[3:] == [["l"], ["d"]]:
+    if calls.count < 2 or not calls.plain or not calls.requests or calls.requests[-1][3:5] == [["l"], ["d"]]:
         return True
-    server.close()
-    if server.start() is not None or server.run is None:
+    return _replay(server, calls.requests[-1:]) == calls.answers[-1:]
+
+
+def _depends_on_earlier(server: FunctionServer, calls: _Calls) -> bool:
+    """Whether answers follow from the calls before, rather than from how many there were.
+
+    In fresh processes: the same calls give the same answers; in another order, some call is answered by what it is, not
+    by its place.
+    """
+    if len(calls.requests) < calls.count or _replay(server, calls.requests) != calls.answers:
         return False
-    server.run.send(calls.request)
-    return server.receive_bytes() == calls.answer
+    return _replay(server, [*calls.requests[1:], calls.requests[0]]) != calls.answers
+
+
+def _replay(server: FunctionServer, requests: list[list[Tree]]) -> list[Tree]:
+    """The answers of a fresh process to ``requests``; empty where it fails."""
+    server.close()
+    answers: list[Tree] = []
+    if server.start() is not None:
+        return []
+    for request in requests:
+        if server.run is None:
+            return []
+        server.run.send(request)
+        answer = server.receive_bytes()
+        if isinstance(answer, tuple):
+            return []
+        answers.append(_comparable(answer))
+    return answers
 
 
 class _Judge:
@@ -106,6 +161,7 @@ class _Judge:
         self._passed = 0
         #: What the judge has asked the program to do and has no answer to.
         self._asked = ""
+        self._request: list[Tree] = []
         self._done = False
         self.calls = _Calls()
 
@@ -123,10 +179,16 @@ class _Judge:
 
     def _job(self, *, partial: bool) -> list[Tree]:
         tests = self._tests
-        test: Tree = {"pieces": list(tests.pieces), "entry_point": tests.entry_point, "partial": partial}
+        test: Tree = {
+            "pieces": list(tests.pieces),
+            "entry_point": tests.entry_point,
+            "partial": partial,
+            "largest": self._session.limits.output_bytes - 1024,
+        }
         apart = self._server is not None
         names: Tree = list(self._server.names) if self._server is not None else None
-        return [tests.kind, None if apart else self._source, test, names]
+        packages: Tree = dict(self._session.packages.tests)
+        return [tests.kind, None if apart else self._source, test, names, tests.prelude, packages]
 
     def _program(self) -> Run | None:
         return self._server.run if self._server is not None else None
@@ -157,10 +219,14 @@ class _Judge:
         """Hand an answer on. True when the program has ended, which decides against it."""
         if program.frames and not program.flooded:
             answer = program.frames.popleft()
-            if self._asked:  # else nobody asked: not for the judge's ears
+            if self._asked and answer.startswith(_BACK):  # it asks back: the tests stand in for its input
+                self.calls.plain = False
+                judge.send_bytes(answer)
+            elif self._asked:  # else nobody asked: not for the judge's ears
                 if self._asked == "call":
-                    self.calls.answer = answer
-                    self.calls.plain = self.calls.plain and b'["h",' not in answer
+                    self.calls.plain = self.calls.plain and not any(tag in answer for tag in _KEPT)
+                    if self.calls.plain:
+                        self.calls.add(self._request, answer)
                 self._asked = ""
                 judge.send_bytes(answer)
         elif program.report is not None:
@@ -176,7 +242,7 @@ class _Judge:
         except NotPlain:
             frame = None
         match frame:
-            case ["ask", [_, str() as operation, target, _, _] as request] if self._server is not None:
+            case ["ask", [_, str() as operation, target, _, _, _] as request] if self._server is not None:
                 self._ask(operation, target, list(request))
             case ["passed", int() as step] if step == self._step + 1:
                 self._step = step
@@ -193,9 +259,11 @@ class _Judge:
                 self._done = True
             case ["failed", int(), str() as reason]:
                 self._fail(Verdict.WRONG, reason)
-            case ["together", str() as reason]:
+            case ["reply", list() as reply] if self._server is not None and self._server.run is not None:
+                self._server.run.send(reply)
+            case ["together", str() as reason] if self._server is not None:
                 raise _Together(reason)
-            case ["broken", str() as reason]:
+            case ["broken", str() as reason] if self._server is not None:
                 raise BadTests(f"tests: {reason}")
             case _:
                 self._fail(Verdict.WRONG, "the tests ended before their end")
@@ -206,7 +274,7 @@ class _Judge:
         assert self._server is not None
         if operation == "call":
             self.calls.count += 1
-            self.calls.request = request
+            self._request = request
         if operation != "get":
             self.calls.plain = self.calls.plain and operation == "call" and isinstance(target, str)
         if self._afresh and operation == "call":

@@ -8,7 +8,7 @@ the threat model.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rlreason.rewards.jail.jail import Jail, JailUnavailable, Limits, Require
@@ -16,14 +16,16 @@ from rlreason.rewards.jail.run import RunLost
 from rlreason.rewards.programs.attempts import attempt
 from rlreason.rewards.programs.extract import extract_program
 from rlreason.rewards.programs.judge import run_code
-from rlreason.rewards.programs.run import Session, Tally, run_calls, run_stdin
-from rlreason.rewards.programs.tests import BadTests, CallTests, StdinTests, Tests, read_tests
+from rlreason.rewards.programs.packages import NoSuchPackage, locate
+from rlreason.rewards.programs.run import run_calls, run_stdin
+from rlreason.rewards.programs.session import Session, Tally
+from rlreason.rewards.programs.tests import BadTests, CallTests, StdinTests, Tests, read_limits, read_tests
 from rlreason.rewards.registry import verifier
 from rlreason.types import Completion, Problem, RewardResult, Verdict
 
 
 @verifier("code")
-def code(
+def code(  # noqa: PLR0913  # its parameters are a recipe's options
     problem: Problem,
     completion: Completion,
     *,
@@ -31,19 +33,33 @@ def code(
     require: Require = "best",
     whole_text: bool = False,
     timeout: float = 10.0,
+    total_timeout: float | None = None,
+    memory_mb: int = 1024,
+    output_mb: int = 16,
+    packages: Sequence[str] = (),
 ) -> RewardResult:
     """Take the program out of the response and run it against ``problem.reference``, a mapping of tests.
 
     ``partial``: score the share of tests passed. ``require``: the isolation without which nothing runs, see
-    ``jail``. ``timeout``: wall seconds for one case.
+    ``jail``. ``timeout``: wall seconds for one case; ``total_timeout`` for all of them, six times that unless given.
+    ``memory_mb``, ``output_mb``: what one case may use and print. ``packages``: what programs may import besides the
+    standard library, as installed here. ``limits`` in the tests come before these.
     """
     source = extract_program(completion.response, whole_text=whole_text)
     if source is None:
         return RewardResult(score=0.0, verdict=Verdict.UNPARSED, detail="no program found")
     if not isinstance(problem.reference, Mapping):
         return _broken("the problem's reference is no mapping of tests")
-    limits = Limits(wall_seconds=timeout, cpu_seconds=timeout)
-    result = check_program(source, problem.reference, limits=limits, partial=partial, require=require)
+    limits = Limits(
+        wall_seconds=timeout,
+        cpu_seconds=timeout,
+        total_seconds=6 * timeout if total_timeout is None else total_timeout,
+        memory_mb=memory_mb,
+        output_bytes=output_mb << 20,
+    )
+    result = check_program(
+        source, problem.reference, limits=limits, partial=partial, require=require, packages=packages
+    )
     return replace(result, extracted=source)
 
 
@@ -54,6 +70,7 @@ def check_program(
     limits: Limits | None = None,
     partial: bool = False,
     require: Require = "best",
+    packages: Sequence[str] = (),
 ) -> RewardResult:
     """Run the Python program ``source`` against ``tests``, whose ``type`` is one of:
 
@@ -61,18 +78,25 @@ def check_program(
     - ``function``: ``entry_point`` and ``cases`` of ``args``, ``kwargs``, ``expected`` (plain data), or ``code``
       that defines ``check(candidate)``.
     - ``asserts``: ``setup`` and a list of ``asserts``.
-    - ``unittest``: ``code`` of test cases.
+    - ``unittest`` or ``pytest``: ``code`` of a test file.
+
+    Each may have a ``prelude``, which runs before the program and before the tests, and ``limits``.
 
     Stops at the first failure, unless ``partial`` asks for the share of tests passed. A program that runs past a
     limit of time is TIMED_OUT with the score of a failure. BROKEN, without a score: the tests are malformed, or
     this host can't give the isolation that ``require`` asks for. Never raises for what a program does.
     """
     started = time.perf_counter()
-    limits = limits or Limits()
     try:
         wanted = read_tests(tests)
-        tally = attempt(lambda jail: _run(jail, source, wanted, limits, partial=partial), limits, require=require)
-    except (BadTests, JailUnavailable, RunLost) as error:
+        limits = read_limits(tests, limits or Limits())
+        here = locate(tuple(packages))
+
+        def check(jail: Jail) -> Tally:
+            return _run(Session.start(jail, limits, here), source, wanted, partial=partial)
+
+        tally = attempt(check, limits, require=require, visible=here.paths)
+    except (BadTests, JailUnavailable, RunLost, NoSuchPackage) as error:
         return _broken(str(error), time.perf_counter() - started)
     share = tally.passed / tally.total
     score = share if partial else float(not tally.failed)
@@ -86,8 +110,7 @@ def check_program(
     )
 
 
-def _run(jail: Jail, source: str, tests: Tests, limits: Limits, *, partial: bool) -> Tally:
-    session = Session.start(jail, limits)
+def _run(session: Session, source: str, tests: Tests, *, partial: bool) -> Tally:
     if isinstance(tests, StdinTests):
         return run_stdin(session, source, tests, partial=partial)
     if isinstance(tests, CallTests):

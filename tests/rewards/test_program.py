@@ -47,11 +47,11 @@ def verdict(source: str, tests: dict[str, object]) -> Verdict:
 @pytest.mark.parametrize(
     ("expected", "output", "same"),
     [
-        ("5\n", b"5", True), ("1 2\n3\n", b" 1\t2 3\r\n\n", True), ("5", b"5 6", False), ("5 6", b"5", False),
+        ("5\n", b"5", True), ("1 2\n3\n", b"\n 1\t2 \r\n\n3", True), ("1 2\n3\n", b"1 2 3", False), ("5", b"5 6", False), ("5 6", b"5", False),
         ("0.5", b"0.5000004", True), ("0.5", b"0.51", False), ("1000000.5", b"1000001.4", True),
         ("0.5", b"5e-1", True), ("0.5", b"nan", False), ("0.5", b"inf", False), ("5", b"5.0", True),
         ("5", b"5.0000001", False), ("12345678901234567890", b"12345678901234567891", False), ("yes", b"YES", False),
-        ("", b"\n", True), ("", b"x", False), ("1.5 7", b"1.5 7.0000001", True), ("5", b"\xff", False),
+        ("", b"\n", True), ("", b"x", False), ("1.5 7", b"1.5 7.0000001", False), ("5", b"\xff", False),
         ("5", b"0x5", False),
         ("5", "\u0665".encode(), False), ("1", b"1_0", False), ("é", "é".encode(), True), ("5", b"1e99999", False),
     ],
@@ -80,7 +80,9 @@ def bools(value: Any) -> Any:
 def test_values_compare_as_python_does_but_for_booleans(expected: object) -> None:
     for value in VALUES:
         tree = jail_data.loads(jail_data.dumps(jail_data.to_tree(value)))
-        assert same_value(expected, tree) == (expected == value and bools(expected) == bools(value)), value
+        # JSON has no tuples: one will do where a list is expected.
+        found = list(value) if isinstance(expected, list) and isinstance(value, tuple) else value
+        assert same_value(expected, tree) == (expected == found and bools(expected) == bools(found)), value
         back = jail_data.from_tree(tree)
         assert (type(back), back) == (type(value), value)
 
@@ -119,8 +121,12 @@ def test_repeated_elements_do_not_make_a_set() -> None:
 
 def test_function_results_by_exact_type() -> None:
     assert verdict("def f(x): return x", calls(([1], 1.0), ([[1, 2]], [1, 2]), ([None], None))) is Verdict.CORRECT
-    assert verdict("def f(x): return tuple(x)", calls(([[1, 2]], [1, 2]))) is Verdict.WRONG
-    assert verdict("class I(int): pass\ndef f(x): return I(x)", calls(([1], 1))) is Verdict.WRONG
+    assert verdict("def f(x): return tuple(x)", calls(([[1, 2]], [1, 2]))) is Verdict.CORRECT
+    assert verdict("def f(x): return [x]", calls(([1], (1,)))) is Verdict.WRONG
+    # What a subclass holds counts, not what it says of itself.
+    liar = "class I(int):\n    def __eq__(s, o): return True\n    __hash__ = int.__hash__\ndef f(x): return I(x)"
+    assert verdict(liar, calls(([1], 1))) is Verdict.CORRECT
+    assert verdict(liar, calls(([1], 2))) is Verdict.WRONG
     assert verdict("def f(*a, **k): return [a, k]", calls(([1], [(1,), {}]))) is Verdict.CORRECT
 
 
@@ -186,7 +192,13 @@ def test_checker() -> None:
 
 @pytest.mark.parametrize(
     "checker",
-    ["def check(*_): return 1", "def check(*_): return 1 / 0", "def check(a): return True", "check = None", "1 / 0"],
+    [
+        "def check(*_): return 'yes'",
+        "def check(*_): return 1 / 0",
+        "def check(a): return True",
+        "check = None",
+        "1 / 0",
+    ],
 )
 def test_a_checker_that_fails_on_its_own_expected_output_is_broken(checker: str) -> None:
     result = check_program("print(1)", stdin(("7", "1"), checker=checker), limits=LIMITS)
@@ -258,7 +270,7 @@ def test_unittest_files() -> None:
     assert verdict("def f(x): return x", tests) is Verdict.WRONG
     skip = "import unittest\ndef f(x): raise unittest.SkipTest('no')"
     assert verdict(skip, tests) is Verdict.WRONG
-    assert verdict("def f(x): return x + 1", {"type": "unittest", "code": "x = 1"}) is Verdict.WRONG
+    assert verdict("def f(x): return x + 1", {"type": "unittest", "code": "x = 1"}) is Verdict.BROKEN
 
 
 # --- programs that try to talk their way out -----------------------------------------------------------------------

@@ -1,0 +1,482 @@
+"""What stands in a judge's process for things of the program's: its functions, its objects, its exceptions.
+
+A stand-in sends its arguments over, by way of the trusted process, and gets plain data back, so the test compares
+values that the program can't have tampered with. The program's own operators decide only between objects of its own,
+or for an object that the test itself made by calling a class of the program (``Vector(1, 2) == (1, 2)``): anything
+else that a call returned equals no plain data. Standard library only: loaded in the zygote.
+"""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+import io
+import os
+import re
+import sys
+import types
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, NoReturn, TypeVar, cast
+
+from rlreason.rewards.jail import data as jail_data
+from rlreason.rewards.jail.data import NotPlain, TooDeep, Tree
+from rlreason.rewards.jail.nodes import Table
+
+#: Arguments of these types cross as lists.
+_ITERATORS = (map, filter, zip, enumerate, reversed, types.GeneratorType)
+#: An answer that can't have made a later argument large: short, without long numbers, ranges, objects.
+_SMALL = 200
+_LARGE_PARTS = re.compile(rb'\d{5}|\["[hur]"')
+
+
+class Remote:
+    """How stand-ins reach the program. ``classes``: instances of these cross by what they hold, see ``nodes``."""
+
+    def __init__(self, channel: Any, classes: dict[str, type], *, largest: int) -> None:
+        self._channel = channel
+        self._classes = classes
+        self._largest = largest
+        self._mirrors: dict[str, type] = {}
+        self._carriers: dict[tuple[str, type], type] = {}
+        self._originals = (sys.stdout, sys.stderr, sys.stdin, builtins.input, builtins.print)
+        #: Whether some answer so far may have made an argument large.
+        self._bulky = False
+
+    def ask(self, operation: str, target: Tree, arguments: tuple[object, ...], named: Mapping[str, object]) -> object:
+        """Have the program's process do it; its value, or its exception raised here."""
+        table = Table(self._classes, self._reference)
+        hooks = self._hooks()
+        try:
+            for value in (*arguments, *named.values()):
+                self._adopt(value)
+            sent: list[Tree] = [table.to_tree(list(arguments)), table.to_tree(dict(named))]
+            question = [True, operation, target, *sent, {"objects": table.entries(), "changed": True, **hooks}]
+        except TooDeep as error:  # may be the program's doing: no reason for weaker tests
+            raise TypeError(str(error)) from None
+        except NotPlain as error:
+            self.give_up(f"an argument in the tests can't cross: {error}")
+        if len(jail_data.dumps(question)) > self._largest:
+            self._too_large()
+        self._channel.send(["ask", question])
+        kind, *answer = self._receive()
+        more = answer[-1] if type(answer[-1]) is dict else {}
+        read = table.unpack(more.get("objects", []), self._stand_in)
+        self._apply(more, arguments, named, read)
+        if kind == "value":
+            return arguments[more["same"]] if "same" in more else read(answer[0])
+        if kind == "raised":
+            raise self._exception(answer[0], answer[1], more, operation)
+        raise TypeError(str(answer[0])[:200])
+
+    def _receive(self) -> list[Any]:
+        while True:
+            frame: list[Any] = self._channel.receive()
+            self._bulky = self._bulky or self._is_bulky(frame)
+            if frame[0] in ("input", "print"):
+                self._reply(str(frame[0]), frame[1])
+            else:
+                return frame
+
+    def _reply(self, what: str, value: Tree) -> None:
+        """The program asks for a line or prints one, where the tests have put a mock in place of that."""
+        if (builtins.input, builtins.print) == self._originals[3:]:
+            self._channel.send(["reply", ["end", "nobody asked"]])
+            return
+        try:
+            if what == "input":
+                line = str(builtins.input(value))
+            else:
+                words: Any = jail_data.from_tree(value)
+                line = str(builtins.print(*words))
+            self._channel.send(["reply", ["line", line]])
+        except Exception as error:  # a mock that has run out of lines
+            self._channel.send(["reply", ["end", type(error).__name__]])
+
+    @staticmethod
+    def _is_bulky(frame: list[Any]) -> bool:
+        text = jail_data.dumps(frame)
+        return len(text) > _SMALL or _LARGE_PARTS.search(text) is not None
+
+    def _hooks(self) -> dict[str, Tree]:
+        """What the tests have put in place of standard input and output, ``input`` and ``print``."""
+        now = (sys.stdout, sys.stderr, sys.stdin, builtins.input, builtins.print)
+        replaced = [a is not b for a, b in zip(now, self._originals, strict=True)]
+        text: Tree = None
+        if replaced[2] and isinstance(sys.stdin, io.StringIO):
+            text = sys.stdin.getvalue()[sys.stdin.tell() :]
+        return {"hooks": any(replaced), "stdin": text, "input": replaced[3], "print": replaced[4]}
+
+    def _apply(
+        self, more: dict[str, Any], arguments: tuple[object, ...], named: Mapping[str, object], read: Any
+    ) -> None:
+        """What a call does besides returning: changed arguments, printed text, input that was read."""
+        for place, tree in more.get("changed", ()):
+            update(arguments[place] if type(place) is int else named[place], read(tree))
+        if "printed" in more:
+            for stream, text in zip((sys.stdout, sys.stderr), more["printed"], strict=True):
+                stream.write(str(text))
+        if "left" in more and isinstance(sys.stdin, io.StringIO):
+            sys.stdin.seek(max(0, len(sys.stdin.getvalue()) - int(more["left"])))
+
+    def _too_large(self) -> NoReturn:
+        if self._bulky:
+            raise MemoryError("an argument of the tests is too large to cross")
+        self._channel.send(["broken", f"an argument is larger than {self._largest} bytes"])
+        self._channel.receive()
+        os._exit(1)
+
+    def give_up(self, reason: str) -> NoReturn:
+        """Let the tests run in the program's process. Only for what the tests alone decide."""
+        self._channel.send(["together", reason])
+        self._channel.receive()  # the trusted process ends us
+        os._exit(1)
+
+    def _adopt(self, value: object) -> None:
+        """A node class of the tests' own counts as the header's, if it does no more than hold values."""
+        kind = type(value)
+        known = kind.__name__ in self._classes and self._classes[kind.__name__] is not kind
+        if known and all(name.startswith("__") for name in vars(kind)):
+            self._classes[kind.__name__] = kind
+
+    def _reference(self, value: object) -> Tree:
+        if type(value) is StandIn:
+            return ["h", value._target, ""]
+        behind = getattr(value, "_behind", None) if isinstance(value, (_Carrier, _Mirror)) else None
+        if type(behind) is StandIn:
+            return ["h", behind._target, ""]
+        if type(value) in _ITERATORS:
+            return jail_data.to_tree(list(cast("Iterator[object]", value)), self._reference)
+        name = getattr(value, "__name__", None)
+        if type(value) in (type, types.BuiltinFunctionType) and vars(builtins).get(str(name)) is value:
+            return ["B", name]
+        raise NotPlain(f"{type(value).__name__} is not plain data")
+
+    def _stand_in(self, tree: list[object]) -> object:
+        if tree[0] == "x":
+            return self._mirror(str(tree[2]), str(tree[4]))
+        if tree[0] == "u":
+            return self._carrier(tree)
+        if tree[0] != "h" or type(tree[1]) is not int:
+            raise NotPlain("unknown tag")
+        value = StandIn(self, tree[1], str(tree[2]))
+        if tree[2] == "coroutine":
+            return _awaited(value)
+        return _drained(value) if tree[2] == "async generator" else value
+
+    def _carrier(self, tree: list[object]) -> object:
+        """A named tuple, an IntEnum's member and the like: the plain value, with attributes asked for."""
+        base = jail_data.from_tree(tree[3], self._stand_in)
+        key = (str(tree[2]), type(base))
+        if key not in self._carriers:
+            self._carriers[key] = type(key[0], (_Carrier, key[1]), {})
+        value: Any = self._carriers[key](base)
+        value._behind = StandIn(self, tree[1], key[0])
+        return value
+
+    def _mirror(self, builtin: str, own: str) -> type:
+        """The local class for an exception class of the program; ``own``: its classes down to the built-in one."""
+        base = vars(builtins).get(builtin)
+        if not (isinstance(base, type) and issubclass(base, (Exception, SystemExit))):
+            base = Exception
+        key = ""
+        for name in reversed(own.split(",") if own else []):
+            key = f"{name},{key or builtin}"
+            if key not in self._mirrors:
+                bases = (base,) if issubclass(base, _Mirror) else (_Mirror, base)
+                self._mirrors[key] = type(name, bases, {})
+            base = self._mirrors[key]
+        return base
+
+    def _exception(self, lineage: Any, arguments: Any, more: dict[str, Any], operation: str) -> BaseException:
+        builtin, _, own = lineage
+        kind = self._mirror(str(builtin), str(own))
+        if issubclass(kind, (StopIteration, StopAsyncIteration)) and operation != "next":
+            # As PEP 479 has it: else it would end a loop of the tests.
+            return RuntimeError(f"the program raised {kind.__name__}")
+        try:
+            error: Any = kind(*arguments)
+        except TypeError:
+            error = kind()
+        if isinstance(error, _Mirror) and "error" in more:
+            error._behind = StandIn(self, int(more["error"]), kind.__name__)
+        return cast("BaseException", error)
+
+
+def update(old: object, new: object) -> None:
+    """Make ``old`` hold what ``new`` holds, and what is in it too, as far as it is the same kind of container."""
+    if isinstance(old, list) and isinstance(new, list):
+        if len(old) == len(new):
+            for place, (a, b) in enumerate(zip(old, new, strict=True)):
+                if type(a) is type(b) and isinstance(a, (list, dict, set)):
+                    update(a, b)
+                else:
+                    old[place] = b
+        else:
+            old[:] = new
+    elif isinstance(old, bytearray) and isinstance(new, bytearray):
+        old[:] = new
+    elif isinstance(old, (dict, set)) and isinstance(new, type(old)):
+        old.clear()
+        old.update(new)
+
+
+async def _awaited(value: StandIn) -> object:
+    return value._ask("await")
+
+
+async def _drained(value: StandIn) -> AsyncIterator[object]:
+    for one in cast("list[object]", value._ask("drain")):
+        yield one
+
+
+class _Carrier:
+    """A plain value of a subclass; ``_behind`` is the program's."""
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.__dict__["_behind"], name)
+
+    def __repr__(self) -> str:
+        return str(self.__dict__["_behind"]._ask("repr"))
+
+
+class _Mirror:
+    """An exception of a class of the program's; ``_behind`` is the program's own."""
+
+    _behind: StandIn
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("_") or "_behind" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.__dict__["_behind"], name)
+
+    def __str__(self) -> str:
+        if "_behind" not in self.__dict__:
+            return super().__str__()
+        return str(self.__dict__["_behind"]._ask("text"))
+
+
+class StandIn:
+    """Something of the program's that is no plain data: a function, an object, a generator."""
+
+    __slots__ = ("_kind", "_made", "_remote", "_target")
+    _kind: str
+    _made: bool
+    _remote: Remote
+    _target: Tree
+
+    def __init__(self, remote: Remote, target: Tree, kind: str, *, made: bool = False) -> None:
+        object.__setattr__(self, "_remote", remote)
+        object.__setattr__(self, "_target", target)
+        object.__setattr__(self, "_kind", kind)
+        object.__setattr__(self, "_made", made)
+
+    def _ask(self, operation: str, *arguments: object, **named: object) -> object:
+        return self._remote.ask(operation, self._target, arguments, named)
+
+    def _operate(self, operation: str, *arguments: object) -> object:
+        """An operator's result, which is the test's own making as its operand is."""
+        result = self._ask(operation, *arguments)
+        if type(result) is StandIn and self._made:
+            object.__setattr__(result, "_made", True)
+        return result
+
+    def _may_decide(self, other: object) -> bool:
+        return self._made or type(other) is StandIn
+
+    def __call__(self, *arguments: object, **named: object) -> object:
+        result = self._ask("call", *arguments, **named)
+        name = self._target
+        if type(result) is StandIn and type(name) is str and name[:1].isupper() and "." not in name:
+            object.__setattr__(result, "_made", True)
+        return result
+
+    def __getattr__(self, name: str) -> object:
+        if name == "__signature__":
+            return _signature(self._ask("signature"))
+        if name.startswith("__") and name not in _FORWARDED:
+            raise AttributeError(name)
+        return self._ask("attribute", name)
+
+    @property
+    def __doc__(self) -> object:  # type: ignore[override]
+        return self._ask("attribute", "__doc__")
+
+    @property
+    def __module__(self) -> object:  # type: ignore[override]
+        return "solution"
+
+    def __setattr__(self, name: str, value: object) -> None:
+        self._ask("set_attribute", name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._ask("delete_attribute", name)
+
+    def __iter__(self) -> Iterator[object]:
+        items = self._ask("list")
+        if type(items) is not list:
+            raise TypeError("not iterable")
+        return iter(items)
+
+    def __next__(self) -> object:
+        return self._ask("next")
+
+    def __len__(self) -> int:
+        return _exact(self._ask("length"), int)
+
+    def __bool__(self) -> bool:
+        return _exact(self._ask("truth"), bool)
+
+    def __hash__(self) -> int:
+        return _exact(self._ask("hash"), int)
+
+    def __int__(self) -> int:
+        return _exact(self._ask("int"), int)
+
+    def __index__(self) -> int:
+        return _exact(self._ask("index"), int)
+
+    def __float__(self) -> float:
+        return _exact(self._ask("float"), float)
+
+    def __str__(self) -> str:
+        return _exact(self._ask("text"), str)
+
+    def __repr__(self) -> str:
+        return _exact(self._ask("repr"), str)
+
+    def __format__(self, form: str) -> str:
+        return _exact(self._ask("format", form), str)
+
+    def __getitem__(self, key: object) -> object:
+        return self._ask("item", key)
+
+    def __setitem__(self, key: object, value: object) -> None:
+        self._ask("set_item", key, value)
+
+    def __delitem__(self, key: object) -> None:
+        self._ask("delete_item", key)
+
+    def __contains__(self, item: object) -> bool:
+        if self._may_decide(item):
+            return _exact(self._ask("contains", item), bool)
+        return any(one is item or one == item for one in self)
+
+    def __eq__(self, other: object) -> bool:
+        if self._may_decide(other):
+            return _exact(self._ask("eq", other), bool)
+        base = self._ask("base")
+        return type(base) is not StandIn and bool(base == other)
+
+    def __ne__(self, other: object) -> bool:
+        if self._may_decide(other):
+            return _exact(self._ask("ne", other), bool)
+        return not self == other
+
+    def __reversed__(self) -> Iterator[object]:
+        return iter(cast("list[object]", self._ask("reversed")))
+
+    def __round__(self, *digits: object) -> object:
+        return self._operate("round", *digits)
+
+    def __enter__(self) -> object:
+        return self._ask("enter")
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if error is None:
+            return bool(self._ask("leave", None, []))
+        return bool(self._ask("leave", type(error).__name__, [str(one) for one in error.args]))
+
+    def __await__(self) -> Any:
+        return _awaited(self).__await__()
+
+    def __instancecheck__(self, value: object) -> bool:
+        return _exact(self._ask("isinstance", value), bool)
+
+    def __subclasscheck__(self, kind: object) -> bool:
+        return _exact(self._ask("issubclass", kind), bool)
+
+    def __mro_entries__(self, bases: object) -> NoReturn:
+        self._remote.give_up("a class of the tests inherits from the program's")
+
+    def __copy__(self) -> object:
+        return self._operate("copy")
+
+    def __deepcopy__(self, memo: object) -> object:
+        return self._operate("deepcopy")
+
+    def __dir__(self) -> list[str]:
+        return [str(name) for name in cast("list[object]", self._ask("dir"))]
+
+
+#: Attributes with two underscores that are asked for; others belong to protocols that a stand-in lacks.
+_FORWARDED = frozenset(
+    {"__name__", "__qualname__", "__annotations__", "__wrapped__", "__dict__", "__init__", "__call__"}
+)
+
+
+_T = TypeVar("_T")
+
+
+def _exact(value: object, kind: type[_T]) -> _T:
+    if type(value) is not kind:
+        raise TypeError(f"the program gave a {type(value).__name__} where {kind.__name__} is due")
+    return value
+
+
+def _signature(parts: object) -> inspect.Signature:
+    parameters = []
+    for name, kind, optional in cast("list[tuple[str, int, bool]]", parts):
+        default = None if optional else inspect.Parameter.empty
+        parameters.append(inspect.Parameter(name, inspect._ParameterKind(kind), default=default))
+    return inspect.Signature(parameters)
+
+
+def _binary(name: str) -> Callable[[StandIn, object], object]:
+    def operate(self: StandIn, other: object) -> object:
+        return self._operate(name, other) if self._may_decide(other) else NotImplemented
+
+    return operate
+
+
+def _reflected(name: str) -> Callable[[StandIn, object], object]:
+    def operate(self: StandIn, other: object) -> object:
+        return self._operate("reflected", name, other) if self._may_decide(other) else NotImplemented
+
+    return operate
+
+
+def _unary(name: str) -> Callable[[StandIn], object]:
+    def operate(self: StandIn) -> object:
+        return self._operate(name)
+
+    return operate
+
+
+for _one in [
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "lshift",
+    "rshift",
+    "iadd",
+    "isub",
+    "imul",
+]:
+    setattr(StandIn, f"__{_one}__", _binary(_one))
+for _one in ["and", "or", "xor"]:
+    setattr(StandIn, f"__{_one}__", _binary(_one if _one == "xor" else f"{_one}_"))
+for _one in ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"]:
+    setattr(StandIn, f"__r{_one}__", _reflected(_one))
+for _one in ["neg", "pos", "invert", "abs"]:
+    setattr(StandIn, f"__{_one}__", _unary(_one))

@@ -1,0 +1,96 @@
+"""Installed packages that jailed programs and tests may import: where they lie, with what they need themselves."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+#: What tests of public data sets import: for the judge where installed, for programs only where a recipe names it.
+FOR_TESTS = ("numpy", "pytest", "hypothesis")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+#: Things beside the modules of a distribution.
+_IGNORED = ("..", "__pycache__")
+
+
+class NoSuchPackage(ValueError):
+    """A package that is not installed here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packages:
+    """Example: ``Packages(program={}, tests={"numpy": "/…/site-packages/numpy"}, paths=("/…/site-packages/numpy",))``.
+
+    ``program`` and ``tests``: top-level module to its place. ``paths``: all that has to be visible in the jail.
+    """
+
+    program: dict[str, str]
+    tests: dict[str, str]
+    paths: tuple[str, ...]
+
+
+@lru_cache(maxsize=16)
+def locate(names: tuple[str, ...]) -> Packages:
+    """Packages ``names`` for programs, with ``FOR_TESTS`` for judges. Raises NoSuchPackage."""
+    program = _places(names)
+    for_tests: dict[str, str] = {}
+    for name in FOR_TESTS:
+        try:
+            for_tests.update(_places((name,)))
+        except NoSuchPackage:
+            continue
+    everything = {**for_tests, **program}
+    return Packages(
+        program=_modules(program), tests=_modules(everything), paths=tuple(sorted(set(everything.values())))
+    )
+
+
+def _modules(places: dict[str, str]) -> dict[str, str]:
+    """Those that can be imported by name; folders of shared libraries lie beside them."""
+    return {name: place for name, place in places.items() if name.isidentifier()}
+
+
+def _places(names: Sequence[str]) -> dict[str, str]:
+    """Top-level name to path, of distributions and of all that they require. Raises NoSuchPackage."""
+    found: dict[str, str] = {}
+    waiting, seen = list(names), set()
+    while waiting:
+        name = waiting.pop()
+        if name.lower() in seen:
+            continue
+        seen.add(name.lower())
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            if name in names:
+                raise NoSuchPackage(f"package {name!r} is not installed here: pip install {name}") from None
+            continue  # an optional requirement, or one of another platform
+        found.update(_top_level(distribution))
+        waiting += _requirements(distribution)
+    return found
+
+
+def _top_level(distribution: importlib.metadata.Distribution) -> dict[str, str]:
+    record = distribution.read_text("RECORD")  # as lines: thousands of files, of which only the first folder counts
+    files = record.splitlines() if record is not None else [str(file) for file in distribution.files or ()]
+    found: dict[str, str] = {}
+    for line in {file.split(",", 1)[0].partition("/")[0] + "/" * ("/" in file) for file in files}:
+        top = line.rstrip("/")
+        alone = top == line
+        if top in _IGNORED or (alone and not top.endswith((".py", ".so"))):
+            continue
+        place = Path(str(distribution.locate_file(top))).resolve()
+        found[top.partition(".")[0] if alone else top] = str(place)
+    return found
+
+
+def _requirements(distribution: importlib.metadata.Distribution) -> list[str]:
+    names = []
+    for text in distribution.requires or ():
+        match = _NAME.match(text)
+        if match and "extra ==" not in text:
+            names.append(match[0])
+    return names

@@ -26,7 +26,7 @@ _Compare = Callable[[Node, Node, Options], bool | None]
 
 def equal(a: Node, b: Node, options: Options) -> bool | None:
     """Do the two trees state the same answer?"""
-    if canonical(a) == canonical(b):
+    if a == b or canonical(a) == canonical(b):
         return not _undefined(a)
     if a.kind == b.kind == "call" and a.value == b.value and a.value in ("pmod", "remainder"):
         return in_order(a.args, b.args, options, equal)

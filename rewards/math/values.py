@@ -22,7 +22,7 @@ from rlreason.rewards.math.evaluate import (
     exact,
     modular,
 )
-from rlreason.rewards.math.tree import Node, canonical, decimals, name_of, rational, symbols, walk
+from rlreason.rewards.math.tree import Node, decimals, name_of, rational, symbols, walk
 
 #: A decimal stands for an irrational or periodic number if it has this many significant digits.
 SIGNIFICANT_DIGITS = 6
@@ -69,7 +69,7 @@ def evaluator(digits: int = _DIGITS, log_base: int | None = None) -> Evaluator:
 
 def values_equal(a: Node, b: Node, options: Options) -> bool | None:
     """True, False, or None where this could not be decided."""
-    if canonical(a) == canonical(b):
+    if a == b:
         return True
     try:
         left, right = exact(a), exact(b)

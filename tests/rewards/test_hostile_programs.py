@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,10 @@ from rlreason.rewards.jail.jail import Limits, capabilities
 from rlreason.rewards.programs.verifier import check_program
 from rlreason.types import RewardResult, Verdict
 
-PROGRAMS = Path(__file__).parents[3] / "shared" / "data" / "hostile_programs"
+DATA = Path(__file__).parents[3] / "shared" / "data"
+PROGRAMS = DATA / "hostile_programs"
+#: A second set, whose headers say which tests a program is for, and how often it runs with another VARIANT.
+NEWER = DATA / "hostile_programs_2026_11"
 NAMES = sorted(path.stem for path in PROGRAMS.glob("*.py"))
 pytestmark = [
     pytest.mark.skipif(not NAMES, reason=f"needs the hostile programs in {PROGRAMS}"),
@@ -51,6 +57,7 @@ TRACES = [
     if not Path(folder, name).exists()
 ]
 LIMITS = Limits(wall_seconds=3.0, cpu_seconds=3.0, total_seconds=10.0)
+SHORT = Limits(wall_seconds=2.0, cpu_seconds=2.0, total_seconds=10.0)
 
 
 def source(name: str) -> str:
@@ -58,7 +65,7 @@ def source(name: str) -> str:
 
 
 def kind(name: str) -> str:
-    return (PROGRAMS / f"{name}.py").read_text().split("# KIND: ")[1][0]
+    return kind_of((PROGRAMS / f"{name}.py").read_text())
 
 
 def wanted(name: str) -> set[Verdict]:
@@ -73,6 +80,40 @@ def wanted(name: str) -> set[Verdict]:
     return {Verdict.WRONG}
 
 
+def kind_of(text: str) -> str:
+    return text.split("# KIND: ")[1][0]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One of the second set."""
+
+    name: str
+    source: str
+    tests: dict[str, object]
+    #: It may end without a score: its tests need what is not there.
+    may_break: bool
+
+
+def newer() -> list[Attack]:
+    found = []
+    for path in sorted(NEWER.glob("*.py")):
+        text = path.read_text()
+        if kind_of(text) == "R":  # for code_remote: see test_program_remote
+            continue
+        given = re.search(r"^# TESTS: (.*)$", text, re.MULTILINE)
+        tests = json.loads(given[1]) if given else FUNCTION["calls"] if kind_of(text) == "F" else STDIN
+        variants = re.search(r"^# VARIANTS: (\d+)", text, re.MULTILINE)
+        may_break = "broken:" in text.split("MUST SHOW:")[1].splitlines()[0]
+        for number in range(int(variants[1]) if variants else 1):
+            set_up = f"VARIANT = {number}\n" if variants else ""
+            found.append(Attack(f"{path.stem}{f'-{number}' * bool(variants)}", set_up + text, tests, may_break))
+    return found
+
+
+ATTACKS = newer()
+
+
 def check(name: str, form: str) -> RewardResult:
     tests = STDIN if form == "stdin" else FUNCTION[form]
     return check_program(source(name), tests, limits=LIMITS)
@@ -81,20 +122,49 @@ def check(name: str, form: str) -> RewardResult:
 FORMS = [(name, form) for name in NAMES for form in (FUNCTION if kind(name) == "F" else ["stdin"])]
 
 
-@pytest.mark.parametrize(("name", "form"), FORMS, ids=[f"{name}-{form}" for name, form in FORMS])
-def test_hostile_program(name: str, form: str) -> None:
+@pytest.fixture
+def nothing_remains() -> Iterator[None]:
+    """No process, descriptor, mount, file, System V object, mark on a device: nothing is there that was not before."""
     honest("warm up")
-    files, processes = len(os.listdir("/proc/self/fd")), own_processes()
-    mounts = Path("/proc/self/mountinfo").read_text()
-    result = check(name, form)
-    assert result.verdict in wanted(name), result
-    assert result.score == float(result.verdict is Verdict.CORRECT)
+    files, processes, before = len(os.listdir("/proc/self/fd")), own_processes(), host()
+    yield
     assert len(os.listdir("/proc/self/fd")) == files
     assert own_processes() == processes
     assert [str(path) for path in TRACES if path.exists()] == []
-    # What a program fills is a file system of its own, in memory, which goes with it: nothing of it is mounted here.
-    assert Path("/proc/self/mountinfo").read_text() == mounts
-    honest(name)
+    assert host() == before
+    honest("afterwards")
+
+
+def host() -> list[str]:
+    """What a program might change for all: mounts (what it fills is a file system of its own), IPC, devices, limits."""
+    shared = [Path("/proc/sysvipc", name).read_text().split() for name in ("sem", "msg")]
+    devices = [os.stat(f"/dev/{name}") for name in ("null", "full", "random", "urandom")]
+    return [
+        Path("/proc/self/mountinfo").read_text(),
+        str(shared),
+        str([(one.st_mode, one.st_uid) for one in devices]),
+        str(os.stat("/dev/full").st_mtime),
+        str(os.getpriority(os.PRIO_PROCESS, 0)),
+        str(os.sched_getaffinity(0)),
+    ]
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS, ids=[f"{name}-{form}" for name, form in FORMS])
+def test_hostile_program(name: str, form: str, nothing_remains: None) -> None:
+    result = check(name, form)
+    assert result.verdict in wanted(name), result
+    assert result.score == float(result.verdict is Verdict.CORRECT)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=[attack.name for attack in ATTACKS])
+def test_newer_hostile_program(attack: Attack, nothing_remains: None) -> None:
+    result = check_program(attack.source, attack.tests, limits=SHORT)
+    assert is_safe(attack, str(result.verdict), result.score), result
+
+
+def is_safe(attack: Attack, verdict: str, score: float | None) -> bool:
+    """Neither right nor, by its own doing, without a score."""
+    return (verdict, score) in {("wrong", 0.0), ("timed_out", 0.0)} or (verdict == "broken" and attack.may_break)
 
 
 def honest(after: str) -> None:
@@ -104,30 +174,51 @@ def honest(after: str) -> None:
 
 AS_NOBODY = """
 import json, sys
-from rlreason.rewards.jail.jail import Limits, capabilities
+from concurrent.futures import ThreadPoolExecutor
+from rlreason.rewards.jail import jail as module
+from rlreason.rewards.jail.jail import Jail, Limits
 from rlreason.rewards.programs.verifier import check_program
-jobs = json.load(open(sys.argv[1]))
-limits = Limits(wall_seconds=3.0, cpu_seconds=3.0, total_seconds=10.0)
-print(json.dumps([capabilities().missing, [check_program(*job, limits=limits).verdict for job in jobs]]))
+jobs, off = json.load(open(sys.argv[1]))
+first = Jail(off=off)
+first.close()
+if off:  # every jail of this process then is one without these layers
+    make = Jail.__init__
+    Jail.__init__ = lambda jail, *, visible=(): make(jail, off=off, visible=visible)
+    module.capabilities = lambda: first.capabilities
+limits = Limits(wall_seconds=2.0, cpu_seconds=2.0, total_seconds=10.0)
+def work(job):
+    result = check_program(*job, limits=limits)
+    return str(result.verdict), result.score, result.detail[:200]
+with ThreadPoolExecutor(4) as pool:
+    print(json.dumps([first.capabilities.level, sorted(first.capabilities.missing), list(pool.map(work, jobs))]))
 """
+#: One form for each function: which is no matter of the user. The first set's controls run for longer.
+OLDER = [name for name in NAMES if "control" not in name]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root only: the rest runs as an ordinary user already")
-def test_as_an_ordinary_user(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("off", "level", "missing"), [((), "namespaces", 0), (("user_namespace",), "landlock", 6)])
+def test_as_an_ordinary_user(off: tuple[str, ...], level: str, missing: int) -> None:
     python = unprivileged_python()
     if python is None:
         pytest.skip("no interpreter and checkout that an ordinary user can read")
-    # One form for each function: which is no matter of the user.
-    jobs = [(source(name), FUNCTION["calls"] if kind(name) == "F" else STDIN) for name in NAMES]
+    jobs = [(source(name), FUNCTION["calls"] if kind(name) == "F" else STDIN) for name in OLDER]
+    jobs += [(attack.source, attack.tests) for attack in ATTACKS]
     folder = Path(os.path.realpath("/tmp"), f"rlreason-jobs-{os.getpid()}.json")
-    folder.write_text(json.dumps(jobs))
+    folder.write_text(json.dumps([jobs, off]))
+    before = host()
     try:
         done = run_as_nobody(python, AS_NOBODY, str(folder))
     finally:
         folder.unlink()
     assert done.returncode == 0, done.stderr
-    missing, verdicts = json.loads(done.stdout)
-    assert missing == {}
-    wrong = [(name, v) for name, v in zip(NAMES, verdicts, strict=True) if Verdict(v) not in wanted(name)]
+    found, lacks, results = json.loads(done.stdout)
+    assert (found, len(lacks)) == (level, missing)
+    old, new = results[: len(OLDER)], results[len(OLDER) :]
+    right = [name for name in OLDER if wanted(name) == {Verdict.CORRECT}]
+    wrong = [(name, one) for name, one in zip(OLDER, old, strict=True) if one[1] != float(name in right)]
     assert wrong == []
+    safe = [is_safe(attack, one[0], one[1]) for attack, one in zip(ATTACKS, new, strict=True)]
+    assert all(safe), [(a.name, one) for a, one, good in zip(ATTACKS, new, safe, strict=True) if not good]
     assert [str(path) for path in TRACES if path.exists()] == []
+    assert host() == before

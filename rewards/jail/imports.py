@@ -26,13 +26,14 @@ _PROGRAM = frozenset(
 #: Libraries that tests are written with: never the program.
 _LIBRARIES = frozenset(
     str.split(
-        "numpy pandas pytest hypothesis scipy torch tensorflow sklearn matplotlib sympy networkx sortedcontainers "
-        "requests bs4 flask django nltk PIL cv2 mock parameterized freezegun faker Faker attr attrs pydantic yaml lxml "
-        "psutil seaborn statsmodels jax numba dateutil pytz tqdm more_itertools toolz nose expecttest polars gmpy2 mpmath "
-        "regex simplejson ujson orjson chardet cryptography Crypto rsa xlrd openpyxl docx texttable wordcloud folium "
-        "geopandas shapely librosa soundfile skimage keras gensim textblob wordninja prettytable Levenshtein pyquery "
-        "sendgrid werkzeug xmltodict mechanize blake3 holidays geopy tests unittest2 ddt testfixtures assertpy sure "
-        "hamcrest expects approvaltests deepdiff responses httpx aiohttp sqlalchemy IPython zope six future nose2"
+        "numpy pandas pytest hypothesis scipy torch tensorflow sklearn matplotlib sympy networkx "
+        "sortedcontainers requests bs4 flask django nltk PIL cv2 mock parameterized freezegun faker Faker attr "
+        "attrs pydantic yaml lxml psutil seaborn statsmodels jax numba dateutil pytz tqdm more_itertools toolz "
+        "nose expecttest polars gmpy2 mpmath regex simplejson ujson orjson chardet cryptography Crypto rsa xlrd "
+        "openpyxl docx texttable wordcloud folium geopandas shapely librosa soundfile skimage keras gensim "
+        "textblob wordninja prettytable Levenshtein pyquery sendgrid werkzeug xmltodict mechanize blake3 "
+        "holidays geopy tests unittest2 ddt testfixtures assertpy sure hamcrest expects approvaltests deepdiff "
+        "responses httpx aiohttp sqlalchemy IPython zope six future nose2"
     )
 )
 #: What a test may replace for a while and the program's process still sees.

@@ -1,11 +1,19 @@
-"""Which program a response proposes: the last fenced block after the thought. One pass over the lines, no regex."""
+"""Which program a response proposes: the last fenced block after the thought. One pass over the lines."""
 
 from __future__ import annotations
 
+import ast
+import re
 from dataclasses import dataclass
 
 #: Fence tags that mean a language; any other language is known by its own name only.
-_ALIASES = {"python": frozenset({"python", "py", "python3", "py3"})}
+_ALIASES = {"python": re.compile(r"(?:i?python|py|pypy|cpython|py-?thon)[\d.]*|pycon")}
+#: Tags that name no language.
+_BARE = frozenset({"", "code", "program", "solution"})
+#: Marks that some models put around a program in place of fences.
+_MARKS = (("[PYTHON]", "[/PYTHON]"), ("[BEGIN]", "[DONE]"))
+#: What a bare answer that is meant as a program holds.
+_SIGNS = ("def ", "class ", "import ", "print(", "return ", "=", "for ", "while ")
 _FENCES = "`~"
 #: What may follow a closing fence at once: </answer>, <|im_end|>.
 _AFTER = ("</", "<|")
@@ -40,30 +48,89 @@ def extract_program(response: str, *, language: str = "python", whole_text: bool
     """The last program in ``language`` after the last ``</think>``, or None where there is none.
 
     - Blocks tagged with the language come before untagged ones (which often hold sample output); blocks of other
-      languages are skipped. The last block is not closed in a response that was cut off: it runs to the end.
-    - A last ``<answer>`` decides, unless a block follows it; its content may be fenced or bare.
+      languages are skipped, and so are sessions of an interpreter (``>>> f(1)``) tagged ``pycon``. The last block is
+      not closed in a response that was cut off: it runs to the end.
+    - A last ``<answer>`` decides, unless a block follows it; its content may be fenced or bare. A sentence is no
+      program: the block before it counts.
+    - Without a block: ``[PYTHON]`` … ``[/PYTHON]``, ``[BEGIN]`` … ``[DONE]``, or a program that ends with a lone fence.
     - ``whole_text``: a response without a block is a program as it stands. Fences inside it that are indented (in a
       docstring) are then no blocks.
     - A ``<think>`` that is never closed has no answer after it. Tags inside a block are program text.
     """
     _, _, text = response.replace("\r\n", "\n").rpartition("</think>")
-    found = blocks(text)
+    text = _unquoted(text)
+    found = [block for block in blocks(text) if block.tag != "pycon" or not block.code.lstrip().startswith(">>>")]
     if whole_text:
         found = [block for block in found if block.indent == 0]
     prose = _without(text, found)
     if "<think>" in prose:
         return None
-    tags = _ALIASES[language] if language in _ALIASES else frozenset({language})
+    tagged = [block for block in found if _is_language(block.tag, language)]
+    bare = [block for block in found if block.tag in _BARE]
     answer = _answer(prose)
-    if answer is not None and not any(block.start >= answer[1] and block.tag in tags | {""} for block in found):
+    if answer is not None and not any(block.start >= answer[1] for block in tagged + bare):
         start, end = answer
-        found = [block for block in found if start <= block.start < end]
-        if not found:
+        inside = [block for block in found if start <= block.start < end]
+        if not inside and not (tagged and _is_prose(text[start:end])):
             return _program(text[start:end])
-    usable = [block for block in found if block.tag in tags] or [block for block in found if block.tag == ""]
+        if inside:
+            tagged = [block for block in tagged if block in inside]
+            bare = [block for block in bare if block in inside]
+            found = inside
+    usable = tagged or bare
     if usable:
-        return _program(usable[-1].code)
+        code = _program(usable[-1].code)
+        return code if code is not None or len(found) > 1 else _before(text, usable[-1].start)
+    marked = _marked(prose) if not found else None
+    if marked is not None:
+        return _program(marked)
     return _program(text) if whole_text and not found else None
+
+
+def _is_language(tag: str, language: str) -> bool:
+    """Whether ``python:main.py`` and the like mean ``language``."""
+    name = re.split("[:|,]", tag, maxsplit=1)[0]
+    return _ALIASES[language].fullmatch(name) is not None if language in _ALIASES else name == language
+
+
+def _parses(text: str) -> bool:
+    try:
+        return bool(ast.parse(text).body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+
+
+def _is_prose(text: str) -> bool:
+    """``The code above solves it.``"""
+    return bool(text.strip()) and not any(sign in text for sign in _SIGNS)
+
+
+def _before(text: str, end: int) -> str | None:
+    """A program whose fence was only closed: all that stands before, if that is one."""
+    program = _program(text[:end])
+    return program if program is not None and _parses(program) and not _is_prose(program) else None
+
+
+def _marked(prose: str) -> str | None:
+    """What stands between the last marks of a kind; to the end where they are not closed."""
+    for opening, closing in _MARKS:
+        start = prose.rfind(opening)
+        if start >= 0:
+            return prose[start + len(opening) :].partition(closing)[0]
+    return None
+
+
+def _unquoted(text: str) -> str:
+    """The text without the ``>`` before each line of a quotation that holds a fence."""
+    if "> ```" not in text and ">```" not in text and "> ~~~" not in text:
+        return text
+    lines, quoted = text.split("\n"), False
+    for number, line in enumerate(lines):
+        start = line.lstrip()
+        quoted = start.startswith(">") and (quoted or start[1:].lstrip().startswith(("```", "~~~")))
+        if quoted:
+            lines[number] = start[2:] if start.startswith("> ") else start[1:]
+    return "\n".join(lines)
 
 
 def _answer(prose: str) -> tuple[int, int] | None:
@@ -87,7 +154,7 @@ def _without(text: str, found: list[Block]) -> str:
 
 def _program(code: str) -> str | None:
     """The code without blank lines around it and without an indentation that all its lines share."""
-    lines = code.split("\n")
+    lines = code.replace("\ufeff", "", 1).split("\n") if code.lstrip().startswith("\ufeff") else code.split("\n")
     filled = [number for number, line in enumerate(lines) if line.strip()]
     if not filled:
         return None
@@ -116,7 +183,10 @@ def blocks(text: str) -> list[Block]:
         end = at + len(line)
         opening = _opening(line)
         if fence is None:
-            if opening is not None:
+            one = _one_line(line, at)
+            if one is not None:
+                found.append(one)
+            elif opening is not None:
                 fence, start, body = opening, at + opening.column, []
         elif (close := _closing(line, fence)) is not None:
             code, after = close
@@ -131,8 +201,30 @@ def blocks(text: str) -> list[Block]:
     if fence is not None:
         while body and (not body[-1].strip() or body[-1].lstrip().startswith(_AFTER)):
             body.pop()
+        body = _without_deep_close(body, fence)
         found.append(_block(fence, start, len(text), body))
     return found
+
+
+def _one_line(line: str, at: int) -> Block | None:
+    """`````python print(1)````` on a line of its own: with the language, or it is inline code."""
+    text = line.strip()
+    if not (text.startswith("```") and text.endswith("```") and len(text) > 6):
+        return None
+    tag, _, code = text[3:-3].strip("`").partition(" ")
+    if not code.strip() or "`" in code or not _is_language(tag.lower(), "python"):
+        return None
+    return Block(start=at, end=at + len(line), tag=tag.lower(), indent=_indent(line), code=code)
+
+
+def _without_deep_close(body: list[str], fence: _Fence) -> list[str]:
+    """The lines of a block that was never closed, up to a fence that is only indented too deep to close it."""
+    for number in range(len(body) - 1, -1, -1):
+        if body[number].strip() == fence.char * fence.length:
+            before = "\n".join(body[:number])
+            if number == len(body) - 1 or (_parses(before) and not _parses("\n".join(body))):
+                return body[:number]
+    return body
 
 
 def _opening(line: str) -> _Fence | None:

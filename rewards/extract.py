@@ -5,7 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])|(?:boxed|fbox)(?=\{)")
+_BOX = re.compile(
+    r"\\(?:boxed|fbox|framebox|bbox)(?![A-Za-z])(?:\s*\[[^\[\]{}\n]{0,60}\]){0,2}(?=\s*\{)"  # \bbox[5px,border:1px]{7}
+    r"|\\(?:boxed|fbox|framebox)(?![A-Za-z])|\\box\s*(?=\{)|(?:boxed|fbox)(?=\{)"
+)
+#: ``\boxed so here it is`` speaks of a box; ``\boxed x`` is one.
+_A_WORD = re.compile(r"[A-Za-z]{2,}(?![A-Za-z0-9{\\^_=(])|[A-Za-z](?=[ ,]+[A-Za-z])")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,28 +24,39 @@ class Box:
 
 def matching_brace(text: str, opening: int) -> int:
     """Index of the ``}`` that closes the ``{`` at ``opening``, or -1. Escaped braces do not count."""
-    depth, i = 0, opening
-    while i < len(text):
-        char = text[i]
-        if char == "\\":
-            i += 2
-            continue
-        if char == "{":
-            depth += 1
-        elif char == "}":
-            depth -= 1
-            if depth == 0:
-                return i
-        i += 1
+    depth = 0
+    for brace in _BRACE.finditer(text, opening):
+        depth += (brace[0] == "{") - (brace[0] == "}")
+        if depth == 0 and brace[0] == "}":
+            return brace.start()
     return -1
 
 
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+
+
+def _next_box(text: str, at: int) -> re.Match[str] | None:
+    """The first command for a box from ``at`` on; looked for where "box" stands, which is quick."""
+    word = text.find("box", at)
+    while word >= 0:
+        command = _BOX.search(text, max(at, word - _LONGEST), word + _REACH)
+        if command is not None:
+            return command
+        word = text.find("box", word + 3)
+    return None
+
+
+#: Letters of ``\\framebox`` before "box", and how far its options may go on.
+_LONGEST, _REACH = 6, 160
+
+
 def boxes(text: str) -> list[Box]:
-    """Outermost ``\\boxed{…}`` and ``\\fbox{…}``, from left to right; ``\\boxed 5`` takes one token."""
+    """Outermost boxes from left to right: ``\\boxed{…}``, ``\\fbox``, ``\\framebox``, ``\\bbox``; ``\\boxed 5`` takes
+    one token, unless that is a word."""
     found: list[Box] = []
     at = 0
     while True:
-        command = _BOX.search(text, at)
+        command = _next_box(text, at)
         if command is None:
             return found
         start, after = command.span()
@@ -53,12 +69,46 @@ def boxes(text: str) -> list[Box]:
                 return found
             found.append(Box(start=start, end=close + 1, text=text[after + 1 : close]))
             at = close + 1
+        elif _A_WORD.match(text, after):
+            at = after
         else:
             end = after
             while end < len(text) and not text[end].isspace() and text[end] not in "$.,;":
                 end += 1
             found.append(Box(start=start, end=end, text=text[after:end] or None))
             at = max(end, after)
+
+
+def innermost(content: str) -> str:
+    """What stands in the innermost of boxes that hold nothing but a box. Linear in any depth."""
+    if not _BOX.match(content.lstrip()):
+        return content
+    closing = _closing_braces(content)
+    start, end = 0, len(content)
+    while True:
+        while start < end and content[start].isspace():
+            start += 1
+        while end > start and content[end - 1].isspace():
+            end -= 1
+        command = _BOX.match(content, start, end)
+        after = command.end() if command else end
+        while after < end and content[after].isspace():
+            after += 1
+        if closing.get(after) != end - 1:
+            return content[start:end]
+        start, end = after + 1, end - 1
+
+
+def _closing_braces(text: str) -> dict[int, int]:
+    """Where each brace that is closed closes."""
+    opened: list[int] = []
+    closing: dict[int, int] = {}
+    for brace in _BRACE.finditer(text):
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif brace[0] == "}" and opened:
+            closing[opened.pop()] = brace.start()
+    return closing
 
 
 def after_thought(response: str) -> str | None:

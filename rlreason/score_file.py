@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import tempfile
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
 from rlreason.errors import UsageError
+from rlreason.outputs import checked_output, opened
 from rlreason.progress import Watch
 from rlreason.rewards.mix import MixPart, RewardMix
 from rlreason.rewards.pool import Pool
 from rlreason.rewards.registry import resolve_verifier
 from rlreason.scorer import as_reward
-from rlreason.types import Completion, Problem, Reference, RewardResult
+from rlreason.types import Completion, Problem, Reference, RewardResult, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +27,14 @@ class _ScoreRow:
     key: object
     response: str
     reference: Reference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _UnusableRow:
+    """A row that can't be scored. Example: ``_UnusableRow(key="17", reason="a.jsonl, line 2: missing 'response'")``."""
+
+    key: object
+    reason: str
 
 
 def _score_row(mix: RewardMix, verifier: str, row: _ScoreRow) -> RewardResult:
@@ -44,15 +50,21 @@ def score_file(
     *,
     workers: int = 1,
     timeout: float = 10.0,
+    marked_only: bool = False,
     watch: Watch = lambda done, total: None,
 ) -> dict[str, int]:
-    """Score every row and return how many got each verdict. Streams: memory does not grow with the file.
+    """Score every row and return how many got each verdict, and how many were ``unusable``.
+
+    Streams: memory does not grow with the file.
 
     Rows in: ``{"id", "response", "reference"}`` (reference: text, a list of texts, or a mapping), or ``"tests"`` in
     place of ``"reference"`` for code. Rows out: ``{"id", "verdict", "score", "extracted", "seconds", "detail"}``.
+    A row without one of these, or with a reference that is none, comes out as broken, with the reason as its detail.
+    ``marked_only``: of ``math``; nothing but boxes, answer tags, ``####`` and "answer is" counts.
     The output file appears only when all rows are done; where ``output_path`` is a link, it is the file behind it. What
     is no file, such as /dev/stdout, is written to as rows are scored. ``watch`` is told how many are. Raises UsageError
-    that names file and line, and for an output that can't be, before anything is scored.
+    for a line that is no JSON object, for a file none of whose rows can be used, both with file and line, and for an
+    output that can't be: before anything is scored, where the input is a file.
     """
     try:
         resolve_verifier(verifier)
@@ -60,69 +72,77 @@ def score_file(
         raise UsageError(str(error)) from None
     if workers < 1 or timeout <= 0:
         raise UsageError(f"score needs workers >= 1 and timeout > 0, not {workers} and {timeout}")
-    output_path = _checked_output(output_path)
+    if marked_only and verifier != "math":
+        raise UsageError(f"--marked-only is an option of --verifier math, not of {verifier}")
+    output_path = checked_output(output_path, "--output")
     total = None
-    if input_path.is_file():  # a bad row is reported before any work is done; a pipe can't be read twice
-        total = sum(1 for _ in _rows(input_path))
-    counts: Counter[str] = Counter()
-    keys: deque[object] = deque()
-
-    def feed() -> Iterator[_ScoreRow]:
-        for row in _rows(input_path):
-            keys.append(row.key)
-            yield row
-
+    if input_path.is_file():  # what no row of it can be is said before any work is done; a pipe can't be read twice
+        total = _counted(_rows(input_path))
     job = functools.partial(_score_row, RewardMix(parts=(MixPart(name="accuracy", weight=1.0),)), verifier)
-    with _opened(output_path) as out, Pool(job, workers=workers, timeout=timeout) as pool:
-        for number, outcome in enumerate(pool.imap(feed()), start=1):
-            result = as_reward(outcome)
-            counts[result.verdict.value] += 1
-            out.write(json.dumps(_row_out(keys.popleft(), result)) + "\n")
-            watch(number, total)
-    return dict(counts)
+    with opened(output_path) as out, Pool(job, workers=workers, timeout=timeout) as pool:
+        writer = _Writer(out, lambda done: watch(done, total))
+        rows = _rows(input_path)
+        for outcome in pool.imap(writer.usable(_marked_only(row) if marked_only else row for row in rows)):
+            writer.write(as_reward(outcome))
+        writer.write_unusable()
+        if writer.counts.total() == writer.counts["unusable"] > 0:
+            raise UsageError(writer.reason)
+    return dict(writer.counts)
 
 
-def _checked_output(path: Path) -> Path:
-    """The file behind ``path``. Raises UsageError where no file can be written there."""
-    path = path.resolve()
-    if path.is_dir():
-        raise UsageError(f"--output {path} is a folder: give a file")
-    if not path.parent.is_dir():
-        raise UsageError(f"--output {path}: the folder {path.parent} does not exist")
-    if not os.access(path if _is_special(path) else path.parent, os.W_OK):
-        raise UsageError(f"--output {path}: no right to write there")
-    return path
+def _counted(rows: Iterable[_ScoreRow | _UnusableRow]) -> int:
+    """How many rows there are. Raises UsageError if none of them can be used."""
+    total, reason, usable = 0, "", False
+    for row in rows:
+        total += 1
+        usable = usable or isinstance(row, _ScoreRow)
+        if isinstance(row, _UnusableRow):
+            reason = reason or row.reason
+    if reason and not usable:
+        raise UsageError(f"none of the {total} rows can be used: {reason}")
+    return total
 
 
-def _is_special(path: Path) -> bool:
-    """Whether ``path`` is there and no plain file: a pipe or a device, which nothing may replace."""
-    return path.exists() and not path.is_file()
+def _marked_only(row: _ScoreRow | _UnusableRow) -> _ScoreRow | _UnusableRow:
+    """The row with the option ``marked_only``, unless its reference sets it."""
+    if isinstance(row, _UnusableRow):
+        return row
+    given = row.reference if isinstance(row.reference, Mapping) else {"answer": row.reference}
+    return replace(row, reference={"marked_only": True, **given})
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
-    """``path`` to write to: all or nothing where it is a file."""
-    if _is_special(path):
-        with path.open("w", encoding="utf-8") as out:
-            yield out
-        return
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+class _Writer:
+    """Rows out in the order of the rows in, those that could not be used in their places."""
 
+    def __init__(self, out: TextIO, watch: Callable[[int], None]) -> None:
+        self._out = out
+        self._watch = watch
+        self._waiting: deque[_ScoreRow | _UnusableRow] = deque()
+        self.counts: Counter[str] = Counter()
+        #: Why the first row that could not be used could not be used.
+        self.reason = ""
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+    def usable(self, rows: Iterable[_ScoreRow | _UnusableRow]) -> Iterator[_ScoreRow]:
+        for row in rows:
+            self._waiting.append(row)
+            if isinstance(row, _ScoreRow):
+                yield row
+
+    def write(self, result: RewardResult) -> None:
+        """The result of the next row that could be used."""
+        self.write_unusable()
+        self._write(self._waiting.popleft().key, result, result.verdict.value)
+
+    def write_unusable(self) -> None:
+        while self._waiting and isinstance(row := self._waiting[0], _UnusableRow):
+            self._waiting.popleft()
+            self.reason = self.reason or row.reason
+            self._write(row.key, RewardResult(score=None, verdict=Verdict.BROKEN, detail=row.reason), "unusable")
+
+    def _write(self, key: object, result: RewardResult, counted_as: str) -> None:
+        self.counts[counted_as] += 1
+        self._out.write(json.dumps(_row_out(key, result)) + "\n")
+        self._watch(self.counts.total())
 
 
 def _row_out(key: object, result: RewardResult) -> dict[str, object]:
@@ -136,7 +156,7 @@ def _row_out(key: object, result: RewardResult) -> dict[str, object]:
     }
 
 
-def _rows(path: Path) -> Iterator[_ScoreRow]:
+def _rows(path: Path) -> Iterator[_ScoreRow | _UnusableRow]:
     try:
         with path.open(encoding="utf-8", errors="strict") as lines:
             for number, line in enumerate(lines, start=1):
@@ -148,27 +168,27 @@ def _rows(path: Path) -> Iterator[_ScoreRow]:
         raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
-def _row(place: str, line: str) -> _ScoreRow:
+def _row(place: str, line: str) -> _ScoreRow | _UnusableRow:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{place}: not a JSON object ({error})") from None
     if not isinstance(value, dict):
         raise UsageError(f"{place}: expected a JSON object, found {type(value).__name__}")
+    unusable = functools.partial(_UnusableRow, key=value.get("id"))
     missing = [key for key in ("id", "response") if key not in value]
     if "reference" not in value and "tests" not in value:
         missing.append("reference")
     if missing:
-        raise UsageError(f"{place}: missing {', '.join(map(repr, missing))}; it has: {', '.join(map(repr, value))}")
+        has = ", ".join(map(repr, value))
+        return unusable(reason=f"{place}: missing {', '.join(map(repr, missing))}; it has: {has}")
     if not isinstance(value["response"], str):
-        raise UsageError(f"{place}: 'response' must be text, found {type(value['response']).__name__}")
+        return unusable(reason=f"{place}: 'response' must be text, found {type(value['response']).__name__}")
     key = "reference" if "reference" in value else "tests"
-    return _ScoreRow(key=value["id"], response=value["response"], reference=_reference(place, key, value[key]))
-
-
-def _reference(place: str, key: str, value: object) -> Reference:
-    if isinstance(value, (str, Mapping)):
-        return value
-    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
-        return tuple(value)
-    raise UsageError(f"{place}: {key!r} must be text, a list of texts or an object, found {json.dumps(value)[:80]}")
+    given = value[key]
+    if isinstance(given, (str, Mapping)):
+        return _ScoreRow(key=value["id"], response=value["response"], reference=given)
+    if isinstance(given, list) and given and all(isinstance(one, str) for one in given):
+        return _ScoreRow(key=value["id"], response=value["response"], reference=tuple(given))
+    found = json.dumps(given)[:80]
+    return unusable(reason=f"{place}: {key!r} must be text, a list of texts or an object, found {found}")

@@ -60,20 +60,67 @@ def test_many_rows_in_order(tmp_path: Path) -> None:
     [
         ("{", "line 2: not a JSON object"),
         ("[1]", "line 2: expected a JSON object, found list"),
-        ({"id": 1}, "line 2: missing 'response', 'reference'; it has: 'id'"),
-        ({"id": 1, "response": None, "reference": "7"}, "line 2: 'response' must be text, found NoneType"),
-        ({"id": 1, "response": "", "reference": 7}, "line 2: 'reference' must be text, a list of texts or an object"),
-        ({"id": 1, "response": "", "reference": []}, "line 2: 'reference' must be"),
         ("[" * 100_000, "line 2: not a JSON object"),
     ],
 )
-def test_a_malformed_row_names_file_and_line(tmp_path: Path, bad: object, message: str) -> None:
+def test_a_line_that_is_no_object_names_file_and_line(tmp_path: Path, bad: object, message: str) -> None:
     source = write(tmp_path / "in.jsonl", [row("a", "\\boxed{7}"), bad])
     with pytest.raises(UsageError) as caught:
         score_file("math", source, tmp_path / "out.jsonl")
     assert str(source) in str(caught.value)
     assert message in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+UNUSABLE = [
+    ({"response": "7", "reference": "7"}, "line 2: missing 'id'; it has: 'response', 'reference'"),
+    ({"id": 1}, "line 2: missing 'response', 'reference'; it has: 'id'"),
+    ({"id": 1, "response": None, "reference": "7"}, "line 2: 'response' must be text, found NoneType"),
+    ({"id": 1, "response": "", "reference": 7}, "line 2: 'reference' must be text, a list of texts or an object"),
+    ({"id": 1, "response": "", "reference": []}, "line 2: 'reference' must be"),
+]
+
+
+@pytest.mark.parametrize(("bad", "reason"), UNUSABLE)
+def test_a_row_that_cannot_be_used_costs_itself(tmp_path: Path, bad: dict[str, object], reason: str) -> None:
+    source = write(tmp_path / "in.jsonl", [row("a", "\\boxed{7}"), bad, row("c", "\\boxed{8}"), {"id": "d"}])
+    told: list[tuple[int, int | None]] = []
+    counts = score_file("math", source, tmp_path / "out.jsonl", watch=lambda done, total: told.append((done, total)))
+    assert counts == {"correct": 1, "unusable": 2, "wrong": 1}
+    out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(r["id"], r["verdict"], r["score"]) for r in out] == [
+        ("a", "correct", 1.0),
+        (bad.get("id"), "broken", None),
+        ("c", "wrong", 0.0),
+        ("d", "broken", None),
+    ]
+    assert reason in out[1]["detail"]
+    assert told[-1] == (4, 4)
+
+
+def test_a_file_of_which_no_row_can_be_used_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [row("a", "\\boxed{7}", []), {"id": 2}])
+    with pytest.raises(UsageError, match="none of the 2 rows can be used: .*line 1: 'reference' must be"):
+        score_file("math", source, tmp_path / "out.jsonl")
+    assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_marked_only(tmp_path: Path) -> None:
+    rows: list[object] = [
+        row("a", "So there are 7."),
+        row("b", "The answer is 7."),
+        row("c", "So there are 7.", {"answer": "7", "marked_only": False}),
+        row("d", "So there are 7.", {"answer": "7", "marked_only": "no"}),
+    ]
+    source = write(tmp_path / "in.jsonl", rows)
+    assert score_file("math", source, tmp_path / "out.jsonl", marked_only=True) == {
+        "unparsed": 1,
+        "correct": 2,
+        "broken": 1,
+    }
+    assert score_file("math", source, tmp_path / "out.jsonl") == {"correct": 3, "broken": 1}
+    with pytest.raises(UsageError, match="--marked-only is an option of --verifier math, not of countdown"):
+        score_file("countdown", source, tmp_path / "out.jsonl", marked_only=True)
 
 
 def test_usage_errors(tmp_path: Path) -> None:

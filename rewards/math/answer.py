@@ -13,10 +13,14 @@ from functools import lru_cache
 from rlreason.rewards.extract import boxes
 from rlreason.rewards.math import symbolic as math_symbolic
 from rlreason.rewards.math.compare import equal
+from rlreason.rewards.math.content import undressed
 from rlreason.rewards.math.evaluate import Undecided
-from rlreason.rewards.math.extract import Found, Wanted, conclusion, extract, statement
+from rlreason.rewards.math.extract import extract, statement
+from rlreason.rewards.math.marked import Found, Wanted, boxed
 from rlreason.rewards.math.parse import parse
+from rlreason.rewards.math.prose import stated
 from rlreason.rewards.math.read import Answer, read, simplify, strip
+from rlreason.rewards.math.renamed import equal_up_to_letters
 from rlreason.rewards.math.tree import MathError, Node
 from rlreason.rewards.math.values import Options
 from rlreason.rewards.registry import verifier
@@ -52,7 +56,7 @@ def check(
     options = options or Options()
     if isinstance(reference, Mapping):
         try:
-            options, reference = _options(options, reference)
+            options, marked_only, reference = _options(options, marked_only, reference)
         except (TypeError, ValueError, KeyError) as error:
             return _broken(f"the reference is unusable: {error}")
     golds = [gold_answer(g) for g in ((reference,) if isinstance(reference, str) else reference)]
@@ -92,19 +96,32 @@ def _by_sympy(golds: list[Answer], answer: Answer, found: Found) -> RewardResult
     return RewardResult(score=0.0, verdict=Verdict.WRONG, extracted=found.text, detail=f"{found.how}; not shown equal")
 
 
-def _options(options: Options, reference: Mapping[str, object]) -> tuple[Options, Reference]:
-    settings = {key: getattr(options, key) for key in _OPTION_KEYS}
+def _options(options: Options, marked_only: bool, reference: Mapping[str, object]) -> tuple[Options, bool, Reference]:
+    settings: dict[str, object] = {key: getattr(options, key) for key in _OPTION_KEYS}
+    settings["marked_only"] = marked_only
     for key, value in reference.items():
         if key in settings:
-            settings[key] = type(settings[key])(value)
+            settings[key] = _fit(key, value, settings[key])
         elif key != "answer":
-            raise ValueError(f"unknown option {key!r}; allowed: answer, {', '.join(_OPTION_KEYS)}")
+            raise ValueError(f"unknown option {key!r}; allowed: answer, {', '.join(settings)}")
     answer = reference["answer"]
     if isinstance(answer, list):
         answer = tuple(answer)
-    if not isinstance(answer, (str, tuple)):
+    if not isinstance(answer, (str, tuple)) or not all(isinstance(one, str) for one in answer):
         raise ValueError("'answer' must be text or a list of texts")
-    return Options(**settings), answer
+    marked_only = bool(settings.pop("marked_only"))
+    return Options(**settings), marked_only, answer  # type: ignore[arg-type]  # _fit saw to their types
+
+
+def _fit(key: str, value: object, default: object) -> object:
+    """An option's value in the type of its default: ``"false"`` is no truth value."""
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"option {key!r} must be true or false, not {value!r}")
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise ValueError(f"option {key!r} must be a number from 0 up, not {value!r}")
+    return float(value)
 
 
 def _broken(detail: str) -> RewardResult:
@@ -116,11 +133,10 @@ def gold_answer(gold: str) -> Answer:
     """Read a gold: as the data set writes it, boxed, or as the last sentence of a solution."""
     found = boxes(gold) if "box" in gold else []
     if found:
-        from rlreason.rewards.math.extract import _boxed
-
         if found[-1].text is None:  # a gold cut off at its closing brace still says what it says
             return read(gold[found[-1].start :].partition("{")[2])
-        return read(_boxed(gold, found, Wanted(many=True)).text or "")
+        return read(boxed(gold, found, Wanted(many=True)).text or "")
+    gold = undressed(gold)
     answer = read(gold)
     letter = re.search(r"answer is\W+\(?([A-Z])\)?(?![A-Za-z])", gold)
     if letter and not answer.letter:
@@ -128,9 +144,9 @@ def gold_answer(gold: str) -> Answer:
     if answer.node is not None and answer.node.kind == "relation" and _is_sentence(answer.node):
         answer = read_answer(gold, Wanted())
     if answer.node is None or answer.node.kind == "text":
-        stated = statement(gold)
-        if stated is not None:
-            return read(stated)
+        said = statement(gold)
+        if said is not None:
+            return read(said)
     if (answer.node is None or answer.node.kind == "text") and re.search(r"\$|\banswer\b|\n", gold):
         extracted = extract(gold, Wanted())
         if extracted.text is not None and "answer" in gold:
@@ -152,8 +168,8 @@ def read_answer(text: str, wanted: Wanted) -> Answer:
     if wanted.letter or wanted.words or (answer.node is not None and not _is_sentence(answer.node)):
         return answer
     line = text.strip().rpartition("\n")[2]
-    stated = statement(text) or conclusion(line, wanted, anchored=False, numbers=False)
-    return read(stated) if stated else answer
+    said = statement(text) or stated(line)
+    return read(said) if said else answer
 
 
 def _is_sentence(node: Node) -> bool:
@@ -165,6 +181,8 @@ def same_answer(gold: Answer, answer: Answer, options: Options) -> bool | None:
     """Do two answers agree? None where it could not be decided."""
     if gold.letter and answer.letter:
         return gold.letter == answer.letter
+    if len(gold.choices) > 1 and answer.choices:
+        return gold.choices == answer.choices
     if gold.choice or answer.choice:
         # "(C) 27" against 27
         return bool(same_answer(read(gold.choice or gold.text), read(answer.choice or answer.text), options))
@@ -180,7 +198,9 @@ def same_answer(gold: Answer, answer: Answer, options: Options) -> bool | None:
         return bool(gold.text) and gold.text == answer.text
     try:
         result = equal(gold.node, answer.node, options)
-        return True if result else _other_reading(gold, answer, options) or result
+        if result or _other_reading(gold, answer, options):
+            return True
+        return equal_up_to_letters(gold.text, answer.text, gold.node, answer.node, options, equal) or result
     except (Undecided, MathError, RecursionError):
         return None
 

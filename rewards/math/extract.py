@@ -1,304 +1,261 @@
 """Which part of a response is its answer.
 
 From the surest mark to the weakest: the last ``\\boxed{}`` or ``<answer>``, ``####``, "the answer is", and, unless
-``marked_only``, what the last sentence concludes with. Only text after ``</think>`` counts. All scans are linear.
+``marked_only``, what the last sentence concludes with. Only text after ``</think>`` counts, and only up to the end of
+the turn: docs/verifiers.md has the rules. All scans are linear.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
-from rlreason.rewards.extract import Box, after_thought, boxes, last_tagged
-from rlreason.rewards.math.read import choice_letter, read
-from rlreason.rewards.math.words import FUNCTIONS, unit_word, word_set
+from rlreason.rewards.extract import after_thought
+from rlreason.rewards.math.chain import chain
+from rlreason.rewards.math.choices import concluded_choice, letter_set, said_choice
+from rlreason.rewards.math.json_answer import json_answer
+from rlreason.rewards.math.marked import Found, Wanted, marked
+from rlreason.rewards.math.prose import concluded, first_sentence, is_answer, last_sentence, stated
+from rlreason.rewards.math.turns import before_next_problem, ended
+from rlreason.rewards.math.wording import BECAUSE, COPULA, LEAD, undecorated
 
 #: Without a mark only the end of a response is read.
 _TAIL = 3000
 _STATED = 30_000
-_MAX_BOXES = 40
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What kind of answer the gold is: it decides how prose is read, never which value is taken.
-
-    Example: ``Wanted(letter=True)`` for a multiple-choice gold."""
-
-    letter: bool = False
-    many: bool = False
-    words: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """Example: ``Found(text="7", how="box")``. ``text`` None: a mark without an answer in it."""
-
-    text: str | None
-    how: str
+_CLOSING = re.compile(r"I hope (?:it|this) is correct\.?\s*")
 
 
 def extract(response: str, wanted: Wanted, *, marked_only: bool = False) -> Found:
     """The answer of a response, and how it was found."""
-    text = after_thought(_this_turn(response))
+    text = after_thought(_this_turn(ended(response), wanted))
     if text is None:
         return Found(text=None, how="the thought is not closed")
-    marked = _marked(text, wanted)
-    if marked is not None and not _FINAL.search(text, _last_mark(text)):
-        return marked
-    hashed = text.rfind("####")
-    if hashed >= 0:
-        line = text[hashed + 4 :].strip().partition("\n")[0].strip()
-        return Found(text=line or None, how="####")
-    tail = _CLOSING.sub("", text[-_TAIL:]).strip()
-    if not marked_only and not wanted.letter and len(tail) < 200 and "\n" not in tail and _is_answer(tail, bare=True):
+    return _extract(text, wanted, marked_only=marked_only)
+
+
+def _this_turn(response: str, wanted: Wanted) -> str:
+    """The response without a next problem that follows an answer; what a thought says of problems starts none."""
+
+    def cut(text: str) -> str:
+        return before_next_problem(text, lambda part: _answers(part, wanted))
+
+    thought, closed, rest = response.partition("</think>")
+    if not closed:
+        return cut(response)
+    spoken = thought.partition("<think>")[0] if "<think>" in thought else ""
+    if spoken.strip() and len(first := cut(spoken)) < len(spoken):
+        return first
+    return thought + closed + cut(rest)
+
+
+def _unclosed(text: str) -> str:
+    """``text`` without the closing words of the few-shot prompt of Minerva (arXiv 2206.14858, appendix D)."""
+    at = text.rfind("I hope")
+    return text[:at].rstrip() if at >= 0 and _CLOSING.fullmatch(text, at) else text
+
+
+def _is_whole(tail: str) -> bool:
+    """Is all of a response an answer, and nothing else?"""
+    if "\n" in tail or LEAD.match(tail) or _BARE_ANCHOR.match(tail) or _ANCHOR.match(tail):
+        return False
+    return is_answer(tail, bare=True)
+
+
+def _answers(part: str, wanted: Wanted) -> bool:
+    """Does a part of a response hold an answer already?"""
+    text = after_thought(part)
+    return text is not None and _extract(text, wanted, marked_only=False).text is not None
+
+
+def _extract(text: str, wanted: Wanted, *, marked_only: bool) -> Found:
+    found = marked(text, wanted)
+    if found is not None:
+        return _later_word(text, found, wanted) or found
+    hashed = _hashed(text, wanted)
+    if hashed is not None:
+        return hashed
+    tail = _unclosed(text[-_TAIL:]).strip()
+    if not marked_only and not wanted.letter and len(text.strip()) < 200 and _is_whole(tail):
         return Found(text=tail, how="all of it")
-    anchored = _after_anchor(_CLOSING.sub("", text[-_STATED:]))
-    if anchored is not None:
-        answer = _letter(anchored, anchored=True) if wanted.letter else conclusion(anchored, wanted, anchored=True)
-        if answer is not None:
-            return Found(text=answer, how="answer is")
+    value = json_answer(tail)
+    if value is not None:
+        return Found(text=value or None, how="json")
+    said = _said(_unclosed(text[-_STATED:]), wanted)
+    if said is not None:
+        return said
     if marked_only:
         return Found(text=None, how="no mark")
     if wanted.letter:
-        return Found(text=_letter(tail, anchored=False), how="letter")
-    return Found(text=_last_statement(tail, wanted), how="last sentence")
+        return Found(text=concluded_choice(tail), how="letter")
+    return Found(text=conclusion(tail, wanted) if tail else None, how="last sentence")
 
 
 _FINAL = re.compile(r"final answer is\b", re.IGNORECASE)
-
-
-def _last_mark(text: str) -> int:
-    """Where the last box or answer tag ends: a "final answer is" after it is the later word."""
-    return max(text.rfind("boxed"), text.rfind("fbox"), text.rfind("</answer>"))
-
-
-_OTHER_TURN = re.compile(r"<\|im_start\|>\s*(?:user|system)|<\|start_header_id\|>user")
-
-
-_CLOSING = re.compile(r"\s*I hope (?:it|this) is correct\.?\s*$")
-
-
-def _this_turn(response: str) -> str:
-    """The response up to a next turn that a model went on to write."""
-    found = _OTHER_TURN.search(response) if "<|" in response else None
-    return response[: found.start()] if found else response
-
-
-def _marked(text: str, wanted: Wanted) -> Found | None:
-    inner = last_tagged(text)
-    found = boxes(text)
-    if inner is not None and (not found or found[-1].start < inner[1]):
-        content = text[inner[0] : inner[1]].strip()
-        inside = boxes(content)
-        return _boxed(content, inside, wanted) if inside else Found(text=content or None, how="answer tag")
-    return _boxed(text, found, wanted) if found else None
-
-
-def _boxed(text: str, found: list[Box], wanted: Wanted) -> Found:
-    """The last box; with the boxes beside it where they are one answer in pieces."""
-    last = found[-1]
-    if last.text is None:
-        return Found(text=None, how="unclosed box")
-    run = _adjacent(text, found, wanted.many)
-    contents = [(_unbox(box.text or "") + _percent_after(text, box)).strip() for box in run]
-    if len(set(contents)) > 1:
-        return Found(text=", ".join(contents), how="boxes")
-    return Found(text=contents[-1] or None, how="box")
-
-
-def _unbox(content: str) -> str:
-    inner = boxes(content)
-    if len(inner) == 1 and inner[0].start == 0 and inner[0].end == len(content):
-        return _unbox(inner[0].text or "")
-    return content
-
-
-_PERCENT = re.compile(r"\s*\$?\s*(?:\\?%|(?:percent|per cent|pct)\b)")
-
-
-def _percent_after(text: str, box: Box) -> str:
-    return "\\%" if _PERCENT.match(text, box.end, box.end + 20) and "%" not in (box.text or "") else ""
-
-
-def _adjacent(text: str, found: list[Box], many: bool) -> list[Box]:
-    """The run of boxes that ends in the last one: joined by ``and``, ``or``, a comma; if the gold has many values,
-    also by a few other words. "Wait, actually" and the like start anew."""
-    run = [found[-1]]
-    for box in reversed(found[-_MAX_BOXES:-1]):
-        between = text[box.end : run[0].start]
-        if not _joins(between, many):
-            break
-        run.insert(0, box)
-    return run
-
-
-_FRESH_START = word_set(
-    "then wait no not actually so therefore thus hence but final finally check correction corrected instead sorry "
-    "rather hmm answer answers is wrong recheck again first second"
+_CHOSEN_LINE = re.compile(
+    r"^[\s>*_#]*(?:the )?(?:final |correct )*(?:answer|option|choice)[\s*_]*(?::|："
+    r"|is\b)[\s*_]*\$?\(?([A-Z])\)?[\s*_.$]*$",
+    re.IGNORECASE | re.MULTILINE,
 )
 
 
-def _joins(between: str, many: bool) -> bool:
-    if len(between) > 80:
-        return False
-    bare = re.sub(r"\\(?:text|mbox|textbf)\s*\{([^{}]*)\}|\\q?quad|\\[a-zA-Z,;! ()\[\]]", r" \1 ", between)
-    words = re.findall(r"[A-Za-z]+", re.sub(r"[A-Za-z]\w*(?:_\{?\w+\}?)?(?:\(\w\))?\s*(?:=|\\in)", " ", bare))
-    if {w.lower() for w in words} & _FRESH_START:
-        return False
-    linked = any(w.lower() in ("and", "or") for w in words)
-    if many:
-        return len(words) <= 6 and (linked or not words)
-    return (linked and len(words) == 1) or (not words and bool(re.search(r"[,;]", bare)))
+def _later_word(text: str, found: Found, wanted: Wanted) -> Found | None:
+    """What comes after the last box and counts instead of it: "the final answer is 7", or a line "Answer: D" where the
+    gold is a choice. A phrase without an answer leaves the box its word; one that denies leaves nothing."""
+    after = text[found.end :]
+    if wanted.letter:
+        lines = [line for line in _CHOSEN_LINE.finditer(after) if line[1].isupper()]
+        if lines:
+            return Found(text=lines[-1][1], how="answer is")
+    final = list(_FINAL.finditer(after))
+    if not final:
+        return None
+    phrase = _unclosed(after[final[-1].end() :]).lstrip(" :*\n")
+    said = _phrase(phrase, wanted, said=False)
+    if said is not None:
+        return Found(text=said, how="answer is")
+    return Found(text=None, how="answer is") if _DENIED.match(phrase) else None
 
 
+_DENIED = re.compile(r"(?:not|never|unlikely|wrong|incorrect)\b", re.IGNORECASE)
+
+
+def _hashed(text: str, wanted: Wanted) -> Found | None:
+    """``#### 7``; a heading of the fourth level is none."""
+    at = text.rfind("####")
+    if at < 0:
+        return None
+    line = text[at + 4 :].strip().partition("\n")[0].strip()
+    anchor = _ANCHOR.search(line)
+    content = line[anchor.end() :].strip() if anchor else line
+    if wanted.letter or wanted.words or is_answer(content, bare=True):
+        return Found(text=content or None, how="####")
+    said = stated(content)
+    return Found(text=said, how="####") if said else None
+
+
+_ANSWER = (
+    r"(?:answers?|results?|solution|réponse|respuesta|antwort|risposta|resposta|odpowiedź|antwoord|cevap|đáp án"
+    r"|ответ|答案|答え"
+    r"|故选|应选|答|정답|답|उत्तर|الإجابة|الجواب)"
+)
 _ANCHOR = re.compile(
-    r"(?:answer|result|solution|réponse|respuesta|antwort|risposta|resposta|ответ|答案|答え|答)\**\s*"
-    r"(?::|：|=|is\b|are\b|was\b|est\b|es\b|ist\b|è\b|é\b|是|为|為|would be\b|will be\b|should be\b|must be\b)",
+    rf"{_ANSWER}[\s*_]*(?::|：|=|→|⇒|—|–|(?:is|are|was)\b|['’]s\b|(?:finale?\s+)?est\b|es\b|ist\b|è\b|é\b|是|为|為|は"
+    r"|(?:would|will|should|must) be\b)",
     re.IGNORECASE,
 )
-_BARE_ANCHOR = re.compile(r"(?:^|\n)\W*(?:final\s+)?answer\b", re.IGNORECASE)
-
-
-def _after_anchor(tail: str) -> str | None:
-    """What follows the last "answer is" or "Answer:"."""
-    last = None
-    for match in (*_BARE_ANCHOR.finditer(tail), *_ANCHOR.finditer(tail)):
-        if last is None or match.end() > last:
-            last = match.end()
-    if last is None:
-        return None
-    rest = tail[last:].lstrip(" :*\n")
-    return rest or None
-
-
-_LETTER = re.compile(r"(?<![A-Za-z'’\\])\(?([A-Z])\)?(?![A-Za-z'’])")
-_LETTER_FIRST = re.compile(r"\W{0,3}([A-Z])(?=[).:,。、]|\s*$|\s*\n|[^\x00-\x7f])")
-_LETTER_SAID = re.compile(
-    r"(?:it's|it’s|it is|think|choose|choice|option|select|pick|is)\s*:?\s*\(?([A-Z])\)?(?![A-Za-z'’])"
+_BARE_ANCHOR = re.compile(r"(?:^|\n)[^\w\n]*(?:final\s+)?(?:answer|ans|a(?=[:.] ?[-\d$(\\]))\b", re.IGNORECASE)
+#: "42 is the answer."
+_TURNED = re.compile(
+    r"\b(?:is|are|was)\s+(?:thus |therefore |then )?(?:the|our|my)\s+(?:(?:final|correct|required|desired|only"
+    r"|unique|smallest|largest)\s+)*"
+    r"(?:answer|result|solution)s?\b(?![\s*_]*(?:of|to\b|:|=|is\b|set\b))",
+    re.IGNORECASE,
 )
+_MOST_ANCHORS = 50
 
 
-_OR_ANOTHER = re.compile(r"\)?\s*(?:or|and|/|&|,)\s*\(?[A-Z]\)?(?![A-Za-z'’])")
+def _said(tail: str, wanted: Wanted) -> Found | None:
+    """What the last "answer is" or "Answer:" says. One that says no value, as "the answer is obtained by adding", is
+    passed over; one that denies or bounds a value ends the search."""
+    anchors = {m.end(): m for m in (*_BARE_ANCHOR.finditer(tail), *_ANCHOR.finditer(tail), *_TURNED.finditer(tail))}
+    doubted = False
+    for end in sorted(anchors, reverse=True)[:_MOST_ANCHORS]:
+        if anchors[end].re is not _BARE_ANCHOR and _DOUBTED.search(
+            _SENTENCE_START.split(tail[: anchors[end].start()])[-1][-80:]
+        ):
+            doubted = True
+            continue
+        if anchors[end].re is _TURNED:
+            before = last_sentence(tail[: anchors[end].start()])
+            phrase, after = before, tail[end:]
+        else:
+            rest = tail[end:].lstrip(" :*_\n—–→⇒")
+            rest = rest[2:].lstrip() if rest.startswith(("| ", "- ")) else rest
+            phrase, after = first_sentence(rest), rest
+        if not phrase or phrase.rstrip(' *"').endswith(("?", "？")):
+            continue
+        colon = anchors[end].re is _BARE_ANCHOR or tail[end - 1 : end] in ":：答选"
+        text = _phrase(phrase if anchors[end].re is _TURNED else after, wanted, said=colon)
+        retracted = _retracted(after[len(phrase) :] if after.startswith(phrase) else after, text, wanted)
+        if retracted is not None:
+            return retracted
+        if text is not None:
+            return Found(text=text, how="answer is")
+        if re.search(r"\d|\b(?:not|never)\b|n['’]t\b", phrase) and not wanted.words:
+            return Found(text=None, how="answer is")
+    return Found(text=None, how="answer is") if doubted else None
 
 
-def _unhedged(found: re.Match[str] | None) -> str | None:
-    """The letter found, unless another follows it: "A or B"."""
-    if found is None or _OR_ANOTHER.match(found.string, found.end()):
-        return None
-    return str(found[1])
-
-
-def _letter(text: str, *, anchored: bool) -> str | None:
-    """The choice that prose settles on; None if it names several and settles on none."""
-    if anchored:
-        sentence = text.partition("\n")[0] or text
-        letter = choice_letter(sentence.strip(" .*"))
-        return letter or _unhedged(_LETTER.search(sentence))
-    first = _LETTER_FIRST.match(text)
-    if first:
-        return _unhedged(first)
-    said = list(_LETTER_SAID.finditer(text))
-    if said:
-        return _unhedged(said[-1])
-    named = {m for m in _LETTER.findall(text.rpartition("\n")[2]) if m != "I"}
-    return named.pop() if len(named) == 1 else None
-
-
-_SPAN = re.compile(r"\$\$([^$]{1,2000})\$\$|\$([^$]{1,1000})\$|\\\[(.{1,2000}?)\\\]|\\\((.{1,1000}?)\\\)", re.DOTALL)
-_IS = re.compile(
-    r"(?:\b(?:is|are|was|equals|be|it's|est|becomes|gives|get|have|total is)\b|[:：]|[是为為])\s*", re.IGNORECASE
+#: "I doubt that the answer is 7", "If the answer is 7, …" say no answer.
+_DOUBTED = re.compile(
+    r"\b(?:doubt|false|not true|untrue|suppos\w+|assum\w+|if|unless|whether|claims?|claimed|pretend|wrongly|deny"
+    r"|incorrect"
+    r"|guess(?:es|ed)?|imagine|would say)\b",
+    re.IGNORECASE,
 )
-_BECAUSE = re.compile(
-    r"\s*(?:[,;(]\s*)?\b(?:because|since|as it|due to|which|where|when|after|for the|so)\b.*", re.DOTALL | re.IGNORECASE
-)
-#: Code or broken mathematics: a number in it is no conclusion.
-_NOT_PROSE = re.compile(r"[{}_\\^]|[A-Za-z]\(|\)\.")
-_HEDGE = re.compile(r"\b(?:not|never|cannot|between|either|or|wrong|incorrect|unless)\b|n['’]t\b", re.IGNORECASE)
-_NUMBER = re.compile(
-    r"(?<![\w.\\])[-−]?\$?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?(?:\s*\\?%)?(?![\d/])|(?<=[^\x00-\x7f])\d+(?:\.\d+)?(?:/\d+)?"
-)
+_SENTENCE_START = re.compile(r"[.!?。]\s|\n|[,;] ")
 
 
-def conclusion(text: str, wanted: Wanted, *, anchored: bool, numbers: bool = True) -> str | None:
-    """The answer that a piece of prose states: all of it, a formula in it, what follows "is", or its number."""
-    sentence = _sentence(text, first=anchored)
+def _phrase(after: str, wanted: Wanted, *, said: bool) -> str | None:
+    """The answer in what follows an anchor."""
+    from_json = json_answer(after)
+    if from_json is not None:
+        return from_json or None
+    if wanted.letter:
+        return said_choice(after.strip())
+    phrase = first_sentence(after)
     if wanted.words:
-        return _BECAUSE.sub("", sentence).strip(" .*$") or None
-    candidates = _candidates(sentence, anchored=anchored)
-    if numbers and "=" in sentence:
-        candidates.append(sentence.rpartition("=")[2])
-    for candidate in candidates:
-        if _is_answer(candidate):
-            return candidate.strip()
-    if not numbers:
-        return None
-    prose = _SPAN.sub(" ", sentence)
-    if _NOT_PROSE.search(prose) or _HEDGE.search(prose):
-        return None
-    found = [match[0].strip() for match in _NUMBER.finditer(prose)]
-    return (found[0] if anchored else found[-1]) if found else None
+        return BECAUSE.sub("", phrase).strip(" .*$") or None
+    return letter_set(phrase) or stated(chain(phrase), said=said)
 
 
-def _candidates(sentence: str, *, anchored: bool) -> list[str]:
-    out = [sentence, _BECAUSE.sub("", sentence)]
-    spans = [next(g for g in m.groups() if g) for m in _SPAN.finditer(sentence)]
-    after = [sentence[m.end() :] for m in _IS.finditer(sentence)]
-    if after:
-        out.extend((after[-1], _BECAUSE.sub("", after[-1])))
-    if spans:
-        chosen = spans[0] if anchored and not after else spans[-1]
-        out.extend((chosen, chosen.rpartition("=")[2]))
-    return out
+_SOFT = re.compile(
+    r"(?:^|[.!?\n]\s*|\s)(?:wait|actually|oops|sorry|hmm+|hold on|on second thought|scratch that|no,)\b", re.IGNORECASE
+)
+_HARD = re.compile(
+    r"\b(?:mistake|error|wrong|incorrect|not (?:right|correct)|should (?:have been|be|actually be)|correction)\b",
+    re.IGNORECASE,
+)
+_AFFIRMS = re.compile(
+    r"\b(?:yes|correct|right|indeed|confirmed|confirms|holds|checks out|matches|consistent|fine)\b", re.IGNORECASE
+)
+
+
+def _retracted(after: str, first: str | None, wanted: Wanted) -> Found | None:
+    """What a text says that goes on "Wait, I made a mistake: …" after its answer; None where it does not."""
+    word = _SOFT.search(after) or re.search(
+        r"\bI (?:made|was|have made)\b|\bthat(?:'s|’s| is| was) (?:wrong|incorrect)", after
+    )
+    if word is None:
+        return None
+    rest = after[word.end() :].strip(" ,.:\n")
+    hard = bool(_HARD.search(rest) or _HARD.search(word[0]))
+    again = concluded_choice(rest) if wanted.letter else _again(rest) if hard or re.search(r"\d", rest) else None
+    if again is not None and not _AFFIRMS.search(rest):
+        return Found(text=again, how="answer is")
+    if hard and not (_AFFIRMS.search(rest) and first is not None and not re.search(r"\bmistake|wrong|should", rest)):
+        return Found(text=again, how="answer is")
+    return None if not re.search(r"\d", rest) or _AFFIRMS.search(rest) else Found(text=again, how="answer is")
+
+
+def _again(rest: str) -> str | None:
+    """What the last sentence of a second thought says that it is."""
+    for sentence in reversed(re.split(r"(?<=[\w)$*])[.!]\s+|\n+", rest)):
+        copulas = list(COPULA.finditer(sentence))
+        found = stated(sentence[copulas[-1].end() :]) if copulas else stated(sentence) if "=" in sentence else None
+        if found:
+            return found
+    return None
+
+
+def conclusion(text: str, wanted: Wanted) -> str | None:
+    """What the last sentence of a text concludes with."""
+    if wanted.words:
+        return BECAUSE.sub("", last_sentence(text).replace("**", "")).strip(" .*$") or None
+    return concluded(text)
 
 
 def statement(text: str) -> str | None:
     """What a sentence says that something is, if that is mathematics: ``(1, 2)`` of "The domain is (1, 2)"."""
-    found = list(_IS.finditer(text)) if len(text) < 400 else []
-    stated = text[found[0].end() :].strip(" .$}") if len(found) == 1 else ""
-    return stated if stated and _is_answer(stated) else None
-
-
-def _sentence(text: str, *, first: bool) -> str:
-    """The first or last sentence; a formula on lines of its own counts as one."""
-    text = text.replace("**", "").strip()
-    if first:
-        if text.startswith(("$$", "\\[")):
-            return text
-        return re.split(r"\n|(?<=[\w)}$*])[.。](?:\s|$)", text, maxsplit=1)[0].strip(" *")
-    if text.rstrip(" .").endswith(("\\]", "$$", "\\)", "\\end{align*}")):
-        spans = list(_SPAN.finditer(text))
-        if spans and spans[-1].end() >= len(text.rstrip(" .")):
-            return text[text.rfind("\n", 0, spans[-1].start()) + 1 :].strip()
-    line = text.rpartition("\n")[2]
-    return (re.split(r"(?<=[\w)}$*])[.。!?]\$*\s+", line.strip(" *"))[-1] or line).strip(" *.。")
-
-
-def _last_statement(tail: str, wanted: Wanted) -> str | None:
-    return conclusion(tail, wanted, anchored=False) if tail else None
-
-
-_LOWER_WORD = re.compile(r"(?<![\\A-Za-z{])[a-z]{2,}")
-
-
-def _is_prose(word: str) -> bool:
-    return (
-        word not in FUNCTIONS
-        and word not in ("and", "or", "pi", "to", "inf", "percent", "repeating", "recurring")
-        and not unit_word(word)
-    )
-
-
-def _is_answer(candidate: str, *, bare: bool = False) -> bool:
-    """Does it read as mathematics? ``bare``: it stands alone, so a lone symbol counts too."""
-    if not candidate or len(candidate) > 500:
-        return False
-    answer = read(candidate.strip(" *,"))
-    if answer.node is None or answer.node.kind == "text":
-        return False
-    words = _LOWER_WORD.findall(candidate)
-    if any(map(_is_prose, words)) and (not bare or re.match(r"[A-Za-z]+\s", candidate)):
-        return False
-    if answer.node.kind in ("sym", "mul") and not bare and not re.search(r"[\d\\$]", candidate):
-        return False
-    return not any(n.kind == "text" for n in answer.node.args)
+    found = list(COPULA.finditer(text)) if len(text) < 400 else []
+    said = undecorated(text[found[0].end() :]).strip(" .$}") if len(found) == 1 else ""
+    return said if said and is_answer(said) else None

@@ -42,7 +42,9 @@ from rlreason.rewards.math.answer import check
         ("<think>a</think><answer>7</answer>", "7", "correct"),
         ("<answer>\\boxed{7}</answer>", "7", "correct"),
         ("<answer>6</answer><answer>7</answer>", "7", "correct"),
-        ("<answer>7", "7", "unparsed"),
+        ("<answer>7", "7", "correct"),  # </answer> was a stop word
+        ("<answer>7 is what I", "7", "unparsed"),
+        ("<answer>The first step is 7", "7", "unparsed"),
         ("<answer></answer>", "7", "unparsed"),
         ("\\boxed{6} <answer>7</answer>", "7", "correct"),
         # statements
@@ -99,6 +101,22 @@ def test_extraction(response: str, gold: str, verdict: str) -> None:
 )
 def test_marked_only(response: str, verdict: str) -> None:
     assert check(response, "7", marked_only=True).verdict == verdict
+
+
+def test_marked_only_is_an_option_of_a_reference() -> None:
+    assert check("There are 7 ways.", {"answer": "7", "marked_only": True}).verdict == "unparsed"
+    assert check("There are 7 ways.", {"answer": "7", "marked_only": False}, marked_only=True).verdict == "correct"
+    assert check("The answer is 7.", {"answer": ["7", "8"], "marked_only": True}).verdict == "correct"
+    for wrong in (
+        {"marked_only": "false"},
+        {"marked_only": 1},
+        {"units": "yes"},
+        {"tolerance": True},
+        {"tolerance": -1},
+    ):
+        result = check("\\boxed{7}", {"answer": "7", **wrong})
+        assert (result.verdict, result.score) == ("broken", None)
+        assert next(iter(wrong)) in result.detail
 
 
 def test_the_result_says_what_and_how() -> None:

@@ -183,6 +183,41 @@ def test_hostile_answers_are_refused_at_once(text: str, gold: str) -> None:
     assert time.thread_time() - started < HANGS
 
 
+@pytest.mark.parametrize("depth", [1, 900, 1000, 5000, 100_000])
+@pytest.mark.parametrize("boxes", ["\\boxed{", "\\fbox{ "])
+def test_nested_boxes_hold_the_innermost_answer(depth: int, boxes: str) -> None:
+    started = time.thread_time()
+    assert check(boxes * depth + "42" + "}" * depth, "42").verdict is Verdict.CORRECT
+    assert check(boxes * depth + "41" + "}" * depth, "42").verdict is Verdict.WRONG
+    assert check(boxes * depth + "42" + "}" * (depth - 1), "42").verdict is not Verdict.BROKEN
+    assert time.thread_time() - started < HANGS
+
+
+FLOODS = [
+    ("\n" * 200_000 + "The answer is 42", True),
+    ("The answer is " * 50_000 + "42", True),
+    ("Problem: x\n" * 50_000 + "The answer is 42", True),
+    ("\\boxed{42}\n" + "Problem: x\n" * 50_000, True),
+    ("\\boxed{42}" + "\\approx \\boxed{4}" * 20_000, True),
+    ("so " * 100_000 + "42.", True),
+    ("The answer is 4" + "?" * 200_000, False),
+    ("The answer is " + "(" * 100_000, False),
+    ("The answer is 42. " + "wait, it is 4. " * 50_000, False),
+    ("<answer>" * 100_000, False),
+    ("{" * 200_000 + "}", False),
+    ("</s><s>" * 100_000, False),
+    ("#" * 300_000, False),
+    ("\\boxed{" + "\\color{red}" * 50_000 + "}", False),
+]
+
+
+@pytest.mark.parametrize(("response", "right"), FLOODS, ids=[text[:20] for text, _ in FLOODS])
+def test_floods_of_marks_are_read_in_linear_time(response: str, right: bool) -> None:
+    started = time.thread_time()
+    assert (check(response, "42").verdict is Verdict.CORRECT) == right
+    assert time.thread_time() - started < HANGS  # a square of these lengths takes minutes
+
+
 def test_nothing_is_executed() -> None:
     """Audit hooks see every eval, exec, process and file opened while hostile answers are checked."""
     code = """

@@ -1,0 +1,131 @@
+"""The words of prose around an answer: what concludes, what changes a number, what only says why, what denies."""
+
+from __future__ import annotations
+
+import re
+
+from rlreason.rewards.math.words import word_set
+
+SPAN = re.compile(r"\$\$([^$]{1,2000})\$\$|\$([^$]{1,1000})\$|\\\[(.{1,2000}?)\\\]|\\\((.{1,1000}?)\\\)", re.DOTALL)
+#: A word after which a sentence says what something is.
+COPULA = re.compile(
+    r"(?:\b(?:is|are|was|were|equals?|be|it['’]s|becomes|gives|get|obtain|find|have|est(?: donc)?(?: de)?|ist|es|è|são"
+    r"|é)\b|[:：]|[是为為は]|هو|हैं)\s*",
+    re.IGNORECASE,
+)
+#: What follows only says why.
+BECAUSE = re.compile(
+    r"\s*(?:[,;(]\s*)?\b(?:because|since|as (?:it|he|she|they|we|there|this|that|the|claimed|required|expected|desired"
+    r"|asked|requested|shown|stated|above)|due to|which|where|when|after|for the|so that|i\.e\.)(?![\w]).*",
+    re.DOTALL | re.IGNORECASE,
+)
+AFTERTHOUGHT = re.compile(r"\s*,\s*(?:so|and not|not)\b.*", re.DOTALL | re.IGNORECASE)
+#: Words that bound, change or deny the number beside them, or leave it open. No number of such a phrase is its answer.
+_CHANGES = word_set(
+    "not never no cannot nor neither between either or wrong incorrect false unless without except excluding unlikely "
+    "impossible doubtful instead rather maybe perhaps possibly might could if whether than least most over under "
+    "above "
+    "below beyond exceed exceeds exceeding within greater smaller larger bigger higher lower twice "
+    "thrice double triple half third quarter squared cubed factorial hundred hundreds thousand "
+    "thousands million billion trillion dozen dozens score lakh crore tenth tenths hundredth hundredths thousandth "
+    "thousandths thirds fourths fifths sixths eighths halves quarters percentage reciprocal inverse opposite "
+    "multiple but "
+    "power plus minus multiplied divided modulo rejected invalid extraneous discarded unknown undetermined "
+    "pas ni ou plus moins nicht kein keine oder mehr weniger nunca ninguno menos más mais não non né meno più "
+    "нет не или "
+    "больше меньше"
+)
+_CHANGING_SIGNS = re.compile(
+    r"n['’]t\b|[不非没未]|或|以上|以下|超过|大于|小于|至少|至多|[两二三]倍|[0-9]\s*倍|平方|立方|几|错"
+)
+#: Words of a sentence that is under way: it tries, supposes or announces, and concludes nothing.
+UNDER_WAY = re.compile(
+    r"\b(?:let(?:['’]?s| us| me)?|suppose|supposing|consider(?:ing|ed)?|assum(?:e|ed|ing|ption)|check(?:ed|ing"
+    r"|s)?|verify"
+    r"|tr(?:y|ied|ying)|guess(?:ed)?|(?:so|thus) far|to be continued|need to|must show|prove|compute|calculate"
+    r"|note that"
+    r"|recall|we now|now we|we will|will now|imagine|maybe|perhaps|plug(?:ging)?|substitut(?:e|ing)|attempt(?:ed|s)?"
+    r"|unsure|confused|stuck|give up|don['’]t know|not sure|for example|angenommen|sei|supposons|soit|supongamos"
+    r"|sea)\b"
+    r"|^\W*(?:first|next|given|when|for|with)\b"
+    r"|\bremaining (?:cases?|steps?|possibilit|values?|options?)|(?<!number of )\bcases? (?:are|is|left|remain)"
+    r"|\b(?:problem|question|exercise|equation|case|step|page|line|chapter|figure|part|method|round|attempt)s?[\s(]*\d"
+    r"|假设|假如|如果|设|考虑|检查|验证|首先|接下来|第\s*\d+\s*步|предположим|пусть|[?？]\s*$",
+    re.IGNORECASE,
+)
+#: Words of an inventory of what is still to be done; a sentence with a concluding word may speak of them.
+UNDONE = re.compile(
+    r"(?<!\\)\b(?:cases?|steps?|pages?|more|left|remain(?:s|ing)?|possibilit(?:y|ies)|options?)\b", re.IGNORECASE
+)
+#: Words with which a sentence concludes.
+SO = re.compile(
+    r"\b(?:therefore|thus|hence|so(?! (?:far|that|many|much|long|called))|consequently|finally|in conclusion"
+    r"|to conclude|we conclude|overall|in summary|accordingly|it follows|donc|ainsi|alors|en conclusion|par conséquent"
+    r"|also|daher|somit|folglich|por (?:lo )?tanto|portanto|entonces|así que|logo|quindi|dunque|pertanto|итак"
+    r"|следовательно|значит|поэтому|vậy|jadi|dus|zatem)\b"
+    r"|\\therefore|∴|\\(?:implies|Rightarrow)|⇒|因此|所以|故|综上|从而|于是|可得|结论|よって|したがって|ゆえに"
+    r"|따라서|그러므로"
+    r"|इसलिए|अतः|لذا|إذن|وبالتالي",
+    re.IGNORECASE,
+)
+TOTAL = re.compile(r"\b(?:total|altogether|in all|au total|insgesamt|всего)\b|一共|总共|共有", re.IGNORECASE)
+LEAD = re.compile(
+    r"(?:\s|[,:;]|"
+    r"\b(?:therefore|thus(?! far)|hence|so(?! far)|then|finally|consequently|accordingly|in conclusion|overall"
+    r"|indeed|clearly|simply"
+    r"|exactly|precisely|just|only|equal to|given by|found to be|approximately|about|roughly|around|nearly|for sure"
+    r"|definitely|certainly|of course|surely|actually|really|donc|also|daher|somit|entonces|here"
+    r"|we get|we have"
+    r"|(?:the |a |an )?(?:number|integer|value|fraction|set|interval|point|matrix|vector|pair|ordered pair|tuple"
+    r"|equation"
+    r"|expression|function|ratio|sum|total)(?= *[\d$\\({\[-]))(?![A-Za-z])"
+    r"|\\therefore|\\Rightarrow|\\implies|∴|⇒|因此|所以|故)+",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
+_DECORATION = re.compile(
+    r"</?[A-Za-z][^<>\n]{0,60}>|<<[^<>\n]{0,80}>>"
+    r"|\$?\s*\\(?:blacksquare|square|qed|Box|hfill)\b\s*\$?|[■□∎✓✔✅☑]|\bQ\.?E\.?D\.?(?!\w)|[\U0001F300-\U0001FAFF]"
+)
+
+
+def changes(text: str) -> bool:
+    """Does a word in it bound, change or deny what stands beside it?"""
+    words = {w.lower() for w in _WORD.findall(text)}
+    return bool(words & _CHANGES) or bool(_CHANGING_SIGNS.search(text)) or bool(_PRODUCT.search(text))
+
+
+#: "5 times 6", "three times as many", "the square root of 5"; "3 times a week" and "5 square meters" count.
+_PRODUCT = re.compile(
+    r"\btimes\b\s*(?:[\d$\\]|as\b|the\b|that\b|larger|smaller|bigger)|\b(?:square|cube)s?\s+(?:of|root)|\broots?\s+of",
+    re.IGNORECASE,
+)
+#: A number that a sentence turns down: "rule out 5", "5 fails", "5 is too large".
+TURNED_DOWN = re.compile(
+    r"\b(?:rul(?:e|es|ed|ing) out|reject\w*|exclud\w*|eliminat\w*|discard\w*|disregard\w*|ignor\w*|drop(?:ped)?"
+    r"|fail\w*"
+    r"|contradict\w*|violat\w*|too (?:large|small|big|many|few|much|high|low|long|short)|other than|rather than"
+    r"|instead of"
+    r"|(?:factor|divisor|multiple|fraction|part|one|half|some|any|digit|digits|power|root) of|next to|out of"
+    r"|close to|near)\b",
+    re.IGNORECASE,
+)
+
+
+def undecorated(text: str) -> str:
+    """``text`` without HTML tags, signs that end a proof, and pictures."""
+    return _DECORATION.sub(" ", text) if _DECORATION.search(text) else text
+
+
+def denied(text: str) -> bool:
+    return bool(_DENIAL.search(text))
+
+
+_DENIAL = re.compile(
+    r"\b(?:not|never|cannot|nor|neither|unlikely|impossible|wrong|incorrect|false|doubtful|whether|depends"
+    r"|rejected|extraneous|invalid|discarded|unless|if"
+    r"|either|pas"
+    r"|nicht|kein"
+    r"|nunca|não|non|нет|не)\b|n['’]t\b|不|错",
+    re.IGNORECASE,
+)

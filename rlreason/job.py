@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.util import find_spec
@@ -148,7 +148,8 @@ def _run(checked: CheckedRecipe, run: RunDirectory, display: RichDisplay, option
             open_trackers(checked.recipe, run, run.tell) as trackers,
         ):
             context = context_of(checked, run, scorer, samplers, display, options.replay)
-            Pipeline(replace(context, trackers=trackers)).run()
+            with closing(context.trainers):
+                Pipeline(replace(context, trackers=trackers)).run()
     except Interrupted as error:
         display.stop()
         error.add_note(_interrupted(run, error))
@@ -334,7 +335,9 @@ def context_of(
     from rlreason.eval.summary import summarize
     from rlreason.policy.model import default_device
     from rlreason.stages.context import Context
+    from rlreason.stages.trainers import Trainers
 
+    device = default_device()
     return Context(
         recipe=checked.recipe,
         run=run,
@@ -344,9 +347,9 @@ def context_of(
         verifier=scorer.verifier,
         evaluate=summarize,
         display=display,
-        device=default_device(),
-        threads=samplers.threads,
+        device=device,
         samplers=samplers,
+        trainers=Trainers(checked.recipe, device, samplers.threads),
         replay=replay,
     )
 

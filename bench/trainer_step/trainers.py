@@ -16,7 +16,8 @@ from rlreason.config import GrpoStage, OptimizerConfig
 from rlreason.objective.presets import expand
 from rlreason.policy.policies import Policy
 from rlreason.stages.grpo import earn, learn
-from rlreason.trainer.local import LocalTrainer, TrainerOptions
+from rlreason.trainer.local import LocalTrainer
+from rlreason.trainer.options import TrainerOptions
 from rlreason.trainer.protocol import StepStats
 from rlreason.types import Completion, Group, Problem, RewardResult, Verdict
 

@@ -292,6 +292,7 @@ class Recipe(Section):
             raise ValueError(
                 "cluster.colocate takes turns on one GPU, and staleness > 0 samples while the policy learns: use one"
             )
+        self._check_ranks()
         self._check_endpoint_names()
         names = [stage.name for stage in self.stage]
         for name in names:
@@ -309,6 +310,17 @@ class Recipe(Section):
             elif not isinstance(stage, EvalStage):
                 trained.append(stage.name)
         return self
+
+    def _check_ranks(self) -> None:
+        trainer = self.trainer
+        if trainer.offload and not trainer.ranks:
+            raise ValueError("trainer.offload is of a sharded model: set trainer.ranks (1 is a single shard)")
+        for stage in self.stage if trainer.ranks else ():
+            if isinstance(stage, GrpoStage) and stage.diagnose_every:
+                raise ValueError(
+                    f"stage {stage.name!r}: diagnose_every looks at a model in this process: leave it out, or "
+                    "trainer.ranks"
+                )
 
     def _check_references(self, stage: Stage, trained: list[str], rejects: list[str]) -> None:
         models = stage.models if isinstance(stage, EvalStage) else (stage.model,)

@@ -60,6 +60,13 @@ def _is_plain(model: PreTrainedModel, head: nn.Linear) -> bool:
     return bool((logits - product).abs().max() <= _tolerance(head.weight.dtype) * product.abs().max())
 
 
+def remember(model: PreTrainedModel, *, plain: bool, packed: bool) -> None:
+    """Say what ``plain_head`` and ``takes_packed`` would find by trial, of a model that can't be tried, such as shards:
+    what they found of the whole one."""
+    with _LOCK:
+        _PLAIN_HEADS[model], _PACKED[model] = plain, packed
+
+
 def body_of(model: PreTrainedModel) -> nn.Module | None:
     """The model without its head: what gives ``last_hidden_state``. None where it has none that can be run alone."""
     body: nn.Module = model.base_model
@@ -96,7 +103,8 @@ def hidden_states(model: PreTrainedModel, batch: Batch, router_logits: list[Tens
 def _forward(model: nn.Module, batch: Batch, router_logits: list[Tensor] | None) -> Any:
     """A pass over whole rows."""
     options = {} if router_logits is None else {"output_router_logits": True}
-    output = model(input_ids=batch.token_ids_BT, use_cache=False, **options)
+    # Not model(...): a sharded model is entered before, and its hooks would free what is still read.
+    output = model.forward(input_ids=batch.token_ids_BT, use_cache=False, **options)
     if router_logits is not None:
         router_logits += output.router_logits
     return output
@@ -139,11 +147,11 @@ def _packs_alike(model: PreTrainedModel) -> bool:
     return alike
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def next_logprobs(model: PreTrainedModel, prompt_ids: tuple[int, ...]) -> Tensor:
     """log π of the token after the prompt, [V], float32, at temperature 1."""
     ids = torch.tensor([prompt_ids], device=model.device)
-    return torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, -1].float(), dim=-1)
+    return torch.log_softmax(model.forward(input_ids=ids, use_cache=False).logits[0, -1].float(), dim=-1)
 
 
 def target_logits(model: PreTrainedModel, batch: Batch, router_logits: list[Tensor] | None = None) -> Tensor:

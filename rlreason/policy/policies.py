@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlreason.data.prompts import stop_token_ids
 from rlreason.errors import UsageError
-from rlreason.policy.loading import load_model, load_tokenizer
+from rlreason.policy.loading import check_shape, inspect_model, load_model, load_tokenizer
 from rlreason.policy.logprobs import next_logprobs
-from rlreason.policy.model import build_model, generation_eos_ids
+from rlreason.policy.model import build_model, generation_eos_ids, meta_model
 from rlreason.policy.saving import save_model
 from rlreason.policy.support import longest_sequence
 from rlreason.policy.tokenizer import bpe_tokenizer, character_tokenizer
@@ -94,6 +94,40 @@ class Policy:
         save_model(self.model, self.tokenizer, folder)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySource:
+    """Where a policy comes from, as plain data that travels to other processes.
+
+    Example: ``PolicySource(path="runs/x/stages/01-sft/checkpoint")``, or a config with the tokenizer made for it.
+    """
+
+    #: A folder or hub id; None: random weights.
+    path: str | None = None
+    config: PolicyConfig | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    seed: int = 0
+
+    def load(self, dtype: torch.dtype, device: torch.device) -> Policy:
+        """The policy with its parameters in ``dtype``. Raises UsageError as ``load_policy`` and ``fresh_policy`` do."""
+        if self.path is not None:
+            policy = load_policy(self.path, dtype, device)
+            if self.config is not None:
+                check_shape(policy.model, self.config.model, self.path)
+            return policy
+        assert self.config is not None
+        assert self.tokenizer is not None
+        model = build_model(self.config, self.tokenizer, self.seed, device, dtype)
+        return Policy(model=model, tokenizer=self.tokenizer)
+
+    def inspect(self) -> Policy:
+        """The policy on the meta device: shapes without numbers."""
+        if self.path is not None:
+            return Policy(model=inspect_model(self.path), tokenizer=load_tokenizer(self.path))
+        assert self.config is not None
+        assert self.tokenizer is not None
+        return Policy(model=meta_model(self.config, self.tokenizer), tokenizer=self.tokenizer)
+
+
 def load_policy(path: str | Path, dtype: torch.dtype, device: torch.device) -> Policy:
     """A policy from a Hugging Face folder or hub id, its parameters in ``dtype``. Raises UsageError naming the path."""
     return Policy(model=load_model(path, dtype, device), tokenizer=load_tokenizer(path))
@@ -107,16 +141,20 @@ def fresh_policy(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Policy:
-    """A policy with random weights in ``dtype`` and a tokenizer made from the data: the same data, the same tokenizer.
+    """A policy with random weights in ``dtype`` and a tokenizer made from the data.
 
-    Raises UsageError where a character tokenizer is asked for and the data has no fixed alphabet.
+    Raises UsageError as ``fresh_tokenizer`` does.
     """
-    tokenizer = fresh_tokenizer(config, alphabet, texts)
-    return Policy(model=build_model(config, tokenizer, seed, device, dtype), tokenizer=tokenizer)
+    return PolicySource(config=config, tokenizer=fresh_tokenizer(config, alphabet, texts), seed=seed).load(
+        dtype, device
+    )
 
 
 def fresh_tokenizer(config: PolicyConfig, alphabet: str | None, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model built from nothing. Raises as ``fresh_policy`` does."""
+    """The tokenizer of a model built from nothing: the same data, the same tokenizer.
+
+    Raises UsageError where a character tokenizer is asked for and the data has no fixed alphabet.
+    """
     if config.tokenizer.kind == "bpe":
         return bpe_tokenizer(texts, config.tokenizer.vocab_size)
     if alphabet is None:

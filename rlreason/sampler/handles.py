@@ -11,17 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
-
-from rlreason.cores import usable_cores
+from rlreason.cluster.session import RaySession
 from rlreason.errors import UsageError
 from rlreason.sampler.delivery import DeliveryError, PackedWeights
-from rlreason.sampler.ray_address import find_ray
 from rlreason.sampler.vllm_engine import CPU_ENVIRONMENT, ENVIRONMENT, QUIET
 from rlreason.sampler.worker import RolloutWorker
 
-#: Shared memory of a Ray that is started here: room for two deliveries of a large small model.
-OBJECT_STORE_BYTES = 512 << 20
 #: A thread of its own in each actor, which answers while the worker is at work, and seconds between two questions.
 PULSE = "pulse"
 PULSE_SECONDS = 1.0
@@ -242,13 +237,11 @@ class RayCluster:
 
     def __init__(self, options: RayOptions, worker: type[RolloutWorker] = RolloutWorker) -> None:
         """Raises UsageError where Ray is absent, unreachable, or has too little for the workers."""
-        self._ray = _import_ray()
+        self._session = RaySession(options.address)
+        self._ray = self._session.ray
         self._options = options
         self._class = worker
         self._group: Any = None
-        if start_ray(self._ray, options.address):
-            _STARTED.append(True)
-        _OPEN.append(self)
         self._place()
 
     @property
@@ -289,11 +282,7 @@ class RayCluster:
         """Give the placement group back, and end Ray where it was started here and no other cluster uses it."""
         with contextlib.suppress(Exception):
             self._ray.util.remove_placement_group(self._group)
-        if self in _OPEN:
-            _OPEN.remove(self)
-        if _STARTED and not _OPEN:
-            _STARTED.clear()
-            self._ray.shutdown()
+        self._session.close()
 
     def _place(self) -> None:
         options = self._options
@@ -314,42 +303,3 @@ class RayCluster:
                 f"cluster.rollout_workers = {options.workers} needs {needs}, and Ray has {has}"
                 f"{'' if short else ' with too little of it free'}: use fewer workers or a larger cluster"
             )
-
-
-#: The clusters of this process, and whether the Ray that they are in was started by one of them.
-_OPEN: list[RayCluster] = []
-_STARTED: list[bool] = []
-
-
-def start_ray(ray: Any, address: str | None) -> bool:
-    """Connect to ``address``, or to the Ray that runs here already, or start one ("local": always). Returns whether it
-    is to be left at the end. Raises UsageError where the one to join does not answer or refuses."""
-    if ray.is_initialized():
-        return False
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone unless it is asked for
-    found = find_ray(address)
-    if found is not None:
-        try:
-            ray.init(address=found.argument, log_to_driver=False)
-        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-            raise UsageError(f"{found.said}: {' '.join(str(error).split())[:200]}") from error
-        return True
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # actors without GPUs keep the variables as set
-    ray.init(
-        address="local",
-        num_cpus=usable_cores(),
-        object_store_memory=None if torch.cuda.is_available() else OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _metrics_export_port=None,
-    )
-    return True
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise UsageError('cluster.kind = "ray" needs Ray: pip install \'rlreason[ray]\', or say "inline"') from error
-    return ray

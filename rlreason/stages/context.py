@@ -12,12 +12,11 @@ from typing import Protocol
 import torch
 from pydantic import JsonValue, TypeAdapter
 
-from rlreason.config import DistillStage, GrpoStage, Recipe, SftStage
+from rlreason.config import Recipe
 from rlreason.data.prompts import PromptFormat
 from rlreason.data.run_data import RunData
 from rlreason.diagnose.health import Finding, StageHealth
 from rlreason.diagnose.rules import History
-from rlreason.policy.policies import Policy
 from rlreason.run.directory import RunDirectory
 from rlreason.run.manifest import StageEntry, WarningEntry
 from rlreason.run.sinks import Trackers
@@ -26,7 +25,7 @@ from rlreason.sampler.groups import draw_groups
 from rlreason.sampler.open import ServedModel
 from rlreason.sampler.placement import Samplers
 from rlreason.sampler.pool_sampler import PoolSampler
-from rlreason.trainer.local import LocalTrainer, TrainerOptions
+from rlreason.stages.trainers import Trainers
 from rlreason.types import EvalReport, Group, Problem, Sampler, SamplingParams, Scorer, StepReport
 
 #: (problems, how) -> their groups, scored.
@@ -69,9 +68,8 @@ class Context:
     evaluate: Evaluate
     display: Display
     device: torch.device
-    #: CPU threads, each working on a micro-batch or a batch of completions.
-    threads: int = 1
     samplers: Samplers
+    trainers: Trainers
     #: Run directory whose recorded schedules are followed.
     replay: Path | None = None
     #: Who else is told of the metrics.
@@ -80,31 +78,6 @@ class Context:
     def sampler(self, model: ServedModel, version: int = 0) -> PoolSampler:
         """A sampler that holds the model's weights as ``version``; the one opened before is no longer valid."""
         return self.samplers.open(model, version=version)
-
-    def trainer(
-        self,
-        stage: SftStage | GrpoStage | DistillStage,
-        policy: Policy,
-        compute_dtype: torch.dtype,
-        *,
-        reference: bool = False,
-        teacher: Policy | None = None,
-        router_aux_loss: float = 0.0,
-    ) -> LocalTrainer:
-        """The trainer of a stage, which takes ``policy`` over. ``reference``: keep its weights of now beside it."""
-        config = self.recipe.trainer
-        saved = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}[config.checkpoint_dtype]
-        options = TrainerOptions(
-            optimizer=stage.optimizer,
-            total_steps=stage.steps,
-            compute_dtype=compute_dtype,
-            checkpoint_dtype=saved,
-            micro_batch_tokens=stage.micro_batch_tokens,
-            threads=self.threads,
-            max_skipped=config.max_skipped_steps,
-            router_aux_loss=router_aux_loss,
-        )
-        return LocalTrainer(policy, options, reference=reference, teacher=teacher)
 
     def draw_with(self, sampler: Sampler) -> Draw:
         """Draws with ``sampler`` and verifies."""

@@ -336,10 +336,13 @@ def _cursor(stage: GrpoStage, context: Context, position: Mapping[str, JsonValue
     return cursor
 
 
-def run_grpo(stage: GrpoStage, context: Context, trainer: LocalTrainer, recorder: Recorder) -> None:
+def run_grpo(stage: GrpoStage, context: Context, trainer: Trainer, recorder: Recorder) -> None:
     """All steps of a GRPO stage that are still to be done."""
     progress, version = recorder.progress, recorder.progress.trained
-    doctor = MismatchDoctor(stage, context.run, trainer) if stage.diagnose_every else None
+    doctor = None
+    if stage.diagnose_every:
+        assert isinstance(trainer, LocalTrainer), "the recipe is refused with trainer.ranks"
+        doctor = MismatchDoctor(stage, context.run, trainer)
     schedule = BufferedRows(context.run, stage.name, SCHEDULE, on=context.recipe.logging.schedule)
     sampler = scheduled(context.sampler(trainer, version), stage, schedule.add, context.replay)
     if recorder.saved is not None:

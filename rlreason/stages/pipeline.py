@@ -8,14 +8,13 @@ A stage that is done is never run again: its checkpoint is the only thing later 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 import torch
 
 from rlreason.config import DistillStage, EvalStage, GrpoStage, PolicyConfig, RejectStage, SftStage, Stage
-from rlreason.policy.loading import check_shape
 from rlreason.policy.model import count_parameters, resolve_dtype
-from rlreason.policy.policies import Policy, fresh_policy, load_policy
+from rlreason.policy.policies import PolicySource, fresh_tokenizer
 from rlreason.run import atomic
 from rlreason.run.interrupt import Interrupted, deferred
 from rlreason.run.manifest import StageEntry
@@ -27,8 +26,8 @@ from rlreason.stages.grpo import run_grpo
 from rlreason.stages.references import References
 from rlreason.stages.reject import CHUNK, run_reject
 from rlreason.stages.sft import run_sft
-from rlreason.trainer.balance import router_coefficient
-from rlreason.trainer.local import LocalTrainer
+from rlreason.trainer.options import ModelSource
+from rlreason.trainer.protocol import Trainer
 
 #: Added to the seed for the student, so that its weights are not those of a policy of the same shape.
 STUDENT_SEED = 1_000_003
@@ -80,7 +79,10 @@ class Pipeline:
                 run_reject(stage, self._context, model.sampler, recorder)
             recorder.health.end(0)
             return f"{recorder.entry.sampled_tokens:,} tokens sampled"
-        trainer = self._trainer(stage, recorder)
+        with closing(self._trainer(stage, recorder)) as trainer:
+            return self._train(stage, recorder, trainer)
+
+    def _train(self, stage: SftStage | GrpoStage | DistillStage, recorder: Recorder, trainer: Trainer) -> str:
         parameters, active = trainer.parameters
         recorder.health.history.moe = parameters != active
         if isinstance(stage, SftStage):
@@ -95,27 +97,25 @@ class Pipeline:
             self._save(stage.name, trainer, recorder.entry)
         return f"{recorder.entry.trained_tokens:,} tokens trained"
 
-    def _trainer(self, stage: SftStage | GrpoStage | DistillStage, recorder: Recorder) -> LocalTrainer:
+    def _trainer(self, stage: SftStage | GrpoStage | DistillStage, recorder: Recorder) -> Trainer:
         """The stage's trainer, with the weights that the stage begins with or those of its newest state."""
-        name = self._references.model_of(stage)
-        policy = self._policy(stage, name, torch.float32)
-        teacher = None
+        name, teacher = self._references.model_of(stage), None
         if isinstance(stage, DistillStage) and stage.teacher_kl > 0:
-            traces = self._references.traces_of(stage)
-            source = self._references.model_of(traces)
-            teacher = self._policy(traces, source, self._compute_dtype(source))
-        trainer = self._context.trainer(
+            source = self._references.model_of(self._references.traces_of(stage))
+            teacher = ModelSource(source=self._source(source), dtype=self._compute_dtype(source))
+        trainer = self._context.trainers.open(
             stage,
-            policy,
-            self._compute_dtype(name),
+            ModelSource(source=self._source(name), dtype=self._compute_dtype(name)),
+            self._references.config(name),
             reference=isinstance(stage, GrpoStage) and stage.objective.kl_coef > 0,
             teacher=teacher,
-            router_aux_loss=router_coefficient(
-                self._recipe.trainer.router_aux_loss, self._references.config(name), policy.model
-            ),
         )
         if recorder.saved is not None:
-            trainer.load_state(recorder.saved.folder)
+            try:
+                trainer.load_state(recorder.saved.folder)
+            except BaseException:
+                trainer.close()
+                raise
         return trainer
 
     def _evaluate(self, stage: EvalStage, recorder: Recorder) -> str:
@@ -137,33 +137,30 @@ class Pipeline:
             finally:
                 sampler.close()
             return
-        policy = self._policy(stage, name, self._compute_dtype(name))
+        policy = self._source(name).load(self._compute_dtype(name), self._context.device)
         sampler = self._context.sampler(policy)
         yield MeasuredModel(name=name, sampler=sampler, parameters=count_parameters(policy.model))
 
-    def _policy(self, stage: Stage, reference: str, dtype: torch.dtype) -> Policy:
-        """The policy called ``reference``, its parameters in ``dtype``: policy, student, or the checkpoint of an
-        earlier stage."""
+    def _source(self, reference: str) -> PolicySource:
+        """The policy called ``reference``: policy, student, or the checkpoint of an earlier stage."""
         if reference == "policy":
-            return self._initial(self._recipe.policy, self._recipe.seed, dtype)
+            return self._initial(self._recipe.policy, self._recipe.seed)
         if reference == "student":
-            assert self._recipe.student is not None, stage
-            return self._initial(self._recipe.student, self._recipe.seed + STUDENT_SEED, dtype)
-        return load_policy(self._context.run.checkpoint(reference), dtype, self._context.device)
+            assert self._recipe.student is not None
+            return self._initial(self._recipe.student, self._recipe.seed + STUDENT_SEED)
+        return PolicySource(path=str(self._context.run.checkpoint(reference)))
 
-    def _initial(self, config: PolicyConfig, seed: int, dtype: torch.dtype) -> Policy:
+    def _initial(self, config: PolicyConfig, seed: int) -> PolicySource:
         if config.path is not None:
-            policy = load_policy(config.path, dtype, self._context.device)
-            check_shape(policy.model, config.model, config.path)
-            return policy
+            return PolicySource(path=config.path, config=config)
         data = self._context.data
-        return fresh_policy(config, data.alphabet, data.texts(), seed, self._context.device, dtype)
+        return PolicySource(config=config, tokenizer=fresh_tokenizer(config, data.alphabet, data.texts()), seed=seed)
 
     def _compute_dtype(self, reference: str) -> torch.dtype:
         """What the model called ``reference`` computes in."""
         return resolve_dtype(self._references.config(reference).dtype, self._context.device)
 
-    def _save(self, name: str, trainer: LocalTrainer, entry: StageEntry) -> None:
+    def _save(self, name: str, trainer: Trainer, entry: StageEntry) -> None:
         run = self._context.run
         folder = run.stage_folder(name) / "checkpoint"
         entry.sha256 = atomic.write_folder(folder, trainer.save)

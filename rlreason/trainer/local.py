@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,32 +24,11 @@ from rlreason.trainer.forward import loss_logprobs
 from rlreason.trainer.masters import Masters
 from rlreason.trainer.microbatches import accumulate_gradients
 from rlreason.trainer.optimizer import PolicyOptimizer
+from rlreason.trainer.options import TrainerOptions, checkpoint_activations, of_tokens, switch_dropout_off
 from rlreason.trainer.protocol import Loss, LossSums, Models, StepStats
 from rlreason.types import TrainingSample
 
-if TYPE_CHECKING:
-    from rlreason.config import OptimizerConfig
-
 PARAMETERS, OPTIMIZER, COUNTERS = "parameters.safetensors", "optimizer.safetensors", "trainer.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainerOptions:
-    """How a trainer works. ``threads``: CPU threads, each on a micro-batch of its own; never changes a result."""
-
-    optimizer: OptimizerConfig
-    #: Optimizer steps of the learning-rate schedule.
-    total_steps: int
-    compute_dtype: torch.dtype = torch.float32
-    #: Of saved checkpoints; None: the compute dtype.
-    checkpoint_dtype: torch.dtype | None = None
-    #: Positions that one micro-batch computes at most.
-    micro_batch_tokens: int = 16384
-    threads: int = 1
-    #: Skipped steps in a row that end the run.
-    max_skipped: int = 5
-    #: See ``Models.router_aux_loss``.
-    router_aux_loss: float = 0.0
 
 
 class LocalTrainer:
@@ -66,7 +44,9 @@ class LocalTrainer:
     ) -> None:
         self._policy = policy
         self._options = options
-        _switch_dropout_off(policy.model)
+        switch_dropout_off(policy.model)
+        if options.activation_checkpointing:
+            checkpoint_activations(policy.model)
         self._masters = Masters(policy.model, options.compute_dtype)
         self._optimizer = PolicyOptimizer(self._masters, options.optimizer, options.total_steps, options.max_skipped)
         self._reference = policy.frozen_copy() if reference else None
@@ -141,7 +121,7 @@ class LocalTrainer:
         for batch in self._batches(samples):
             logprobs_BT = loss_logprobs(model, batch, temperature).cpu().numpy()
             for row, place in enumerate(batch.places):
-                found[place] = _of_tokens(logprobs_BT[row], samples[place], whole=batch.packing is None)
+                found[place] = of_tokens(logprobs_BT[row], samples[place], whole=batch.packing is None)
         return found
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -165,6 +145,8 @@ class LocalTrainer:
     @torch.no_grad()
     def load_state(self, folder: Path) -> None:
         """See ``Trainer.load_state``."""
+        if not (folder / PARAMETERS).is_file():
+            raise UsageError(f"{folder} is the state of a sharded trainer: go on with trainer.ranks of 1 or more")
         saved = load_file(folder / PARAMETERS)
         own: dict[str, Tensor] = dict(zip(self._masters.names, self._masters.parameters, strict=True))
         own |= {f"{_BUFFER}{name}": one for name, one in _buffers(self._policy.model)}
@@ -184,6 +166,9 @@ class LocalTrainer:
         dtype = self._options.checkpoint_dtype or self._options.compute_dtype
         with self._masters.in_model(dtype):
             self._policy.save(folder)
+
+    def close(self) -> None:
+        """See ``Trainer.close``: nothing outside of this process."""
 
     def _batches(self, samples: Sequence[TrainingSample], *, packed: bool = True) -> list[Batch]:
         model = self._policy.model
@@ -210,22 +195,3 @@ def _buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
 def _ready(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """As safetensors wants them: contiguous."""
     return {name: one.contiguous() for name, one in tensors.items()}
-
-
-def _of_tokens(logprobs_T: npt.NDArray[np.float32], sample: TrainingSample, *, whole: bool) -> npt.NDArray[np.float32]:
-    """A batch's row of targets as an array over the sample's tokens."""
-    start = 1 if whole else sample.prompt_length
-    count = len(sample.token_ids)
-    found = np.zeros(count, dtype=np.float32)
-    found[start:] = logprobs_T[: count - start]
-    return found
-
-
-def _switch_dropout_off(model: nn.Module) -> None:
-    """Modules keep their share in ``p``, or in a number of their own that they hand to a function (OPT, Seed-OSS)."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in list(vars(module).items()):
-            if "drop" in name and isinstance(value, float):
-                vars(module)[name] = 0.0

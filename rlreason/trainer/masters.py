@@ -36,7 +36,7 @@ class Masters:
             cast_parameters(model, dtype)
         else:
             self.parameters = self._computed
-        self._sampled = _sampled_places(self.parameters)
+        self._sampled = sampled_places(self.parameters)
 
     @property
     def computed(self) -> Sequence[nn.Parameter]:
@@ -72,6 +72,16 @@ class Masters:
         """Some of the weights, [about 8,192] float32: always the same ones."""
         return torch.cat([one.detach().reshape(-1)[at] for one, at in zip(self.parameters, self._sampled, strict=True)])
 
+    def compare(self, before: Tensor) -> tuple[float, bool]:
+        """(share of the sampled weights that differ from ``before``, what ``sample`` gave, whether all are finite)."""
+        after = self.sample()
+        moved, finite = torch.stack([(after != before).float().mean(), after.isfinite().all().float()]).tolist()
+        return float(moved), bool(finite)
+
+    def finite(self, tensor: Tensor) -> bool:
+        """Whether every element is finite."""
+        return bool(tensor.isfinite().all())
+
     @contextmanager
     def in_model(self, dtype: torch.dtype) -> Iterator[None]:
         """Inside, the model's parameters are the masters in ``dtype``: for saving."""
@@ -88,7 +98,7 @@ class Masters:
                 one.data = data
 
 
-def _sampled_places(parameters: Sequence[Tensor]) -> list[Tensor]:
+def sampled_places(parameters: Sequence[Tensor]) -> list[Tensor]:
     """Evenly spaced places of each parameter, in proportion to its size and at least one."""
     total = sum(one.numel() for one in parameters) or 1
     counts = [min(one.numel(), max(1, SAMPLED_WEIGHTS * one.numel() // total)) for one in parameters]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from rlreason.trainer.masters import Masters
 from rlreason.trainer.protocol import NonFiniteError, StepStats
 
 if TYPE_CHECKING:
@@ -29,6 +30,36 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     return config.lr * (config.final_lr_ratio + (1.0 - config.final_lr_ratio) * shape)
 
 
+class Trainable(Protocol):
+    """The float32 parameters that an optimizer changes: of a model in this process, or one rank's shards of them."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """As the model calls them."""
+        ...
+
+    @property
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """In the order of ``names``; ``.grad`` holds what was accumulated."""
+        ...
+
+    def round_into_model(self) -> None:
+        """Have the model compute with the parameters as they are now."""
+        ...
+
+    def sample(self) -> Tensor:
+        """Some of the weights, the same ones each time."""
+        ...
+
+    def compare(self, before: Tensor) -> tuple[float, bool]:
+        """(share of the sampled weights that differ from ``before``, whether all are finite)."""
+        ...
+
+    def finite(self, tensor: Tensor) -> bool:
+        """Whether every element of a parameter or gradient is finite."""
+        ...
+
+
 class PolicyOptimizer:
     """AdamW over the float32 masters of a model with a scheduled learning rate and a clipped gradient norm.
 
@@ -36,7 +67,7 @@ class PolicyOptimizer:
     moments would keep it for good. ``max_skipped`` of them in a row end the run.
     """
 
-    def __init__(self, masters: Masters, config: OptimizerConfig, total_steps: int, max_skipped: int = 5) -> None:
+    def __init__(self, masters: Trainable, config: OptimizerConfig, total_steps: int, max_skipped: int = 5) -> None:
         self._masters = masters
         self._config = config
         self._total_steps = total_steps
@@ -63,6 +94,8 @@ class PolicyOptimizer:
             group["lr"] = rate
         graded = [one for one in self._masters.parameters if one.grad is not None]
         total = nn.utils.get_total_norm([one.grad for one in graded if one.grad is not None])
+        if isinstance(total, DTensor):
+            total = total.full_tensor()
         norm = float(total)
         if not math.isfinite(norm):
             stats = self._skip(norm, rate)
@@ -82,7 +115,7 @@ class PolicyOptimizer:
             bad = (
                 name
                 for name, one in zip(self._masters.names, self._masters.parameters, strict=True)
-                if one.grad is not None and not one.grad.isfinite().all()
+                if one.grad is not None and not self._masters.finite(one.grad)
             )
             raise NonFiniteError(
                 f"{self.skipped_in_a_row} steps in a row had a gradient norm of {norm} and were skipped; first tensor "
@@ -93,19 +126,18 @@ class PolicyOptimizer:
         return StepStats(grad_norm=norm, learning_rate=rate, moved=0.0, skipped=True)
 
     def _moved(self, before: Tensor) -> float:
-        after = self._masters.sample()
-        moved, finite = torch.stack([(after != before).float().mean(), after.isfinite().all().float()]).tolist()
+        moved, finite = self._masters.compare(before)
         if not finite:
             name = next(
                 name
                 for name, one in zip(self._masters.names, self._masters.parameters, strict=True)
-                if not one.isfinite().all()
+                if not self._masters.finite(one)
             )
             raise NonFiniteError(
                 f"the optimizer step made weights that are not finite, {name} first, at a learning rate of "
                 f"{self._adamw.param_groups[0]['lr']:g}: lower it; the last saved state is from before"
             )
-        return float(moved)
+        return moved
 
     def state(self) -> dict[str, Tensor]:
         """The moments and step counts of every parameter by name, such as "exp_avg.lm_head.weight"."""

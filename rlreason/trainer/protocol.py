@@ -187,6 +187,10 @@ class Trainer(Protocol):
         """Write a plain Hugging Face folder in the checkpoint dtype."""
         ...
 
+    def close(self) -> None:
+        """Give back what the trainer holds, such as other processes; it is not used afterwards."""
+        ...
+
 
 class NonFiniteError(RuntimeError):
     """Gradients or weights are not finite, and going on would not help."""

@@ -212,7 +212,8 @@ def test_a_tokenizer_without_a_pad_token_pads_with_its_eos() -> None:
     """Llama 3.x and Mistral: a TypeError after a whole step was sampled. What is padded is never looked at."""
     from rlreason.config import OptimizerConfig
     from rlreason.sampler.open import engine_spec
-    from rlreason.trainer.local import LocalTrainer, TrainerOptions
+    from rlreason.trainer.local import LocalTrainer
+    from rlreason.trainer.options import TrainerOptions
 
     losses = []
     for pad in ("<|pad|>", None):

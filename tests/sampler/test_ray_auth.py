@@ -10,7 +10,7 @@ import pytest
 
 ray = pytest.importorskip("ray")
 
-from rlreason.sampler.handles import start_ray  # noqa: E402
+from rlreason.cluster.session import start_ray  # noqa: E402
 
 JOIN = """
 import sys, ray

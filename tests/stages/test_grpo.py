@@ -20,7 +20,8 @@ from rlreason.policy.policies import Policy, fresh_policy
 from rlreason.stages.credit import advantages_of, computed_groups, full_batch, is_mixed, samples_of
 from rlreason.stages.grpo import earn, learn
 from rlreason.trainer.forward import loss_logprobs
-from rlreason.trainer.local import LocalTrainer, TrainerOptions
+from rlreason.trainer.local import LocalTrainer
+from rlreason.trainer.options import TrainerOptions
 from rlreason.types import Completion, Group, Problem, RewardResult, Verdict
 
 CPU = torch.device("cpu")

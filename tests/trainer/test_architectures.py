@@ -24,7 +24,8 @@ from rlreason.sampler.decoding import ATTENTION as DECODING
 from rlreason.sampler.groups import draw_groups
 from rlreason.sampler.open import inline_sampler
 from rlreason.trainer.forward import PolicyGradientLoss
-from rlreason.trainer.local import LocalTrainer, TrainerOptions
+from rlreason.trainer.local import LocalTrainer
+from rlreason.trainer.options import TrainerOptions
 from rlreason.types import Problem, SamplingParams
 
 CPU = torch.device("cpu")

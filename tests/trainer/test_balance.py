@@ -16,7 +16,8 @@ from rlreason.policy.batch import supervised_sample
 from rlreason.policy.policies import Policy, fresh_policy
 from rlreason.trainer.balance import router_coefficient
 from rlreason.trainer.forward import CrossEntropyLoss, TeacherKlLoss
-from rlreason.trainer.local import LocalTrainer, TrainerOptions
+from rlreason.trainer.local import LocalTrainer
+from rlreason.trainer.options import TrainerOptions
 from rlreason.types import TrainingSample
 
 CPU = torch.device("cpu")

@@ -18,8 +18,9 @@ from rlreason.policy.batch import rollout_sample, supervised_sample
 from rlreason.policy.model import cast_parameters
 from rlreason.policy.policies import Policy, fresh_policy
 from rlreason.trainer.forward import CrossEntropyLoss, PolicyGradientLoss
-from rlreason.trainer.local import LocalTrainer, TrainerOptions
+from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.masters import Masters
+from rlreason.trainer.options import TrainerOptions
 from rlreason.trainer.protocol import Loss
 from rlreason.types import Completion, TrainingSample
 

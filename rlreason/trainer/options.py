@@ -1,0 +1,73 @@
+"""What every trainer is told, and what every trainer does to models and samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from rlreason.policy.policies import PolicySource
+from rlreason.types import TrainingSample
+
+if TYPE_CHECKING:
+    from rlreason.config import OptimizerConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerOptions:
+    """How a trainer works. ``threads``: CPU threads, each on a micro-batch of its own; never changes a result."""
+
+    optimizer: OptimizerConfig
+    #: Optimizer steps of the learning-rate schedule.
+    total_steps: int
+    compute_dtype: torch.dtype = torch.float32
+    #: Of saved checkpoints; None: the compute dtype.
+    checkpoint_dtype: torch.dtype | None = None
+    #: Positions that one micro-batch computes at most.
+    micro_batch_tokens: int = 16384
+    threads: int = 1
+    #: Skipped steps in a row that end the run.
+    max_skipped: int = 5
+    #: See ``Models.router_aux_loss``.
+    router_aux_loss: float = 0.0
+    #: Keep only what enters each layer, and compute the layer again in the backward pass (arXiv 1604.06174).
+    activation_checkpointing: bool = False
+    #: With shards: parameters, gradients and moments stay in the CPU's memory.
+    offload: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A model that a trainer opens, and what it computes in."""
+
+    source: PolicySource
+    dtype: torch.dtype
+
+
+def of_tokens(logprobs_T: npt.NDArray[np.float32], sample: TrainingSample, *, whole: bool) -> npt.NDArray[np.float32]:
+    """A batch's row of targets as an array over the sample's tokens."""
+    start = 1 if whole else sample.prompt_length
+    count = len(sample.token_ids)
+    found = np.zeros(count, dtype=np.float32)
+    found[start:] = logprobs_T[: count - start]
+    return found
+
+
+def switch_dropout_off(model: nn.Module) -> None:
+    """Modules keep their share in ``p``, or in a number of their own that they hand to a function (OPT, Seed-OSS)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                vars(module)[name] = 0.0
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Have each layer computed again in the backward pass, in training mode. Names and numbers stay the same."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})

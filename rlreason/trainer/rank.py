@@ -1,0 +1,203 @@
+"""One rank of a trainer whose model is sharded over N: every method is called on all ranks at once.
+
+A rank is given its own samples and computes its own micro-batches; FSDP adds the gradients up. Ranks make the same
+number of passes: one that has fewer micro-batches repeats a small one that counts for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import register_fsdp_forward_method
+from transformers import PreTrainedModel
+
+from rlreason.objective.batch import Batch, LossOutput
+from rlreason.policy.batch import make_batches
+from rlreason.policy.logprobs import next_logprobs, plain_head, remember, takes_packed
+from rlreason.policy.model import count_parameters
+from rlreason.policy.policies import Policy
+from rlreason.trainer.forward import loss_logprobs
+from rlreason.trainer.optimizer import PolicyOptimizer
+from rlreason.trainer.options import (
+    ModelSource,
+    TrainerOptions,
+    checkpoint_activations,
+    of_tokens,
+    switch_dropout_off,
+)
+from rlreason.trainer.protocol import Loss, LossSums, Models, StepStats
+from rlreason.trainer.sharded_state import load_sharded, save_sharded
+from rlreason.trainer.sharding import ShardedParameters, cast, fill, inside, shard, whole
+from rlreason.trainer.streaming import write_folder
+from rlreason.types import TrainingSample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankSpec:
+    """What all ranks of a trainer are made from."""
+
+    model: ModelSource
+    options: TrainerOptions
+    #: Keep a frozen copy of the weights that the trainer begins with.
+    reference: bool = False
+    teacher: ModelSource | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A rank's samples of a step. ``filler`` is repeated, for nothing, while other ranks have more micro-batches."""
+
+    samples: Sequence[TrainingSample]
+    filler: TrainingSample
+
+
+@dataclass(slots=True)
+class RankTrainer:
+    """See ``trainer.protocol.Trainer``; the process group is there already."""
+
+    spec: RankSpec
+    device: torch.device
+    policy: Policy = field(init=False)
+    parameter_counts: tuple[int, int] = field(init=False)
+    _models: Models = field(init=False)
+    _reference: PreTrainedModel | None = field(init=False, default=None)
+    _trainable: ShardedParameters = field(init=False)
+    _optimizer: PolicyOptimizer = field(init=False)
+    _mesh: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        spec, options = self.spec, self.spec.options
+        self._mesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
+        self.policy = self._open(spec.model, torch.float32)
+        self.parameter_counts = count_parameters(self.policy.model)
+        switch_dropout_off(self.policy.model)
+        if options.activation_checkpointing:
+            checkpoint_activations(self.policy.model)
+        if spec.reference:
+            self._reference = self._open(spec.model, spec.model.dtype).freeze()
+        teacher = None
+        if spec.teacher is not None:
+            teacher = self._open(spec.teacher, spec.teacher.dtype).freeze()
+            register_fsdp_forward_method(teacher, "forward")  # a loss calls it inside of the policy
+        self._models = Models(policy=self.policy.model, teacher=teacher, router_aux_loss=options.router_aux_loss)
+        self._trainable = ShardedParameters(self.policy.model, self._mesh)
+        self._optimizer = PolicyOptimizer(self._trainable, options.optimizer, options.total_steps, options.max_skipped)
+
+    def _open(self, model: ModelSource, stored: torch.dtype) -> Policy:
+        """A sharded policy, its shards in ``stored``. Rank 0 reads the whole one and hands the numbers out."""
+        source = model.source.load(stored, torch.device("cpu")) if dist.get_rank() == 0 else None
+        found = [False, False]
+        if source is not None:
+            found = [plain_head(source.model) is not None, takes_packed(source.model)]
+        dist.broadcast_object_list(found, src=0, device=self.device)
+        policy = model.source.inspect()
+        policy.model.config.architectures = [type(policy.model).__name__]  # FSDP gives the class another name
+        shard(cast(policy.model, stored), self._mesh, model.dtype, self.device, offload=self.spec.options.offload)
+        fill(policy.model, None if source is None else source.model, self._mesh)
+        remember(policy.model, plain=found[0], packed=found[1])
+        return policy
+
+    def forward_backward(self, share: Share, loss: Loss) -> LossSums:
+        """See ``Trainer.forward_backward``: the sums are this rank's."""
+        self.policy.model.train()
+        sums = LossSums()
+        for batch, counts in self._batches(share, packed=loss.takes_packed):
+            output = self._computed(partial(loss, self._models, batch))
+            (output.loss if counts else output.loss * 0.0).backward()  # type: ignore[no-untyped-call]
+            if counts:
+                sums.add(output)
+        return sums
+
+    def _computed(self, work: Callable[[], LossOutput]) -> LossOutput:
+        def parts() -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+            output = work()
+            return output.loss, dict(output.sums), dict(output.maxima)
+
+        loss, sums, maxima = inside(self.policy.model, parts)
+        return LossOutput(loss=loss, sums=sums, maxima=maxima)
+
+    def step(self, step: int) -> StepStats:
+        """See ``Trainer.step``."""
+        return self._optimizer.step(step)
+
+    @torch.no_grad()
+    def logprobs(self, share: Share, temperature: float, of: str) -> list[npt.NDArray[np.float32]]:
+        """See ``Trainer.logprobs``."""
+        model = self.policy.model if of == "policy" else self._reference
+        assert model is not None, "the trainer was made without a reference"
+        samples = share.samples
+        found: list[npt.NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(samples)
+        for batch, counts in self._batches(share):
+            logprobs_BT = inside(model, partial(loss_logprobs, model, batch, temperature)).cpu().numpy()
+            for row, place in enumerate(batch.places if counts else ()):
+                found[place] = of_tokens(logprobs_BT[row], samples[place], whole=batch.packing is None)
+        return found
+
+    def _batches(self, share: Share, *, packed: bool = True) -> Iterator[tuple[Batch, bool]]:
+        """This rank's micro-batches, then repetitions (False) until every rank has made as many passes."""
+        options, pad = self.spec.options, self.policy.pad_id
+        packed = packed and takes_packed(self.policy.model)
+        cut = partial(
+            make_batches, max_tokens=options.micro_batch_tokens, pad_id=pad, device=self.device, packed=packed
+        )
+        own = cut(share.samples) if share.samples else []
+        most = torch.tensor(len(own), device=self.device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        yield from ((batch, True) for batch in own)
+        if len(own) < int(most):
+            (filler,) = cut([share.filler])
+            yield from ((filler, False) for _ in range(int(most) - len(own)))
+
+    @torch.no_grad()
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See ``Trainer.weights``: each tensor gathered on all ranks, on the device."""
+        dtype = self.spec.options.compute_dtype
+        parameters = {name for name, _ in self.policy.model.named_parameters(remove_duplicate=False)}
+        for name, tensor in self.policy.model.state_dict().items():
+            found = whole(tensor.to(self.device))
+            yield name, found.to(dtype) if name in parameters else found
+
+    @torch.no_grad()
+    def expectations(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+        """See ``Trainer.expectations``; equal on all ranks."""
+        model = self.policy.model
+        model.eval()
+        return tuple(inside(model, partial(next_logprobs, model, prompt)).cpu() for prompt in prompts)
+
+    def save_state(self, folder: Path) -> None:
+        """See ``Trainer.save_state``: every rank writes its shards into the same folder."""
+        save_sharded(folder, self.policy.model, self._trainable, self._optimizer)
+
+    def load_state(self, folder: Path) -> None:
+        """See ``Trainer.load_state``: of any number of ranks."""
+        load_sharded(folder, self.policy.model, self._trainable, self._optimizer)
+
+    def save(self, folder: Path) -> None:
+        """See ``Trainer.save``: rank 0 writes, one tensor at a time."""
+        dtype = self.spec.options.checkpoint_dtype or self.spec.options.compute_dtype
+        self.policy.model.config.dtype = dtype
+        tensors = self._saved(dtype)
+        if dist.get_rank() == 0:
+            write_folder(self.policy, tensors, folder)
+        else:
+            for _ in tensors:
+                pass
+        dist.barrier()
+
+    @torch.no_grad()
+    def _saved(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        model = self.policy.model
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        for name, tensor in model.state_dict().items():
+            found = whole(tensor.to(self.device))
+            yield name, (found.to(dtype) if name in parameters else found).cpu()

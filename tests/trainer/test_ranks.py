@@ -1,0 +1,318 @@
+"""N ranks = one process: real Ray actors, gloo, FSDP2; gradients, curves, states, folders, and a rank that dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("ray")
+
+from transformers import AutoModelForCausalLM
+
+from rlreason.cluster.actors import ActorGroup, ActorOptions, ActorsDied
+from rlreason.config import OptimizerConfig, PolicyConfig
+from rlreason.errors import UsageError
+from rlreason.objective.spec import ObjectiveSpec
+from rlreason.policy.batch import supervised_sample
+from rlreason.policy.policies import PolicySource, fresh_tokenizer
+from rlreason.trainer.forward import CrossEntropyLoss, PolicyGradientLoss, TeacherKlLoss
+from rlreason.trainer.local import LocalTrainer
+from rlreason.trainer.options import ModelSource, TrainerOptions
+from rlreason.trainer.protocol import Loss, Trainer
+from rlreason.trainer.rank import RankSpec
+from rlreason.trainer.ray_trainer import Rank, RayTrainer
+from rlreason.trainer.sharding import whole
+from rlreason.types import TrainingSample
+
+CPU = torch.device("cpu")
+SHAPE = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "intermediate_size": 48, "max_position_embeddings": 64,
+}  # fmt: skip
+#: Five experts on two or three ranks: uneven shards. DeepSeek's router has a correction bias, which is no parameter.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen3": {},
+    "qwen3_tied": {"tie_word_embeddings": True},
+    "qwen3_moe": {"moe_intermediate_size": 16, "num_experts": 5, "num_experts_per_tok": 2, "norm_topk_prob": True},
+    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
+    "deepseek_v3": {
+        "moe_intermediate_size": 16, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1,
+        "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 16, "q_lora_rank": 16,
+        "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4,
+    },
+}  # fmt: skip
+
+
+class OpenRank(Rank):
+    """A rank that shows its gradients."""
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Whole, float32, on rank 0."""
+        model = self._opened.policy.model
+        return {name: whole(one.grad).clone() for name, one in model.named_parameters() if one.grad is not None}
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Callable[[int], ActorGroup]]:
+    """Ranks that are started once and serve all tests."""
+    open_: dict[int, ActorGroup] = {}
+
+    def of(count: int) -> ActorGroup:
+        if count not in open_ or open_[count].closed:
+            options = ActorOptions(name="trainer rank", setting="trainer.ranks", address="local")
+            open_[count] = ActorGroup(OpenRank, count, options, 1)
+            open_[count].ask("join", open_[count].ask_one(0, "address"))
+        return open_[count]
+
+    yield of
+    for group in open_.values():
+        group.close()
+
+
+def source(family: str, seed: int = 0) -> PolicySource:
+    config = PolicyConfig(model_type=family.removesuffix("_tied"), model={**SHAPE, **FAMILIES[family]})
+    return PolicySource(config=config, tokenizer=fresh_tokenizer(config, "0123456789", ()), seed=seed)
+
+
+def options(**changed: Any) -> TrainerOptions:
+    settings = {"optimizer": OptimizerConfig(lr=1e-3), "total_steps": 10, "micro_batch_tokens": 64, **changed}
+    return TrainerOptions(**settings)
+
+
+def local(family: str, **changed: Any) -> LocalTrainer:
+    return LocalTrainer(source(family).load(torch.float32, CPU), options(**changed))
+
+
+def sharded(group: ActorGroup, family: str, *, reference: bool = False, **changed: Any) -> RayTrainer:
+    settings = options(**changed)
+    model = ModelSource(source=source(family), dtype=settings.compute_dtype)
+    return RayTrainer(RankSpec(model=model, options=settings, reference=reference), group)
+
+
+def demonstrations(lengths: tuple[int, ...] = (9, 20, 14, 30, 8, 12, 22)) -> tuple[list[TrainingSample], Loss]:
+    random = np.random.default_rng(0)
+    samples = [supervised_sample(list(random.integers(2, 12, n)), [0] * 3 + [1] * (n - 3)) for n in lengths]
+    return samples, CrossEntropyLoss(denominator=float(sum(one.loss_mask.sum() for one in samples)))
+
+
+def rollouts() -> tuple[list[TrainingSample], Loss]:
+    """Groups of four completions of unlike lengths, with sampler log-probs that are a little off."""
+    random, samples = np.random.default_rng(1), []
+    for group in range(3):
+        prompt = random.integers(2, 12, 4)
+        for _ in range(4):
+            length = int(random.integers(3, 20))
+            mask = np.arange(4 + length) >= 4
+            samples.append(
+                TrainingSample(
+                    token_ids=np.concatenate([prompt, random.integers(2, 12, length)]),
+                    loss_mask=mask,
+                    sampler_logprobs=(-2.5 + 0.1 * random.standard_normal(4 + length)).astype(np.float32) * mask,
+                    advantages=np.float32(random.standard_normal()) * mask.astype(np.float32),
+                    weights=mask.astype(np.float32) / 100,
+                    group_id=f"g{group}",
+                )
+            )
+    return samples, PolicyGradientLoss(spec=ObjectiveSpec(), temperature=1.0)
+
+
+def relative(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Norm of the difference of all gradients over their norm."""
+    assert found.keys() == expected.keys()
+    apart = sum(float((found[name] - one).double().square().sum()) for name, one in expected.items())
+    return float((apart / sum(float(one.double().square().sum()) for one in expected.values())) ** 0.5)
+
+
+def gradients_of(trainer: LocalTrainer) -> dict[str, Tensor]:
+    return {name: one.grad.clone() for name, one in trainer.model.named_parameters() if one.grad is not None}
+
+
+#: Rollouts on two ranks of every family, on three of those with uneven shards or a tie, and demonstrations of two.
+CURVES = [(family, 2, "rollouts") for family in FAMILIES]
+CURVES += [(family, 3, "rollouts") for family in ("qwen3_tied", "qwen3_moe", "deepseek_v3")]
+CURVES += [("qwen3", 2, "demonstrations"), ("mixtral", 3, "demonstrations")]
+
+
+@pytest.mark.parametrize(("family", "count", "data"), CURVES)
+def test_gradients_and_ten_steps_are_those_of_one_process(
+    family: str, count: int, data: str, ranks: Callable[[int], ActorGroup]
+) -> None:
+    samples, loss = {"rollouts": rollouts, "demonstrations": demonstrations}[data]()
+    one, many = local(family), sharded(ranks(count), family)
+    one.forward_backward(samples, loss)
+    many.forward_backward(samples, loss)
+    expected, found = gradients_of(one), ranks(count).ask("gradients")[0]
+    assert relative(found, expected) <= 1e-6
+    for step in range(10):
+        if step:
+            sums = [trainer.forward_backward(samples, loss).read(1.0) for trainer in (one, many)]
+            assert sums[1] == pytest.approx(sums[0], rel=1e-5, abs=1e-5)
+        stats = [trainer.step(step) for trainer in (one, many)]
+        assert stats[1].grad_norm == pytest.approx(stats[0].grad_norm, rel=1e-4)
+
+
+def test_gradients_canary(ranks: Callable[[int], ActorGroup]) -> None:
+    """A hundred-thousandth more on one rank of two is seen by the tolerance of the test above; a mean is by far."""
+    samples, loss = demonstrations()
+    assert isinstance(loss, CrossEntropyLoss)
+    one, many = local("qwen3"), sharded(ranks(2), "qwen3")
+    one.forward_backward(samples, loss)
+    given, _ = many._shares(samples)
+    off = replace(loss, denominator=loss.denominator * (1 + 1e-5))
+    group = ranks(2)
+    pairs = zip(group._actors, given, (loss, off), strict=True)
+    group._wait([actor.forward_backward.remote(share, its) for actor, share, its in pairs])
+    found = group.ask("gradients")[0]
+    assert 1e-6 < relative(found, gradients_of(one)) < 1e-4
+    assert relative({name: one / 2 for name, one in found.items()}, gradients_of(one)) > 0.4
+
+
+def test_more_ranks_than_samples_and_unlike_shares(ranks: Callable[[int], ActorGroup]) -> None:
+    for lengths in ((12,), (40, 5, 5, 5, 5, 5, 5, 5), (6, 6)):
+        samples, loss = demonstrations(lengths)
+        one, many = local("qwen3_moe", micro_batch_tokens=12), sharded(ranks(3), "qwen3_moe", micro_batch_tokens=12)
+        sums = [trainer.forward_backward(samples, loss).read(1.0) for trainer in (one, many)]
+        assert sums[1] == pytest.approx(sums[0], rel=1e-6)
+        assert relative(ranks(3).ask("gradients")[0], gradients_of(one)) <= 1e-6
+
+
+@pytest.mark.parametrize("family", ["qwen3_tied", "qwen3_moe"])
+def test_bfloat16_is_within_its_own_noise(family: str, ranks: Callable[[int], ActorGroup]) -> None:
+    samples, loss = rollouts()
+    exact, one = local(family), local(family, compute_dtype=torch.bfloat16)
+    many = sharded(ranks(2), family, compute_dtype=torch.bfloat16)
+    exact.forward_backward(samples, loss)
+    many.forward_backward(samples, loss)
+    outputs = one.forward_backward(samples, loss).read(1.0)
+    assert np.isfinite(outputs["loss"])
+    truth, found = gradients_of(exact), ranks(2).ask("gradients")[0]
+    own = {name: master.grad for name, master in zip(one._masters.names, one._masters.parameters, strict=True)}
+    noise = relative({name: gradient for name, gradient in own.items() if gradient is not None}, truth)
+    assert all(gradient.dtype == torch.float32 for gradient in found.values())
+    assert 1e-4 < relative(found, truth) <= 2 * noise
+    weights = dict(many.weights())
+    assert {one.dtype for name, one in weights.items() if "inv_freq" not in name} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("option", [{"activation_checkpointing": True}, {"offload": True}])
+def test_checkpointing_and_offload_change_nothing(option: dict[str, bool], ranks: Callable[[int], ActorGroup]) -> None:
+    samples, loss = rollouts()
+    found = []
+    for changed in ({}, option):
+        many = sharded(ranks(2), "qwen3_moe", **changed)
+        many.forward_backward(samples, loss)
+        found.append((ranks(2).ask("gradients")[0], many.step(0).grad_norm))
+        many.close()
+    assert all(torch.equal(one, found[1][0][name]) for name, one in found[0][0].items())
+    assert found[0][1] == found[1][1]
+
+
+def test_checkpointing_in_one_process_changes_nothing() -> None:
+    samples, loss = rollouts()
+    found = []
+    for checkpointing in (False, True):
+        one = local("qwen3_moe", activation_checkpointing=checkpointing, threads=2)
+        one.forward_backward(samples, loss)
+        found.append(gradients_of(one))
+    assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
+
+
+def test_reference_teacher_logprobs_and_expectations(ranks: Callable[[int], ActorGroup]) -> None:
+    samples, _ = demonstrations()
+    teacher = source("qwen3", seed=5)
+    settings = options()
+    kl = TeacherKlLoss(denominator=100.0, teacher_kl=0.5)
+    one = LocalTrainer(
+        source("qwen3").load(torch.float32, CPU), settings, reference=True, teacher=teacher.load(torch.float32, CPU)
+    )
+    model = ModelSource(source=source("qwen3"), dtype=torch.float32)
+    taught = ModelSource(source=teacher, dtype=torch.float32)
+    many = RayTrainer(RankSpec(model=model, options=settings, reference=True, teacher=taught), ranks(2))
+    for trainer in (one, many):
+        trainer.forward_backward(samples, kl)
+        trainer.step(0)
+    for of in ("policy", "reference"):
+        pairs = zip(one.logprobs(samples, 0.7, of), many.logprobs(samples, 0.7, of), strict=True)
+        assert max(float(np.abs(a - b).max()) for a, b in pairs) < 1e-5
+    assert float((one.expectations([(3, 4, 5)])[0] - many.expectations([(3, 4, 5)])[0]).abs().max()) < 1e-5
+    sums = [trainer.forward_backward(samples, kl).read(1.0) for trainer in (one, many)]
+    assert sums[1] == pytest.approx(sums[0], rel=1e-5)
+    assert (many.vocabulary, many.stop_ids, many.architecture) == (one.vocabulary, one.stop_ids, one.architecture)
+    assert many.parameters == one.parameters
+
+
+def after(trainer: Trainer, steps: range) -> dict[str, Tensor]:
+    samples, loss = rollouts()
+    for step in steps:
+        trainer.forward_backward(samples, loss)
+        trainer.step(step)
+    return dict(trainer.weights())
+
+
+def test_a_state_goes_on_bit_for_bit_and_on_another_number_of_ranks(
+    tmp_path: Path, ranks: Callable[[int], ActorGroup]
+) -> None:
+    many = sharded(ranks(2), "deepseek_v3")
+    after(many, range(2))
+    many.save_state(tmp_path)
+    expected = after(many, range(2, 4))
+    again = sharded(ranks(2), "deepseek_v3")
+    again.load_state(tmp_path)
+    found = after(again, range(2, 4))
+    assert all(torch.equal(one, found[name]) for name, one in expected.items())
+    three = sharded(ranks(3), "deepseek_v3")
+    three.load_state(tmp_path)
+    other = after(three, range(2, 4))
+    apart = max(float((one - other[name]).abs().max()) for name, one in expected.items())
+    assert apart < 2e-5  # AdamW turns the rounding of small gradients into steps of up to the learning rate, 1e-3
+    with pytest.raises(UsageError, match=r"state of another model: model\..* differs"):
+        sharded(ranks(2), "qwen3").load_state(tmp_path)
+    with pytest.raises(UsageError, match=r"state of a sharded trainer: go on with trainer\.ranks"):
+        local("deepseek_v3").load_state(tmp_path)
+
+
+def test_a_state_of_one_process_is_refused(tmp_path: Path, ranks: Callable[[int], ActorGroup]) -> None:
+    local("qwen3").save_state(tmp_path)
+    with pytest.raises(UsageError, match=r"trainer in one process: it goes on with trainer\.ranks = 0"):
+        sharded(ranks(2), "qwen3").load_state(tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_is_what_one_process_writes(family: str, tmp_path: Path, ranks: Callable[[int], ActorGroup]) -> None:
+    many, one = (
+        sharded(ranks(2), family, checkpoint_dtype=torch.bfloat16),
+        local(family, checkpoint_dtype=torch.bfloat16),
+    )
+    for name, trainer in (("many", many), ("one", one)):
+        (tmp_path / name).mkdir()
+        trainer.save(tmp_path / name)
+    names = [{path.name: path for path in (tmp_path / which).iterdir()} for which in ("many", "one")]
+    assert names[0].keys() == names[1].keys()
+    for file in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert names[0][file].read_text() == names[1][file].read_text(), file
+    models = [AutoModelForCausalLM.from_pretrained(tmp_path / which).state_dict() for which in ("many", "one")]
+    assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
+
+
+def test_a_rank_that_dies_ends_all(ranks: Callable[[int], ActorGroup]) -> None:
+    group = ranks(3)
+    many = sharded(group, "qwen3")
+    processes = [process for _, process in group._processes]
+    os.kill(processes[1], signal.SIGKILL)
+    samples, loss = demonstrations()
+    with pytest.raises(ActorsDied, match="a trainer rank process died"):
+        many.forward_backward(samples, loss)
+    assert group.closed
+    many.close()
+    psutil.wait_procs(mine := [psutil.Process(one) for one in processes if psutil.pid_exists(one)], timeout=30)
+    assert not [one for one in mine if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]

@@ -27,6 +27,8 @@ NO_VERDICT = {
     "accuracy/train": ("verdict/broken", "verdict/timed_out"),
     "accuracy/heldout": ("heldout/broken", "heldout/timed_out"),
 }
+#: Numbers that are shares.
+SHARES = {*NO_VERDICT, "acceptance"}
 #: Seconds between two lines of a log.
 LOG_EVERY = 10.0
 
@@ -156,8 +158,13 @@ class RichDisplay:
 
     def _line(self) -> str:
         return "  ".join(
-            f"{label} {self._numbers[key]:.3g}{self._left_out(key)}" for key, label in SHOWN if key in self._numbers
+            f"{label} {self._number(key)}{self._left_out(key)}" for key, label in SHOWN if key in self._numbers
         )
+
+    def _number(self, key: str) -> str:
+        """Shares in percent, as everywhere else; other numbers with three digits."""
+        value = self._numbers[key]
+        return f"{100 * value:.1f}%" if key in SHARES else f"{value:.3g}"
 
     def _left_out(self, key: str) -> str:
         """Beside an accuracy, the share of answers that are not in it. Example: ``" (12% broken)"``."""

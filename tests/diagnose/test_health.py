@@ -234,7 +234,7 @@ def test_the_screen_says_what_an_accuracy_leaves_out() -> None:
     display.advance(1, {"accuracy/heldout": 1.0, "heldout/broken": 0.3, "heldout/timed_out": 0.05})
     display.end("7 tokens trained")
     assert "! rl, step 0: 31% of the completions [are] cut off" in screen.getvalue()
-    assert "train 0.5 (12% broken)  held-out 1 (30% broken, 5% timed out)" in screen.getvalue()
+    assert "train 50.0% (12% broken)  held-out 100.0% (30% broken, 5% timed out)" in screen.getvalue()
 
 
 def test_an_accuracy_in_words() -> None:

@@ -22,7 +22,9 @@ def closed(parser: _Parser, opening: str) -> Node:
     """Everything in brackets: parentheses, tuples, intervals, lists."""
     if parser.next.text in (")", "]"):
         return group(opening + parser.take().text, ())
+    parser.outward += opening == "]"
     items, separators = parser.items()
+    parser.outward -= opening == "]"
     closing = parser.expect(")", "]", "[") if opening == "]" else parser.expect(")", "]")
     brackets = ("(" if opening == "]" else opening) + (")" if closing == "[" else closing)
     if len(items) == 1 and not separators and (brackets == "()" or items[0].kind == "matrix"):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from rlreason.rewards.math import sets as math_sets
@@ -12,7 +13,7 @@ from rlreason.rewards.math.conditions import implied
 from rlreason.rewards.math.evaluate import Undecided
 from rlreason.rewards.math.lists import distinct, in_order, match
 from rlreason.rewards.math.quantities import degrees_equal, names_equal, percents_equal, ratios_equal, units_equal
-from rlreason.rewards.math.read import with_alternatives
+from rlreason.rewards.math.read import plain_words, with_alternatives
 from rlreason.rewards.math.relations import assignment, relation_value, relations_equal, same_name
 from rlreason.rewards.math.tree import MathError, Node, canonical, group, name_of, num, symbols
 from rlreason.rewards.math.values import Options, values_equal
@@ -60,8 +61,10 @@ def _undefined(node: Node) -> bool:
 
 def _texts(a: Node, b: Node, options: Options) -> bool | None:
     if a.kind == b.kind == "text":
-        return name_of(a) == name_of(b)
+        return name_of(a) == name_of(b) or (" and " in name_of(a) and _listed(a) == _listed(b))
     text, other = (a, b) if a.kind == "text" else (b, a)
+    if other.kind == "group" and other.value in _BARE and all(x.kind == "text" for x in other.args):
+        return _listed(text) == sorted(plain_words(name_of(x)) for x in other.args)
     number = number_from_words(name_of(text))
     return number is not None and equal(num(number), other, options)
 
@@ -71,6 +74,11 @@ def _percents(a: Node, b: Node, options: Options) -> bool | None:
     if other.kind in ("group", "relation", "ratio", "matrix", "text"):
         return _DISPATCH_BY_KIND[other.kind](a, b, options)
     return percents_equal(a, b, options, equal)
+
+
+def _listed(text: Node) -> list[str]:
+    """The parts of ``red, green and blue``."""
+    return sorted(plain_words(part) for part in re.split(r",\s*(?:and\s+)?|\s+and\s+", name_of(text)) if part)
 
 
 def _relations(a: Node, b: Node, options: Options) -> bool | None:

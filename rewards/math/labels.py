@@ -15,7 +15,7 @@ from rlreason.rewards.math.units import Dimensions, unit_size
 from rlreason.rewards.math.words import SCALES, number_from_words, word_set
 
 _VERBS = word_set(
-    "is are was were be been am can could cannot may might must shall should will would do does did has have had gives "
+    "is are was were be been can could cannot may might must shall should will would do does did has have had gives "
     "equals makes seems looks appears works becomes contradicts violates follows means leads holds satisfies stays"
 )
 _DENIALS = word_set(
@@ -44,6 +44,7 @@ _PARTS = {
     "tenth": 10, "eleventh": 11, "twelfth": 12, "twentieth": 20, "hundredth": 100, "thousandth": 1000,
     "millionth": 10**6, "quarter": 4,
 }  # fmt: skip
+_PLACES = {"ten": 10, "tens": 10, "ones": 1}
 _RAISED = {"squared": 2, "cubed": 3}
 
 
@@ -109,7 +110,7 @@ def _counted(value: Node, rest: str) -> tuple[Node, str]:
     while True:
         first, _, tail = rest.partition(" ")
         word = first.lower().strip(".,")
-        scale = SCALES.get(word) or SCALES.get(word.removesuffix("s"))
+        scale = SCALES.get(word) or SCALES.get(word.removesuffix("s")) or _PLACES.get(word)
         if scale:
             value, rest = mul(value, num(scale)), tail.removeprefix("of ").strip()
             continue
@@ -118,7 +119,7 @@ def _counted(value: Node, rest: str) -> tuple[Node, str]:
         if word == "factorial":
             return call("factorial", value), tail.strip()
         size = _PARTS.get(word if word == "halves" else word.removesuffix("s"))
-        if size and not word.startswith("quarter"):
+        if size and (not word.startswith("quarter") or (word == "quarter" and rational(value) != 1)):
             if rational(value) is None or (word in _PARTS and word != "halves" and rational(value) != 1):
                 raise MathError("an ordinal behind a number")
             return mul(value, num(Fraction(1, size))), tail.strip()

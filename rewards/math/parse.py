@@ -74,6 +74,8 @@ class _Parser(Cursor):
         self.depth = 0
         self.bars = 0
         self.braces = 0
+        #: Open intervals that are written ``]1, 3[``.
+        self.outward = 0
         #: Conditions in brackets behind a formula, as in ``1/x (x != 0)``.
         self.conditions: list[Node] = []
 
@@ -171,7 +173,7 @@ class _Parser(Cursor):
             return False
         if token.text == "|":
             return self.bars == 0 and self.braces == 0
-        return token.text in ("(", "{", "[", "...")
+        return token.text in ("(", "{", "...") or (token.text == "[" and not self.outward)
 
     def implicit(self, left: Node, token: Token) -> Node:
         if left.kind in ("text", "relation") or (token.kind in ("num", "literal") and left.kind in ("num", "decimal")):

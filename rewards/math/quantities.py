@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from rlreason.rewards.math.labels import agree, label
+from rlreason.rewards.math.relations import relation_value
 from rlreason.rewards.math.tree import Node, add, const, divide, mul, name_of, num, rational, walk
 from rlreason.rewards.math.units import RADIAN, TEMPERATURES
 from rlreason.rewards.math.values import Options, values_equal
@@ -55,6 +56,9 @@ def _kelvin(node: Node, scale: tuple[Fraction, Fraction]) -> Node:
 
 
 def _one_sided(labelled: Node, bare: Node, options: Options, equal: Equal) -> bool | None:
+    if bare.kind == "relation":
+        stated = relation_value(bare, options, equal)
+        return stated is not None and equal(labelled, stated, options)
     value, found = labelled.args[0], label(name_of(labelled))
     dimensions = found.size[0] if found.size is not None else ()
     if dimensions == RADIAN and bare.kind == "degree":

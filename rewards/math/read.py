@@ -116,11 +116,14 @@ def strip(text: str) -> str:
         text = f"({text[1:-1]})"  # a vector
     if text.startswith("**") and text.endswith("**") and len(text) > 4:
         text = text[2:-2].strip()
+    if text.endswith("["):
+        text = _OUTWARD.sub(r"\1\2)", text)
     if _GOES_ON.search(text):
         return text
     return text.rstrip(" \n.,;:。") if not text.endswith("\\,") else text
 
 
+_OUTWARD = re.compile(r"^([\[(])([^\[\]]+,[^\[\]]+)\[$")
 _GOES_ON = re.compile(r"\.\d+\s*\.\.\.+$")
 _BARE_BUILDER = re.compile(r"[A-Za-z]\s*(?:\||\\mid)")
 _PAIRS = frozenset({("`", "`"), ('"', '"'), ("_", "_")})
@@ -189,6 +192,13 @@ _SAME_WORDS = {
     "all real numbers": Node("numbers", (), "R"),
     "all reals": Node("numbers", (), "R"),
     "all integers": Node("numbers", (), "Z"),
+    "integers": Node("numbers", (), "Z"),
+    "real numbers": Node("numbers", (), "R"),
+    "rational numbers": Node("numbers", (), "Q"),
+    "positive integers": Node("numbers", (), "Z^+"),
+    "all positive integers": Node("numbers", (), "Z^+"),
+    "natural numbers": Node("numbers", (), "N"),
+    "all natural numbers": Node("numbers", (), "N"),
     "no solution": EMPTY,
     "no solutions": EMPTY,
     "no real solution": EMPTY,

@@ -14,11 +14,10 @@ def clean(text: str) -> str:
     """Unicode as LaTeX, doubled backslashes as single ones, end-of-turn tokens gone, one spelling for each notation.
 
     Example: ``0.\\dot{3}`` becomes ``0.\\overline{3}``, ``{}_8C_2`` becomes ``\\binom{8}{2}``."""
-    if "<" in text:
+    if _SEPARATED.fullmatch(text):
+        return re.sub(r"['.]", "", text).strip()
+    if "<" in text or "&" in text:
         text = _markup(_SPECIAL_TOKENS.sub("", text))
-    if "&" in text:
-        text = _HTML_ENTITY.sub(lambda m: html.unescape(m[0]), text)
-        text = _MIXED.sub(r"\1 \2", text)
     if not text.isascii():
         text = _CHINESE_JOIN.sub(lambda m: f" {_CHINESE_WORDS[m[0]]} ", _OVERLINED.sub(_as_overline, text))
         text = to_ascii_math(text)
@@ -42,6 +41,8 @@ def clean(text: str) -> str:
     return text.strip()
 
 
+#: 1'000'000 and 1.000.000
+_SEPARATED = re.compile(r"\s*-?\d{1,3}(?:(?:'\d{3})+|(?:\.\d{3}){2,})\s*")
 _CLOCK = re.compile(r"(:\d\d\s*)(?:\\text\s*\{\s*)?([aApP])\.?\s?[mM](?:\b\.?|\.)(?:\s*\})?")
 _TIMES_LETTER = re.compile(r"(\d\s*)[xX](\s*10\s*(?:\^|\*\*))")
 _HTML_ENTITY = re.compile(r"&(?:[A-Za-z]{2,8}|#\d{1,6}|#x[0-9a-fA-F]{1,5});")
@@ -51,6 +52,8 @@ _HTML_TAG = re.compile(r"</?(?:b|i|u|em|strong|p|span|div|var|math|br)\s*/?>", r
 
 
 def _markup(text: str) -> str:
+    """HTML, and ``3&1/2`` for 3 1/2."""
+    text = _MIXED.sub(r"\1 \2", _HTML_ENTITY.sub(lambda m: html.unescape(m[0]), text))
     text = _HTML_RAISED.sub(lambda m: f"{'^' if m[1].lower() == 'sup' else '_'}{{{m[2]}}}", text)
     return _HTML_TAG.sub(" ", text)
 

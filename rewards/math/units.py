@@ -153,15 +153,11 @@ _CHINESE_POWER = re.compile("(平方|立方)(?=.)")
 @lru_cache(maxsize=4096)
 def unit_size(text: str) -> tuple[Dimensions, Fraction] | None:
     """Dimensions and size of a unit text such as ``cm^2`` or ``km/h``; None where a word is not a known unit."""
-    text = (
-        text[:80]
-        .replace("\\Omega", "Ω ")
-        .replace("\\mu ", "μ")
-        .replace("\\mu", "μ")
-        .replace("\\circ", "°")
-        .replace("^{°}", "°")
-    )
-    text = _CHINESE_POWER.sub(r"\1 ", re.sub(r"\^\s*°\s*", "°", text))
+    text = text[:80]
+    if "\\" in text or "~" in text:
+        text = re.sub(r"\\(?:cdot|times)(?![A-Za-z])|\\[,; ]|~", " ", text.replace("\\Omega", "Ω "))
+        text = re.sub(r"\\mu\s*", "μ", text.replace("\\circ", "°"))
+    text = _CHINESE_POWER.sub(r"\1 ", re.sub(r"\^\s*(?:\{\s*°\s*\}|°)\s*", "°", text))
     text = re.sub(r"\bdegrees?\s+(?=[CF]\w*\b)", "", text)
     dimensions: dict[str, int] = {}
     size, sign, pending = Fraction(1), 1, 1

@@ -7,6 +7,7 @@ a program can't read them and has no verdict to forge. How well the program is i
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -18,6 +19,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from rlreason.rewards.jail.jail import Limits
+from rlreason.rewards.limit import item_seconds, keeps_own_limit
 from rlreason.rewards.programs.calls import RemoteTests, remote_tests
 from rlreason.rewards.programs.extract import extract_program
 from rlreason.rewards.programs.tests import BadTests
@@ -37,7 +39,10 @@ class RemoteError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteAnswer:
-    """What one run printed. Example: ``RemoteAnswer(status="finished", return_code=0, stdout="5\\n", seconds=0.1)``."""
+    """What one run printed. Example: ``RemoteAnswer(status="finished", return_code=0, stdout="5\\n", seconds=0.1)``.
+
+    ``seconds``: what the service says that it ran; where it says nothing, until its answer came.
+    """
 
     status: Literal["finished", "timed_out", "too_much_output"]
     return_code: int | None = None
@@ -121,6 +126,9 @@ class SandboxFusion:
         """
         started = time.perf_counter()
         limits = limits or Limits()
+        total = min(limits.total_seconds, item_seconds() or math.inf)
+        keeps_own_limit(self._attempts * (total + _SLACK_SECONDS))
+        limits = replace(limits, total_seconds=total)
         try:
             readable = remote_tests(tests)
         except BadTests as error:
@@ -132,8 +140,14 @@ class SandboxFusion:
 
     def _check(self, source: str, tests: RemoteTests, limits: Limits, partial: bool, started: float) -> RewardResult:
         passed, first_failure, timed_out = 0, "", False
+        left = limits.total_seconds
         for run in tests.runs(source):
-            remote = self.run(run.code, run.stdin, limits)
+            if left <= 0:
+                timed_out = timed_out or not first_failure
+                first_failure = first_failure or f"case {run.first}: all cases together ran past their limit"
+                break
+            remote = self.run(run.code, run.stdin, replace(limits, wall_seconds=min(limits.wall_seconds, left)))
+            left -= remote.seconds
             outcome = run.judge(remote.stdout) if remote.status == "finished" else [False] * run.cases
             if remote.status == "finished" and tests.needs_success and remote.return_code != 0:
                 outcome = [False] * run.cases
@@ -174,9 +188,11 @@ def _read_answer(body: bytes, limits: Limits, seconds: float) -> RemoteAnswer:
     run = answer.get("run_result")
     if answer.get("status") not in ("Success", "Failed") or not isinstance(run, dict):
         raise RemoteError(f"the service could not run the program: {str(answer)[:300]}")
-    fields = {key: run.get(key) for key in ("status", "return_code", "stdout", "stderr")}
+    fields = {key: run.get(key) for key in ("status", "return_code", "stdout", "stderr", "execution_time")}
     if fields["status"] == "TimeLimitExceeded":
-        return RemoteAnswer(status="timed_out", seconds=seconds)
+        return RemoteAnswer(status="timed_out", seconds=limits.wall_seconds)
+    ran = fields["execution_time"]
+    seconds = float(ran) if isinstance(ran, (int, float)) and ran >= 0 else seconds
     code, stdout, stderr = fields["return_code"], fields["stdout"] or "", fields["stderr"] or ""
     if fields["status"] != "Finished" or type(code) is not int or type(stdout) is not str or type(stderr) is not str:
         raise RemoteError(f"the service's run_result is not as documented: {str(run)[:300]}")

@@ -2,16 +2,28 @@
 
 import asyncio
 import contextlib
+import inspect
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from rlreason.cli_eval import score
+from rlreason.config.engine import ClusterConfig
+from rlreason.local_pool import LocalPool
+from rlreason.rewards.jail.alone import alone, beside_others
+from rlreason.rewards.jail.jail import Jail, Limits
+from rlreason.rewards.jail.run import RunLost
+from rlreason.rewards.pool import Pool
+from rlreason.rewards.programs.attempts import attempt
 from rlreason.rewards.programs.pool import ProgramPool, _check, _Item, _Settings, _Unknown, check_programs
-from rlreason.types import Verdict
+from rlreason.rewards.programs.session import Tally
+from rlreason.rewards.programs.verifier import code
+from rlreason.types import Completion, Problem, RewardResult, Verdict
 
 RIGHT, WRONG = "def add(a, b):\n    return a + b\n", "def add(a, b):\n    return a\n"
 TESTS = {"type": "function", "entry_point": "add", "cases": [{"args": [1, 2], "expected": 3}]}
@@ -171,3 +183,90 @@ def test_tests_that_make_no_sense_are_broken_not_raised() -> None:
             return (await pool.check(RIGHT, {"type": "riddle"})).verdict
 
     assert asyncio.run(run()) is Verdict.BROKEN
+
+
+def verify(text: str) -> RewardResult:
+    """In a worker: the verifier with all its defaults, and two cases."""
+    cases = [{"input": "7\n", "output": "7\n"}] * 8
+    problem = Problem(id="p", prompt="", verifier="code", reference={"type": "stdin", "cases": cases})
+    completion = Completion(prompt_ids=(), token_ids=(), sampler_logprobs=None, text=text, finish_reason="stop")
+    return code(problem, completion)
+
+
+HANG = "```python\nwhile True: pass\n```"
+SLOW = "```python\nimport time\ntime.sleep(0.4)\nprint(input())\n```"
+QUICK = "```python\nprint(input())\n```"
+
+
+@pytest.mark.parametrize("kind", [Pool, LocalPool])
+def test_a_program_that_runs_out_of_time_has_a_score_whatever_the_pool_allows(kind: type[Pool | LocalPool]) -> None:
+    """Limits nest: a case, a program, the reward pool. The pool's clock starts first, and yet it is not first."""
+    pool = kind(verify, timeout=1.5)
+    try:
+        results = [one.result(120) for one in pool.submit_all([HANG, SLOW, QUICK])]
+    finally:
+        pool.close()
+    assert [one.failure for one in results] == [""] * 3
+    scored = [one.value for one in results if isinstance(one.value, RewardResult)]
+    assert [(one.verdict, one.score) for one in scored] == [
+        (Verdict.TIMED_OUT, 0.0), (Verdict.TIMED_OUT, 0.0), (Verdict.CORRECT, 1.0)
+    ]  # fmt: skip
+
+
+def test_the_defaults_nest() -> None:
+    limits = Limits()
+    assert limits.wall_seconds < limits.total_seconds <= ClusterConfig().reward_timeout
+    assert inspect.signature(score).parameters["timeout"].default >= limits.total_seconds
+
+
+def test_a_jail_that_a_program_ends_is_no_way_to_be_left_out() -> None:
+    def lost(jail: Jail) -> Tally:
+        os.kill(jail.pid, signal.SIGKILL)
+        raise RunLost("gone")
+
+    tally = attempt(lost, Limits())
+    assert (tally.verdict, tally.detail) == (Verdict.WRONG, "its jail was lost 2 times")
+
+
+def test_a_run_that_was_kept_from_the_processor_gets_another_one_alone() -> None:
+    """Once, and only where it ran out of time while it waited."""
+    for waited, verdict, times in ((2.5, Verdict.TIMED_OUT, 2), (0.1, Verdict.TIMED_OUT, 1), (2.5, Verdict.WRONG, 1)):
+        seen = []
+
+        def check(jail: Jail, waited: float = waited, verdict: Verdict = verdict, seen: list[int] = seen) -> Tally:
+            seen.append(1)
+            jail.waited_seconds = waited
+            tally = Tally(total=1)
+            tally.fail("", verdict, "")
+            return tally
+
+        assert attempt(check, Limits(wall_seconds=3.0)).verdict is verdict
+        assert len(seen) == times
+
+
+def test_alone_waits_for_the_others_and_they_for_it() -> None:
+    order: list[str] = []
+    inside, done = threading.Event(), threading.Event()
+
+    def ordinary(name: str) -> None:
+        with beside_others():
+            order.append(name)
+            inside.set()
+            assert done.wait(30) or name != "first"
+            order.append(f"{name} ends")
+
+    def by_itself() -> None:
+        with alone():
+            order.append("alone")
+            order.append("alone ends")
+
+    first = threading.Thread(target=ordinary, args=("first",))
+    first.start()
+    inside.wait(30)
+    second = threading.Thread(target=by_itself)
+    second.start()
+    time.sleep(0.1)
+    done.set()
+    first.join()
+    second.join()
+    assert order == ["first", "first ends", "alone", "alone ends"]

@@ -5,13 +5,19 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from rlreason.rewards import limit
+from rlreason.rewards.jail.data import to_tree
 from rlreason.rewards.jail.jail import Limits
+from rlreason.rewards.programs.calls import remote_tests
 from rlreason.rewards.programs.remote import ENDPOINT_VARIABLE, RemoteError, SandboxFusion, code_remote
 from rlreason.rewards.registry import resolve
 from rlreason.types import Completion, Problem, Verdict
@@ -315,3 +321,46 @@ def test_as_a_verifier(service: Service, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_odd_addresses_are_refused(address: str) -> None:
     with pytest.raises(ValueError, match="http"):
         SandboxFusion(address)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        "range(10**9)",  # a46 of the hostile programs, and its kin
+        '["F", "1e6000000"]',
+        '["F", 1, ["i", "0x' + "f" * 100_000 + '"]]',
+        '["D", "1E+999999999"]',
+        '["l", ["r", 0, 60000, 1], ["r", 0, 60000, 1]]',
+        '["l"' + ', ["F", 1, 1000000007]' * 2000 + "]",
+        '["d"' + "".join(f", {(2**61 - 1) * i + 1}, 0" for i in range(1, 5000)) + "]",
+    ],
+)
+def test_a_result_that_would_be_large_here_is_none(result: str) -> None:
+    """A short text may stand for a value of any size; the tests look at values in the trusted process."""
+    asserts = [f"assert {one}" for one in ("sorted(f(1)) == [1]", "sum(f(1)) == 1", "abs(f(1)) == 1", "int(f(1)) == 1")]
+    tests = remote_tests({"type": "asserts", "setup": "", "asserts": asserts})
+    (run,) = tests.runs("def f(x): return 0")
+    tree = result if result.startswith("[") else '["r", 0, 1000000000, 1]'
+    tracemalloc.start()
+    assert run.judge("".join(f"[{number}, {tree}]\n" for number in range(4))) == [False] * 4
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40 << 20
+
+
+@pytest.mark.parametrize("value", [range(9), Fraction(1, 3), Decimal("1.5"), {(1, 2): [3]}, list(range(10**4)), 7**400])
+def test_a_result_of_common_size_is_looked_at(value: object) -> None:
+    tests = remote_tests({"type": "asserts", "setup": "", "asserts": ["assert f(1)"]})
+    (run,) = tests.runs("def f(x): return 0")
+    assert run.judge(f"[0, {json.dumps(to_tree(value))}]\n") == [True]
+
+
+def test_a_hang_has_a_score_within_any_limit_of_a_pool(service: Service) -> None:
+    """The service stops each case by itself; all of them together keep the reward pool's limit."""
+    slow = "import time\ntime.sleep(0.4)\nprint(input())"
+    tests = {"type": "stdin", "cases": [{"input": str(n), "output": str(n)} for n in range(40)]}
+    with limit.item(1.0, lambda extra: None):
+        result = service.client().check(slow, tests, limits=LIMITS)
+        hang = service.client().check("while True: pass", tests, limits=LIMITS)
+    assert (result.verdict, result.score) == (Verdict.TIMED_OUT, 0.0)
+    assert (hang.verdict, hang.score) == (Verdict.TIMED_OUT, 0.0)

@@ -26,7 +26,7 @@ LIVECODEBENCH: Final = (
     + "sys.setrecursionlimit(50000)\n"
 )
 
-#: APPS and TACO, but for numpy, which only solutions that import it themselves are given.
+#: APPS and TACO, but for numpy, which only solutions that import it themselves are given; and the deeper recursion.
 APPS: Final = _imports("sys time itertools collections math fractions random heapq") + (
     "from itertools import accumulate, product, permutations, combinations\n"
     "from collections import Counter, OrderedDict, deque, defaultdict, ChainMap\n"
@@ -34,6 +34,7 @@ APPS: Final = _imports("sys time itertools collections math fractions random hea
     "from math import sqrt, sin, cos, tan, ceil, fabs, floor, gcd, exp, log, log2\n"
     "from typing import List, Tuple\n"
     "from heapq import *\n"
+    "sys.setrecursionlimit(50000)\n"
 )
 
 

@@ -48,7 +48,7 @@ def convert(
         error = RuntimeError(f"{source}: none of its {found.rows_left_out:,} rows is a problem of {name}")
         error.add_note(reasons[0])
         raise error
-    say(f"wrote {output}: {found.problems:,} problems")
+    say(f"wrote {output}: {found.problems:,} problem{'s' if found.problems > 1 else ''}")
     if reasons:
         say(f"left out: {found.rows_left_out:,}")
     for line in reasons[:_REASONS]:

@@ -4,7 +4,7 @@ In the peers' environment (tests/objective/make_parity.py says which; add ``pip 
 
     peers/bin/python bench/objective/compare.py
 
-Each pair must first agree; then the ways take turns. Counts operations and questions to the device by torch's
+Each pair must first agree; then the ways take turns. Counts operations and host-device syncs by torch's
 dispatcher, and errors against float64. Writes bench/objective/results/compare.json and the marked block of
 docs/performance.md.
 """
@@ -189,7 +189,7 @@ def liger_loss(step: Step, kl: float) -> Callable[[Tensor], Tensor]:
 
 
 class Count(TorchDispatchMode):
-    """Operations that do work, and questions to the device (``item``)."""
+    """Operations that do work, and host-device syncs (``item``)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -292,7 +292,7 @@ def losses(sequences: int, kl: float, rounds: int) -> dict[str, Any]:
 def table(cases: list[dict[str, Any]]) -> str:
     """The cases as Markdown."""
     lines = [
-        "| of | N | way | ms | times ours | operations | questions to the device | loss off float64 by |",
+        "| of | N | way | ms | times ours | operations | host-device syncs | loss off float64 by |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for case in cases:

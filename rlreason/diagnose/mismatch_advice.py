@@ -11,7 +11,7 @@ from rlreason.objective.spec import ObjectiveSpec
 #: No token's probability differs by more than about 1 %: too little for any correction to act on.
 NEGLIGIBLE = 0.01
 #: log of IcePop's lower bound, and of the cap of truncated importance sampling: nearer tokens are never masked or cut.
-WILD = math.log(2.0)
+OUTLIER = math.log(2.0)
 #: KL of one token, in nats, from which staleness should be lowered: where PPO implementations stop their epochs.
 FAR = 0.02
 
@@ -105,9 +105,9 @@ def _stale(findings: Findings, spec: ObjectiveSpec) -> Advice:
 
 
 def _flipped(findings: Findings, spec: ObjectiveSpec, reason: str) -> Advice:
-    """Leave out what differs wildly: single tokens, or sequences where the ratio is a sequence's."""
+    """Leave out the outliers: single tokens, or sequences where the ratio is a sequence's."""
     cause = max(findings.causes, key=lambda one: findings.causes[one])
-    if findings.largest <= WILD:
+    if findings.largest <= OUTLIER:
         return Advice(
             cause=cause,
             cure="truncated importance sampling weighs each token by how much; none differs so much that it should go",
@@ -127,7 +127,7 @@ def _flipped(findings: Findings, spec: ObjectiveSpec, reason: str) -> Advice:
         )
     return Advice(
         cause=cause,
-        cure=f"leave out the tokens that differ wildly (IcePop, Ling team 2025), {replay}",
+        cure=f"leave out the tokens that differ most (IcePop, Ling team 2025), {replay}",
         setting='correction = "icepop", correction_low = 0.5, correction_high = 5.0',
         applied=spec.correction in ("icepop", "mis"),
         reason=reason,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packing:
-    """Where the tokens of a packed micro-batch are: all prompts, each once, then what each row computes behind its own.
+    """Where the tokens of a packed micro-batch are: all prompts, each once, then what each row adds to its prompt.
 
     Example for prompts (5, 6) and (7,), continued by two rows of 3 tokens and one of 1, none of which computes its
     last: tokens 5 6 7 a b c d, ``positions_L == (0, 1, 0, 2, 3, 2, 3)``, ``prompt_at_GP == ((0, 1), (2, 0))``,

@@ -4,11 +4,12 @@ B = sequences, T = positions, R = loss rows, C = rows of a tile, H = hidden size
 one matrix product into memory that is used again for the next; row by row, while it is in the cache, it becomes
 exp(z − max z), its sum, log π of the target and the entropy. Where the gradient by log π follows from the row alone
 (``ObjectiveSpec.is_row_local``) the gradient is taken at once: three products per row. Else log π of all rows comes
-first, K2 gives the gradients by log π, and the tiles are computed again: four, or three where one tile holds all rows.
+first, K2 (the policy loss, ``objective.loss``) gives the gradients by log π, and the tiles are computed again: four
+products, or three where one tile holds all rows.
 
 With e = exp(z − max z), s = Σ e and g = dL/d log π, the gradient by the logits is −g/s · e, but g · (1 − π) at the
-target. Each row's −g/s is left to its hidden state and its product, so no pass over the tile is spent on it, and the
-target's entry is −expm1(log π), which keeps its digits where π is near 1.
+target. The factor −g/s of a row is applied to its hidden state [H] and not to its logits [V], which saves a pass over
+the tile, and the target's entry is −expm1(log π), which keeps its digits where π is near 1.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def linear_policy_loss(
     local = spec.is_row_local(has_old=inputs.old_logprobs_BT is not None)
     if options.gradient == "forward" and not local:
         raise ValueError('gradient = "forward": a token\'s gradient depends on its sequence here. Use "auto"')
-    head = _Head.of(hidden_BTH, weight_VH, batch, options)
+    head = _Head.from_hidden(hidden_BTH, weight_VH, batch, options)
     if local and options.gradient != "recompute" and head.rows:
         done = _forward_gradient(head, inputs, spec)
     else:
@@ -90,7 +91,7 @@ def linear_supervised_loss(
     hidden_BTH: Tensor, weight_VH: Tensor, batch: Batch, denominator: float, options: HeadOptions = DEFAULT_HEAD
 ) -> HeadLoss:
     """``supervised_loss`` of the same head: −Σ log π / N over the loss rows, three products per row."""
-    head = _Head.of(hidden_BTH, weight_VH, batch, options)
+    head = _Head.from_hidden(hidden_BTH, weight_VH, batch, options)
     for part in head.tiles():
         head.measure(part)
         head.add_gradient(part, head.logprobs_R.new_full((part.stop - part.start,), -1.0 / denominator))
@@ -106,7 +107,7 @@ def linear_logprobs(
     hidden_BTH: Tensor, weight_VH: Tensor, batch: Batch, options: HeadOptions = DEFAULT_HEAD
 ) -> tuple[Tensor, Tensor]:
     """(log π of each loss token, entropy), [B, T] each, without gradient; 0 where masked."""
-    head = _Head.of(hidden_BTH, weight_VH, batch, options)
+    head = _Head.from_hidden(hidden_BTH, weight_VH, batch, options)
     for part in head.tiles():
         head.measure(part)
     return head.in_place(head.logprobs_R), head.in_place(head.entropies_R)
@@ -158,7 +159,7 @@ class _Head:
     gradient_VH: Tensor | None
 
     @staticmethod
-    def of(hidden_BTH: Tensor, weight_VH: Tensor, batch: Batch, options: HeadOptions) -> _Head:
+    def from_hidden(hidden_BTH: Tensor, weight_VH: Tensor, batch: Batch, options: HeadOptions) -> _Head:
         """Allocate what the call needs."""
         places_R = options.rows_R
         places_R = batch.loss_mask_BT.reshape(-1).nonzero()[:, 0] if places_R is None else places_R[places_R >= 0]

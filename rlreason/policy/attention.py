@@ -1,4 +1,4 @@
-"""Attention over packed tokens: prompts once, completions behind them, no padding anywhere else in the model.
+"""Attention over packed tokens: each prompt once, then its completions, without padding anywhere else in the model.
 
 G = prompts, P = longest prompt, B = rows, S = positions that a row's completion computes, K = P + S, L = packed tokens.
 Everything between attentions works on the [1, L] tokens as they are. Here they are laid out as a padded table of

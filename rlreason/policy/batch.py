@@ -1,6 +1,6 @@
 """Training samples -> micro-batches. Owns the one-token shift: column t of a batch predicts its target t.
 
-A micro-batch is packed: every prompt once, every completion behind it, without padding (``attention.py``). Models that
+A micro-batch is packed: every prompt once, followed by its completions, without padding (``attention.py``). Models that
 cannot do that take a padded table of whole rows. Samples are sorted and cut by a token budget, into parts of about the
 same size. Which samples share a micro-batch never changes the loss: every sum is divided by one global count.
 """
@@ -102,7 +102,7 @@ def collate(rows: Sequence[TrainingSample], pad_id: int, device: torch.device, p
 
 
 def pack(rows: Sequence[TrainingSample], pad_id: int, device: torch.device, places: Sequence[int] = ()) -> Batch:
-    """Prompts of ``rows``, each once, and their completions behind them; the rows of the batch are completions."""
+    """Prompts of ``rows``, each once, followed by their completions; the rows of the batch are completions."""
     starts = [row.prompt_length for row in rows]
     prompt_of_B, prompts = _distinct([row.token_ids[:n] for row, n in zip(rows, starts, strict=True)])
     pieces = [*prompts, *(row.token_ids[n:-1] for row, n in zip(rows, starts, strict=True))]

@@ -1,4 +1,4 @@
-"""Device code of K1, second half: tiles that are measured are finished, now that the whole batch is known.
+"""Device code of K1 (advantages), second half: measured tiles are finished, now that the whole batch is known.
 
 G = groups of a tile, M = members of a tile, as in ``measure``.
 """
@@ -115,7 +115,7 @@ def _finish(inputs, outputs, scratch, tile, sizes, batch, PLAN: tl.constexpr):
 
 @triton.jit
 def _pack(inputs, outputs, scratch, tile, sizes, batch, PLAN: tl.constexpr):
-    """The completions that carry loss, moved to the front in their order; −1 behind them."""
+    """The completions that carry loss, moved to the front in their order; −1 after them."""
     total, groups, max_tokens, tiles = sizes
     kept = batch[0]
     other = tl.arange(0, PLAN.tiles)

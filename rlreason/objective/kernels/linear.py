@@ -3,8 +3,8 @@
 N = B·T places, R = loss rows, H = hidden size, V = vocabulary, C = rows of a tile. A tile of logits is one cuBLAS
 product with float32 output; one row kernel turns it into log π, entropy and loss, and overwrites it by the gradient.
 Where the gradient by log π follows from a row alone (``Plan.row_local``), that happens in the forward pass: three
-products per row. Else log π of all rows comes first, K2 gives the gradients by it, and the tiles are computed again:
-four.
+products per row. Else log π of all rows comes first, K2 (the policy loss, ``loss.py``) gives the gradients by it, and
+the tiles are computed again: four.
 
 The gradient of a head in half precision is rounded to it once, as an operand; all products accumulate in float32, the
 weight's over all tiles (a float32 [V, H] lives through the call), the hidden states' is one product over V.
@@ -56,7 +56,7 @@ def linear_policy_loss(
     plan = Plan(spec, inputs.old_logprobs_BT is not None, reference_logprobs_BT is not None)
     if options.gradient == "forward" and not plan.row_local:
         raise ValueError('gradient = "forward": a token\'s gradient depends on its sequence here. Use "auto"')
-    head = _Head.of(hidden_BTH, weight_VH, batch.targets_BT, inputs, options)
+    head = _Head.from_hidden(hidden_BTH, weight_VH, batch.targets_BT, inputs, options)
     if plan.row_local and options.gradient != "recompute":
         head.run(head.plan(plan, measure=True, objective=True, gradient=head.wanted))
         return head.output(evaluated(head.outputs.partials, head.outputs.grad_logprobs, plan))
@@ -73,7 +73,7 @@ def linear_supervised_loss(
 ) -> HeadLoss:
     """As ``objective.linear.linear_supervised_loss``."""
     inputs = LossInputs.from_batch(batch, _PLAIN.spec, None, None)
-    head = _Head.of(hidden_BTH, weight_VH, batch.targets_BT, inputs, options)
+    head = _Head.from_hidden(hidden_BTH, weight_VH, batch.targets_BT, inputs, options)
     head.outputs.grad_logprobs.fill_(-1.0 / denominator)
     head.run(head.plan(_PLAIN, measure=True, objective=False, gradient=head.wanted))
     negative = -head.outputs.logprobs.sum(dtype=torch.float64)
@@ -89,7 +89,7 @@ def linear_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """As ``objective.linear.linear_logprobs``: (log π of each loss token, entropy), [B, T] each."""
     inputs = LossInputs.from_batch(batch, _PLAIN.spec, None, None)
-    head = _Head.of(hidden_BTH, weight_VH, batch.targets_BT, inputs, options)
+    head = _Head.from_hidden(hidden_BTH, weight_VH, batch.targets_BT, inputs, options)
     head.run(head.plan(_PLAIN, measure=True, objective=False, gradient=False))
     return head.outputs.logprobs.to(head.outputs.entropies.dtype), head.outputs.entropies
 
@@ -111,7 +111,9 @@ class _Head:
     gradient_VH: Tensor | None
 
     @staticmethod
-    def of(hidden: Tensor, weight: Tensor, targets_BT: Tensor, inputs: LossInputs, options: HeadOptions) -> _Head:
+    def from_hidden(
+        hidden: Tensor, weight: Tensor, targets_BT: Tensor, inputs: LossInputs, options: HeadOptions
+    ) -> _Head:
         """Allocate what the call needs."""
         rows_R = options.rows_R
         if rows_R is None:

@@ -1,4 +1,4 @@
-"""Device code of K1, first half: tiles of [groups, members] are measured. ``credit`` finishes them.
+"""Device code of K1 (advantages), first half: tiles of [groups, members] are measured. ``credit`` finishes them.
 
 G = groups of a tile, M = members of a tile. A group longer than M is walked in steps of M. ``sizes`` is (completions,
 groups, max_tokens, tiles); PLAN is an ``advantage.GroupPlan``. All of it in float64, like the torch path.

@@ -1,5 +1,22 @@
 """Groups for the trainer, step by step: asked for, drawn and scored, in turn with training or ahead of it.
 
+The life of a group::
+
+    trainer's thread    _place ────────────────────────────────────────────────► take (_collect)
+                          │ requests, group expected                                 ▲ all groups of the step
+                          ▼                                                          │
+    workers             draw completions, any order ─┐                               │
+                                                     ▼                               │
+    "rollouts" thread   _turn: poll ─► GroupBuilder ─► last one: scorer.submit ─► future of the scored group
+
+With staleness 1, and v the version of the weights that draw::
+
+    trainer    take(0)  learn 0  publish v1  take(1)  learn 1  publish v2  take(2) …
+    asked for  0, 1              2                             3
+    workers    0 by v0 | 1 by v0, and v1 once it is there    | 2 by v1, and v2 …
+
+Without staleness there is no second thread: ``take`` asks, polls and waits, and the newest weights draw each step.
+
 Step s learns from the groups of the problems s·P … (s+1)·P − 1, whenever they come: what a step learns from is a pure
 function of the recipe, and only the weights that drew it depend on the schedule, which is recorded. With staleness K
 groups of step s begin under version s − K or newer; a thread keeps the workers busy while the policy learns, so the

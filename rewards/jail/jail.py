@@ -27,6 +27,7 @@ from typing import Literal
 
 from rlreason.rewards.jail.cgroup import Cgroup
 from rlreason.rewards.jail.confine import LAYERS, NAMESPACES
+from rlreason.rewards.jail.outer import Outer, OuterMissing, command
 from rlreason.rewards.jail.record import RECORD, encode_record
 from rlreason.rewards.jail.run import LayerDenied, Report, Run, RunLost, open_ends, pump
 
@@ -138,11 +139,16 @@ class Jail:
 
     ``visible``: absolute paths that programs may read besides the interpreter and the system, at their own places
     (packages); what the zygote's user can't read is left out. ``off`` switches layers off, for tests of the others
-    only. Raises JailUnavailable where no zygote starts.
+    only. ``outer``: a wall around all of it, see ``outer``. Raises JailUnavailable where no zygote starts.
     """
 
-    def __init__(self, *, off: Collection[str] = (), visible: tuple[str, ...] = ()) -> None:
+    def __init__(self, *, off: Collection[str] = (), visible: tuple[str, ...] = (), outer: Outer = "") -> None:
         self.visible = visible
+        self.outer: Outer = outer
+        try:
+            self._before = command(outer, visible)
+        except OuterMissing as error:
+            raise JailUnavailable(str(error)) from None
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._owner: tuple[int, int] | None = None
@@ -187,15 +193,14 @@ class Jail:
         return Capabilities(level=level, layers=layers, extras=self._extras())
 
     def _extras(self) -> dict[str, str]:
-        if self._cgroup is None:
-            return {"cgroup": "switched off"}
-        missing = self._cgroup.missing
-        return {"cgroup": "; ".join(f"{name}: {why}" for name, why in missing.items())}
+        missing = {"": "switched off"} if self._cgroup is None else self._cgroup.missing
+        extras = {"cgroup": "; ".join(f"{name}: {why}" if name else why for name, why in missing.items())}
+        return extras | ({self.outer: ""} if self.outer else {})
 
     def _start(self, off: Collection[str], *, namespaces: bool) -> dict[str, str]:
         ours, theirs = socket.socketpair()
         boot = _BOOT.format(
-            folder=str(Path(__file__).parent),
+            folder=str(Path(__file__).resolve().parent),
             control=theirs.fileno(),
             off=sorted(off),
             namespaces=namespaces,
@@ -203,7 +208,13 @@ class Jail:
         )
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, *_FLAGS, "-c", boot],
+                [
+                    *self._before,
+                    os.path.realpath(sys.executable) if self._before else sys.executable,
+                    *_FLAGS,
+                    "-c",
+                    boot,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -313,23 +324,27 @@ _lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def leased(require: Require = "best", visible: tuple[str, ...] = ()) -> Iterator[Jail]:
+def leased(require: Require = "best", visible: tuple[str, ...] = (), outer: Outer = "") -> Iterator[Jail]:
     """A jail for one check, from those that are idle in this process or a new one. Raises JailUnavailable.
 
-    ``visible``: see ``Jail``.
+    ``visible``, ``outer``: see ``Jail``.
     """
-    capable = capabilities()
+    capable = capabilities(outer) if outer else capabilities()
     if not capable.allows(require):
         raise JailUnavailable(f'require="{require}" is not met on this host; {capable}')
     with _lock:
         # A jail of the process that this one was forked from is not ours to use.
-        mine = [entry for entry in _idle if entry[0] == os.getpid() and entry[1].visible == visible]
+        mine = [
+            entry
+            for entry in _idle
+            if entry[0] == os.getpid() and (entry[1].visible, entry[1].outer) == (visible, outer)
+        ]
         jail = None
         if mine:
             _idle.remove(mine[-1])
             jail = mine[-1][1]
     if jail is None or not jail.alive:
-        jail = Jail(visible=visible)
+        jail = Jail(visible=visible, outer=outer)
     jail.waited_seconds = 0.0
     try:
         yield jail
@@ -353,10 +368,13 @@ def close_all() -> None:
         _idle.clear()
 
 
-@lru_cache(maxsize=1)
-def capabilities() -> Capabilities:
-    """Which layers of the jail hold on this host; probed once. Raises JailUnavailable where nothing can run at all."""
-    jail = Jail()
+@lru_cache
+def capabilities(outer: Outer = "") -> Capabilities:
+    """Which layers of the jail hold on this host, within an outer wall if that is named; probed once.
+
+    Raises JailUnavailable where nothing can run at all.
+    """
+    jail = Jail(outer=outer)
     with _lock:
         _idle.append((os.getpid(), jail))
     return jail.capabilities

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from rlreason.rewards.jail import linux
 
 #: Shared by all runs, read-only.
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
 #: Not ``zero``: mapped shared, it is memory that no limit of a process counts.
 _DEVICES = ("null", "full", "random", "urandom")
 _LINKS = {
@@ -27,10 +27,10 @@ _LINKS = {
 _STAGE = "/tmp"  # any directory that every host has
 
 
-def interpreter_folders() -> tuple[str, ...]:
-    """Folders of the running interpreter that lie outside the system's own."""
+def interpreter_folders(*, of_path: bool = True) -> tuple[str, ...]:
+    """Folders of the running interpreter that lie outside the system's own; ``of_path``: those of ``sys.path`` too."""
     candidates = [sys.base_prefix, sys.base_exec_prefix, os.path.dirname(os.path.realpath(sys.executable))]
-    candidates += [path for path in sys.path if os.path.isdir(path)]
+    candidates += [path for path in sys.path if of_path and os.path.isdir(path)]
     folders: list[str] = []
     for path in sorted({os.path.realpath(path) for path in candidates}):
         if path != "/" and not any(path == top or path.startswith(top + "/") for top in ("/usr", *folders)):
@@ -51,7 +51,7 @@ def enter_view(visible: Sequence[str] = ()) -> None:
     linux.pivot_root(_STAGE, f"{_STAGE}/old")
     os.chdir("/")
     linux.mount("tmpfs", "/new", "tmpfs", linux.MS_NOSUID, "size=1m,mode=755")
-    for path in (*_SYSTEM, *folders):
+    for path in (*SYSTEM, *folders):
         _show(path)
     for path in visible:
         with contextlib.suppress(OSError):  # what this user may not look at, its programs may not either
@@ -121,4 +121,4 @@ def landlock_rules(*, private: bool, visible: Sequence[str] = ()) -> dict[str, i
     rules = {f"/dev/{name}": linux.DEVICE for name in _DEVICES}
     if private:
         return {**rules, "/": linux.READ, "/tmp": linux.WRITE}
-    return {**rules, **dict.fromkeys((*_SYSTEM, *interpreter_folders(), *visible), linux.READ)}
+    return {**rules, **dict.fromkeys((*SYSTEM, *interpreter_folders(), *visible), linux.READ)}

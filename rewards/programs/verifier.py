@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rlreason.rewards.jail.jail import Jail, JailUnavailable, Limits, Require
+from rlreason.rewards.jail.outer import Outer
 from rlreason.rewards.jail.run import RunLost
 from rlreason.rewards.programs.attempts import attempt
 from rlreason.rewards.programs.extract import extract_program
@@ -37,13 +38,15 @@ def code(  # noqa: PLR0913  # its parameters are a recipe's options
     memory_mb: int = 1024,
     output_mb: int = 16,
     packages: Sequence[str] = (),
+    outer: Outer = "",
 ) -> RewardResult:
     """Take the program out of the response and run it against ``problem.reference``, a mapping of tests.
 
     ``partial``: score the share of tests passed. ``require``: the isolation without which nothing runs, see
     ``jail``. ``timeout``: wall seconds for one case; ``total_timeout`` for all of them, six times that unless given.
     ``memory_mb``, ``output_mb``: what one case may use and print. ``packages``: what programs may import besides the
-    standard library, as installed here. ``limits`` in the tests come before these.
+    standard library, as installed here. ``outer``: "bwrap" puts bubblewrap around the jail. ``limits`` in the tests
+    come before these.
     """
     source = extract_program(completion.response, whole_text=whole_text)
     if source is None:
@@ -58,7 +61,7 @@ def code(  # noqa: PLR0913  # its parameters are a recipe's options
         output_bytes=output_mb << 20,
     )
     result = check_program(
-        source, problem.reference, limits=limits, partial=partial, require=require, packages=packages
+        source, problem.reference, limits=limits, partial=partial, require=require, packages=packages, outer=outer
     )
     return replace(result, extracted=source)
 
@@ -71,6 +74,7 @@ def check_program(
     partial: bool = False,
     require: Require = "best",
     packages: Sequence[str] = (),
+    outer: Outer = "",
 ) -> RewardResult:
     """Run the Python program ``source`` against ``tests``, whose ``type`` is one of:
 
@@ -95,7 +99,7 @@ def check_program(
         def check(jail: Jail) -> Tally:
             return _run(Session.start(jail, limits, here), source, wanted, partial=partial)
 
-        tally = attempt(check, limits, require=require, visible=here.paths)
+        tally = attempt(check, limits, require=require, visible=here.paths, outer=outer)
     except (BadTests, JailUnavailable, RunLost, NoSuchPackage) as error:
         return _broken(str(error), time.perf_counter() - started)
     share = tally.passed / tally.total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -252,3 +253,38 @@ def test_the_next_best_is_not_full(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_limits_are_positive() -> None:
     with pytest.raises(ValueError, match="memory_mb must be positive"):
         Limits(memory_mb=0)
+
+
+needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+
+
+@needs_bwrap
+def test_an_outer_wall_is_another_one() -> None:
+    """Without any layer of the jail's own that concerns files and processes, bubblewrap's hold."""
+    look = "import os\nprint(os.path.exists('/etc/passwd'), os.path.exists('/sys'), len(os.listdir('/proc')) > 0)"
+    layers = NAMESPACES | {"landlock", "seccomp", "other_uid"}
+    for outer, seen in (("", "True True True"), ("bwrap", "False False True")):
+        jail = Jail(off=layers, outer=outer)  # type: ignore[arg-type]
+        try:
+            assert printed(jail, look) == seen
+        finally:
+            jail.close()
+
+
+@needs_bwrap
+def test_within_an_outer_wall_all_layers_hold_and_programs_are_checked() -> None:
+    inside = capabilities("bwrap")
+    assert (inside.level, inside.missing) == (capabilities().level, capabilities().missing)
+    assert inside.extras["bwrap"] == ""
+    assert check_program("print(input())", ECHO, outer="bwrap").verdict is Verdict.CORRECT
+    before = own_processes()
+    assert check_program("print(8)", ECHO, outer="bwrap").verdict is Verdict.WRONG
+    assert own_processes() == before  # the same jail again
+
+
+def test_an_outer_wall_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    capabilities.cache_clear()
+    result = check_program("print(input())", ECHO, outer="bwrap")
+    assert (result.verdict, result.score) == (Verdict.BROKEN, None)
+    assert "bubblewrap is not installed" in result.detail

@@ -81,7 +81,7 @@ def boxes(text: str) -> list[Box]:
 
 def innermost(content: str) -> str:
     """What stands in the innermost of boxes that hold nothing but a box. Linear in any depth."""
-    if not _BOX.match(content.lstrip()):
+    if "box" not in content or not _BOX.match(content.lstrip()):
         return content
     closing = _closing_braces(content)
     start, end = 0, len(content)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 from rlreason.rewards.extract import boxes
 from rlreason.rewards.math import symbolic as math_symbolic
+from rlreason.rewards.math.choices import settled_choice
 from rlreason.rewards.math.compare import equal
-from rlreason.rewards.math.content import undressed
+from rlreason.rewards.math.content import opened, plain_text
 from rlreason.rewards.math.evaluate import Undecided
 from rlreason.rewards.math.extract import extract, statement
 from rlreason.rewards.math.marked import Found, Wanted, boxed
@@ -23,6 +25,7 @@ from rlreason.rewards.math.read import Answer, read, simplify, strip
 from rlreason.rewards.math.renamed import equal_up_to_letters
 from rlreason.rewards.math.tree import MathError, Node
 from rlreason.rewards.math.values import Options
+from rlreason.rewards.math.wording import UNDER_WAY
 from rlreason.rewards.registry import verifier
 from rlreason.types import Completion, Problem, Reference, RewardResult, Verdict
 
@@ -136,7 +139,6 @@ def gold_answer(gold: str) -> Answer:
         if found[-1].text is None:  # a gold cut off at its closing brace still says what it says
             return read(gold[found[-1].start :].partition("{")[2])
         return read(boxed(gold, found, Wanted(many=True)).text or "")
-    gold = undressed(gold)
     answer = read(gold)
     letter = re.search(r"answer is\W+\(?([A-Z])\)?(?![A-Za-z])", gold)
     if letter and not answer.letter:
@@ -165,10 +167,16 @@ def _wanted(golds: list[Answer]) -> Wanted:
 def read_answer(text: str, wanted: Wanted) -> Answer:
     """Read an extracted answer; where it is a sentence, what the sentence states."""
     answer = read(text)
+    if wanted.letter and not answer.letter and " " in text:
+        chosen = settled_choice(plain_text(text))
+        return read(chosen) if chosen else answer
+    supposes = answer.node is not None and answer.node.kind in ("text", "named") and UNDER_WAY.search(plain_text(text))
+    if supposes and not wanted.words and not wanted.letter:
+        return replace(answer, node=None)  # "Let x = 5"
     if wanted.letter or wanted.words or (answer.node is not None and not _is_sentence(answer.node)):
         return answer
-    line = text.strip().rpartition("\n")[2]
-    said = statement(text) or stated(line)
+    line = opened(text.strip().rpartition("\n")[2])
+    said = statement(line) or stated(line)
     return read(said) if said else answer
 
 
@@ -186,7 +194,8 @@ def same_answer(gold: Answer, answer: Answer, options: Options) -> bool | None:
     if gold.choice or answer.choice:
         # "(C) 27" against 27
         return bool(same_answer(read(gold.choice or gold.text), read(answer.choice or answer.text), options))
-    if "text" in (gold.node and gold.node.kind, answer.node and answer.node.kind) and gold.words == answer.words:
+    in_text = "text" in (gold.node and gold.node.kind, answer.node and answer.node.kind)
+    if in_text and gold.words == answer.words and not gold.letter:
         return True
     for word, other in ((gold.words, answer), (answer.words, gold)):
         if word in _YES_NO and other.node is not None and other.node.kind in ("text", "group"):

@@ -7,7 +7,7 @@ import re
 from rlreason.rewards.math.read import choice_letter
 
 _LETTER = re.compile(r"(?<![A-Za-z'’\\])\(?([A-Z])\)?(?![A-Za-z'’])")
-_FIRST = re.compile(r"\W{0,3}([A-Z])(?=[).:,。、]|\s*$|\s*\n|[^\x00-\x7f])")
+_FIRST = re.compile(r"\W{0,3}([A-Z])(?=[).:,。、]|\s*$|\s*\n|(?!不对|不正确|不成立|错)[^\x00-\x7f])")
 _SAID = re.compile(
     r"(?:it's|it’s|it is|think|believe|choose|choice|option|select|pick|is|选"
     r"|选择)\s*:?\s*\**\(?([A-Z])\)?(?![A-Za-z'’])"
@@ -29,7 +29,7 @@ _REFUSED = re.compile(
     r"[?？]\s*$|"
     r"\b(?:not|never|cannot|wrong|incorrect|false|eliminat\w+|rul(?:e|es|ed|ing) out|excluded?|fails?|violates?"
     r"|invalid"
-    r"|neither|nor|none|let(?:'s|’s| us| me)|check|consider|suppose|assume|if|maybe|perhaps|try|between|either|decide"
+    r"|neither|nor|none|let|might|may|could|check|consider|suppose|assume|if|maybe|perhaps|try|between|either|decide"
     r"|unsure|guess|versus|vs)\b|n['’]t\b|不|错",
     re.IGNORECASE,
 )
@@ -58,6 +58,14 @@ def said_choice(phrase: str) -> str | None:
         return letter
     found = _LETTER.search(_WHY.sub("", sentence))
     return None if found is None or _REFUSED.search(sentence[: found.start()]) else _unhedged(found)
+
+
+def settled_choice(text: str) -> str | None:
+    """The choice of a sentence such as "the answer is C"; None where a letter only stands in it."""
+    return _settled(text) if len(text) < _LONGEST else None
+
+
+_LONGEST = 300
 
 
 def concluded_choice(text: str) -> str | None:

@@ -16,7 +16,7 @@ from rlreason.rewards.math.json_answer import json_answer
 from rlreason.rewards.math.marked import Found, Wanted, marked
 from rlreason.rewards.math.prose import concluded, first_sentence, is_answer, last_sentence, stated
 from rlreason.rewards.math.turns import before_next_problem, ended
-from rlreason.rewards.math.wording import BECAUSE, COPULA, LEAD, undecorated
+from rlreason.rewards.math.wording import BECAUSE, COPULA, LEAD, denied, undecorated
 
 #: Without a mark only the end of a response is read.
 _TAIL = 3000
@@ -38,6 +38,8 @@ def _this_turn(response: str, wanted: Wanted) -> str:
     def cut(text: str) -> str:
         return before_next_problem(text, lambda part: _answers(part, wanted))
 
+    if "\n" not in response:
+        return response
     thought, closed, rest = response.partition("</think>")
     if not closed:
         return cut(response)
@@ -138,7 +140,8 @@ _ANSWER = (
     r"|故选|应选|答|정답|답|उत्तर|الإجابة|الجواب)"
 )
 _ANCHOR = re.compile(
-    rf"{_ANSWER}[\s*_]*(?::|：|=|→|⇒|—|–|(?:is|are|was)\b|['’]s\b|(?:finale?\s+)?est\b|es\b|ist\b|è\b|é\b|是|为|為|は"
+    rf"{_ANSWER}[\s*_]*(?:turns out to be\b|comes? out (?:to be|to|as)\b|works out to be\b|lautet\b|은|는"
+    r"|:|：|=|→|⇒|—|–|(?:is|are|was)\b|['’]s\b|(?:finale?\s+)?est\b|es\b|ist\b|è\b|é\b|是|为|為|は"
     r"|(?:would|will|should|must) be\b)",
     re.IGNORECASE,
 )
@@ -258,4 +261,4 @@ def statement(text: str) -> str | None:
     """What a sentence says that something is, if that is mathematics: ``(1, 2)`` of "The domain is (1, 2)"."""
     found = list(COPULA.finditer(text)) if len(text) < 400 else []
     said = undecorated(text[found[0].end() :]).strip(" .$}") if len(found) == 1 else ""
-    return said if said and is_answer(said) else None
+    return said if said and not denied(text[: found[0].start()]) and is_answer(said) else None

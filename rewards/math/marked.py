@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rlreason.rewards.extract import Box, boxes
-from rlreason.rewards.math.content import undressed
+from rlreason.rewards.extract import Box, boxes, innermost
 from rlreason.rewards.math.prose import is_answer
 from rlreason.rewards.math.words import word_set
 
@@ -47,7 +46,7 @@ def marked(text: str, wanted: Wanted) -> Found | None:
         if inside:
             inner = boxed(content, inside, wanted)
             return Found(text=inner.text, how=inner.how, end=tag[1])
-        return Found(text=undressed(content) or None, how="answer tag", end=tag[1])
+        return Found(text=innermost(content) or None, how="answer tag", end=tag[1])
     return boxed(text, found, wanted) if found else None
 
 
@@ -73,7 +72,7 @@ def boxed(text: str, found: list[Box], wanted: Wanted) -> Found:
         return Found(text=None, how="unclosed box", end=last.end)
     found = _without_restatements(text, found)
     run = _adjacent(text, found, wanted.many)
-    contents = [(undressed(box.text or "") + _percent_after(text, box)).strip() for box in run]
+    contents = [(innermost(box.text or "") + _percent_after(text, box)).strip() for box in run]
     if len(set(contents)) > 1:
         return Found(text=", ".join(contents), how="boxes", end=last.end)
     return Found(text=contents[-1] or None, how="box", end=last.end)

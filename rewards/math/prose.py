@@ -47,12 +47,20 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 _ENDED = re.compile(r"(?:[.!。！।…)\]$*}%✓✔□∎]|\\\]|\\\))\s*$")
 
 
+#: Words of other alphabets that bound, change, deny or suppose; words of alphabets with letter case are prose.
+_FOREIGN = re.compile(
+    r"[不非没未错倍设]|以上|以下|超过|大于|小于|至少|至多|如果|检查|考虑|[\u0400-\u04ff]{3,}|[\u0900-\u097f]{3,}"
+)
+
+
 def is_answer(candidate: str, *, bare: bool = False) -> bool:
     """Does it read as mathematics? ``bare``: it stands alone, so a lone symbol counts too."""
     if not candidate or len(candidate) > 500:
         return False
     answer = read(candidate.strip(" *,"))
     if answer.node is None or answer.node.kind == "text":
+        return False
+    if not candidate.isascii() and _FOREIGN.search(candidate):
         return False
     if answer.node == EMPTY or answer.node.kind == "numbers":
         return True

@@ -126,6 +126,6 @@ _DENIAL = re.compile(
     r"|rejected|extraneous|invalid|discarded|unless|if"
     r"|either|pas"
     r"|nicht|kein"
-    r"|nunca|não|non|нет|не)\b|n['’]t\b|不|错",
+    r"|nunca|não|non|нет|не)\b|\bno (?:es|son|è|é|is)\b|n['’]t\b|不|错",
     re.IGNORECASE,
 )

@@ -71,6 +71,8 @@ class Declared:
 
 
 _REGISTERED: dict[str, Reward] = {}
+#: Function -> what its decorator says of it.
+_DECLARED: dict[RewardFunction, Reward] = {}
 
 
 def describe(name: str, function: RewardFunction, *, verifier: bool = False, declared: Declared = Declared()) -> Reward:
@@ -207,14 +209,22 @@ def _registering(name: str, declared: Declared, *, verifier: bool) -> Callable[[
     def register(function: RewardFunction) -> RewardFunction:
         entry = describe(name, function, verifier=verifier, declared=declared)
         known = _REGISTERED.get(name)
-        if known is not None and _origin(known.function) != _origin(function):
+        other = known is not None and _origin(known.function) != _origin(function)
+        if known is not None and other and not (_is_loose(known.function) or _is_loose(function)):
             raise ValueError(f"reward {name!r} is already {_origin(known.function)}, not {_origin(function)}")
-        _REGISTERED[name] = entry
+        _DECLARED[function] = entry
+        if known is None or not other or _is_loose(known.function):
+            _REGISTERED[name] = entry
         resolve.cache_clear()
         resolve_verifier.cache_clear()
         return function
 
     return register
+
+
+def _is_loose(function: RewardFunction) -> bool:
+    """Whether it is of a script or a file, which are named by their place: the same name in two is no clash."""
+    return function.__module__.startswith(("__main__", plugins.FILE_PACKAGE))
 
 
 def _origin(function: RewardFunction) -> str:
@@ -258,7 +268,7 @@ def resolve(name: str) -> Reward:
 
 def _named(name: str, function: RewardFunction) -> Reward:
     """A function under the name that a recipe has for it, with what its decorator declares."""
-    known = next((entry for entry in _REGISTERED.values() if entry.function is function), None)
+    known = _DECLARED.get(function)
     return describe(name, function) if known is None else replace(known, name=name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections import Counter
@@ -33,9 +34,12 @@ def tokenizer_of(folder: str | None) -> Tokenize | None:
     """How responses become token ids; None without a folder. Raises UsageError where there is no tokenizer."""
     if folder is None:
         return None
-    from rlreason.policy.loading import load_tokenizer
+    if (Path(folder) / "tokenizer.json").is_file():  # of a model, or alone
+        tokenizer = importlib.import_module("transformers").AutoTokenizer.from_pretrained(folder)
+    else:
+        from rlreason.policy.loading import load_tokenizer
 
-    tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
     return lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

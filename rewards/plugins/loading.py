@@ -14,6 +14,8 @@ from rlreason.rewards.plugins import openrlhf, reward_model, server, trl, verl
 from rlreason.rewards.plugins.adapted import Adapted, AnyFunction
 from rlreason.rewards.plugins.names import Target, parse
 
+#: Modules of plug-in files are in packages that begin so.
+FILE_PACKAGE = "rlreason_plugin_"
 _ADAPTERS = {"trl": trl.adapt, "verl": verl.adapt, "openrlhf": openrlhf.adapt}
 
 
@@ -79,7 +81,7 @@ def _load_file(path: str) -> ModuleType:
         raise ValueError(f"plug-in file {path!r} does not exist (looked at {file})")
     # A package of its own per folder, so that two files of one name do not shadow each other. The folder's
     # __init__.py is not run: it may import a whole framework.
-    folder = f"rlreason_plugin_{hashlib.sha256(str(file.parent).encode()).hexdigest()[:16]}"
+    folder = f"{FILE_PACKAGE}{hashlib.sha256(str(file.parent).encode()).hexdigest()[:16]}"
     if folder not in sys.modules:
         package = ModuleType(folder)
         package.__path__ = [str(file.parent)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 from rlreason.config import RolloutLog
 from rlreason.stages.context import Context
 from rlreason.stages.credit import StepAdvantages
-from rlreason.types import Completion, Group, RewardResult, Verdict
+from rlreason.types import Completion, Group, Problem, RewardResult, Verdict
 
 FAILURES = frozenset({Verdict.BROKEN, Verdict.TIMED_OUT})
+#: Characters of a column of the data set that is kept.
+EXTRA = 10_000
 #: Token ids -> text, special tokens written out.
 Decode = Callable[[list[int]], str]
 
@@ -66,6 +69,7 @@ def rollout_row(
         "prompt": group.problem.prompt,
         "rendered_prompt": None,
         "reference": group.problem.reference,
+        **problem_columns(group.problem),
         "sample": sample,
         "response": completion.response,
         "verdict": reward.verdict,
@@ -78,6 +82,25 @@ def rollout_row(
         "finish_reason": completion.finish_reason,
         "policy_version": completion.policy_version_max,
         "policy_version_min": completion.policy_version_min,
+    }
+
+
+def problem_columns(problem: Problem) -> dict[str, object]:
+    """What another reward may ask for beside prompt and reference (``rlreason rescore``): columns that JSON can hold,
+    and that are no longer than ``EXTRA`` characters."""
+    extra: dict[str, object] = {}
+    for name, value in problem.extra.items():
+        try:
+            if len(json.dumps(value, allow_nan=False)) <= EXTRA:
+                extra[name] = value
+        except (TypeError, ValueError):
+            continue
+    return {
+        "verifier": problem.verifier,
+        "source": problem.source,
+        "data_set": problem.data_set,
+        "messages": [{"role": one.role, "content": one.content} for one in problem.messages],
+        "extra": extra,
     }
 
 

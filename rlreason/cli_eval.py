@@ -87,7 +87,9 @@ def score(  # noqa: PLR0913, PLR0917  every option of the command
     option: OptionsOption = None,
     tokenizer: TokenizerOption = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one a core.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for one row, queueing not counted.")] = 60.0,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds for one row; of code for one case. Default 60, code 10.")
+    ] = None,
     marked_only: Annotated[
         bool, typer.Option("--marked-only", help="math: only boxes, answer tags, #### and 'answer is' count.")
     ] = False,
@@ -104,25 +106,27 @@ def score(  # noqa: PLR0913, PLR0917  every option of the command
         from rlreason.reward_trials import score_reward
         from rlreason.rewards.running import Limits
 
-        limits = Limits(workers=workers or usable_cores(), timeout=timeout)
+        limits = Limits(workers=workers or usable_cores(), timeout=timeout or 60.0)
         with counting(console, reward, "rows") as watch:
             lines = score_reward(reward, option or (), (input, output), tokenizer, limits, watch)
         for line in lines:
             say(line)
         return
-    if verifier is None or reward is not None or option or tokenizer:
+    if verifier is None or reward is not None or tokenizer or (marked_only and verifier != "math"):
         raise UsageError(
-            "score needs --verifier NAME or --reward NAME, one of the two; --option and --tokenizer go with --reward, "
+            "score needs --verifier NAME or --reward NAME, one of the two; --tokenizer goes with --reward, "
             "--marked-only with --verifier math"
         )
+    from rlreason.reward_trials import options_of
+
     with counting(console, verifier, "rows") as watch:
         counts = score_file(
             verifier,
             input,
             output,
             workers=workers or usable_cores(),
-            timeout=timeout,
-            marked_only=marked_only,
+            timeout=timeout or (10.0 if verifier == "code" else 60.0),
+            options={**options_of(option or ()), **({"marked_only": True} if marked_only else {})},
             watch=watch,
         )
     unusable = counts.pop("unusable", 0)

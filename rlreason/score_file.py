@@ -6,7 +6,8 @@ import functools
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import TextIO
 
@@ -50,7 +51,7 @@ def score_file(
     *,
     workers: int = 1,
     timeout: float = 10.0,
-    marked_only: bool = False,
+    options: Mapping[str, object] = {},
     watch: Watch = lambda done, total: None,
 ) -> dict[str, int]:
     """Score every row and return how many got each verdict, and how many were ``unusable``.
@@ -60,34 +61,50 @@ def score_file(
     Rows in: ``{"id", "response", "reference"}`` (reference: text, a list of texts, or a mapping), or ``"tests"`` in
     place of ``"reference"`` for code. Rows out: ``{"id", "verdict", "score", "extracted", "seconds", "detail"}``.
     A row without one of these, or with a reference that is none, comes out as broken, with the reason as its detail.
-    ``marked_only``: of ``math``; nothing but boxes, answer tags, ``####`` and "answer is" counts.
+    ``options`` are the verifier's own, as a recipe's ``[reward.NAME]`` has them. ``timeout``: wall seconds for one row;
+    of ``code`` for one case, and six times that for a row, unless its options or tests say otherwise.
     The output file appears only when all rows are done; where ``output_path`` is a link, it is the file behind it. What
     is no file, such as /dev/stdout, is written to as rows are scored. ``watch`` is told how many are. Raises UsageError
     for a line that is no JSON object, for a file none of whose rows can be used, both with file and line, and for an
     output that can't be: before anything is scored, where the input is a file.
     """
-    try:
-        resolve_verifier(verifier)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    mix, timeout = _mix(verifier, timeout, options)
     if workers < 1 or timeout <= 0:
         raise UsageError(f"score needs workers >= 1 and timeout > 0, not {workers} and {timeout}")
-    if marked_only and verifier != "math":
-        raise UsageError(f"--marked-only is an option of --verifier math, not of {verifier}")
     output_path = checked_output(output_path, "--output")
     total = None
     if input_path.is_file():  # what no row of it can be is said before any work is done; a pipe can't be read twice
         total = _counted(_rows(input_path))
-    job = functools.partial(_score_row, RewardMix(parts=(MixPart(name="accuracy", weight=1.0),)), verifier)
+    job = functools.partial(_score_row, mix, verifier)
     with opened(output_path) as out, Pool(job, workers=workers, timeout=timeout) as pool:
         writer = _Writer(out, lambda done: watch(done, total))
         rows = _rows(input_path)
-        for outcome in pool.imap(writer.usable(_marked_only(row) if marked_only else row for row in rows)):
+        for outcome in pool.imap(writer.usable(rows)):
             writer.write(as_reward(outcome))
         writer.write_unusable()
         if writer.counts.total() == writer.counts["unusable"] > 0:
             raise UsageError(writer.reason)
     return dict(writer.counts)
+
+
+def _mix(verifier: str, timeout: float, options: Mapping[str, object]) -> tuple[RewardMix, float]:
+    """The verifier with its options, and the seconds for one row. Raises UsageError."""
+    try:
+        resolve_verifier(verifier)
+        if verifier == "code":
+            options = {"timeout": timeout, **options}
+            case, total = (options.get(key) for key in ("timeout", "total_timeout"))
+            if isinstance(case, (int, float)):
+                timeout = float(total) if isinstance(total, (int, float)) else case * _CASES
+        if not options:
+            return RewardMix(parts=(MixPart(name="accuracy", weight=1.0),)), timeout
+        return RewardMix.from_table({verifier: {"weight": 1.0, **options}}), timeout
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from None
+
+
+#: Of the seconds for one case, what all cases of a program may take.
+_CASES = 6
 
 
 def _counted(rows: Iterable[_ScoreRow | _UnusableRow]) -> int:
@@ -101,14 +118,6 @@ def _counted(rows: Iterable[_ScoreRow | _UnusableRow]) -> int:
     if reason and not usable:
         raise UsageError(f"none of the {total} rows can be used: {reason}")
     return total
-
-
-def _marked_only(row: _ScoreRow | _UnusableRow) -> _ScoreRow | _UnusableRow:
-    """The row with the option ``marked_only``, unless its reference sets it."""
-    if isinstance(row, _UnusableRow):
-        return row
-    given = row.reference if isinstance(row.reference, Mapping) else {"answer": row.reference}
-    return replace(row, reference={"marked_only": True, **given})
 
 
 class _Writer:
@@ -168,9 +177,14 @@ def _rows(path: Path) -> Iterator[_ScoreRow | _UnusableRow]:
         raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
+def _integer(text: str) -> int:
+    """An integer of any length: ``int`` reads no more than 4,300 digits."""
+    return int(text) if len(text) < 4000 else int(Decimal(text))
+
+
 def _row(place: str, line: str) -> _ScoreRow | _UnusableRow:
     try:
-        value = json.loads(line)
+        value = json.loads(line, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{place}: not a JSON object ({error})") from None
     if not isinstance(value, dict):

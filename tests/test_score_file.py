@@ -113,14 +113,14 @@ def test_marked_only(tmp_path: Path) -> None:
         row("d", "So there are 7.", {"answer": "7", "marked_only": "no"}),
     ]
     source = write(tmp_path / "in.jsonl", rows)
-    assert score_file("math", source, tmp_path / "out.jsonl", marked_only=True) == {
+    assert score_file("math", source, tmp_path / "out.jsonl", options={"marked_only": True}) == {
         "unparsed": 1,
         "correct": 2,
         "broken": 1,
     }
     assert score_file("math", source, tmp_path / "out.jsonl") == {"correct": 3, "broken": 1}
-    with pytest.raises(UsageError, match="--marked-only is an option of --verifier math, not of countdown"):
-        score_file("countdown", source, tmp_path / "out.jsonl", marked_only=True)
+    with pytest.raises(UsageError, match="'countdown' has no option 'marked_only'"):
+        score_file("countdown", source, tmp_path / "out.jsonl", options={"marked_only": True})
 
 
 def test_usage_errors(tmp_path: Path) -> None:

@@ -132,4 +132,4 @@ def score(  # noqa: PLR0913, PLR0917  every option of the command
     unusable = counts.pop("unusable", 0)
     say(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "no rows")
     if unusable:
-        say(f"{unusable} rows could not be used: they are broken in {output}, with the reason as their detail")
+        say(f"rows that could not be used: {unusable} (broken in {output}, with the reason as their detail)")

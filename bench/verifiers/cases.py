@@ -21,7 +21,7 @@ class Case:
     equal: bool
     kind: str
     mode: str
-    #: cases, variants or hostile
+    #: cases, variants, hostile; or of the public reports of 2026-11: public, attacks
     group: str
     budget_ms: float = math.inf
 
@@ -31,6 +31,7 @@ def load_cases(data: Path) -> list[Case]:
     out = []
     for path in sorted((data / "verifier_cases").glob("*.jsonl")):
         group = "hostile" if "hostile" in path.stem else "variants" if "variants" in path.stem else "cases"
+        of_set = {"public": "public", "variants": "attacks"}
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             row = json.loads(line)
             if row.get("debatable"):
@@ -43,7 +44,7 @@ def load_cases(data: Path) -> list[Case]:
                     equal=row["equal"],
                     kind=row["kind"],
                     mode=row["mode"],
-                    group=group,
+                    group=of_set[row["set"]] if "set" in row else group,
                     budget_ms=float(row["budget_ms"]) if "budget_ms" in row else math.inf,
                 )
             )

@@ -38,6 +38,12 @@ class Scores:
     equal: int
     variants_right: int
     variants: int
+    public_right: int
+    public_false_positives: int
+    public: int
+    attacks_right: int
+    attacks_false_positives: int
+    attacks: int
     hostile_right: int
     hostile_in_budget: int
     hostile: int
@@ -100,6 +106,13 @@ def throughput(peer: Peer, pairs: list[tuple[str, str]]) -> float:
     return len(pairs) / sum(peer.grade(g, r)[1] for g, r in pairs)
 
 
+def judged(peer: Peer, cases: list[Case]) -> tuple[int, int, int]:
+    """(right, false positives, cases)"""
+    got = [peer.grade(c.gold, response_of(c))[0] for c in cases]
+    right = sum(g == c.equal for g, c in zip(got, cases, strict=True))
+    return right, sum(g and not c.equal for g, c in zip(got, cases, strict=True)), len(cases)
+
+
 def measure(peer: Peer, cases: list[Case], golds: list[str], *, hostile: bool) -> Scores:
     strict = [c for c in cases if c.group == "cases"]
     right = [peer.grade(c.gold, response_of(c))[0] for c in strict]
@@ -111,6 +124,7 @@ def measure(peer: Peer, cases: list[Case], golds: list[str], *, hostile: bool) -
         count += 1
         hostile_right += correct == case.equal
         in_budget += 1000 * wall <= case.budget_ms
+    public, attacks = (judged(peer, [c for c in cases if c.group == group]) for group in ("public", "attacks"))
     rng = random.Random(0)
     say = "Therefore, the answer is $\\boxed{{{}}}$.".format
     return Scores(
@@ -123,6 +137,12 @@ def measure(peer: Peer, cases: list[Case], golds: list[str], *, hostile: bool) -
         equal=sum(c.equal for c in strict),
         variants_right=variants_right,
         variants=len(variants),
+        public_right=public[0],
+        public_false_positives=public[1],
+        public=public[2],
+        attacks_right=attacks[0],
+        attacks_false_positives=attacks[1],
+        attacks=attacks[2],
         hostile_right=hostile_right,
         hostile_in_budget=in_budget,
         hostile=count,
@@ -133,8 +153,9 @@ def measure(peer: Peer, cases: list[Case], golds: list[str], *, hostile: bool) -
 
 def table(scores: list[Scores]) -> str:
     head = (
-        "| verifier | strict cases right | recall | false positives | MATH-500 variants | hostile right / in time "
-        "| pairs per CPU-s, respelled / wrong |\n|---|---|---|---|---|---|---|\n"
+        "| verifier | strict cases right | recall | false positives | public reports: right, false positives "
+        "| attacks and variants of them | MATH-500 variants | hostile right / in time "
+        "| pairs per CPU-s, respelled / wrong |\n|---|---|---|---|---|---|---|---|---|\n"
     )
     return head + "".join(_table_row(s) for s in scores)
 
@@ -145,6 +166,8 @@ def _table_row(s: Scores) -> str:
     return (
         f"| {s.name} | {s.right} of {s.cases}: {s.right / s.cases:.1%} ({low:.1%}–{high:.1%}) "
         f"| {1 - s.false_negatives / s.equal:.3f} | {s.false_positives} of {s.unequal} "
+        f"| {s.public_right} of {s.public}: {s.public_right / s.public:.1%}, {s.public_false_positives} "
+        f"| {s.attacks_right} of {s.attacks}: {s.attacks_right / s.attacks:.1%}, {s.attacks_false_positives} "
         f"| {s.variants_right / s.variants:.1%} | {hostile} | {s.respelled:,.0f} / {s.wrong:,.0f} |\n"
     )
 

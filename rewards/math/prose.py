@@ -169,7 +169,7 @@ _OPEN = re.compile(r"\b(?:could|might|may)(?: also| well)?\s*$", re.IGNORECASE)
 
 def _value(text: str) -> str | None:
     text = LEAD.sub("", text, count=1) if LEAD.match(text) else text
-    text = text.strip(" \"'“”*")
+    text = text.strip(" \"'“”*").rstrip(".。")
     return text if is_answer(text) else (_labelled(text) or next(iter(_alone(text)), None))
 
 

@@ -23,6 +23,8 @@ from rlreason.types import Completion, Problem, RewardResult, Verdict
 
 #: Characters of a result's texts that are kept.
 MAX_DETAIL, MAX_EXTRACTED = 500, 10_000
+#: Values that can't be changed in place.
+_FIXED = (str, int, float, bool, type(None))
 #: Frames of these folders are not the reward's own.
 _HERE, _STDLIB = os.path.dirname(__file__) + os.sep, sysconfig.get_path("stdlib") + os.sep
 
@@ -89,10 +91,11 @@ def _called(part: MixPart, entry: Reward, asked: Asked) -> object:
 
 
 def _own(problem: Problem) -> Problem:
-    """A problem that nobody else sees; text can't be changed, so then it is the same."""
-    return problem if isinstance(problem.reference, str) and not problem.extra else pickle.loads(
-        pickle.dumps(problem, pickle.HIGHEST_PROTOCOL)
-    )  # fmt: skip
+    """A problem that nobody else sees. Text can't be changed, so of text alone a dict of its own will do."""
+    if not isinstance(problem.reference, str) or not all(isinstance(one, _FIXED) for one in problem.extra.values()):
+        own: Problem = pickle.loads(pickle.dumps(problem, pickle.HIGHEST_PROTOCOL))
+        return own
+    return replace(problem, extra=dict(problem.extra)) if problem.extra else problem
 
 
 def _scored(part: MixPart, entry: Reward, values: object, asked: Asked, began: float) -> list[Scored]:

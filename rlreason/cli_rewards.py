@@ -51,6 +51,7 @@ def rescore(  # noqa: PLR0913, PLR0917  every option of the command
 
     Means, rank correlation, and the completions whose verdict changes.
     """
+    from rlreason.outputs import checked_output, opened
     from rlreason.progress import counting
     from rlreason.reward_rows import rows_of_run
     from rlreason.reward_trials import (
@@ -64,7 +65,6 @@ def rescore(  # noqa: PLR0913, PLR0917  every option of the command
         write_results,
     )
     from rlreason.rewards.running import Limits
-    from rlreason.score_file import checked_output, opened
 
     place = None if out is None else checked_output(out, "--out")
     mix, verifier = reward_of(reward, options_of(option or ()))

@@ -125,8 +125,10 @@ class Row:
         return found if isinstance(found, str) else None
 
     def rest(self) -> dict[str, object]:
-        """The columns that nothing was made of, for rewards that read them."""
-        known = self._used | {"source"}
+        """The columns that nothing was made of, for rewards that read them, and those of the gold answer and the
+        demonstration as the row has them: what was made of these is shorter."""
+        raw = {name for meaning in ("answer", "solution") for name in self._names(meaning)}
+        known = (self._used - raw) | {"source"}
         return {name: value for name, value in self._cells.items() if name not in known and value is not None}
 
     def names(self, meaning: Meaning) -> str:

@@ -30,7 +30,7 @@ def test_a_row_becomes_a_problem(tmp_path: Path) -> None:
         source="sums/train",
         thought="It is 2+2 = 4.",
         answer="4",
-        extra={"meta": {"level": 1}},
+        extra={"meta": {"level": 1}, "answer": row["answer"], "solution": row["solution"]},
     )
 
 

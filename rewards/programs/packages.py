@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-#: What tests of public data sets import: for the judge where installed, for programs only where a recipe names it.
+#: What tests of public data sets import: for the judge where installed.
 FOR_TESTS = ("numpy", "pytest", "hypothesis")
+#: What answers to public problems import (APPS, AtCoder; LeetCode): for programs where installed, unless a recipe says.
+USUAL = ("numpy", "sortedcontainers")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 #: Things beside the modules of a distribution.
 _IGNORED = ("..", "__pycache__")
@@ -33,19 +35,25 @@ class Packages:
 
 
 @lru_cache(maxsize=16)
-def locate(names: tuple[str, ...]) -> Packages:
-    """Packages ``names`` for programs, with ``FOR_TESTS`` for judges. Raises NoSuchPackage."""
-    program = _places(names)
-    for_tests: dict[str, str] = {}
-    for name in FOR_TESTS:
-        try:
-            for_tests.update(_places((name,)))
-        except NoSuchPackage:
-            continue
+def locate(names: tuple[str, ...] | None) -> Packages:
+    """Packages ``names`` for programs, None for ``USUAL``, with ``FOR_TESTS`` for judges. Raises NoSuchPackage."""
+    program = _installed(USUAL) if names is None else _places(names)
+    for_tests = _installed(FOR_TESTS)
     everything = {**for_tests, **program}
     return Packages(
         program=_modules(program), tests=_modules(everything), paths=tuple(sorted(set(everything.values())))
     )
+
+
+def _installed(names: Sequence[str]) -> dict[str, str]:
+    """As ``_places``, without those that are not here."""
+    found: dict[str, str] = {}
+    for name in names:
+        try:
+            found.update(_places((name,)))
+        except NoSuchPackage:
+            continue
+    return found
 
 
 def _modules(places: dict[str, str]) -> dict[str, str]:

@@ -37,7 +37,7 @@ def code(  # noqa: PLR0913  # its parameters are a recipe's options
     total_timeout: float | None = None,
     memory_mb: int = 1024,
     output_mb: int = 16,
-    packages: Sequence[str] = (),
+    packages: Sequence[str] | None = None,
     outer: Outer = "",
 ) -> RewardResult:
     """Take the program out of the response and run it against ``problem.reference``, a mapping of tests.
@@ -45,7 +45,7 @@ def code(  # noqa: PLR0913  # its parameters are a recipe's options
     ``partial``: score the share of tests passed. ``require``: the isolation without which nothing runs, see
     ``jail``. ``timeout``: wall seconds for one case; ``total_timeout`` for all of them, six times that unless given.
     ``memory_mb``, ``output_mb``: what one case may use and print. ``packages``: what programs may import besides the
-    standard library, as installed here. ``outer``: "bwrap" puts bubblewrap around the jail. ``limits`` in the tests
+    standard library, as installed here; unless given, numpy and sortedcontainers where they are. ``outer``: "bwrap" puts bubblewrap around the jail. ``limits`` in the tests
     come before these.
     """
     source = extract_program(completion.response, whole_text=whole_text)
@@ -73,7 +73,7 @@ def check_program(
     limits: Limits | None = None,
     partial: bool = False,
     require: Require = "best",
-    packages: Sequence[str] = (),
+    packages: Sequence[str] | None = None,
     outer: Outer = "",
 ) -> RewardResult:
     """Run the Python program ``source`` against ``tests``, whose ``type`` is one of:
@@ -94,7 +94,7 @@ def check_program(
     try:
         wanted = read_tests(tests)
         limits = read_limits(tests, limits or Limits())
-        here = locate(tuple(packages))
+        here = locate(None if packages is None else tuple(packages))
 
         def check(jail: Jail) -> Tally:
             return _run(Session.start(jail, limits, here), source, wanted, partial=partial)

@@ -2,8 +2,8 @@
 
 Commands run on tiny data in a folder of their own. `rlreason run` is run as `rlreason plan` with the same recipe and
 overrides, which checks all of them and trains nothing: the recipes shown take minutes, or GPUs. The recipes that a
-laptop runs are run too, all their stages, cut down to a step each (with vLLM: `make test-all`). What is not run stands
-in the tables below, with the reason.
+laptop runs are run too, all their stages, cut down to a step each (with vLLM or W&B: `make test-all`). What is not run
+stands in the tables below, with the reason.
 """
 
 from __future__ import annotations
@@ -265,7 +265,8 @@ SMALL_DATA = (
 
 
 @pytest.mark.parametrize(
-    "line", [pytest.param(one, marks=pytest.mark.slow) if "vllm" in one else one for one in RUNS.values()]
+    "line",
+    [pytest.param(one, marks=pytest.mark.slow) if re.search("vllm|wandb", one) else one for one in RUNS.values()],
 )
 def test_recipes_for_a_laptop_run(there: Path, tmp_path: Path, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All stages of the shipped recipe, with the line's own overrides, one step each."""

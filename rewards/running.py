@@ -19,6 +19,7 @@ from typing import Protocol, Self
 
 from rlreason.rewards.calling import Scored
 from rlreason.rewards.concurrent_pool import ConcurrentPool
+from rlreason.rewards.concurrent_thread import ConcurrentThread
 from rlreason.rewards.concurrent_worker import OUT_OF_MEMORY
 from rlreason.rewards.jobs import Call, Lane, Mixes, run_call, run_call_async, seconds_of
 from rlreason.rewards.mix import RewardMix
@@ -115,6 +116,9 @@ class RewardRunner:
         return pool.submit_all(calls)
 
     def _opened(self, lane: Lane) -> AnyPool:
+        if self._local is not None and lane.concurrent:
+            job = functools.partial(run_call_async, self.mixes)
+            return ConcurrentThread(job, seconds=seconds_of, concurrency=self.limits.concurrency)
         if self._local is not None:
             return self._local(functools.partial(run_call, self.mixes, False), timeout=seconds_of)
         memory = self.memory_of(lane)

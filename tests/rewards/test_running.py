@@ -125,6 +125,16 @@ def test_async_rewards_are_many_at_a_time_and_no_more_than_allowed(plugin: str) 
     assert max(one.parts["a.py:judge/most"] for rewards in found for one in rewards) == 5.0
 
 
+def test_async_rewards_of_this_process_alone_are_many_at_a_time(plugin: str) -> None:
+    """A notebook's: in a thread, with the same bound, limit and errors."""
+    groups = [group(str(i), *map(str, range(6))) for i in range(4)]
+    found = scored({f"{plugin}:judge": 1.0}, *groups, local=True, concurrency=9)
+    assert scores(found) == [[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]] * 4
+    assert max(one.parts["a.py:judge/most"] for rewards in found for one in rewards) == 9.0
+    (found_bad,) = scored({f"{plugin}:mixed": 1.0}, group("p", "waits", "raises", "3"), local=True, timeout=0.5)
+    assert [one.verdict.value for one in found_bad] == ["timed_out", "broken", "correct"]
+
+
 def test_only_the_guilty_call_of_an_async_reward_suffers(plugin: str) -> None:
     bad = ["blocks", "dies", "waits", "raises", "fills"]
     (found,) = scored({f"{plugin}:mixed": 1.0}, group("p", *bad, *map(str, range(12))), timeout=1.0)

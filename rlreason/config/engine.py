@@ -13,6 +13,19 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class LoraConfig(Section):
+    """Train an adapter (LoRA, arXiv 2106.09685) beside frozen weights; learning rates are about ten times larger."""
+
+    #: Rows of A and columns of B.
+    rank: int = Field(16, ge=1)
+    #: alpha / rank multiplies B A.
+    alpha: float = Field(32.0, gt=0)
+    #: Names of linear layers, such as ["q_proj", "v_proj"]; empty: all but the head and routers.
+    targets: tuple[str, ...] = ()
+    #: The routed experts too.
+    experts: bool = False
+
+
 class TrainerConfig(Section):
     """How training is kept safe, and what of it is kept."""
 
@@ -33,6 +46,8 @@ class TrainerConfig(Section):
     ranks: int = Field(0, ge=0)
     #: Compute each layer again in the backward pass instead of keeping what it computed.
     activation_checkpointing: bool = False
+    #: The adapter to train; without, all weights are trained.
+    lora: LoraConfig | None = None
     #: Shards, gradients and moments stay in the CPU's memory between uses; with ranks only.
     offload: bool = False
 

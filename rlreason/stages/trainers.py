@@ -8,6 +8,7 @@ import torch
 
 from rlreason.cluster.actors import ActorGroup, ActorOptions
 from rlreason.config import DistillStage, GrpoStage, PolicyConfig, Recipe, SftStage
+from rlreason.policy.lora import LoraOptions
 from rlreason.trainer.balance import router_coefficient
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.options import ModelSource, TrainerOptions
@@ -53,6 +54,7 @@ class Trainers:
             max_skipped=settings.max_skipped_steps,
             activation_checkpointing=settings.activation_checkpointing,
             offload=settings.offload,
+            lora=lora_options(self.recipe),
         )
         if settings.ranks:
             shape = model.source.inspect().model
@@ -61,7 +63,7 @@ class Trainers:
             if self._ranks is None:
                 self._ranks = start_ranks(settings.ranks, rank_options(self.recipe))
             return RayTrainer(spec, self._ranks)
-        policy = model.source.load(torch.float32, self.device)
+        policy = model.source.load(torch.float32 if options.lora is None else model.dtype, self.device)
         options = replace(options, router_aux_loss=router_coefficient(settings.router_aux_loss, config, policy.model))
         taught = None if teacher is None else teacher.source.load(teacher.dtype, self.device)
         return LocalTrainer(policy, options, reference=reference, teacher=taught)
@@ -77,3 +79,11 @@ def rank_options(recipe: Recipe) -> ActorOptions:
     """What each rank of the trainer may use: a GPU where there are any; CPUs it shares with the rollout workers."""
     gpus = 1.0 if torch.cuda.is_available() else 0.0
     return ActorOptions(name="trainer rank", setting="trainer.ranks", address=recipe.cluster.address, gpus=gpus)
+
+
+def lora_options(recipe: Recipe) -> LoraOptions | None:
+    """The recipe's adapter; its random half depends on the seed alone."""
+    lora = recipe.trainer.lora
+    if lora is None:
+        return None
+    return LoraOptions(rank=lora.rank, alpha=lora.alpha, targets=lora.targets, experts=lora.experts, seed=recipe.seed)

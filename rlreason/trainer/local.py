@@ -18,6 +18,7 @@ from rlreason.errors import UsageError
 from rlreason.objective.batch import Batch
 from rlreason.policy.batch import make_batches
 from rlreason.policy.logprobs import takes_packed
+from rlreason.policy.lora import ADAPTER_FOLDER, adapter_off, add_adapter, merged_weights, save_adapter
 from rlreason.policy.model import count_parameters
 from rlreason.policy.policies import Policy
 from rlreason.trainer.forward import loss_logprobs
@@ -26,6 +27,7 @@ from rlreason.trainer.microbatches import accumulate_gradients
 from rlreason.trainer.optimizer import PolicyOptimizer
 from rlreason.trainer.options import TrainerOptions, checkpoint_activations, of_tokens, switch_dropout_off
 from rlreason.trainer.protocol import Loss, LossSums, Models, StepStats
+from rlreason.trainer.streaming import write_folder
 from rlreason.types import TrainingSample
 
 PARAMETERS, OPTIMIZER, COUNTERS = "parameters.safetensors", "optimizer.safetensors", "trainer.json"
@@ -45,11 +47,15 @@ class LocalTrainer:
         self._policy = policy
         self._options = options
         switch_dropout_off(policy.model)
+        if options.lora is not None:
+            add_adapter(policy.model, options.lora)
         if options.activation_checkpointing:
             checkpoint_activations(policy.model)
         self._masters = Masters(policy.model, options.compute_dtype)
         self._optimizer = PolicyOptimizer(self._masters, options.optimizer, options.total_steps, options.max_skipped)
-        self._reference = policy.frozen_copy() if reference else None
+        # With an adapter the reference is the model without it.
+        self._reference = policy.frozen_copy() if reference and options.lora is None else None
+        self._base_is_reference = reference and options.lora is not None
         self._models = Models(
             policy=policy.model,
             teacher=None if teacher is None else teacher.freeze(),
@@ -97,12 +103,18 @@ class LocalTrainer:
         model.train()
         batches = self._batches(samples, packed=loss.takes_packed)
         outputs = accumulate_gradients(
-            model, self._masters, batches, lambda batch: loss(self._models, batch), self._options.threads
+            model, self._masters, batches, lambda batch: loss(self._models, batch), self._threads
         )
         sums = LossSums()
         for output in outputs:
             sums.add(output)
         return sums
+
+    @property
+    def _threads(self) -> int:
+        """peft swaps the weights of experts while it computes them, so that two threads would meet there."""
+        lora = self._options.lora
+        return 1 if lora is not None and lora.experts else self._options.threads
 
     def step(self, step: int) -> StepStats:
         """See ``Trainer.step``."""
@@ -115,8 +127,18 @@ class LocalTrainer:
         of: Literal["policy", "reference"] = "policy",
     ) -> list[npt.NDArray[np.float32]]:
         """See ``Trainer.logprobs``."""
-        model = self._policy.model if of == "policy" else self._reference
-        assert model is not None, "the trainer was made without a reference"
+        model = self._policy.model
+        if of == "reference" and self._base_is_reference:
+            with adapter_off(model):
+                return self._logprobs(model, samples, temperature)
+        if of == "reference":
+            assert self._reference is not None, "the trainer was made without a reference"
+            model = self._reference
+        return self._logprobs(model, samples, temperature)
+
+    def _logprobs(
+        self, model: PreTrainedModel, samples: Sequence[TrainingSample], temperature: float
+    ) -> list[npt.NDArray[np.float32]]:
         found: list[npt.NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(samples)
         for batch in self._batches(samples):
             logprobs_BT = loss_logprobs(model, batch, temperature).cpu().numpy()
@@ -125,7 +147,9 @@ class LocalTrainer:
         return found
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See ``Trainer.weights``."""
+        """See ``Trainer.weights``; of an adapter merged, the base untouched."""
+        if self._options.lora is not None:
+            return merged_weights(self._policy.model, self._options.compute_dtype, _here)
         return self._policy.weights()
 
     def expectations(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
@@ -164,8 +188,19 @@ class LocalTrainer:
     def save(self, folder: Path) -> None:
         """See ``Trainer.save``."""
         dtype = self._options.checkpoint_dtype or self._options.compute_dtype
+        if self._options.lora is not None:
+            self._save_merged(folder, dtype)
+            return
         with self._masters.in_model(dtype):
             self._policy.save(folder)
+
+    def _save_merged(self, folder: Path, dtype: torch.dtype) -> None:
+        """The merged model, and the adapter beside it in peft's format."""
+        model = self._policy.model
+        model.config.dtype = dtype
+        with self._masters.in_model(torch.float32):
+            write_folder(self._policy, ((name, one.cpu()) for name, one in merged_weights(model, dtype, _here)), folder)
+            save_adapter(model, folder / ADAPTER_FOLDER, _here)
 
     def close(self) -> None:
         """See ``Trainer.close``: nothing outside of this process."""
@@ -184,6 +219,11 @@ class LocalTrainer:
 
 
 _BUFFER = "buffer."
+
+
+def _here(tensor: Tensor) -> Tensor:
+    """Whole already: no shards."""
+    return tensor
 
 
 def _buffers(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -25,9 +25,9 @@ class Masters:
     """The trainable parameters of ``model`` in float32, which computes in ``dtype`` from here on."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        self._model = model
-        cast_parameters(model, torch.float32)
         trainable = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+        for _, one in trainable:
+            one.data = one.data.to(torch.float32)
         self.names = [name for name, _ in trainable]
         self._computed = [one for _, one in trainable]
         self.split = dtype != torch.float32
@@ -36,6 +36,7 @@ class Masters:
             cast_parameters(model, dtype)
         else:
             self.parameters = self._computed
+            cast_parameters(model, torch.float32)
         self._sampled = sampled_places(self.parameters)
 
     @property

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from rlreason.policy.lora import LoraOptions
 from rlreason.policy.policies import PolicySource
 from rlreason.types import TrainingSample
 
@@ -37,6 +38,8 @@ class TrainerOptions:
     router_aux_loss: float = 0.0
     #: Keep only what enters each layer, and compute the layer again in the backward pass (arXiv 1604.06174).
     activation_checkpointing: bool = False
+    #: Train an adapter beside frozen weights.
+    lora: LoraOptions | None = None
     #: With shards: parameters, gradients and moments stay in the CPU's memory.
     offload: bool = False
 

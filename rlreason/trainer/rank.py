@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from rlreason.objective.batch import Batch, LossOutput
 from rlreason.policy.batch import make_batches
 from rlreason.policy.logprobs import next_logprobs, plain_head, remember, takes_packed
+from rlreason.policy.lora import ADAPTER_FOLDER, LoraOptions, adapter_off, add_adapter, merged_weights, save_adapter
 from rlreason.policy.model import count_parameters
 from rlreason.policy.policies import Policy
 from rlreason.trainer.forward import loss_logprobs
@@ -78,12 +79,14 @@ class RankTrainer:
     def __post_init__(self) -> None:
         spec, options = self.spec, self.spec.options
         self._mesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
-        self.policy = self._open(spec.model, torch.float32)
+        # A base that is not trained needs no float32.
+        stored = torch.float32 if options.lora is None else options.compute_dtype
+        self.policy = self._open(spec.model, stored, options.lora)
         self.parameter_counts = count_parameters(self.policy.model)
         switch_dropout_off(self.policy.model)
         if options.activation_checkpointing:
             checkpoint_activations(self.policy.model)
-        if spec.reference:
+        if spec.reference and options.lora is None:
             self._reference = self._open(spec.model, spec.model.dtype).freeze()
         teacher = None
         if spec.teacher is not None:
@@ -93,15 +96,19 @@ class RankTrainer:
         self._trainable = ShardedParameters(self.policy.model, self._mesh)
         self._optimizer = PolicyOptimizer(self._trainable, options.optimizer, options.total_steps, options.max_skipped)
 
-    def _open(self, model: ModelSource, stored: torch.dtype) -> Policy:
+    def _open(self, model: ModelSource, stored: torch.dtype, lora: LoraOptions | None = None) -> Policy:
         """A sharded policy, its shards in ``stored``. Rank 0 reads the whole one and hands the numbers out."""
         source = model.source.load(stored, torch.device("cpu")) if dist.get_rank() == 0 else None
+        policy = model.source.inspect()
+        policy.model.config.architectures = [type(policy.model).__name__]  # FSDP gives the class another name
+        if lora is not None:
+            for one in (policy, source):
+                if one is not None:
+                    add_adapter(one.model, lora)
         found = [False, False]
         if source is not None:
             found = [plain_head(source.model) is not None, takes_packed(source.model)]
         dist.broadcast_object_list(found, src=0, device=self.device)
-        policy = model.source.inspect()
-        policy.model.config.architectures = [type(policy.model).__name__]  # FSDP gives the class another name
         shard(cast(policy.model, stored), self._mesh, model.dtype, self.device, offload=self.spec.options.offload)
         fill(policy.model, None if source is None else source.model, self._mesh)
         remember(policy.model, plain=found[0], packed=found[1])
@@ -133,8 +140,16 @@ class RankTrainer:
     @torch.no_grad()
     def logprobs(self, share: Share, temperature: float, of: str) -> list[npt.NDArray[np.float32]]:
         """See ``Trainer.logprobs``."""
-        model = self.policy.model if of == "policy" else self._reference
-        assert model is not None, "the trainer was made without a reference"
+        model = self.policy.model
+        if of == "reference" and self.spec.reference and self.spec.options.lora is not None:
+            with adapter_off(model):
+                return self._logprobs(model, share, temperature)
+        if of == "reference":
+            assert self._reference is not None, "the trainer was made without a reference"
+            model = self._reference
+        return self._logprobs(model, share, temperature)
+
+    def _logprobs(self, model: PreTrainedModel, share: Share, temperature: float) -> list[npt.NDArray[np.float32]]:
         samples = share.samples
         found: list[npt.NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(samples)
         for batch, counts in self._batches(share):
@@ -158,14 +173,12 @@ class RankTrainer:
             (filler,) = cut([share.filler])
             yield from ((filler, False) for _ in range(int(most) - len(own)))
 
-    @torch.no_grad()
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See ``Trainer.weights``: each tensor gathered on all ranks, on the device."""
-        dtype = self.spec.options.compute_dtype
-        parameters = {name for name, _ in self.policy.model.named_parameters(remove_duplicate=False)}
-        for name, tensor in self.policy.model.state_dict().items():
-            found = whole(tensor.to(self.device))
-            yield name, found.to(dtype) if name in parameters else found
+        """See ``Trainer.weights``: each tensor gathered on all ranks, on the device; of an adapter merged."""
+        return merged_weights(self.policy.model, self.spec.options.compute_dtype, self._whole)
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        return whole(tensor.to(self.device))
 
     @torch.no_grad()
     def expectations(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
@@ -186,18 +199,14 @@ class RankTrainer:
         """See ``Trainer.save``: rank 0 writes, one tensor at a time."""
         dtype = self.spec.options.checkpoint_dtype or self.spec.options.compute_dtype
         self.policy.model.config.dtype = dtype
-        tensors = self._saved(dtype)
-        if dist.get_rank() == 0:
+        model = self.policy.model
+        tensors = ((name, one.cpu()) for name, one in merged_weights(model, dtype, self._whole))
+        first = dist.get_rank() == 0
+        if first:
             write_folder(self.policy, tensors, folder)
         else:
             for _ in tensors:
                 pass
+        if self.spec.options.lora is not None:
+            save_adapter(model, folder / ADAPTER_FOLDER, self._whole, write=first)
         dist.barrier()
-
-    @torch.no_grad()
-    def _saved(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        model = self.policy.model
-        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        for name, tensor in model.state_dict().items():
-            found = whole(tensor.to(self.device))
-            yield name, (found.to(dtype) if name in parameters else found).cpu()

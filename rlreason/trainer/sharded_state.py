@@ -26,7 +26,7 @@ _MODEL, _OPTIMIZER, _SKIPPED = "model.", "optimizer.", "skipped_in_a_row"
 
 def save_sharded(folder: Path, model: nn.Module, trainable: ShardedParameters, optimizer: PolicyOptimizer) -> None:
     """Write weights, moments and counters; called on all ranks with one folder, which all of them see."""
-    save(_state(model, optimizer.state(), optimizer.skipped_in_a_row), checkpoint_id=folder / SHARDS)
+    save(_state(model, trainable, optimizer.state(), optimizer.skipped_in_a_row), checkpoint_id=folder / SHARDS)
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def load_sharded(folder: Path, model: nn.Module, trainable: ShardedParameters, o
         for key in ("step", "exp_avg", "exp_avg_sq")
         if f"{_OPTIMIZER}{key}.{name}" in saved  # a parameter without has not been stepped yet
     }
-    state = _state(model, moments, 0)
+    state = _state(model, trainable, moments, 0)
     differs = sorted(state.keys() ^ saved.keys())
     differs += [name for name, one in state.items() if name in saved and one.shape != _size(saved[name])]
     if differs:
@@ -58,13 +58,12 @@ def _size(saved: object) -> torch.Size | None:
     return saved.size if isinstance(saved, TensorStorageMetadata) else None
 
 
-def _state(model: nn.Module, moments: dict[str, Tensor], skipped: int) -> dict[str, Tensor]:
-    """One flat dict: tied tensors once, buffers too."""
-    seen: set[int] = set()
-    found: dict[str, Tensor] = {}
-    for name, one in model.state_dict(keep_vars=True).items():
-        if id(one) not in seen:
-            seen.add(id(one))
-            found[_MODEL + name] = one.detach()
+def _state(
+    model: nn.Module, trainable: ShardedParameters, moments: dict[str, Tensor], skipped: int
+) -> dict[str, Tensor]:
+    """One flat dict: what is trained, and buffers."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    found = {_MODEL + name: one.detach() for name, one in zip(trainable.names, trainable.parameters, strict=True)}
+    found |= {_MODEL + name: one for name, one in model.state_dict().items() if name not in parameters}
     found |= {_OPTIMIZER + name: one for name, one in moments.items()}
     return found | {_SKIPPED: torch.tensor(skipped)}

@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from rlreason.errors import UsageError
+from rlreason.policy.lora import is_adapter
 from rlreason.policy.model import cast_parameters
 from rlreason.trainer.masters import sampled_places
 
@@ -164,6 +165,9 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """``model`` of the meta device with parameters in ``dtype``: what its shards will be stored in."""
+    """``model`` of the meta device with parameters in ``dtype``, as its shards will be stored; adapters in float32."""
     cast_parameters(model, dtype)
+    for name, one in model.named_parameters():
+        if is_adapter(name):
+            one.data = one.data.float()
     return model

@@ -25,6 +25,8 @@ def write_folder(
 
     Holds one shard at a time. Names in the files are the hub's (each expert of its own), as ``save_pretrained`` has it.
     """
+    config = policy.model.config
+    config.architectures = config.architectures or [type(policy.model).__name__]
     save_without_weights(policy.model, policy.tokenizer, folder)
     index: dict[str, int] = {}
     shard: dict[str, Tensor] = {}

@@ -1,0 +1,194 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685) by peft: small matrices A and B beside frozen weights, W + scaling · B A.
+
+The base is never touched: merged weights are computed from whole tensors, so that nothing of a delivery's rounding
+stays behind (peft's ``merge_adapter`` and back leaves 1e-8 in the base each time).
+
+O = out, I = in, R = rank, E = experts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlreason.errors import UsageError
+
+if TYPE_CHECKING:
+    from peft.tuners.lora.layer import LoraLayer
+
+#: The one adapter of a model.
+_ADAPTER = "default"
+#: What transformers calls the stacked weights of experts, [E, O, I] or [E, I, O].
+_EXPERTS = ("gate_up_proj", "down_proj")
+#: Routers are left as they are: which expert is chosen is not learnt in a few directions.
+_ROUTERS = ("gate", "router")
+#: The folder of the adapter beside a merged checkpoint.
+ADAPTER_FOLDER = "adapter"
+Gather = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraOptions:
+    """Example: ``LoraOptions(rank=16, alpha=32.0)``: scaling alpha / rank = 2 on every linear layer but the head.
+
+    Of DeepSeek's family peft leaves out dense MLPs and shared experts (0.21.2 reads their names as the experts').
+    """
+
+    rank: int
+    alpha: float
+    #: Names of linear layers; empty: all of them but the head.
+    targets: tuple[str, ...] = ()
+    #: The routed experts too.
+    experts: bool = False
+    seed: int = 0
+
+
+def add_adapter(model: PreTrainedModel, options: LoraOptions) -> None:
+    """Put A (random) and B (zeros) beside the weights of ``model``, of any device, and freeze all else: the model says
+    what it said before. Raises UsageError for targets or experts that it has not."""
+    from peft import LoraConfig, inject_adapter_in_model  # slow to import
+
+    stacked = [f"experts.{name}" for name in _EXPERTS if options.experts and _has_experts(model, name)]
+    if options.experts and not stacked:
+        raise UsageError(f"trainer.lora.experts: {type(model).__name__} has no stacked experts")
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,  # peft divides it, and takes any number
+        target_modules=_targets(model, options.targets),
+        target_parameters=stacked,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        try:
+            with warnings.catch_warnings():  # of patterns of its own making
+                warnings.filterwarnings("ignore", message=".*(rank|alpha)_pattern keys")
+                inject_adapter_in_model(config, model, _ADAPTER)
+        except ValueError as error:
+            raise UsageError(f"trainer.lora: {str(error).splitlines()[0]}") from error
+
+
+def _targets(model: PreTrainedModel, named: tuple[str, ...]) -> str:
+    """Layers by a pattern over their last names; without names all linear ones but the head and routers.
+
+    Not as a list: peft reads "up_proj" in a list as the experts', as checkpoints of transformers 4 have it.
+    """
+    if not named:
+        head = model.get_output_embeddings()
+        linear = [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head]
+        named = tuple(sorted({name.rpartition(".")[2] for name in linear} - set(_ROUTERS)))
+    return rf".*\.(?:{'|'.join(map(re.escape, named))})"
+
+
+def _has_experts(model: nn.Module, name: str) -> bool:
+    return any(one.endswith(f"experts.{name}") for one, _ in model.named_parameters())
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of that name is of the adapter."""
+    return ".lora_" in name
+
+
+@contextmanager
+def adapter_off(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is its base: the policy that training began with."""
+    layers = list(_adapted(model).values())
+    for layer in layers:
+        layer.enable_adapters(enabled=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(enabled=True)
+
+
+@torch.no_grad()
+def merged_weights(model: PreTrainedModel, dtype: torch.dtype, whole: Gather) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the model without an adapter, by transformers' names, W + scaling · B A where there is one, added
+    in float32 and rounded to ``dtype`` once; buffers as they are. ``whole`` makes a whole tensor of a shard."""
+    owners = _adapted(model)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, tensor in model.state_dict().items():
+        if is_adapter(name):
+            continue
+        found, plain = whole(tensor), name.replace(".base_layer", "")
+        if name not in parameters:
+            yield plain, found
+            continue
+        owner = _owner(owners, name)
+        if owner is not None:
+            found = found.float() + _delta(owner, whole).to(found.device)
+        yield plain, found.to(dtype)
+
+
+def _adapted(model: nn.Module) -> dict[str, LoraLayer]:
+    """The modules that hold an adapter; none of a model without."""
+    if not any(is_adapter(name) for name, _ in model.named_parameters()):
+        return {}
+    from peft.tuners.lora.layer import LoraLayer
+
+    return {name: one for name, one in model.named_modules() if isinstance(one, LoraLayer)}
+
+
+def _owner(owners: Mapping[str, LoraLayer], name: str) -> LoraLayer | None:
+    """The layer whose adapter is of the parameter; wrappers of several parameters of one module are nested."""
+    path, _, leaf = name.rpartition(".")
+    while True:
+        owner = owners.get(path)
+        if owner is not None and leaf == (owner.parameter_name if _is_stacked(owner) else "weight"):
+            return owner
+        if not path.endswith(".base_layer"):
+            return None
+        path = path.removesuffix(".base_layer")
+
+
+def _is_stacked(layer: LoraLayer) -> bool:
+    """Whether the adapter is of a parameter with all experts, and not of a linear layer."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    return isinstance(layer, ParamWrapper)
+
+
+def _delta(layer: LoraLayer, whole: Gather) -> Tensor:
+    """scaling · B A, float32, in the shape of the weight."""
+    a, b = (whole(matrices[_ADAPTER].weight).float() for matrices in (layer.lora_A, layer.lora_B))
+    scaling: float = layer.scaling[_ADAPTER]
+    if not _is_stacked(layer):
+        return scaling * (b @ a)
+    experts = layer.num_experts
+    a_ERI, b_ORE = a.reshape(experts, -1, a.shape[-1]), b.reshape(b.shape[0], -1, experts)
+    delta_EOI = torch.einsum("ore,eri->eoi", b_ORE, a_ERI)
+    return scaling * (delta_EOI if layer._did_swap_in_out_features else delta_EOI.transpose(1, 2))
+
+
+@torch.no_grad()
+def save_adapter(model: PreTrainedModel, folder: Path, whole: Gather, *, write: bool = True) -> None:
+    """The adapter in peft's format, for ``PeftModel.from_pretrained`` and vLLM.
+
+    Of shards: called on all ranks, of which one is to ``write``.
+    """
+    from peft import get_peft_model_state_dict
+
+    tensors = {
+        f"base_model.model.{name}": whole(one).cpu().contiguous()
+        for name, one in get_peft_model_state_dict(model, adapter_name=_ADAPTER).items()
+    }
+    if not write:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config: Any = next(iter(model.peft_config.values()))
+    settings = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    settings |= {"inference_mode": True, "task_type": "CAUSAL_LM"}
+    text = json.dumps(settings, indent=2, sort_keys=True, default=str)
+    (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")

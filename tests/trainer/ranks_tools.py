@@ -1,0 +1,102 @@
+"""Models, samples and ranks that show their gradients: shared by the tests of sharded trainers and adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlreason.cluster.actors import ActorGroup, ActorOptions
+from rlreason.config import OptimizerConfig, PolicyConfig
+from rlreason.objective.spec import ObjectiveSpec
+from rlreason.policy.batch import supervised_sample
+from rlreason.policy.policies import PolicySource, fresh_tokenizer
+from rlreason.trainer.forward import CrossEntropyLoss, PolicyGradientLoss
+from rlreason.trainer.options import TrainerOptions
+from rlreason.trainer.protocol import Loss
+from rlreason.trainer.ray_trainer import Rank
+from rlreason.trainer.sharding import whole
+from rlreason.types import TrainingSample
+
+CPU = torch.device("cpu")
+SHAPE = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "intermediate_size": 48, "max_position_embeddings": 64,
+}  # fmt: skip
+#: Five experts on two or three ranks: uneven shards. DeepSeek's router has a correction bias, which is no parameter.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen3": {},
+    "qwen3_tied": {"tie_word_embeddings": True},
+    "qwen3_moe": {"moe_intermediate_size": 16, "num_experts": 5, "num_experts_per_tok": 2, "norm_topk_prob": True},
+    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
+    "deepseek_v3": {
+        "moe_intermediate_size": 16, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1,
+        "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 16, "q_lora_rank": 16,
+        "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4,
+    },
+}  # fmt: skip
+
+
+class OpenRank(Rank):
+    """A rank that shows its gradients."""
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Whole, float32, on rank 0."""
+        model = self._opened.policy.model
+        return {name: whole(one.grad).clone() for name, one in model.named_parameters() if one.grad is not None}
+
+
+def source(family: str, seed: int = 0) -> PolicySource:
+    config = PolicyConfig(model_type=family.removesuffix("_tied"), model={**SHAPE, **FAMILIES[family]})
+    return PolicySource(config=config, tokenizer=fresh_tokenizer(config, "0123456789", ()), seed=seed)
+
+
+def options(**changed: Any) -> TrainerOptions:
+    settings = {"optimizer": OptimizerConfig(lr=1e-3), "total_steps": 10, "micro_batch_tokens": 64, **changed}
+    return TrainerOptions(**settings)
+
+
+def demonstrations(lengths: tuple[int, ...] = (9, 20, 14, 30, 8, 12, 22)) -> tuple[list[TrainingSample], Loss]:
+    random = np.random.default_rng(0)
+    samples = [supervised_sample(list(random.integers(2, 12, n)), [0] * 3 + [1] * (n - 3)) for n in lengths]
+    return samples, CrossEntropyLoss(denominator=float(sum(one.loss_mask.sum() for one in samples)))
+
+
+def rollouts() -> tuple[list[TrainingSample], Loss]:
+    """Groups of four completions of unlike lengths, with sampler log-probs that are a little off."""
+    random, samples = np.random.default_rng(1), []
+    for group in range(3):
+        prompt = random.integers(2, 12, 4)
+        for _ in range(4):
+            length = int(random.integers(3, 20))
+            mask = np.arange(4 + length) >= 4
+            samples.append(
+                TrainingSample(
+                    token_ids=np.concatenate([prompt, random.integers(2, 12, length)]),
+                    loss_mask=mask,
+                    sampler_logprobs=(-2.5 + 0.1 * random.standard_normal(4 + length)).astype(np.float32) * mask,
+                    advantages=np.float32(random.standard_normal()) * mask.astype(np.float32),
+                    weights=mask.astype(np.float32) / 100,
+                    group_id=f"g{group}",
+                )
+            )
+    return samples, PolicyGradientLoss(spec=ObjectiveSpec(), temperature=1.0)
+
+
+def relative(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Norm of the difference of all gradients over their norm."""
+    assert found.keys() == expected.keys()
+    apart = sum(float((found[name] - one).double().square().sum()) for name, one in expected.items())
+    return float((apart / sum(float(one.double().square().sum()) for one in expected.values())) ** 0.5)
+
+
+def start(count: int) -> ActorGroup:
+    """Ranks that have met, one thread each; their processes find this file."""
+    environment = {"PYTHONPATH": str(Path(__file__).parent)}
+    options = ActorOptions(name="trainer rank", setting="trainer.ranks", address="local", environment=environment)
+    group = ActorGroup(OpenRank, count, options, 1)
+    group.ask("join", group.ask_one(0, "address"))
+    return group

@@ -233,11 +233,11 @@ def enter(state: Confinement, order: Mapping[str, int]) -> int:
 def _take_filter(state: Confinement, *, private: bool) -> int:
     own_pid = None if state.holds("pid_namespace") else os.getpid()
     plain = private and own_pid is None
-    try:
-        asking = state.seccomp_filter if plain else jail_seccomp.build(own_pid=own_pid, private=private)
-        return linux.seccomp(asking, listen=True)
-    except OSError:  # before Linux 5.5, or under a filter that somebody listens to
-        return linux.seccomp(jail_seccomp.build(own_pid=own_pid, private=private, ask=False))
+    if state.holds("memory_watch"):  # it is the watch that answers
+        with contextlib.suppress(OSError):  # before Linux 5.5, or under a filter that somebody listens to
+            asking = state.seccomp_filter if plain else jail_seccomp.build(own_pid=own_pid, private=private)
+            return linux.seccomp(asking, listen=True)
+    return linux.seccomp(jail_seccomp.build(own_pid=own_pid, private=private, ask=False))
 
 
 def _limit(state: Confinement, order: Mapping[str, int]) -> None:

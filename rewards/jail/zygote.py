@@ -15,6 +15,7 @@ import fcntl
 import gc
 import importlib
 import json
+import math
 import os
 import select
 import signal
@@ -23,7 +24,6 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from rlreason.rewards.jail import judge as jail_judge  # noqa: F401  # the children's; the folder is out of sight later
 from rlreason.rewards.jail import linux
@@ -85,23 +85,37 @@ class Zygote:
     def serve(self) -> None:
         """Fork a child per order and look after it."""
         while True:
-            alive = [run for run in self._runs if not run.killed]
-            watched: list[Any] = [self._control, self._wakeup, self._asks, *(run.status for run in alive)]
-            watched += [run.watch.listener for run in alive if run.watch.listener >= 0]
-            ready = select.select(watched, [], [], self._patience())[0]
+            ready = self._wait()
             if self._wakeup in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wakeup, 4096)
-            if self._asks in ready:
-                self._take_listeners()
+            self._take_listeners()
             for run in list(self._runs):
-                if run.status in ready and not run.killed:
+                if run.status.fileno() in ready and not run.killed:
                     self._kill(run, "told")
                 if run.watch.listener in ready and not run.killed and (reason := run.watch.grant()):
                     self._kill(run, reason)
                 self._look_after(run)
-            if self._control in ready and self._take_order():
+            if self._control.fileno() in ready and self._take_order():
                 return
+
+    def _wait(self) -> set[int]:
+        """Descriptors that have something to read, or have ended. Not those on which nobody can ask any more."""
+        poll, ready = select.poll(), set()
+        for descriptor in (self._control.fileno(), self._wakeup):
+            poll.register(descriptor, select.POLLIN)
+        for run in self._runs:
+            if not run.killed:
+                poll.register(run.status, select.POLLIN)
+                if run.watch.listener >= 0:
+                    poll.register(run.watch.listener, select.POLLIN)
+        patience = self._patience()
+        for descriptor, events in poll.poll(None if patience is None else math.ceil(1000 * patience)):
+            ready.add(descriptor)
+            for run in self._runs:
+                if run.watch.listener == descriptor and not events & select.POLLIN:
+                    run.watch.close()
+        return ready
 
     def _patience(self) -> float | None:
         looks = [run.next_look for run in self._runs if not run.killed]
@@ -173,7 +187,10 @@ class Zygote:
         return False
 
     def _take_listeners(self) -> None:
-        """Keep the descriptors that children have left, each with its run."""
+        """Keep the descriptors that children have left, each with its run.
+
+        At each turn: nobody is woken for it. Who asks before the first look at a run waits until then.
+        """
         with contextlib.suppress(BlockingIOError):
             while True:
                 number, descriptors, _, _ = socket.recv_fds(self._asks, 32, 1)

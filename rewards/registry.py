@@ -82,6 +82,11 @@ def describe(name: str, function: RewardFunction, *, verifier: bool = False, dec
     keyword_only = [p for p in parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
     names = frozenset(p.name for p in keyword_only)
     _check_call(name, parameters)
+    per = declared.per or ("group" if list(parameters)[1:2] == ["completions"] else "completion")
+    wrong = "verdicts" if per == "completion" else "verdict"
+    if wrong in names:
+        right = "verdict" if per == "completion" else "verdicts"
+        raise ValueError(f"reward {name!r} sees a {per}: what it is told is {right!r}, not {wrong!r}")
     return Reward(
         name=name,
         function=function,
@@ -89,7 +94,7 @@ def describe(name: str, function: RewardFunction, *, verifier: bool = False, dec
         options=None if takes_any(parameters) else names - INJECTED,
         required=frozenset(p.name for p in keyword_only if p.default is inspect.Parameter.empty) - INJECTED,
         injected=names & INJECTED,
-        per=declared.per or ("group" if list(parameters)[1:2] == ["completions"] else "completion"),
+        per=per,
         concurrent=is_async(function),
         seconds=declared.seconds,
         memory_mb=declared.memory_mb,

@@ -40,6 +40,10 @@ class AnyPool(Protocol):
         ...
 
 
+#: A call that sees many completions has the seconds of each, and of no more than so many.
+MOST_SECONDS = 10
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Of a run. Example: ``Limits(workers=2, timeout=5.0)``."""
@@ -226,7 +230,7 @@ class _Scoring:
             known=tuple({0: one.scored[place][0]} if 0 in one.scored[place] else {} for one, place in places),
             step=self.request.step,
             verify=self.request.verify,
-            seconds=(limits.timeout if lane.seconds is None else lane.seconds) * len(places),
+            seconds=(limits.timeout if lane.seconds is None else lane.seconds) * min(len(places), MOST_SECONDS),
         )
         done: Future[None] = Future()
 

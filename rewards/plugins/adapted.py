@@ -102,3 +102,8 @@ def messages_of(problem: Problem) -> list[dict[str, str]]:
 def reply_of(completion: Completion) -> list[dict[str, str]]:
     """The response as the assistant's turn."""
     return [{"role": "assistant", "content": completion.response}]
+
+
+def gold_of(problem: Problem) -> object:
+    """The reference as a data set holds it: several golds are a list."""
+    return list(problem.reference) if isinstance(problem.reference, tuple) else problem.reference

@@ -71,7 +71,9 @@ def _load_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        raise ValueError(f"plug-in module {name!r} did not import: {type(error).__name__}: {error}") from error
+        here = Path(*name.split(".")).with_suffix(".py")
+        hint = f"; the file in this folder is {here}:…" if here.is_file() else ""
+        raise ValueError(f"plug-in module {name!r} did not import: {type(error).__name__}: {error}{hint}") from error
 
 
 def _load_file(path: str) -> ModuleType:

@@ -14,6 +14,7 @@ from rlreason.rewards.plugins.adapted import (
     AnyFunction,
     accepted,
     doc_of,
+    gold_of,
     is_async,
     listed,
     needed,
@@ -37,7 +38,7 @@ def adapt(function: AnyFunction) -> Adapted:
         given = {
             "queries": [prompt + one.response for prompt, one in zip(prompts, completions, strict=True)],
             "prompts": prompts,
-            "labels": [one.reference for one in problems],
+            "labels": [gold_of(one) for one in problems],
         }
         value = function(**accepted(parameters, given), **options)
         return (

@@ -45,7 +45,7 @@ def adapt(folder: str) -> Adapted:
 
     keys = frozenset({"batch_size", "max_length", "device", "dtype"})
     # The seconds hold the time to load it; address space says nothing of what torch uses.
-    return Adapted(function=call, per="step", options=keys, seconds=120.0, memory_mb=0, doc=call.__doc__ or "")
+    return Adapted(function=call, per="step", options=keys, seconds=360.0, memory_mb=0, doc=call.__doc__ or "")
 
 
 def _text(tokenizer: Any, problem: Problem, completion: Completion) -> str:

@@ -65,7 +65,7 @@ def adapt(url: str) -> Adapted:
         per="group",
         concurrent=True,
         options=keys,
-        seconds=300.0,
+        seconds=130.0,
         deterministic=False,
         doc=call.__doc__ or "",
     )

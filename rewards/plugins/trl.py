@@ -16,6 +16,7 @@ from rlreason.rewards.plugins.adapted import (
     AnyFunction,
     accepted,
     doc_of,
+    gold_of,
     is_async,
     listed,
     messages_of,
@@ -120,7 +121,7 @@ def _arguments(
     columns: dict[str, object] = {
         "id": [one.id for one in problems],
         "source": [one.source for one in problems],
-        **{name: [one.reference for one in problems] for name in _GOLD},
+        **{name: [gold_of(one) for one in problems] for name in _GOLD},
     }
     for name in dict.fromkeys(name for one in problems for name in one.extra):
         filler = columns.get(name)
@@ -148,7 +149,7 @@ async def _later(values: object, count: int, logged: _Logged, who: str) -> list[
 
 def _results(values: object, count: int, logged: _Logged, who: str) -> list[object]:
     """Scores, with what was logged as parts (numbers) and detail (anything else)."""
-    scores = listed(values, count, who)
+    scores = [None if isinstance(one, float) and math.isnan(one) else one for one in listed(values, count, who)]
     columns = {name: column for name, column in logged.columns.items() if len(column) == count}
     if not columns and not logged.metrics:
         return scores
@@ -159,7 +160,7 @@ def _results(values: object, count: int, logged: _Logged, who: str) -> list[obje
 
 def _result(value: object, logged: Mapping[str, object], of_all: _Logged) -> object:
     score = None if value is None else float(value)  # type: ignore[arg-type]
-    if score is None or math.isnan(score):
+    if score is None:
         return None
     numbers = {name: float(one) for name, one in logged.items() if isinstance(one, (int, float))}
     texts = [f"{name}: {one}" for name, one in logged.items() if name not in numbers]

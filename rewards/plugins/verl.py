@@ -16,6 +16,7 @@ from rlreason.rewards.plugins.adapted import (
     AnyFunction,
     accepted,
     doc_of,
+    gold_of,
     is_async,
     listed,
     named,
@@ -82,13 +83,18 @@ def _bound(function: AnyFunction, parameters: Mapping[str, inspect.Parameter]) -
 
 def _values(problem: Problem, completion: Completion) -> dict[str, object]:
     """As verl's reward managers have it: ``data_source`` and ``extra_info`` are the row's columns of these names."""
-    extra: dict[str, object] = {"index": problem.id, "tags": list(problem.tags)}
+    extra: dict[str, object] = {
+        "index": problem.id,
+        "tags": list(problem.tags),
+        "num_turns": None,
+        "rollout_reward_scores": {},
+    }
     own = problem.extra.get("extra_info", {})
     extra |= dict(own) if isinstance(own, Mapping) else {}
     return {
         "source": problem.extra.get("data_source", problem.source),
         "response": completion.response,
-        "gold": problem.reference,
+        "gold": gold_of(problem),
         "extra": extra,
     }
 

@@ -97,6 +97,7 @@ def takes_nothing(): return 1
 
 def asks(completions, nums, **kwargs): return [1.0]
 def few(completions, **kwargs): return [1.0, 2.0]
+def nan(completions, **kwargs): return [float("nan")]
 async def later(completions, **kwargs): return [0.25 for _ in completions]
 """
 
@@ -115,6 +116,8 @@ def test_trl_factories_take_their_options(tmp_path: Path) -> None:
     assert "column 'nums', which the data does not have (there are: answer" in one(f"trl:{path}:asks").detail
     assert "2 values for 1 completions" in one(f"trl:{path}:few").detail
     assert one(f"trl:{path}:later").score == 0.25
+    nan = one({"accuracy": 1.0, f"trl:{path}:nan": 1.0})  # as None: it does not apply
+    assert (nan.score, nan.parts) == (1.0, {"accuracy": 1.0})
 
 
 def test_a_lazy_package_s_functions_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,8 +210,11 @@ def test_a_function_of_another_framework_without_its_name_is_refused(tmp_path: P
         "def trl(prompts, completions, **kwargs): return [1.0]\n"
         "def verl(data_source, solution_str, ground_truth): return 1.0\n"
         "def one(problem): return 1.0\n"
-        "def three(problem, completion, limit): return 1.0\n",
+        "def three(problem, completion, limit): return 1.0\n"
+        "def many(problem, completions, *, verdict): return [1.0]\n",
     )
+    with pytest.raises(ValueError, match="is 'verdicts', not 'verdict'"):
+        resolve(f"{path}:many")
     for name, hint in (("trl", "named trl:"), ("verl", "named verl:"), ("one", "takes"), ("three", "after a")):
         with pytest.raises(ValueError, match="a reward takes") as caught:
             resolve(f"{path}:{name}")

@@ -140,7 +140,7 @@ def test_columns_of_the_row_reach_functions_of_trl_and_verl(tmp_path: Path) -> N
         tmp_path / "columns.py",
         "def trl(completions, nums, **kwargs): return [float(sum(one) == 6) for one in nums]\n"
         "def verl(data_source, solution_str, ground_truth, extra_info=None):\n"
-        "    return float((data_source, extra_info['index'], len(extra_info)) == ('openai/gsm8k', 3, 3))\n",
+        "    return float((data_source, extra_info['index'], extra_info['split']) == ('openai/gsm8k', 3, 'train'))\n",
     )
     extra = {"nums": [1, 2, 3], "data_source": "openai/gsm8k", "extra_info": {"index": 3, "split": "train"}}
     problem = replace(PROBLEM, extra=extra)

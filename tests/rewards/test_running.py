@@ -169,6 +169,19 @@ def test_a_step_reward_sees_all_that_is_drawn_for_a_step(plugin: str) -> None:
         assert [one.result(60).scores_G for one in (*first, last)] == [(4.0, 4.0, 4.0), (), (4.0,)]
 
 
+def test_the_main_part_may_have_limits_of_its_own(plugin: str) -> None:
+    """Then it is asked first, and the others after it; ``length`` is told its verdict."""
+    table: dict[str, object] = {
+        "format": 0.5,
+        "accuracy": {"weight": 1.0, "seconds": 30.0},
+        "length": {"weight": 1.0, "max_tokens": 4, "correct": [2.0, 2.0], "wrong": [-2.0, -2.0]},
+    }
+    (found,) = scored(table, group("p", "7", "8", "<think>x</think><answer>7</answer>"))
+    assert [one.score for one in found] == [3.0, -2.0, 3.5]
+    (late,) = scored({f"{plugin}:quick": 1.0, "format": 1.0}, group("p", "3", "4"))
+    assert [(one.score, one.verdict.value) for one in late] == [(None, "timed_out"), (1.0, "correct")]
+
+
 def test_a_reward_s_own_limits_hold(plugin: str) -> None:
     table: dict[str, object] = {"accuracy": 1.0, f"{plugin}:quick": 0.5}
     (found,) = scored(table, group("p", *map(str, range(8))), timeout=60.0)
@@ -264,6 +277,8 @@ class Server(BaseHTTPRequestHandler):
             self._say(503, b"later")
         elif self.path == "/never":
             self._say(500, b"broken for good")
+        elif self.path == "/slow":
+            self.server.let_go.wait(20)  # type: ignore[attr-defined]
         elif self.path == "/no":
             self._say(403, b"who are you?")
         elif self.path == "/odd":
@@ -289,8 +304,10 @@ def server() -> Iterator[str]:
     Server.asked.clear()
     Server.refused = 0
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as http:
+        http.let_go = threading.Event()  # type: ignore[attr-defined]
         threading.Thread(target=http.serve_forever, daemon=True).start()
         yield f"http:http://127.0.0.1:{http.server_port}"
+        http.let_go.set()  # type: ignore[attr-defined]
         http.shutdown()
 
 
@@ -319,9 +336,12 @@ def test_a_reward_server_that_fails(server: str) -> None:
         ("never", 3, "500: broken for good, after 3 requests"),
         ("no", 1, "refuses with 403: who are you?"),
         ("odd", 1, "no JSON"),
+        ("slow", 3, "no answer from the reward server: timed out, after 3 requests"),
     ):
         Server.asked.clear()
-        ((result,),) = scored({f"{server}/{path}": fast | {"retries": 2}}, group("a", "1"))
+        ((result,),) = scored(
+            {f"{server}/{path}": fast | {"retries": 2, "timeout": 0.3 if path == "slow" else 20.0}}, group("a", "1")
+        )
         assert (result.verdict, len(Server.asked)) == (Verdict.BROKEN, requests)
         assert said in result.detail
     gone = "http:http://127.0.0.1:9/score"

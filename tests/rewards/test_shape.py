@@ -1,9 +1,9 @@
-"""Format, language, length, overlong, repetition."""
+"""Format, tags, language, length, conciseness, overlong, repetition."""
 
 import pytest
 
 from rlreason.rewards.language import language, words
-from rlreason.rewards.shape import format_reward, length, overlong, repetition
+from rlreason.rewards.shape import conciseness, format_reward, length, overlong, repetition, tags
 from rlreason.types import Completion, Problem, Verdict
 
 PROBLEM = Problem(id="p", prompt="", verifier="math", reference="7")
@@ -129,3 +129,35 @@ def test_overlong_is_daposeq13(tokens: int, cut: bool, value: float) -> None:
 )
 def test_repetition(text: str, value: float) -> None:
     assert repetition(PROBLEM, completion(text)) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("<think>a</think><answer>7</answer>", 1.0),
+        ("<think>a</think>7", 0.5),
+        ("a", 0.0),
+        ("<think><think>a</think><answer>7</answer>", 0.75),  # twice is not once
+        ("</think>a<think>", 0.25),  # a closing tag before its opening one
+        ("<think>" * 1000, 0.0),
+    ],
+)
+def test_tags_count_once(text: str, share: float) -> None:
+    assert tags(PROBLEM, Completion.from_text(text)) == share
+
+
+def test_conciseness_by_hand() -> None:
+    """Lengths 10, 20, 30: slopes 0.5, 0, -0.5; a wrong answer gains nothing by being short."""
+    right, wrong = Verdict.CORRECT, Verdict.WRONG
+
+    def of(*rows: tuple[int, Verdict]) -> list[float]:
+        completions = [
+            Completion(prompt_ids=(1,), token_ids=(2,) * n, sampler_logprobs=None, text="", finish_reason="stop")
+            for n, _ in rows
+        ]
+        return conciseness(PROBLEM, completions, verdicts=[verdict for _, verdict in rows])
+
+    assert of((10, right), (20, right), (30, right)) == [0.5, 0.0, -0.5]
+    assert of((10, wrong), (20, right), (30, wrong)) == [0.0, 0.0, -0.5]
+    assert of((10, right), (10, wrong)) == [0.0, 0.0]
+    assert of((10, Verdict.BROKEN), (30, right)) == [0.0, -0.5]

@@ -76,6 +76,7 @@ class _Parser(Cursor):
         self.braces = 0
         #: Open intervals that are written ``]1, 3[``.
         self.outward = 0
+        self.integrals = 0
         #: Conditions in brackets behind a formula, as in ``1/x (x != 0)``.
         self.conditions: list[Node] = []
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from rlreason.rewards.math.parse import _Parser
 
 _BIG = frozenset({"\\sum", "\\prod", "\\int", "\\lim", "\\oint", "\\iint"})
+#: Nested integrals whose integrand is looked for behind a sum: each looks twice.
+_MAX_INTEGRALS = 3
 _TERM, _SIGN, _FACTOR, _POWER = 39, 49, 50, 69
 _INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot", "sec": "arcsec", "csc": "arccsc"}
 
@@ -303,7 +305,8 @@ def _big(parser: _Parser, name: str) -> Node:
         else:
             lower = parser.prefix(parser.take())
     start, tokens = parser.at, list(parser.tokens)
-    if name == "int":  # up to its dx, which may stand behind a sum
+    parser.integrals += name == "int"
+    if name == "int" and parser.integrals <= _MAX_INTEGRALS:  # up to its dx, which may stand behind a sum
         body = parser.expression(_TERM)
         if body.kind == "add" and differential(body)[1]:
             return call(name, body, lower, upper)

@@ -66,7 +66,7 @@ def _read(text: str) -> Answer:
     letter, choice = letter_and_choice(plain)
     words = plain_words(plain)
     node: Node | None
-    remainder = _REMAINDER.fullmatch(plain)
+    remainder = _REMAINDER.fullmatch(plain) if len(plain) < 90 else None
     if remainder:
         node = call("remainder", num(int(remainder[1])), num(int(remainder[2])))
         return Answer(text=plain, node=node, words=words)
@@ -179,7 +179,7 @@ def plain_words(text: str) -> str:
     text = _STYLE.sub(" ", text)
     text = re.sub(r"\\[,;:! ]|[${}\\\"'`*]|\\\\", " ", text)
     text = re.sub(r"\b(?:the|a|an)\b", " ", text.lower()) if " " in text.strip() else text.lower()
-    return " ".join(re.sub(r"[.!?,;:]+(?=\s|$)", " ", text).replace("-", " ").split())
+    return " ".join(re.sub(r"(?<![.!?,;:])[.!?,;:]+(?=\s|$)", " ", text).replace("-", " ").split())
 
 
 def _wordy(text: str) -> bool:

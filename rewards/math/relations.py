@@ -130,7 +130,7 @@ def relation_value(relation: Node, options: Options, equal: Equal) -> Node | Non
     if named is not None:
         return named[1]
     operands = relation.args
-    named_chain = len(operands) > 2 and bool(symbols(operands[0])) and not any(symbols(o) for o in operands[1:])
+    named_chain = len(operands) > 2 and len(symbols(operands[0])) > 1 and not any(symbols(o) for o in operands[1:])
     if (len(operands) > 2 and is_name(operands[0])) or named_chain or not symbols(relation):
         values = operands[1:] if is_name(operands[0]) or named_chain else operands
         if all(equal(values[0], v, options) for v in values[1:]):

@@ -15,11 +15,11 @@ from rlreason.rewards.math.values import Options, values_equal
 
 Equal = Callable[[Node, Node, Options], bool | None]
 
-_INTEGERS = r"(?:\\in|in)\s*\\?(?:mathbb|mathbf|Bbb|mathrm|bf)?\s*\{?\s*([ZN])(?![A-Za-z])"
+_INTEGERS = r" ?(?:\\in|in) ?\\?(?:mathbb|mathbf|Bbb|mathrm|bf)? ?\{? ?([ZN])(?![A-Za-z])"
 _DECLARED = re.compile(
-    r"(?:(?<=[,;(])\s*([a-z])\s*,\s*|(?<![A-Za-z\\]))([a-zA-Z])(?:_\{?\d\}?)?\s*" + _INTEGERS
-    + r"|(?<![A-Za-z\\])([a-zA-Z])\s*(?:\\text\s*\{)?\s*(?:is|are|being)?\s*(?:an?|any)?\s*(?:为)?(?:integer|整数)"
-    + r"|(?:integers?|整数)\s*\}?\s*\$?([a-zA-Z])(?![A-Za-z])"
+    r"(?:(?<=[,;(]) ?([a-z]) ?, ?|(?<![A-Za-z\\]))([a-zA-Z])(?:_\{?\d\}?)?" + _INTEGERS
+    + r"|(?<![A-Za-z\\])([a-zA-Z]) ?(?:\\text ?\{)? ?(?:is|are|being|为|是)? ?(?:an?|any|some)? ?(?:integer|整数)"
+    + r"|(?:integers?|整数) ?\}? ?\$?([a-zA-Z])(?![A-Za-z])"
 )  # fmt: skip
 _CONSTANT = re.compile(r"(?:[CcKk]|const)(?:_?\{?\d\}?)?")
 _VARIABLES = frozenset({"x", "t", "s", "u", "v", "y", "z", "theta", "phi"})
@@ -41,7 +41,7 @@ def _declared(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     if "in" not in text and "整" not in text:
         return found
-    for match in _DECLARED.finditer(text):
+    for match in _DECLARED.finditer(" ".join(text.split())):
         one, two, numbers, said, named = match.groups()
         for letter in (one, two, said, named):
             if letter:
@@ -88,12 +88,12 @@ def _same_constants(a: Node, b: Node, options: Options, equal: Equal) -> bool:
     left, right = _constants(a), _constants(b)
     if not left or len(left) != len(right) or len(left) > 3:
         return False
-    if len(left) == 1:
+    named_c = bool({"C", "const"} & {*left, *right})
+    if len(left) == 1 and named_c:
         rest_a, rest_b = _without(_body(a), left[0]), _without(_body(b), right[0])
         if rest_a is not None and rest_b is not None and _same_subject(a, b):
             return _constant_difference(rest_a, rest_b, options)
-    indexed = all("_" in name for name in (*left, *right))
-    if not indexed and not ({"C", "const"} & {*left, *right}):
+    if not named_c and not all("_" in name for name in (*left, *right)):
         return False
     for order in permutations(left):
         names = {old: Node("sym", (), new) for old, new in zip(right, order, strict=True)}

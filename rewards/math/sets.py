@@ -173,6 +173,15 @@ def _holds(ev: Evaluator, node: Node, x: Any, variable: str) -> bool:
     return same(ev, value, x)
 
 
+def holds_at(condition: Node, x: Any, variable: str) -> bool:
+    """Does a condition on ``variable`` hold where it is ``x``? False where that can't be told."""
+    ev = evaluator()
+    try:
+        return _holds(ev, condition, ev.mp.mpf(x), variable)
+    except Undecided:
+        return False
+
+
 def _in_numbers(ev: Evaluator, name: str, x: Any) -> bool:
     whole = x == ev.mp.nint(x)
     checks = {"R": True, "Z": whole, "N": whole and x > 0, "C": True, "R^+": x > 0, "Z^+": whole and x > 0}

@@ -5,8 +5,11 @@ from __future__ import annotations
 import html
 import re
 
+from rlreason.rewards.math.tree import MAX_LENGTH
 from rlreason.rewards.math.words import to_ascii_math
 
+#: Longer texts are not read as mathematics.
+_LONGEST = 4 * MAX_LENGTH
 _SPECIAL_TOKENS = re.compile(r"<[|｜][^<>|｜]{0,40}[|｜]>|</?s>")
 
 
@@ -14,8 +17,8 @@ def clean(text: str) -> str:
     """Unicode as LaTeX, doubled backslashes as single ones, end-of-turn tokens gone, one spelling for each notation.
 
     Example: ``0.\\dot{3}`` becomes ``0.\\overline{3}``, ``{}_8C_2`` becomes ``\\binom{8}{2}``."""
-    if _SEPARATED.fullmatch(text):
-        return re.sub(r"['.]", "", text).strip()
+    if len(text) > _LONGEST or _SEPARATED.fullmatch(text):
+        return (re.sub(r"['.]", "", text) if len(text) < _LONGEST else text).strip()
     if "<" in text or "&" in text:
         text = _markup(_SPECIAL_TOKENS.sub("", text))
     if not text.isascii():
@@ -76,7 +79,7 @@ _PERIOD = re.compile(r"(?<![\d.])(\d+\.)\((\d+)\)")
 _SELECTION = re.compile(
     r"(?:\{\s*\}\s*)?([_^])\s*(\{\s*\w+\s*\}|\w)\s*(?:\\(?:mathrm|text|rm)\s*)?\{?\s*([CPA])\s*\}?\s*_\s*(\{\s*\w+\s*\}|\w)"
 )
-_END_MARK = re.compile(r"\s*(?:\\(?:blacksquare|square|Box|qed|qedsymbol)(?![A-Za-z])|[■□∎])[\s$.]*$")
+_END_MARKS = ("\\blacksquare", "\\square", "\\Box", "\\qed", "\\qedsymbol", "■", "□", "∎")
 _ARROW = re.compile(r"^[\s$]*\\(?:Rightarrow|implies|therefore|Longrightarrow|rightarrow|to|quad)(?![A-Za-z])\s*")
 _PART_OF = {"half": "1/2", "quarter": "1/4", "third": "1/3"}
 _AND_PART = re.compile(r"(?<![\d.])(\d+)\s+and\s+(?:an?|one)\s+(half|quarter|third)\b")
@@ -88,11 +91,10 @@ def _of_latex(text: str) -> str:
     if "\\dot" in text:
         text = _DOTS.sub(lambda m: f"\\overline{{{m[1]}{m[2] or ''}{m[3] or ''}}}", text)
     if "square" in text or "Box" in text or "qed" in text:
-        cut = _END_MARK.sub("", text)
-        text = cut or text
+        text = _without_end_mark(text)
     if text.lstrip(" $").startswith("\\"):
         text = _ARROW.sub("", text)
-    return _REASON.sub("", text, count=1) if "\\text" in text or "\\mbox" in text else text
+    return _without_reason(text) if "\\text" in text or "\\mbox" in text else text
 
 
 def _selection(match: re.Match[str]) -> str:
@@ -101,18 +103,32 @@ def _selection(match: re.Match[str]) -> str:
     return chosen if match[3] == "C" else f"{chosen}*({k})!"
 
 
+def _without_end_mark(text: str) -> str:
+    shown = text.rstrip(" \n$.")
+    mark = next((m for m in _END_MARKS if shown.endswith(m)), "")
+    return shown.removesuffix(mark).rstrip() or text
+
+
 #: What follows is why, and no part of the answer.
 _REASON = re.compile(
-    r"(?<=\S)[\s,;(]*\\(?:text|mbox|textrm|textit)\s*\{[\s,;(]*(?:since|because|as\s|i\.e|due to|namely|given that).*$",
-    re.DOTALL | re.IGNORECASE,
+    r"\\(?:text|mbox|textrm|textit)\s*\{[\s,;(]*(?:since|because|as\s|i\.e|due to|namely|given that)", re.IGNORECASE
 )
-_UNIT_IN_BRACKETS = re.compile(r"(?<=[\d}\s])\s*\(\s*([A-Za-z][A-Za-z .^/\d]{0,30}|[\u4e00-\u9fff]{1,6})\s*\)[\s$.]*$")
+
+
+def _without_reason(text: str) -> str:
+    found = _REASON.search(text)
+    return (text[: found.start()].rstrip(" \n\t,;(") if found else "") or text
+
+
+_UNIT_IN_BRACKETS = re.compile(r"\(\s*([A-Za-z][A-Za-z .^/\d]{0,30}|[\u4e00-\u9fff]{1,6})\s*\)[\s$.]*$")
 
 
 def _bracketed_unit(match: re.Match[str]) -> str:
     from rlreason.rewards.math.units import unit_size
 
-    words = match[1]
+    words, before = match[1], match.string[: match.start()].rstrip()[-1:]
+    if not (before.isdigit() or before == "}"):
+        return match[0]
     if unit_size(words) is None and not re.fullmatch(r"units?|[a-z]{4,}|[\u4e00-\u9fff]+", words):
         return match[0]
     return f"\\text{{ {words}}}"

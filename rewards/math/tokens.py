@@ -181,7 +181,7 @@ class _Lexer:
 
     def text_command(self, name: str) -> None:
         content = self.argument()
-        words = content.replace("~", " ").strip()
+        words = content.replace("~", " ").replace("\\ ", " ").replace("\\,", " ").strip()
         if not words:
             self.spaced = True
             return

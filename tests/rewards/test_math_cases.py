@@ -8,7 +8,11 @@ from rlreason.rewards.math.answer import check
 from rlreason.rewards.math.values import Options
 from rlreason.types import Verdict
 
-TABLE = Path(__file__).with_name("math_cases.txt").read_text(encoding="utf-8").splitlines()
+TABLE = [
+    line
+    for path in sorted(Path(__file__).parent.glob("math_cases*.txt"))
+    for line in path.read_text(encoding="utf-8").splitlines()
+]
 CASES = [(line[0], *line[2:].split(" @@ ")) for line in TABLE if line and line[0] in "=!>"]
 
 
@@ -38,6 +42,9 @@ def test_table(sign: str, gold: str, answer: str) -> None:
         ("10 \\text{ cm}", "10", Options(), True),
         ("10 \\text{ cm}", "10", Options(units=True), False),
         ("10 \\text{ cm}", "0.1\\text{ m}", Options(units=True), True),
+        ("5000 \\text{ W}", "5\\text{ kW}", Options(units=True), True),
+        ("5 \\text{ W}", "5\\text{ kW}", Options(units=True), False),
+        ("5 \\text{ apples}", "5", Options(units=True), True),
         ("20", "20\\%", Options(), True),
         ("20", "20\\%", Options(percent_as_unit=False), False),
         ("0.2", "20\\%", Options(), True),
@@ -86,6 +93,24 @@ def test_sympy_decides_the_rest(gold: str, answer: str, right: bool) -> None:
 def test_sympy_past_its_limit_is_timed_out() -> None:
     result = check("\\boxed{1}", "\\int_0^{\\infty} e^{-x^{x^{x}}} \\sin(x^{7}) \\ln(1+x^3) dx")
     assert (result.score, result.verdict) == (None, Verdict.TIMED_OUT)
+
+
+@pytest.mark.parametrize("levels", [10, 45])
+def test_nested_integrals_and_long_connections_end(levels: int) -> None:
+    for answer in (
+        "\\int_0^1 " * levels + "x dx",
+        "a in " * 700,
+        "7" + "," * 3900 + "R",
+        "2[" * 1900,
+        "5 ( a ) " * 400,
+    ):
+        assert verdict("5", answer) is Verdict.WRONG
+
+
+def test_long_lists_in_another_order() -> None:
+    numbers = [str(n) for n in range(1, 300)]
+    assert verdict(",".join(numbers), ",".join(reversed(numbers))) is Verdict.CORRECT
+    assert verdict(",".join(numbers), ",".join(["7", *numbers[:-1]])) is Verdict.WRONG
 
 
 def test_an_undone_integral_does_not_answer_a_number() -> None:

@@ -51,9 +51,9 @@ def test_labelled_cases(boxed: bool) -> None:
     assert len(false_positives) <= 0.004 * len(unequal), false_positives
 
 
-@pytest.mark.parametrize(("kind", "right", "false_positives"), [("public", 385, 1), ("variants", 263, 49)])
+@pytest.mark.parametrize(("kind", "right", "false_positives"), [("public", 418, 0), ("variants", 363, 0)])
 def test_public_formats_are_judged_no_worse_than_measured(kind: str, right: int, false_positives: int) -> None:
-    """Formats and attacks that the verifier was not made for: 92 % and 72 % today, which is not enough; never less."""
+    """Public reports and gold formats (418), and variants and attacks made of them (364): what is measured today."""
     cases = [c for c in rows("verifier_cases/public_2026_11") if c["set"] == kind and not c.get("debatable")]
     found = [is_correct(c) for c in cases]
     assert sum(one == c["equal"] for one, c in zip(found, cases, strict=True)) >= right

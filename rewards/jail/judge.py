@@ -46,6 +46,43 @@ def _innermost_call(tree: ast.Module) -> str | None:
     return None
 
 
+def classes_used(tree: ast.Module) -> set[str]:
+    """Names that tests use as classes: with a capital, and objects made by calling them are more than compared.
+
+    An attribute is asked for (``Stack().push``, ``s = Stack()`` and ``s.push``), two of them meet in an operator, or
+    ``isinstance`` names it. ``Split(x) == [1]`` alone may be a function's result.
+    """
+    made: dict[str, set[str]] = {}
+    used: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and (name := _class_called(node.value)):
+            made.setdefault(name, set()).update(ast.unparse(target) for target in node.targets)
+        elif isinstance(node, ast.withitem) and (name := _class_called(node.context_expr)):
+            used.add(name)
+        elif isinstance(node, (ast.BinOp, ast.Compare)):
+            parts = (node.left, node.right) if isinstance(node, ast.BinOp) else (node.left, *node.comparators)
+            names = [name for name in map(_class_called, parts) if name]
+            used |= {name for name in names if names.count(name) > 1}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("isinstance", "assertIsInstance")):
+            used |= {part.id for part in node.args[1:] if isinstance(part, ast.Name) and part.id[0].isupper()}
+    asked = {ast.unparse(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    used |= {name for name, targets in made.items() if targets & asked}
+    calls = (node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    return used | {name for name in map(_class_called, calls) if name}
+
+
+def _class_called(node: ast.expr) -> str | None:
+    """``Stack`` of ``Stack(3)``, of ``solution.Stack(3)`` and of ``2 * Stack(3)``."""
+    if isinstance(node, ast.BinOp):
+        return _class_called(node.left) or _class_called(node.right)
+    if isinstance(node, ast.UnaryOp):
+        return _class_called(node.operand)
+    if isinstance(node, ast.Call):
+        name = ast.unparse(node.func).rpartition(".")[2]
+        return name if name[:1].isupper() else None
+    return None
+
+
 class _Names:
     """The names that a test uses, and whose they are: decided by the tests alone, whatever the program defines."""
 
@@ -54,12 +91,15 @@ class _Names:
         called = _called_names(trees)
         asked = entry_point is not None or any(name not in BUILT_IN and name not in usual.NAMES for name in called)
         self.header = usual.for_tests(self.used, called) if prelude is None else {}
+        if entry_point is not None and prelude is None:  # what else is called helps the test
+            self.header.update((name, usual.NAMES[name]) for name in self.used & usual.NAMES.keys() - {entry_point})
         if not asked:  # the one thing that is called may be what the program was asked for
             self.header = {name: value for name, value in self.header.items() if name not in called or name in _OWN}
         self.tested = entry_point
         if entry_point is None and all(name in BUILT_IN for name in called):
             self.tested = next(filter(None, map(_innermost_call, trees)), None)
         self._called = called
+        self.made_by = set().union(*map(classes_used, trees))
 
     def visible(self, names: set[str]) -> set[str]:
         """Names of the program that tests may reach: those they use, but built-in ones only if they are what is tested.
@@ -94,6 +134,10 @@ class _Space:
     def classes(self) -> dict[str, type]:
         """Classes whose instances cross by what they hold."""
         return {**usual.NODES, **crossing(self.given, "tests")}
+
+    def made_by(self) -> set[str]:
+        """Names that tests call to make an object of."""
+        return self._tests.made_by
 
     def add(self, names: set[str], value_of: Callable[[str], object]) -> set[str]:
         """Let tests see those ``names`` of the program that they may. Returns which."""
@@ -166,7 +210,7 @@ def _apart(channel: Channel, space: _Space, names: set[str], wanted: set[str], t
     """Stand-ins for the program's names. Returns that of the entry point."""
     largest = test["largest"]
     assert isinstance(largest, int)
-    remote = Remote(channel, space.classes(), largest=largest)
+    remote = Remote(channel, space.classes(), made_by=space.made_by(), largest=largest)
 
     def value_of(name: str) -> object:
         value = remote.ask("get", name, (), {})
@@ -188,7 +232,7 @@ def _together(space: _Space, source: str, prelude: str | None, wanted: set[str],
     program.run()
     sys.modules["__main__"] = sys.modules["tests"]
     server = Server(program, None)
-    names = set(program.own())
+    names = set(program.defined())
     visible = space.add(names, server.find)
     program.names["__all__"] = sorted(visible)
     for name in wanted:

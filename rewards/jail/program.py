@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import builtins
 import gc
-import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
@@ -28,7 +27,7 @@ _FILE = "program.py"
 _DEPTH = 1000  # the interpreter's own limit, counted from the program's first frame
 
 
-class PackageFinder(importlib.abc.MetaPathFinder):
+class PackageFinder:
     """Imports the named packages from their folders, and nothing else that lies beside them."""
 
     def __init__(self, places: Mapping[str, str]) -> None:
@@ -89,14 +88,9 @@ class Program:
             exec(compile(self._prelude, "<prelude>", "exec", dont_inherit=True), self.names)
         self.given = dict(self.names)
 
-    def own(self) -> list[str]:
-        """Names that the program defined or changed."""
-        missing = object()
-        return [
-            name
-            for name, value in list(self.names.items())
-            if type(name) is str and not name.startswith("__") and self.given.get(name, missing) is not value
-        ]
+    def defined(self) -> list[str]:
+        """Names that the program has, defined or imported."""
+        return [name for name in list(self.names) if type(name) is str and not name.startswith("__")]
 
 
 def _frames() -> int:
@@ -124,8 +118,9 @@ def end(work: Callable[[], object], module: types.ModuleType | None = None) -> N
         atexit._run_exitfuncs()
         code = _flush() or code
         if module is not None:
+            sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
             _take_down(module.__dict__)
-        code = _flush() or code
+            code = _flush() or code
     except BaseException:
         code = code or 120
     os._exit(code)

@@ -54,7 +54,7 @@ class Server:
 
     def ready(self) -> Tree:
         """``[name, ...]`` of what the program defines."""
-        return list(self._program.own())
+        return list(self._program.defined())
 
     def answer(self, request: list[Tree]) -> list[Tree]:
         """Do what is asked; ``more`` holds what the asker needs besides: changed arguments, objects, printed text."""

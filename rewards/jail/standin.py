@@ -23,7 +23,15 @@ from rlreason.rewards.jail.data import NotPlain, TooDeep, Tree
 from rlreason.rewards.jail.nodes import Table
 
 #: Arguments of these types cross as lists.
-_ITERATORS = (map, filter, zip, enumerate, reversed, types.GeneratorType)
+_ITERATORS = (
+    map,
+    filter,
+    zip,
+    enumerate,
+    reversed,
+    types.GeneratorType,
+    *map(type, map(iter, ([], (), {}, set(), ""))),
+)
 #: An answer that can't have made a later argument large: short, without long numbers, ranges, objects.
 _SMALL = 200
 _LARGE_PARTS = re.compile(rb'\d{5}|\["[hur]"')
@@ -32,10 +40,13 @@ _LARGE_PARTS = re.compile(rb'\d{5}|\["[hur]"')
 class Remote:
     """How stand-ins reach the program. ``classes``: instances of these cross by what they hold, see ``nodes``."""
 
-    def __init__(self, channel: Any, classes: dict[str, type], *, largest: int) -> None:
+    def __init__(self, channel: Any, classes: dict[str, type], *, made_by: set[str], largest: int) -> None:
         self._channel = channel
         self._classes = classes
         self._largest = largest
+        self.made_by = made_by
+        #: Local coroutines and the like, with what they stand for.
+        self._lent: list[tuple[object, StandIn]] = []
         self._mirrors: dict[str, type] = {}
         self._carriers: dict[tuple[str, type], type] = {}
         self._originals = (sys.stdout, sys.stderr, sys.stdin, builtins.input, builtins.print)
@@ -58,7 +69,7 @@ class Remote:
         if len(jail_data.dumps(question)) > self._largest:
             self._too_large()
         self._channel.send(["ask", question])
-        kind, *answer = self._receive()
+        kind, *answer = self._receive(operation)
         more = answer[-1] if type(answer[-1]) is dict else {}
         read = table.unpack(more.get("objects", []), self._stand_in)
         self._apply(more, arguments, named, read)
@@ -68,10 +79,11 @@ class Remote:
             raise self._exception(answer[0], answer[1], more, operation)
         raise TypeError(str(answer[0])[:200])
 
-    def _receive(self) -> list[Any]:
+    def _receive(self, operation: str) -> list[Any]:
         while True:
             frame: list[Any] = self._channel.receive()
-            self._bulky = self._bulky or self._is_bulky(frame)
+            asked_for_name = operation == "get" and frame[0] == "value" and frame[1][:1] == ["h"]
+            self._bulky = self._bulky or (not asked_for_name and self._is_bulky(frame))
             if frame[0] in ("input", "print"):
                 self._reply(str(frame[0]), frame[1])
             else:
@@ -139,10 +151,9 @@ class Remote:
             self._classes[kind.__name__] = kind
 
     def _reference(self, value: object) -> Tree:
-        if type(value) is StandIn:
-            return ["h", value._target, ""]
-        behind = getattr(value, "_behind", None) if isinstance(value, (_Carrier, _Mirror)) else None
-        if type(behind) is StandIn:
+        # What comes of the program must never lead to weaker tests: all of it goes back as what it stands for.
+        behind = value if type(value) is StandIn else self._behind(value)
+        if behind is not None:
             return ["h", behind._target, ""]
         if type(value) in _ITERATORS:
             return jail_data.to_tree(list(cast("Iterator[object]", value)), self._reference)
@@ -151,17 +162,31 @@ class Remote:
             return ["B", name]
         raise NotPlain(f"{type(value).__name__} is not plain data")
 
+    def _behind(self, value: object) -> StandIn | None:
+        if isinstance(value, (_Carrier, BaseException)) and type(value.__dict__.get("_behind")) is StandIn:
+            return cast("StandIn", value.__dict__["_behind"])
+        if isinstance(value, type) and issubclass(value, (_Mirror, _Carrier, StandIn)):
+            if type(vars(value).get("_behind")) is not StandIn:
+                raise TooDeep("a class of the program's is known by its instances only")
+            return cast("StandIn", vars(value)["_behind"])
+        return next((behind for lent, behind in self._lent if lent is value), None)
+
     def _stand_in(self, tree: list[object]) -> object:
         if tree[0] == "x":
-            return self._mirror(str(tree[2]), str(tree[4]))
+            mirror = self._mirror(str(tree[2]), str(tree[4]))
+            if issubclass(mirror, _Mirror):
+                mirror._behind = StandIn(self, tree[1], str(tree[3]))
+            return mirror
         if tree[0] == "u":
             return self._carrier(tree)
         if tree[0] != "h" or type(tree[1]) is not int:
             raise NotPlain("unknown tag")
         value = StandIn(self, tree[1], str(tree[2]))
-        if tree[2] == "coroutine":
-            return _awaited(value)
-        return _drained(value) if tree[2] == "async generator" else value
+        if tree[2] in ("coroutine", "async generator"):
+            local = _awaited(value) if tree[2] == "coroutine" else _drained(value)
+            self._lent.append((local, value))
+            return local
+        return value
 
     def _carrier(self, tree: list[object]) -> object:
         """A named tuple, an IntEnum's member and the like: the plain value, with attributes asked for."""
@@ -197,7 +222,7 @@ class Remote:
             error: Any = kind(*arguments)
         except TypeError:
             error = kind()
-        if isinstance(error, _Mirror) and "error" in more:
+        if "error" in more:
             error._behind = StandIn(self, int(more["error"]), kind.__name__)
         return cast("BaseException", error)
 
@@ -233,7 +258,7 @@ class _Carrier:
     """A plain value of a subclass; ``_behind`` is the program's."""
 
     def __getattr__(self, name: str) -> object:
-        if name.startswith("_"):
+        if name.startswith("__") or name == "_behind":
             raise AttributeError(name)
         return getattr(self.__dict__["_behind"], name)
 
@@ -287,8 +312,7 @@ class StandIn:
 
     def __call__(self, *arguments: object, **named: object) -> object:
         result = self._ask("call", *arguments, **named)
-        name = self._target
-        if type(result) is StandIn and type(name) is str and name[:1].isupper() and "." not in name:
+        if type(result) is StandIn and self._target in self._remote.made_by:
             object.__setattr__(result, "_made", True)
         return result
 

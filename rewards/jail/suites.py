@@ -92,12 +92,22 @@ def _is_fixture(value: object) -> bool:
 def _calls(
     name: str, function: types.FunctionType, owner: tuple[type, ...], fixtures: dict[str, Any]
 ) -> Iterator[tuple[str, Callable[[], None]]]:
+    lacking = _lacking(function, fixtures, owner)
     marks = [*getattr(owner[0] if owner else None, "pytestmark", ()), *getattr(function, "pytestmark", ())]
     if any(mark.name == "skip" for mark in marks):
         return
+    keys = {key for mark in marks if mark.name == "parametrize" for row in _parameters(mark) for key in row}
+    if lacking - keys:
+        raise CannotRun(f"the tests need the fixture {min(lacking - keys)!r}")
     for given in itertools.product(*(list(_parameters(mark)) for mark in marks if mark.name == "parametrize")):
         values = {key: value for part in given for key, value in part.items()}
         yield name, lambda values=values: _call(function, owner, fixtures, values)  # type: ignore[misc]
+
+
+def _lacking(function: Callable[..., Any], fixtures: dict[str, Any], owner: tuple[type, ...]) -> set[str]:
+    """Parameters that no fixture gives."""
+    names = set(list(inspect.signature(function).parameters)[len(owner) :]) & set(_wanted(function))
+    return names - fixtures.keys() - {"capsys"}
 
 
 def _parameters(mark: Any) -> Iterator[dict[str, Any]]:

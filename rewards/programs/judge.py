@@ -272,11 +272,13 @@ class _Judge:
     def _ask(self, operation: str, target: Tree, request: list[Tree]) -> None:
         """Pass a request of the judge's on to the program."""
         assert self._server is not None
+        data = jail_data.dumps(request)
         if operation == "call":
             self.calls.count += 1
             self._request = request
         if operation != "get":
-            self.calls.plain = self.calls.plain and operation == "call" and isinstance(target, str)
+            by_name = operation == "call" and isinstance(target, str)
+            self.calls.plain = self.calls.plain and by_name and not any(tag in data for tag in _KEPT)
         if self._afresh and operation == "call":
             self._server.close()
             problem = self._server.start()
@@ -285,7 +287,7 @@ class _Judge:
                 return
         if self._server.run is not None:
             self._asked = operation
-            self._server.run.send(request)
+            self._server.run.send_bytes(data)
 
     def _complete(self) -> bool:
         return self._step == self._tests.steps

@@ -75,7 +75,8 @@ class JailUnavailable(Exception):
 class Limits:
     """What one program may use. Example: ``Limits(wall_seconds=2.0, memory_mb=256)``.
 
-    ``wall_seconds`` and ``cpu_seconds`` are for one case, ``total_seconds`` of wall time for all cases of a program.
+    ``wall_seconds`` and ``cpu_seconds`` (of all processes together) are for one case, ``total_seconds`` of wall time
+    for all cases of a program.
     ``memory_mb`` bounds each process's address space and the memory of all processes together, without ``tmp_mb``
     of files. ``processes`` counts threads too. ``output_bytes`` is for one case's output; a result that
     crosses as data may take a quarter of it.

@@ -30,7 +30,7 @@ _REFUSED = re.compile(
     r"\b(?:not|never|cannot|wrong|incorrect|false|eliminat\w+|rul(?:e|es|ed|ing) out|excluded?|fails?|violates?"
     r"|invalid"
     r"|neither|nor|none|let|might|may|could|check|consider|suppose|assume|if|maybe|perhaps|try|between|either|decide"
-    r"|unsure|guess|versus|vs)\b|n['’]t\b|不|错",
+    r"|unsure|guess|versus|vs|doubt\w*|false)\b|n['’]t\b|不|错",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"(?<=[\w)$*][.!?])\**\s+(?=\S)|(?<=[。！？])|\n+")

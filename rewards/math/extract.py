@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 
 from rlreason.rewards.extract import after_thought
-from rlreason.rewards.math.chain import chain
-from rlreason.rewards.math.choices import concluded_choice, letter_set, said_choice
+from rlreason.rewards.math.anchors import ANCHOR, BARE_ANCHOR, phrase_answer, said_answer
+from rlreason.rewards.math.choices import concluded_choice
 from rlreason.rewards.math.json_answer import json_answer
 from rlreason.rewards.math.marked import Found, Wanted, marked
-from rlreason.rewards.math.prose import concluded, first_sentence, is_answer, last_sentence, stated
+from rlreason.rewards.math.prose import concluded, is_answer, last_sentence, stated
 from rlreason.rewards.math.turns import before_next_problem, ended
 from rlreason.rewards.math.wording import BECAUSE, COPULA, LEAD, denied, undecorated
 
@@ -57,7 +57,7 @@ def _unclosed(text: str) -> str:
 
 def _is_whole(tail: str) -> bool:
     """Is all of a response an answer, and nothing else?"""
-    if "\n" in tail or LEAD.match(tail) or _BARE_ANCHOR.match(tail) or _ANCHOR.match(tail):
+    if "\n" in tail or LEAD.match(tail) or BARE_ANCHOR.match(tail) or ANCHOR.match(tail):
         return False
     return is_answer(tail, bare=True)
 
@@ -81,14 +81,17 @@ def _extract(text: str, wanted: Wanted, *, marked_only: bool) -> Found:
     value = json_answer(tail)
     if value is not None:
         return Found(text=value or None, how="json")
-    said = _said(_unclosed(text[-_STATED:]), wanted)
+    said = said_answer(_unclosed(text[-_STATED:]), wanted)
     if said is not None:
         return said
     if marked_only:
         return Found(text=None, how="no mark")
     if wanted.letter:
         return Found(text=concluded_choice(tail), how="letter")
-    return Found(text=conclusion(tail, wanted) if tail else None, how="last sentence")
+    last = conclusion(tail, wanted) if tail else None
+    if last is None:
+        said = said_answer(tail, wanted, weak=True)
+    return said or Found(text=last, how="last sentence")
 
 
 _FINAL = re.compile(r"final answer is\b", re.IGNORECASE)
@@ -111,7 +114,7 @@ def _later_word(text: str, found: Found, wanted: Wanted) -> Found | None:
     if not final:
         return None
     phrase = _unclosed(after[final[-1].end() :]).lstrip(" :*\n")
-    said = _phrase(phrase, wanted, said=False)
+    said = phrase_answer(phrase, wanted, said=False)
     if said is not None:
         return Found(text=said, how="answer is")
     return Found(text=None, how="answer is") if _DENIED.match(phrase) else None
@@ -126,128 +129,12 @@ def _hashed(text: str, wanted: Wanted) -> Found | None:
     if at < 0:
         return None
     line = text[at + 4 :].strip().partition("\n")[0].strip()
-    anchor = _ANCHOR.search(line)
+    anchor = ANCHOR.search(line)
     content = line[anchor.end() :].strip() if anchor else line
     if wanted.letter or wanted.words or is_answer(content, bare=True):
         return Found(text=content or None, how="####")
     said = stated(content)
     return Found(text=said, how="####") if said else None
-
-
-_ANSWER = (
-    r"(?:answers?|results?|solution|réponse|respuesta|antwort|risposta|resposta|odpowiedź|antwoord|cevap|đáp án"
-    r"|ответ|答案|答え"
-    r"|故选|应选|答|정답|답|उत्तर|الإجابة|الجواب)"
-)
-_ANCHOR = re.compile(
-    rf"{_ANSWER}[\s*_]*(?:turns out to be\b|comes? out (?:to be|to|as)\b|works out to be\b|lautet\b|은|는"
-    r"|:|：|=|→|⇒|—|–|(?:is|are|was)\b|['’]s\b|(?:finale?\s+)?est\b|es\b|ist\b|è\b|é\b|是|为|為|は"
-    r"|(?:would|will|should|must) be\b)",
-    re.IGNORECASE,
-)
-_BARE_ANCHOR = re.compile(r"(?:^|\n)[^\w\n]*(?:final\s+)?(?:answer|ans|a(?=[:.] ?[-\d$(\\]))\b", re.IGNORECASE)
-#: "42 is the answer."
-_TURNED = re.compile(
-    r"\b(?:is|are|was)\s+(?:thus |therefore |then )?(?:the|our|my)\s+(?:(?:final|correct|required|desired|only"
-    r"|unique|smallest|largest)\s+)*"
-    r"(?:answer|result|solution)s?\b(?![\s*_]*(?:of|to\b|:|=|is\b|set\b))",
-    re.IGNORECASE,
-)
-_MOST_ANCHORS = 50
-
-
-def _said(tail: str, wanted: Wanted) -> Found | None:
-    """What the last "answer is" or "Answer:" says. One that says no value, as "the answer is obtained by adding", is
-    passed over; one that denies or bounds a value ends the search."""
-    anchors = {m.end(): m for m in (*_BARE_ANCHOR.finditer(tail), *_ANCHOR.finditer(tail), *_TURNED.finditer(tail))}
-    doubted = False
-    for end in sorted(anchors, reverse=True)[:_MOST_ANCHORS]:
-        if anchors[end].re is not _BARE_ANCHOR and _DOUBTED.search(
-            _SENTENCE_START.split(tail[: anchors[end].start()])[-1][-80:]
-        ):
-            doubted = True
-            continue
-        if anchors[end].re is _TURNED:
-            before = last_sentence(tail[: anchors[end].start()])
-            phrase, after = before, tail[end:]
-        else:
-            rest = tail[end:].lstrip(" :*_\n—–→⇒")
-            rest = rest[2:].lstrip() if rest.startswith(("| ", "- ")) else rest
-            phrase, after = first_sentence(rest), rest
-        if not phrase or phrase.rstrip(' *"').endswith(("?", "？")):
-            continue
-        colon = anchors[end].re is _BARE_ANCHOR or tail[end - 1 : end] in ":：答选"
-        text = _phrase(phrase if anchors[end].re is _TURNED else after, wanted, said=colon)
-        retracted = _retracted(after[len(phrase) :] if after.startswith(phrase) else after, text, wanted)
-        if retracted is not None:
-            return retracted
-        if text is not None:
-            return Found(text=text, how="answer is")
-        if re.search(r"\d|\b(?:not|never)\b|n['’]t\b", phrase) and not wanted.words:
-            return Found(text=None, how="answer is")
-    return Found(text=None, how="answer is") if doubted else None
-
-
-#: "I doubt that the answer is 7", "If the answer is 7, …" say no answer.
-_DOUBTED = re.compile(
-    r"\b(?:doubt|false|not true|untrue|suppos\w+|assum\w+|if|unless|whether|claims?|claimed|pretend|wrongly|deny"
-    r"|incorrect"
-    r"|guess(?:es|ed)?|imagine|would say)\b",
-    re.IGNORECASE,
-)
-_SENTENCE_START = re.compile(r"[.!?。]\s|\n|[,;] ")
-
-
-def _phrase(after: str, wanted: Wanted, *, said: bool) -> str | None:
-    """The answer in what follows an anchor."""
-    from_json = json_answer(after)
-    if from_json is not None:
-        return from_json or None
-    if wanted.letter:
-        return said_choice(after.strip())
-    phrase = first_sentence(after)
-    if wanted.words:
-        return BECAUSE.sub("", phrase).strip(" .*$") or None
-    return letter_set(phrase) or stated(chain(phrase), said=said)
-
-
-_SOFT = re.compile(
-    r"(?:^|[.!?\n]\s*|\s)(?:wait|actually|oops|sorry|hmm+|hold on|on second thought|scratch that|no,)\b", re.IGNORECASE
-)
-_HARD = re.compile(
-    r"\b(?:mistake|error|wrong|incorrect|not (?:right|correct)|should (?:have been|be|actually be)|correction)\b",
-    re.IGNORECASE,
-)
-_AFFIRMS = re.compile(
-    r"\b(?:yes|correct|right|indeed|confirmed|confirms|holds|checks out|matches|consistent|fine)\b", re.IGNORECASE
-)
-
-
-def _retracted(after: str, first: str | None, wanted: Wanted) -> Found | None:
-    """What a text says that goes on "Wait, I made a mistake: …" after its answer; None where it does not."""
-    word = _SOFT.search(after) or re.search(
-        r"\bI (?:made|was|have made)\b|\bthat(?:'s|’s| is| was) (?:wrong|incorrect)", after
-    )
-    if word is None:
-        return None
-    rest = after[word.end() :].strip(" ,.:\n")
-    hard = bool(_HARD.search(rest) or _HARD.search(word[0]))
-    again = concluded_choice(rest) if wanted.letter else _again(rest) if hard or re.search(r"\d", rest) else None
-    if again is not None and not _AFFIRMS.search(rest):
-        return Found(text=again, how="answer is")
-    if hard and not (_AFFIRMS.search(rest) and first is not None and not re.search(r"\bmistake|wrong|should", rest)):
-        return Found(text=again, how="answer is")
-    return None if not re.search(r"\d", rest) or _AFFIRMS.search(rest) else Found(text=again, how="answer is")
-
-
-def _again(rest: str) -> str | None:
-    """What the last sentence of a second thought says that it is."""
-    for sentence in reversed(re.split(r"(?<=[\w)$*])[.!]\s+|\n+", rest)):
-        copulas = list(COPULA.finditer(sentence))
-        found = stated(sentence[copulas[-1].end() :]) if copulas else stated(sentence) if "=" in sentence else None
-        if found:
-            return found
-    return None
 
 
 def conclusion(text: str, wanted: Wanted) -> str | None:

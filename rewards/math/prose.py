@@ -12,6 +12,7 @@ from rlreason.rewards.math.wording import (
     AFTERTHOUGHT,
     BECAUSE,
     COPULA,
+    DENIED_CLAUSE,
     LEAD,
     SO,
     SPAN,
@@ -21,6 +22,7 @@ from rlreason.rewards.math.wording import (
     UNDONE,
     changes,
     denied,
+    denied_at_once,
     undecorated,
 )
 from rlreason.rewards.math.words import FUNCTIONS, number_from_words, word_set
@@ -53,6 +55,10 @@ _FOREIGN = re.compile(
 )
 
 
+#: Labels that the reading of the answer sees to.
+_IN_TEXT = re.compile(r"\\(?:text|mathrm|mbox|textrm)\s*\{[^{}]*\}")
+
+
 def is_answer(candidate: str, *, bare: bool = False) -> bool:
     """Does it read as mathematics? ``bare``: it stands alone, so a lone symbol counts too."""
     if not candidate or len(candidate) > 500:
@@ -64,9 +70,11 @@ def is_answer(candidate: str, *, bare: bool = False) -> bool:
         return False
     if answer.node == EMPTY or answer.node.kind == "numbers":
         return True
-    if any(map(_is_prose, _LOWER_WORD.findall(candidate))) and (not bare or re.match(r"[A-Za-z]+\s", candidate)):
+    if any(map(_is_prose, _LOWER_WORD.findall(_IN_TEXT.sub(" ", candidate)))) and (
+        not bare or re.match(r"[A-Za-z]+\s", candidate)
+    ):
         return False
-    if answer.node.kind in ("sym", "mul") and not bare and not re.search(r"[\d\\$]", candidate):
+    if answer.node.kind in ("sym", "mul") and not bare and not re.search(r"[\d\\$¼-¾⅐-⅞]", candidate):
         return False
     return not any(n.kind == "text" for n in answer.node.args)
 
@@ -154,17 +162,14 @@ def _said_to_be(sentence: str) -> str | None:
     """``34`` of "the largest n is 34", ``5`` of "x + y = 5 meters"."""
     for match in reversed(list(COPULA.finditer(sentence))[-4:]):
         before, after = sentence[: match.start()], sentence[match.end() :]
-        if denied(before) or _OPEN.search(before):
+        if denied_at_once(before):
             return None
         found = _value(after)
         if found:
             return found
-    if "=" in sentence and not denied(sentence.rpartition("=")[0]):
+    if "=" in sentence and not SPAN.search(sentence) and not denied_at_once(sentence.rpartition("=")[0]):
         return _value(sentence.rpartition("=")[2].strip(" )"))
     return None
-
-
-_OPEN = re.compile(r"\b(?:could|might|may)(?: also| well)?\s*$", re.IGNORECASE)
 
 
 def _value(text: str) -> str | None:
@@ -212,14 +217,24 @@ def concluded(text: str) -> str | None:
     if TOTAL.search(words):
         words = _SETTING.sub("", words)
     labelled = whole and bool(SPAN.search(plain)) and _said_in_the_end(plain)
-    if not plain or (UNDER_WAY.search(words) and not labelled) or denied(words):
+    if not plain or (UNDER_WAY.search(words) and not labelled) or DENIED_CLAUSE.search(words):
         return None
     concludes = bool(clauses) or bool(TOTAL.search(plain))
-    if not concludes and not labelled and (UNDONE.search(words) or not (whole or _ENDED.search(sentence))):
+    if not concludes and not labelled and not (whole or _ENDED.search(sentence)):
+        return None
+    if not concludes and UNDONE.search(words.rpartition("=")[0] or words):
+        return None
+    if not concludes and not whole and plain.endswith(("$$", "\\]")) and (_STEP.search(words) or not words.strip(" .")):
         return None
     return _concluded_with(plain, concludes=concludes, whole=whole)
 
 
+#: A formula on a line of its own, said to come out of a step, or said to be nothing.
+_STEP = re.compile(
+    r"^\W*(?:simplif|expand|rearrang|solv|cross|divid|multipl|subtract|add|factor|differentiat|integrat|combin|convert"
+    r"|evaluat|express|comput|calculat|complet|sett|us|apply|isolat|plugg|sum|tak|not)ing\b",
+    re.IGNORECASE,
+)
 #: "With 3 dogs and 4 cats, " in front of what comes to a total.
 _SETTING = re.compile(r"^\W*(?:for|with|when|given|after)\b[^,]*,", re.IGNORECASE)
 
@@ -233,12 +248,12 @@ def _concluded_with(sentence: str, *, concludes: bool, whole: bool) -> str | Non
         if is_answer(candidate):
             return candidate
     spans = [formula(m) for m in SPAN.finditer(sentence)]
-    if spans and (concludes or _said_in_the_end(sentence)):
+    if spans and (_said_in_the_end(sentence) or (concludes and _names_one(sentence, spans))):
         for candidate in (spans[-1], spans[-1].rpartition("=")[2]):
             if is_answer(candidate):
                 return candidate.strip().rstrip(".。 ")
     bold: list[str] = re.findall(r"\*\*([^*\n]{1,80})\*\*", sentence)
-    if concludes and bold and is_answer(bold[-1].strip()):
+    if concludes and bold and is_answer(bold[-1].strip()) and not denied(SPAN.sub(" ", sentence)):
         return bold[-1].strip()
     flat = sentence.replace("**", "")
     why = BECAUSE.search(flat)
@@ -257,7 +272,21 @@ def _said_in_the_end(sentence: str) -> bool:
     if sentence[spans[-1].end() :].strip(" .*!"):
         return False
     before = sentence[: spans[-1].start()].rstrip()
-    return bool(re.search(r"(?:[:=：是为]|\b(?:is|are|equals|est|ist|es))$", before)) or not before
+    leads = _LEADS_TO.search(before)
+    return not before if leads is None else not denied_at_once(before[: leads.start()])
+
+
+_LEADS_TO = re.compile(
+    r"(?:[:：=是为]|\b(?:is|are|be|equals?|to|est|ist|es|gives?(?: us)?|get|obtain|have|find|becomes|yields?))$",
+    re.IGNORECASE,
+)
+
+
+def _names_one(sentence: str, spans: list[str]) -> bool:
+    """Is there one formula that could be the answer: the only one with a digit in it, or an equation at the end?"""
+    if denied(SPAN.sub(" ", sentence)):
+        return False
+    return "=" in spans[-1] or len([s for s in spans if re.search(r"\d", s)] or spans) == 1
 
 
 def first_sentence(text: str) -> str:
@@ -277,6 +306,14 @@ def last_sentence(text: str) -> str:
     if text.rstrip(" .").endswith(("\\]", "$$", "\\)", "\\end{align*}")):
         spans = list(SPAN.finditer(text))
         if spans and spans[-1].end() >= len(text.rstrip(" .")):
-            return text[text.rfind("\n", 0, spans[-1].start()) + 1 :].strip()
-    line = text.rpartition("\n")[2].strip()
+            start = text.rfind("\n", 0, spans[-1].start()) + 1
+            introduction = (
+                "" if text[start : spans[-1].start()].strip() else _last_of(text[:start].rstrip().rpartition("\n")[2])
+            )
+            introduction = "" if introduction.endswith(("\\]", "$$")) else introduction
+            return f"{introduction} {text[start:]}".strip()
+    return _last_of(text.rpartition("\n")[2].strip())
+
+
+def _last_of(line: str) -> str:
     return re.split(r"(?<=[\w)}$*])(?:[.!?]\$*\**\s+|[。！？।]\s*)(?=\S)", line)[-1].strip() or line

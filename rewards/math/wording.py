@@ -10,7 +10,7 @@ SPAN = re.compile(r"\$\$([^$]{1,2000})\$\$|\$([^$]{1,1000})\$|\\\[(.{1,2000}?)\\
 #: A word after which a sentence says what something is.
 COPULA = re.compile(
     r"(?:\b(?:is|are|was|were|equals?|be|it['’]s|becomes|gives|get|obtain|find|have|est(?: donc)?(?: de)?|ist|es|è|são"
-    r"|é)\b|[:：]|[是为為は]|هو|हैं)\s*",
+    r"|é)\b|(?<!\d)(?<!\d )[:：]|[是为為は]|هو|हैं)\s*",
     re.IGNORECASE,
 )
 #: What follows only says why.
@@ -114,13 +114,43 @@ TURNED_DOWN = re.compile(
 
 def undecorated(text: str) -> str:
     """``text`` without HTML tags, signs that end a proof, and pictures."""
-    return _DECORATION.sub(" ", text) if _DECORATION.search(text) else text
+    text = _DECORATION.sub(" ", text) if _DECORATION.search(text) else text
+    if "$" in text and _MONEY.fullmatch(text):
+        return _MONEY_SIGN.sub("", text)
+    return text
+
+
+#: Text in which every dollar sign stands before a number: amounts, no formulas.
+_MONEY = re.compile(r"[^$]*(?:(?<!\\)\$\s?[-−]?[\d.][^$]*){2,}")
+_MONEY_SIGN = re.compile(r"\$\s?(?=[-−]?[\d.])")
 
 
 def denied(text: str) -> bool:
     return bool(_DENIAL.search(text))
 
 
+def denied_at_once(before: str) -> bool:
+    """Does a sentence deny or doubt the value that its next word would state: "it cannot", "I doubt that x"?
+
+    "The probability that it does not rain is" denies nothing of its value."""
+    return bool(_AT_ONCE.search(before[-40:]) or DENIED_CLAUSE.search(before))
+
+
+_AT_ONCE = re.compile(
+    r"(?:\b(?:not|never|cannot|could|might|may|hardly|pas|nicht|nunca|não|non|no|не)(?: also| really| well"
+    r"| just)?|n['’]t|不)"
+    r"\s*$",
+    re.IGNORECASE,
+)
+#: A clause that is denied, doubted or supposed as a whole.
+DENIED_CLAUSE = re.compile(
+    r"(?:\bnot|n['’]t|\bnever|\bcannot)\s+(?:that|true|the case|because|mean|know|think|believe|sure|certain|clear|say"
+    r"|claim|imply|follow|conclude|possible|correct|right|enough)\b"
+    r"|\b(?:if|unless|whether|either|neither|none|nothing|doubt\w*|unlikely|impossible|false|wrong\w*"
+    r"|incorrect\w*|depends"
+    r"|rejected|extraneous|invalid|discarded)\b",
+    re.IGNORECASE,
+)
 _DENIAL = re.compile(
     r"\b(?:not|never|cannot|nor|neither|unlikely|impossible|wrong|incorrect|false|doubtful|whether|depends"
     r"|rejected|extraneous|invalid|discarded|unless|if"

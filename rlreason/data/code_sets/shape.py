@@ -13,6 +13,7 @@ LEAST_SECONDS: Final = 1.0
 LEAST_MEGABYTES: Final = 128.0
 #: Seconds of one ``check(candidate)`` that holds all cases of a problem, at most.
 _CHECK_SECONDS: Final = 60.0
+_LONG: Final = 10**4000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,8 @@ def call_tests(
     """Tests of one function: positional arguments and the expected result, which JSON can write."""
     if not cases:
         raise BadRow("it has no test cases")
+    if any(_is_long(value) for case in cases for value in case):
+        return either_tests(entry_point, [(arguments, [expected]) for arguments, expected in cases], setting)
     calls = [{"args": list(arguments), "expected": expected} for arguments, expected in cases]
     return {"type": "function", "entry_point": entry_point, "cases": calls} | _common(setting)
 
@@ -92,7 +95,8 @@ def either_tests(
     """
     if not cases:
         raise BadRow("it has no test cases")
-    code = _EITHER.format(cases="".join(f"    ({arguments!r}, {accepted!r}),\n" for arguments, accepted in cases))
+    written = (f"    ({_literal(list(arguments))}, {_literal(list(accepted))}),\n" for arguments, accepted in cases)
+    code = _EITHER.format(cases="".join(written))
     if setting.seconds is not None:
         setting = Setting(
             prelude=setting.prelude,
@@ -118,9 +122,26 @@ def _plain(value):
 
 def check(candidate):
     for arguments, accepted in _CASES:
-        result = _plain(candidate(*arguments))
-        assert result in accepted, f"{{result!r}} is none of {{accepted!r}}"
+        assert _plain(candidate(*arguments)) in accepted
 """
+
+
+def _is_long(value: object) -> bool:
+    """Whether an integer in ``value`` has more digits than Python writes, or JSON reads, by default."""
+    if isinstance(value, list | tuple):
+        return any(map(_is_long, value))
+    if isinstance(value, dict):
+        return any(_is_long(item) for pair in value.items() for item in pair)
+    return isinstance(value, int) and abs(value) >= _LONG
+
+
+def _literal(value: object) -> str:
+    """Python for ``value``, plain data. Long integers are in hex, which has no limit."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_literal, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_literal(key)}: {_literal(item)}' for key, item in value.items())}}}"
+    return hex(value) if _is_long(value) and isinstance(value, int) else repr(value)
 
 
 def _common(setting: Setting) -> dict[str, object]:

@@ -37,7 +37,9 @@ def response(case: dict[str, object], *, boxed: bool) -> str:
 
 
 def is_correct(case: dict[str, object], *, boxed: bool = True) -> bool:
-    return check(response(case, boxed=boxed), str(case["gold"])).verdict is Verdict.CORRECT
+    gold = case["gold"]
+    reference = tuple(gold) if isinstance(gold, list) else str(gold)
+    return check(response(case, boxed=boxed), reference).verdict is Verdict.CORRECT
 
 
 @pytest.mark.parametrize("boxed", [True, False], ids=["in a box", "bare"])

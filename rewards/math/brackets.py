@@ -106,7 +106,7 @@ def _cells(parser: _Parser, token: Token, *, commas: bool = False) -> list[list[
     empty = True
     while parser.next.kind != "end":
         text = parser.next.text
-        if text == "&" or (commas and text in (",", ";")):
+        if text == "&" or (commas and text in (",", ";", ".")):
             parser.take()
             empty = True
         elif text == "\\\\":
@@ -146,8 +146,7 @@ def _condition(parser: _Parser) -> Node:
 
 def _cases(parser: _Parser, token: Token) -> Node:
     """Values with their conditions, or a system: the lines of a system hold together."""
-    if token.text in _ALIGNED:
-        _flatten(parser, token.text)
+    _flatten(parser, token.text)
     rows = _cells(parser, token, commas=True)
     system = all(_is_equation(cell) for row in rows for cell in row)
     if system or all(len(row) == 1 for row in rows):
@@ -173,8 +172,6 @@ def _flatten(parser: _Parser, name: str) -> None:
             continue
         if token.kind == "rel" and before.text == "\\\\" and out:
             out.pop()  # "\\\\ &= 42" goes on
-        if token.text == "." and after.kind in ("eof",) and i + 1 == len(inside):
-            continue
         out.append(token)
     while out and out[-1].text in ("\\\\", ".", ","):
         out.pop()

@@ -56,7 +56,7 @@ def labelled(value: Node, words: str) -> Node:
     if rest.startswith("(") and rest.endswith(")"):
         rest = rest[1:-1].strip()
     lower = rest.lower().strip(" .,;!")
-    if _APPROVAL.fullmatch(lower):
+    if _APPROVAL.fullmatch(lower) or (rational(value) is not None and number_from_words(lower) == rational(value)):
         return value
     value, rest = _counted(value, rest)
     lower = rest.lower().strip(" .,;!")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 from rlreason.rewards.math.tree import ONE, MathError, Node, add, call, decimals, mul, name_of, num, rational
@@ -34,12 +35,17 @@ def going_on(node: Node) -> Node:
     raise MathError("a decimal that goes on unknown")
 
 
+_OF_LETTERS = re.compile(r"([nmN])([+-]\d{1,3})?")
+
+
 def selections(name: Node, exponent: Node) -> Node | None:
     """``C_{10}^{3}`` and ``A_{5}^{2}``: combinations and arrangements; None for a power of a symbol."""
     letter, _, below = name_of(name).partition("_")
     above = rational(exponent)
-    if letter in ("C", "A") and below in ("n", "m", "N") and name_of(name) == f"{letter}_{below}":
-        chosen = call("binom", Node("sym", (), below), exponent)
+    symbolic = _OF_LETTERS.fullmatch(below) if letter in ("C", "A") else None
+    if symbolic:
+        total = Node("sym", (), symbolic[1])
+        chosen = call("binom", add(total, num(int(symbolic[2]))) if symbolic[2] else total, exponent)
         return chosen if letter == "C" else mul(chosen, call("factorial", exponent))
     if letter not in ("C", "A", "P") or not below.isdigit() or above is None or above.denominator != 1:
         return None

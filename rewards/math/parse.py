@@ -327,7 +327,7 @@ class _Parser(Cursor):
             self.take()
             node = self.sequence("}")
             self.expect("}")
-            return node
+            return plain_bracket(node)
         if token.kind == "num" and len(token.text) > 1 and token.text.isdigit():
             self.tokens[self.at] = token._replace(text=token.text[1:], spaced=False)
             return num(int(token.text[0]))

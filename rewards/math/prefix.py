@@ -108,6 +108,8 @@ def _text(parser: _Parser, token: Token) -> Node:
     text = " ".join(words)
     if text.lower() in _ROUGHLY and parser.next.kind in ("num", "cmd"):
         return parser.operand()
+    if text.lower() in ("minus", "negative") and parser.next.kind in ("num", "cmd"):
+        return neg(parser.expression(_SIGN))
     if text.endswith(":") or (parser.next.text == ":" and parser.next.kind == "op"):
         if not text.endswith(":"):
             parser.take()
@@ -249,6 +251,7 @@ def _root(parser: _Parser) -> Node:
             radicand, degree = radicand.args
     else:
         radicand = parser.argument()
+    radicand = plain_bracket(radicand)
     if degree is None or rational(degree) == 2:
         return power(radicand, HALF)
     return call("root", radicand, degree)
@@ -320,8 +323,8 @@ def _operator(parser: _Parser, token: Token) -> Node:
         inner = plain_bracket(parser.expression(_SIGN))
         if inner.kind in ("text", "relation"):
             raise MathError("text has no sign")
-        if inner.kind == "unit" and text == "-":
-            return Node("unit", (neg(inner.args[0]),), inner.value)
+        if inner.kind in ("unit", "degree") and text == "-":
+            return Node(inner.kind, (neg(inner.args[0]),), inner.value)
         return neg(inner) if text == "-" else inner
     if text in ("(", "[", "]"):
         return closed(parser, text)

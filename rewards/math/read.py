@@ -70,8 +70,12 @@ def _read(text: str) -> Answer:
     if remainder:
         node = call("remainder", num(int(remainder[1])), num(int(remainder[2])))
         return Answer(text=plain, node=node, words=words)
+    called = _CALLED.match(plain) if "=" in plain and len(plain) <= _REMEMBERED else None
     try:
-        node = _SAME_WORDS.get(words) or simplify(parse(plain))
+        if called:
+            node = named(called[1], simplify(parse(plain[called.end() :])))
+        else:
+            node = _SAME_WORDS.get(words) or simplify(parse(plain))
     except (MathError, RecursionError):
         sign = RELATIONS.get(plain.strip(" $"))
         node = Node("text", (), sign) if sign else Node("text", (), words) if _wordy(plain) and words else None
@@ -90,6 +94,11 @@ def _read(text: str) -> Answer:
     )
 
 
+#: What stands before "=" and names a value without being a formula: P(A|B), Var(X), E[X], deg f, (f+g)(x), d/dx f(x).
+_CALLED = re.compile(
+    r"\s*((?:P\([^()=]*(?:\||\\mid)[^()=]*\)|\\(?:text|mathrm|operatorname|mathbb)\{[A-Za-z]{1,12}\}[(\[][^()\[\]=]*[)\]]"
+    r"|\\deg\s*\(?\w\)?|\([fgh]\s*(?:[-+]|\\cdot)\s*[fgh]\)\s*\(\w+\)|\\frac\{d\}\{d\w\}[^=]{1,30}))\s*=(?!.*=)"
+)
 _REMAINDER = re.compile(
     r"(-?\d{1,30})[\s,~]*(?:\\(?:text|mathrm|mbox)\s*\{)?\s*(?:R|rem\.?|remainder)\s*(?:of)?\s*\}?[\s~]*(\d{1,30})"
 )

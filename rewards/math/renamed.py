@@ -21,7 +21,7 @@ _DECLARED = re.compile(
     + r"|(?<![A-Za-z\\])([a-zA-Z]) ?(?:\\text ?\{)? ?(?:is|are|being|为|是)? ?(?:an?|any|some)? ?(?:integer|整数)"
     + r"|(?:integers?|整数) ?\}? ?\$?([a-zA-Z])(?![A-Za-z])"
 )  # fmt: skip
-_CONSTANT = re.compile(r"(?:[CcKk]|const)(?:_?\{?\d\}?)?")
+_CONSTANT = re.compile(r"(?:[CcKk]|const)(?:_?\{?\d\}?)?|[ABab]")
 _VARIABLES = frozenset({"x", "t", "s", "u", "v", "y", "z", "theta", "phi"})
 _SHIFTS = tuple((sign, by) for by in (0, 1, -1, 2, -2) for sign in (1, -1))
 
@@ -93,7 +93,7 @@ def _same_constants(a: Node, b: Node, options: Options, equal: Equal) -> bool:
         rest_a, rest_b = _without(_body(a), left[0]), _without(_body(b), right[0])
         if rest_a is not None and rest_b is not None and _same_subject(a, b):
             return _constant_difference(rest_a, rest_b, options)
-    if not named_c and not all("_" in name for name in (*left, *right)):
+    if not named_c and not any(all("_" in name for name in side) for side in (left, right)):
         return False
     for order in permutations(left):
         names = {old: Node("sym", (), new) for old, new in zip(right, order, strict=True)}

@@ -189,9 +189,13 @@ class _Lexer:
         if self.is_unit(words, last):
             self.emit("text", words)
             return
-        counted = _COUNTED.fullmatch(words)
-        if counted and (not self.out or last.kind == "sep" or last.text in (",", ";")):
-            self.counted(counted)
+        fresh = not self.out or last.kind == "sep" or last.text in (",", ";")
+        parts = [_COUNTED.fullmatch(part) for part in _PARTS.split(words)] if fresh else []
+        if parts and None not in parts:
+            for part in parts:
+                if self.out and part is not parts[0]:
+                    self.emit("sep", "and")
+                self.counted(part)
         elif _is_mathematics(words):
             inner = tokenize(words, group_commas=self.group_commas)
             self.out.extend([inner[0]._replace(spaced=self.spaced), *inner[1:]] if inner else [])
@@ -206,11 +210,15 @@ class _Lexer:
 
     def is_unit(self, words: str, last: Token) -> bool:
         """``\\mathrm{C}`` or ``\\text{min}`` where a number stands before it and no letter or index follows."""
-        behind = last.kind == "num" or last.text in ("}", "deg") or (last.kind == "text" and unit_word(last.text))
+        if last.text in ("deg", "\\circ") and words in ("N", "S", "E", "W"):
+            return True
+        behind = last.kind == "num" or last.text in ("}", "deg", "\\circ")
+        behind = behind or (last.kind == "text" and unit_word(last.text))
         return behind and (is_short_unit(words) or words in ("min", "sec")) and bool(_ENDS.match(self.text, self.at))
 
-    def counted(self, found: re.Match[str]) -> None:
+    def counted(self, found: re.Match[str] | None) -> None:
         """``\\text{There are 42 red apples}``: the number and its label."""
+        assert found is not None
         inner = tokenize(found[1], group_commas=self.group_commas)
         self.out.extend([inner[0]._replace(spaced=self.spaced), *inner[1:]])
         self.spaced = True
@@ -291,6 +299,7 @@ class _Lexer:
         after_number = last.kind in ("num", "literal") or last.text in ("%", ")", "}", "]")
         if not self.out and word.lower() in _MONEY_WORDS and _money_here(self.text, self.at - 1):
             self.emit("op", _MONEY_WORDS[word.lower()])
+            self.at += self.text.startswith(". ", self.at)
         elif len(word) == 1:
             short = after_number and self.spaced and is_short_unit(word) and not _COMMANDS.search(self.text)
             self.emit("text" if short else "id", word)
@@ -365,6 +374,7 @@ _MATHEMATICS = re.compile(
     r"|-?\d+(?:\.\d+)?(?:\s*(?:or|and|,)\s*-?\d+(?:\.\d+)?)+"  # 3 or 4
     r"|\\?\$.*"
 )
+_PARTS = re.compile(r"\s*,\s+(?:and\s+)?|\s+and\s+")
 #: One number and what it counts, alone or in a plain sentence.
 _COUNTED = re.compile(
     r"(?:(?:there|it|they|he|she|we)\s+(?:are|is|were|was|will be|has|have|takes?|get|needs?)\s+)?"

@@ -60,7 +60,7 @@ _ALIASES = {
     "£": "sterling", "gbp": "sterling", "¥": "yuan", "cny": "yuan", "rmb": "yuan", "₹": "rupee", "inr": "rupee",
     "rs": "rupee", "jpy": "yen", "kmh": "kph", "ha": "hectare", "rad": "radian", "centuries": "century",
     "gal": "gallon", "qt": "quart", "pt": "pint", "°C": "celsius", "℃": "celsius", "°F": "fahrenheit",
-    "℉": "fahrenheit", "hp": "horsepower", "angstrom": "Å", "cc": "cm3", "ml": "mL", "mins": "minute",
+    "℉": "fahrenheit", "hp": "horsepower", "angstrom": "Å", "cc": "cm3", "ml": "mL", "KB": "kB", "mins": "minute",
     "元": "yuan", "厘米": "cm", "米": "m", "分米": "dm", "毫米": "mm", "千米": "km", "公里": "km", "克": "g",
     "千克": "kg", "公斤": "kg", "吨": "tonne", "升": "L", "毫升": "mL", "秒": "s", "分钟": "minute", "小时": "hour",
     "天": "day", "年": "year", "月": "month", "公顷": "hectare",

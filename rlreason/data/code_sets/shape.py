@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -107,7 +108,6 @@ def either_tests(
 
 
 _EITHER: Final = """\
-nan, inf = float("nan"), float("inf")
 _CASES = [
 {cases}]
 
@@ -141,6 +141,8 @@ def _literal(value: object) -> str:
         return f"[{', '.join(map(_literal, value))}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{_literal(key)}: {_literal(item)}' for key, item in value.items())}}}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
     return hex(value) if _is_long(value) and isinstance(value, int) else repr(value)
 
 

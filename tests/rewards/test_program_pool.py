@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from rlreason.cli_eval import score
 from rlreason.config.engine import ClusterConfig
 from rlreason.local_pool import LocalPool
 from rlreason.rewards.jail.alone import alone, beside_others
@@ -23,6 +22,7 @@ from rlreason.rewards.programs.attempts import attempt
 from rlreason.rewards.programs.pool import ProgramPool, _check, _Item, _Settings, _Unknown, check_programs
 from rlreason.rewards.programs.session import Tally
 from rlreason.rewards.programs.verifier import code
+from rlreason.score_file import _mix
 from rlreason.types import Completion, Problem, RewardResult, Verdict
 
 RIGHT, WRONG = "def add(a, b):\n    return a + b\n", "def add(a, b):\n    return a\n"
@@ -216,7 +216,9 @@ def test_a_program_that_runs_out_of_time_has_a_score_whatever_the_pool_allows(ki
 def test_the_defaults_nest() -> None:
     limits = Limits()
     assert limits.wall_seconds < limits.total_seconds <= ClusterConfig().reward_timeout
-    assert inspect.signature(score).parameters["timeout"].default >= limits.total_seconds
+    defaults = inspect.signature(code).parameters
+    assert defaults["timeout"].default == limits.wall_seconds
+    assert _mix("code", limits.wall_seconds, {})[1] >= limits.total_seconds  # ``score``'s limit for a row
 
 
 def test_a_jail_that_a_program_ends_is_no_way_to_be_left_out() -> None:

@@ -4,27 +4,9 @@ from __future__ import annotations
 
 import math
 
-from rlreason.types import Interval
+from rlreason.proportion import wilson
 
-#: Two-sided 95 % quantile of the normal distribution.
-Z95 = 1.959963984540054
-
-
-def wilson(successes: float, count: int) -> Interval:
-    """95 % Wilson score interval of a proportion (Wilson 1927); good also near 0 and 1 and for small counts.
-
-    Raises ValueError when ``count`` is 0.
-    """
-    if count < 1:
-        raise ValueError("an interval needs at least one observation")
-    share = successes / count
-    spread = Z95**2 / count
-    centre = (share + spread / 2) / (1 + spread)
-    half = Z95 * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
-    # At the ends the bound is the end itself; the formula would leave a rounding error such as 5.6e-17 there.
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == count else min(1.0, centre + half)
-    return Interval(value=share, low=low, high=high, count=count)
+__all__ = ["pass_at_k", "wilson"]
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:

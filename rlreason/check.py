@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rlreason import extensions
+from rlreason.audit_gate import required_audits
 from rlreason.config import EvalStage, GrpoStage, Recipe, RejectStage, SftStage, TrainingStage
 from rlreason.data.prompts import PromptFormat
 from rlreason.data.run_data import RunData
@@ -22,6 +23,7 @@ from rlreason.rewards.mix import RewardMix
 from rlreason.rewards.registry import resolve_verifier
 from rlreason.run import manifest
 from rlreason.run.inputs import InputFile, KnownInputs
+from rlreason.run.manifest import AuditEntry
 from rlreason.types import Completion, Problem, RewardResult, Verdict
 
 #: Gold answers of each set that are tried on their verifier.
@@ -41,6 +43,8 @@ class CheckedRecipe:
     prompt_format: PromptFormat
     #: The files that it was read from.
     inputs: tuple[InputFile, ...]
+    #: Of its rewards, where it requires them.
+    audits: tuple[AuditEntry, ...] = ()
 
     @property
     def source(self) -> ProblemSource:
@@ -64,11 +68,27 @@ def check(recipe: Recipe, base: Path, known: KnownInputs | None = None) -> Check
     if any(not isinstance(stage, EvalStage) for stage in recipe.stage):
         check_overlap(data, allowed=recipe.data.allow_overlap)
     _check_golds(recipe, data)
+    # A run that is gone on with rests on the audits in its manifest, unless its code was changed.
+    audited = known is None or known.accept
+    audits = required_audits(recipe, mix, files, _verifiers(data)) if audited else []
     taken = recipe.model_copy(update={"data": reader.taken()})
     used = [name for supply in data.supplies().values() for name in supply.origins]
     read = [files.data_files[name] for name in used if name in files.data_files]
     inputs = tuple(dict.fromkeys((*read, *files.rewards.values())))
-    return CheckedRecipe(recipe=taken, mix=mix, data=data, prompt_format=prompt_format(taken.data), inputs=inputs)
+    return CheckedRecipe(
+        recipe=taken,
+        mix=mix,
+        data=data,
+        prompt_format=prompt_format(taken.data),
+        inputs=inputs,
+        audits=tuple(audits),
+    )
+
+
+def _verifiers(data: RunData) -> list[str]:
+    """Of all problems, each once."""
+    every = (problem.verifier for supply in data.supplies().values() for problem in supply.specimens())
+    return list(dict.fromkeys(every))
 
 
 def _copies_in(base: Path) -> KnownInputs | None:

@@ -15,6 +15,7 @@ import typer
 
 from rlreason import __version__
 from rlreason.cli_data import data_app
+from rlreason.cli_audit import auditing
 from rlreason.cli_eval import judging
 from rlreason.cli_rewards import rewarding
 from rlreason.errors import UsageError
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(help="The shipped recipes: list, show, copy.", invoke_without_command=True)
 app.add_typer(judging)
+app.add_typer(auditing)
 app.add_typer(rewarding)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")

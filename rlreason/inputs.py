@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rlreason import extensions
 from rlreason.config import DataSetConfig, PolicyConfig, Recipe
+from rlreason.config.reward_audit import RewardAudit
 from rlreason.data.files import MissingSource, locate
 from rlreason.data.places import AnyOf, Place, Where
 from rlreason.data.source import FILE_ENDINGS
@@ -23,16 +24,15 @@ class RecipeFiles:
 
     base: Path
     known: KnownInputs | None = None
-    #: Data file, by absolute path -> what it is.
+    #: Data file, by absolute path -> what it is; of a function that gives rows its file, by ``/path/file.py:name``.
     data_files: dict[str, InputFile] = field(default_factory=dict)
-    #: Code likewise, of rewards and of data sources; modules by name.
+    #: Reward code likewise, modules by name.
     rewards: dict[str, InputFile] = field(default_factory=dict)
 
     @property
     def copies(self) -> dict[str, Path]:
         """Data files that are read from somewhere else than their path says."""
-        every = {**self.data_files, **self.rewards}
-        return {path: one.file for path, one in every.items() if str(one.file) != path and not one.is_module}
+        return {path: one.file for path, one in self.data_files.items() if str(one.file) != path}
 
     def data(self, where: Where | None) -> Where | None:
         """Places of problems with every file that is there as an absolute path."""
@@ -87,8 +87,12 @@ class RecipeFiles:
         one = self._resolve(kind, target.place, found)
         if one is None:
             raise ValueError(_no_file(target, candidates))
-        self.rewards[one.path] = one
-        return replace(target, place=one.path).spec
+        named = replace(target, place=one.path).spec
+        if kind == "data":
+            self.data_files[named] = one
+        else:
+            self.rewards[one.path] = one
+        return named
 
     def _candidates(self, target: plugins.Target) -> list[Path]:
         place = Path(target.place).expanduser()
@@ -167,8 +171,27 @@ def absolute_recipe(recipe: Recipe, files: RecipeFiles) -> Recipe:
             "student": None if student is None else files.model(student),
             "data": data,
             "reward": {_reward(files, name, "[reward]"): term for name, term in recipe.reward.items()},
+            "reward_audit": _audit_places(files, recipe.reward_audit),
             "health": recipe.health.model_copy(update={"rules": rules}),
             "logging": recipe.logging.model_copy(update={"trackers": trackers}),
+        }
+    )
+
+
+def _audit_places(files: RecipeFiles, audit: RewardAudit) -> RewardAudit:
+    if audit.audits is None:
+        return audit
+    place = Path(audit.audits).expanduser()
+    found = next((one for one in (files.base / place, place) if one.exists()), files.base / place)
+    return audit.model_copy(update={"audits": str(_absolute(found))})
+
+
+def unwatched(recipe: Recipe) -> Recipe:
+    """The recipe without trackers and health rules, for what measures its models and trains none of them."""
+    return recipe.model_copy(
+        update={
+            "health": recipe.health.model_copy(update={"rules": ()}),
+            "logging": recipe.logging.model_copy(update={"trackers": ()}),
         }
     )
 

@@ -201,6 +201,7 @@ def _begin(folder: Path, checked: CheckedRecipe, command: str) -> RunDirectory:
     recipe = checked.recipe
     record = fresh(mask(command), recipe.seed, now(), device_names())
     record.data = {name: _entry(part) for name, part in _parts(checked).items()}
+    record.audits = list(checked.audits)
     record.stages = [StageEntry(name=stage.name, kind=stage.kind) for stage in recipe.stage]
     return RunDirectory.create(folder, recipe_toml(recipe), record, checked.inputs)
 
@@ -222,6 +223,7 @@ def _take_up(checked: CheckedRecipe, known: KnownInputs, tell: Tell) -> RunDirec
     if known.changes:
         run.manifest.inputs = keep_inputs(run.root, checked.inputs)
         run.manifest.data = {name: _entry(part) for name, part in _parts(checked).items()}
+        run.manifest.audits = list(checked.audits) or run.manifest.audits
     if what:
         run.change(recipe_toml(checked.recipe), what)
     return run

@@ -71,7 +71,8 @@ def imports_of(path: Path) -> list[str]:
 
 
 def wrong_imports(room: str, names: list[str]) -> list[str]:
-    allowed = ALLOWED[room] | {room, "types", "errors", "cores", "streams", "secrets", "attention_options", "extensions"}
+    always = {"types", "errors", "cores", "streams", "secrets", "attention_options", "extensions", "proportion"}
+    allowed = ALLOWED[room] | {room} | always
     return [name for name in names if name.startswith("rlreason.") and name.split(".")[1] not in allowed]
 
 

@@ -41,6 +41,8 @@ FREE = (
     "cluster.spread",
     "cluster.colocate",
     "cluster.worker_timeout",
+    "reward.require_audit",
+    "reward.audits",
     "logging.*",
     "health.*",
     "endpoint.*.url",

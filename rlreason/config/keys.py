@@ -152,7 +152,8 @@ def _classes() -> dict[str, type]:
             continue
         if issubclass(one, BaseModel):
             found[one.__name__] = one
-            waiting += [field.annotation for field in one.model_fields.values()]
+            # What is excluded is written in another table: `reward_audit` in [reward].
+            waiting += [field.annotation for field in one.model_fields.values() if not field.exclude]
             extra = inspect.get_annotations(one).get("__pydantic_extra__")
             waiting += [] if extra is None else list(get_args(_evaluated(one, extra)))
         elif is_dataclass(one) and one.__module__.startswith("rlreason."):

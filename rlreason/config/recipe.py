@@ -14,6 +14,7 @@ from rlreason.config.data import CurriculumConfig, DataChoice, DataConfig, Scala
 from rlreason.config.engine import ClusterConfig, EndpointConfig, SamplerConfig, Section, TrainerConfig
 from rlreason.config.health import HealthConfig
 from rlreason.config.logging import LoggingConfig
+from rlreason.config.reward_audit import KEYS_SCHEMA, AuditedRewards
 from rlreason.config.secret import FromEnvironment
 from rlreason.errors import nearest
 from rlreason.objective.presets import expand
@@ -256,7 +257,7 @@ RewardTerm = float | dict[str, RewardOption]
 ACCURACY: dict[str, RewardTerm] = {"accuracy": 1.0}
 
 
-class Recipe(Section):
+class Recipe(AuditedRewards):
     """A whole run: models, data, rewards, engine and the stages in order."""
 
     #: Name of the recipe in reports and of its run directories.
@@ -274,8 +275,9 @@ class Recipe(Section):
     trainer: TrainerConfig = TrainerConfig()
     data: DataConfig
     #: Rewards by name or plug-in, with their weights: ``accuracy = 1.0``, or with options
-    #: ``format = { weight = 0.1, style = "boxed" }``.
-    reward: dict[str, RewardTerm] = Field(default_factory=lambda: dict(ACCURACY))
+    #: ``format = { weight = 0.1, style = "boxed" }``. Beside them ``require_audit = true`` refuses a run whose rewards
+    #: have no audit that they passed (`rlreason audit`), and ``audits`` names a folder or file of audits.
+    reward: dict[str, RewardTerm] = Field(default_factory=lambda: dict(ACCURACY), json_schema_extra=KEYS_SCHEMA)
     sampler: SamplerConfig = SamplerConfig()
     cluster: ClusterConfig = ClusterConfig()
     health: HealthConfig = HealthConfig()

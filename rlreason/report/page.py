@@ -196,6 +196,7 @@ def provenance(manifest: Json) -> Json:
     gpus = as_list(hardware.get("gpus"))
     cores = whole(hardware.get("cores"))
     return {
+        "audits": [_audit(as_dict(one)) for one in as_list(manifest.get("audits"))],
         "manifest": {key: mask(text) if isinstance(text := manifest.get(key), str) else text for key in known},
         "totals": {key: number(totals.get(key)) for key in ("sampled_tokens", "trained_tokens")},
         "cpu": hardware.get("cpu"),
@@ -207,6 +208,20 @@ def provenance(manifest: Json) -> Json:
             (part, entry.get("source"), number(entry.get("size")), entry.get("fingerprint"))
             for part, entry in as_dict(manifest.get("data")).items()
             if isinstance(entry, dict)
+        ],
+    }
+
+
+def _audit(entry: Json) -> Json:
+    """An audit that a reward of the run had passed, as the template needs it."""
+    rates = {name: as_dict(entry.get(name)) for name in ("false_positive", "false_negative")}
+    return {
+        "reward": entry.get("reward"),
+        "created": entry.get("created"),
+        "calibrated_on": entry.get("calibrated_on"),
+        "rates": [
+            {key: number(rate.get(key)) for key in ("value", "low", "high", "count")} if rate else None
+            for rate in rates.values()
         ],
     }
 

@@ -63,6 +63,33 @@ class InputEntry(Entry):
     note: str | None = None
 
 
+class AuditRate(Entry):
+    """A rate with its 95 % interval over ``count`` labelled answers."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+class AuditEntry(Entry):
+    """The audit that a reward of the run had passed (``[reward] require_audit``).
+
+    Example: ``AuditEntry(reward="judge.py:score", path="/home/me/judge.score.audit.json", …)``.
+    """
+
+    reward: str
+    path: str
+    created: str
+    #: File of the reward's code -> sha256, as audited and as loaded.
+    sources: dict[str, str]
+    #: Labelled answers that the rates are of; None: it judges no answers.
+    calibrated_on: str | None = None
+    #: Share of wrong answers that were paid, and of right ones that were not.
+    false_positive: AuditRate | None = None
+    false_negative: AuditRate | None = None
+
+
 class Change(Entry):
     """What was changed when the run was taken up again.
 
@@ -136,6 +163,7 @@ class Manifest(Entry):
     seed: int
     data: dict[str, DataEntry] = {}
     inputs: list[InputEntry] = []
+    audits: list[AuditEntry] = []
     changes: list[Change] = []
     stages: list[StageEntry] = Field(default_factory=list)
     warnings: list[WarningEntry] = []

@@ -16,7 +16,8 @@ class Case:
     group="cases")``."""
 
     place: str
-    gold: str
+    #: several: one of them suffices
+    gold: str | tuple[str, ...]
     pred: str
     equal: bool
     kind: str
@@ -39,7 +40,7 @@ def load_cases(data: Path) -> list[Case]:
             out.append(
                 Case(
                     place=f"{path.stem}:{number}",
-                    gold=row["gold"],
+                    gold=tuple(row["gold"]) if isinstance(row["gold"], list) else row["gold"],
                     pred=row["pred"],
                     equal=row["equal"],
                     kind=row["kind"],

@@ -79,7 +79,7 @@ class Peer:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             return self.process.stdout.readline() if selector.select(seconds) else ""
 
-    def grade(self, gold: str, response: str) -> tuple[bool, float, float]:
+    def grade(self, gold: str | tuple[str, ...], response: str) -> tuple[bool, float, float]:
         """(correct, CPU seconds, wall seconds); a pair past the limit is not correct."""
         assert self.process.stdin is not None
         started = time.perf_counter()

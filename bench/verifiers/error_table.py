@@ -86,7 +86,7 @@ def remaining(cases: list[Case]) -> str:
         if is_correct(case) != case.equal:
             kind = "not accepted" if case.equal else "**wrongly accepted**"
             reason = reasons.get(case.place, "not yet explained")
-            out += f"- `{case.place}` {kind}: gold {_code(case.gold)}, answer {_code(case.pred)}. {reason}\n"
+            out += f"- `{case.place}` {kind}: gold {_code(str(case.gold))}, answer {_code(case.pred)}. {reason}\n"
     return out or "None.\n"
 
 

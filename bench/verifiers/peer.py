@@ -53,7 +53,8 @@ def main() -> None:
         row = json.loads(line)
         started = time.process_time()
         try:
-            correct = grade(row["gold"], row["response"])
+            golds = row["gold"] if isinstance(row["gold"], list) else [row["gold"]]
+            correct = any(grade(gold, row["response"]) for gold in golds)
         except Exception:  # a peer that raises has not verified
             correct = False
         print(json.dumps({"correct": correct, "cpu": time.process_time() - started}), flush=True)

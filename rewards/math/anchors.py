@@ -101,7 +101,7 @@ _WEAK = re.compile(r"result|solution", re.IGNORECASE)
 #: "I doubt that the answer is 7", "If the answer is 7, …" say no answer.
 _DOUBTED = re.compile(
     r"\b(?:doubt|false|not true|untrue|suppos\w+|assum\w+|if|unless|whether|claims?|claimed|pretend|wrongly|deny"
-    r"|incorrect"
+    r"|incorrect|to (?:get|find|obtain|reach|compute|determine|check|verify)"
     r"|guess(?:es|ed)?|imagine|would say)\b",
     re.IGNORECASE,
 )
@@ -125,7 +125,8 @@ _SOFT = re.compile(
     r"(?:^|[.!?\n]\s*|\s)(?:wait|actually|oops|sorry|hmm+|hold on|on second thought|scratch that|no,)\b", re.IGNORECASE
 )
 _HARD = re.compile(
-    r"\b(?:mistake|error|wrong|incorrect|not (?:right|correct)|should (?:have been|be|actually be)|correction)\b",
+    r"\b(?:mistake|error|wrong|incorrect|not (?:right"
+    r"|correct)|should (?:have been|be|actually be)|correction)\b",
     re.IGNORECASE,
 )
 _AFFIRMS = re.compile(
@@ -136,7 +137,8 @@ _AFFIRMS = re.compile(
 def _retracted(after: str, first: str | None, wanted: Wanted) -> Found | None:
     """What a text says that goes on "Wait, I made a mistake: …" after its answer; None where it does not."""
     word = _SOFT.search(after) or re.search(
-        r"\bI (?:made|was|have made)\b|\bthat(?:'s|’s| is| was) (?:wrong|incorrect)", after
+        r"\bI (?:made|was|have made)\b|\bthat(?:'s|’s| is| was) (?:wrong|incorrect)",
+        after,
     )
     if word is None:
         return None

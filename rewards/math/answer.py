@@ -170,12 +170,12 @@ def read_answer(text: str, wanted: Wanted) -> Answer:
     if wanted.letter and not answer.letter and " " in text:
         chosen = settled_choice(plain_text(text))
         return read(chosen) if chosen else answer
-    supposes = answer.node is not None and answer.node.kind in ("text", "named") and UNDER_WAY.search(plain_text(text))
+    line = opened(text.strip().rpartition("\n")[2])
+    supposes = answer.node is not None and answer.node.kind in ("text", "named") and UNDER_WAY.search(plain_text(line))
     if supposes and not wanted.words and not wanted.letter:
         return replace(answer, node=None)  # "Let x = 5"
     if wanted.letter or wanted.words or (answer.node is not None and not _is_sentence(answer.node)):
         return answer
-    line = opened(text.strip().rpartition("\n")[2])
     said = statement(line) or stated(line)
     return read(said) if said else answer
 

@@ -101,7 +101,7 @@ def stated(phrase: str, *, said: bool = False) -> str | None:
     phrase = undecorated(phrase[:_PHRASE].replace("**", "").replace("__", "")).strip()
     core = AFTERTHOUGHT.sub("", BECAUSE.sub("", phrase))
     core = _PARENTHESIS.sub(_harmless, core)
-    if phrase.endswith(("?", "？")):
+    if phrase.endswith(("?", "？")) or (said and UNDER_WAY.search(SPAN.sub(" ", core))):
         return None
     led = LEAD.match(core)
     bare = (core[led.end() :] if led else core).strip(" \"'“”‘’`*")
@@ -110,7 +110,7 @@ def stated(phrase: str, *, said: bool = False) -> str | None:
     for candidate in (bare, phrase, core, *_alone(bare)):
         if is_answer(candidate):
             return candidate.strip().rstrip(".。 ")
-    return _labelled(bare) or _said_to_be(core) or (_its_number(core) if said else None)
+    return _labelled(bare) or _said_to_be(core) or (_its_number(core) if said else None) or _said_to_be(phrase)
 
 
 #: No answer is longer: a longer phrase is read as far as this.
@@ -231,7 +231,7 @@ def concluded(text: str) -> str | None:
 
 #: A formula on a line of its own, said to come out of a step, or said to be nothing.
 _STEP = re.compile(
-    r"^\W*(?:simplif|expand|rearrang|solv|cross|divid|multipl|subtract|add|factor|differentiat|integrat|combin|convert"
+    r"^\W*(?:simplify|expand|rearrang|solv|cross|divid|multipl|subtract|add|factor|differentiat|integrat|combin|convert"
     r"|evaluat|express|comput|calculat|complet|sett|us|apply|isolat|plugg|sum|tak|not)ing\b",
     re.IGNORECASE,
 )

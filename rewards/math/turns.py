@@ -36,6 +36,8 @@ def ended(response: str) -> str:
     for token in _END_TOKEN.finditer(response, start):
         if token[0] == "</s>" and "<s>" in response[start + 1 : token.start()]:
             continue  # <s>struck out</s>
+        if response[token.end() : token.end() + 1] == "}":
+            continue  # a box around a whole response
         return response[start : token.start()]
     return response[start:]
 

@@ -74,7 +74,7 @@ LEAD = re.compile(
     r"\b(?:therefore|thus(?! far)|hence|so(?! far)|then|finally|consequently|accordingly|in conclusion|overall"
     r"|indeed|clearly|simply"
     r"|exactly|precisely|just|only|equal to|given by|found to be|approximately|about|roughly|around|nearly|for sure"
-    r"|definitely|certainly|of course|surely|actually|really|donc|also|daher|somit|entonces|here"
+    r"|definitely|certainly|of course|surely|actually|really|that|donc|also|daher|somit|entonces|here"
     r"|we get|we have"
     r"|(?:the |a |an )?(?:number|integer|value|fraction|set|interval|point|matrix|vector|pair|ordered pair|tuple"
     r"|equation"
@@ -102,7 +102,8 @@ _PRODUCT = re.compile(
 )
 #: A number that a sentence turns down: "rule out 5", "5 fails", "5 is too large".
 TURNED_DOWN = re.compile(
-    r"\b(?:rul(?:e|es|ed|ing) out|reject\w*|exclud\w*|eliminat\w*|discard\w*|disregard\w*|ignor\w*|drop(?:ped)?"
+    r"\b(?:rul(?:e|es|ed|ing) out|we (?:divide|multiply|add|subtract|take|use|start)|reject\w*|exclud\w*"
+    r"|eliminat\w*|discard\w*|disregard\w*|ignor\w*|drop(?:ped)?"
     r"|fail\w*"
     r"|contradict\w*|violat\w*|too (?:large|small|big|many|few|much|high|low|long|short)|other than|rather than"
     r"|instead of"

@@ -115,6 +115,8 @@ def strip(text: str) -> str:
     text = clean(text)
     while text.endswith("}") and text.count("}") - text.count("\\}") > text.count("{") - text.count("\\{"):
         text = text[:-1].rstrip()  # a brace too many, as some data sets leave it
+    if "}" in text or "\\text" in text:
+        text = _with_braces(text)
     while len(text) >= 2 and (text[0], text[-1]) in _PAIRS:
         text = text[1:-1].strip()
     if text.startswith(("\\[", "\\(")) and text.endswith(("\\]", "\\)")):
@@ -130,6 +132,17 @@ def strip(text: str) -> str:
     if _GOES_ON.search(text):
         return text
     return text.rstrip(" \n.,;:。") if not text.endswith("\\,") else text
+
+
+_OPEN_TEXT = re.compile(r"\\text\s*\{[^{}]*[A-Za-z]{3}[^{}]*$")
+_CLOSED_TEXT = re.compile(r"[A-Za-z][^{}\\]*[A-Za-z]{3}[^{}\\]*\}")
+
+
+def _with_braces(text: str) -> str:
+    """The brace of a ``\\text{}`` that a data set cut off at the start or the end of an answer."""
+    if 0 <= text.find("}") < text.find("{") or (text.count("{") < text.count("}") and "{" not in text):
+        text = f"\\text{{{text}" if _CLOSED_TEXT.match(text) else text
+    return f"{text}}}" if text.count("{") > text.count("}") and _OPEN_TEXT.search(text) else text
 
 
 _OUTWARD = re.compile(r"^([\[(])([^\[\]]+,[^\[\]]+)\[$")

@@ -117,6 +117,21 @@ def test_an_undone_integral_does_not_answer_a_number() -> None:
     assert verdict("\\frac{1}{3}", "\\int_0^1 x^2 dx") is Verdict.WRONG
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer", "right"),
+    [
+        ("P(x, y) \\text{ is constant", "P(x, y) \\text{ is constant}", True),
+        ("There is no such number } k.", "\\text{There is no such number } k.", True),
+        ("Triangle } ABC \\text{ can be drawn.", "\\text{Triangle } ABC \\text{ can be drawn.}", True),
+        ("Triangle } ABC \\text{ can be drawn.", "\\text{Triangle } ABC \\text{ cannot be drawn.}", False),
+        ("The solution set is } (0, \\infty)", "(0, \\infty)", True),
+        ("The solution set is } (0, \\infty)", "(0, 1)", False),
+    ],
+)
+def test_golds_cut_off_at_a_brace(gold: str, answer: str, right: bool) -> None:
+    assert (verdict(gold, answer) is Verdict.CORRECT) == right
+
+
 def test_a_number_in_words_counts_in_a_gold_only() -> None:
     assert verdict("\\text{seven}", "7") is Verdict.CORRECT
     assert verdict("7", "\\text{seven}") is Verdict.WRONG

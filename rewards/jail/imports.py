@@ -37,6 +37,7 @@ _LIBRARIES = frozenset(
     )
 )
 #: What a test may replace for a while and the program's process still sees.
+_REPLACING = ("patch", "object", "dict", "multiple", "setattr")
 _REPLACED = ("builtins.input", "builtins.print", "sys.stdout", "sys.stdin", "sys.stderr")
 
 
@@ -48,15 +49,21 @@ def plain(tree: ast.Module) -> ast.Module:
     return tree
 
 
-def _imported(trees: Iterable[ast.Module]) -> dict[str, bool]:
+def last_name(node: ast.expr) -> str:
+    """``Stack`` of ``Stack`` and of ``solution.Stack``; "" of anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    return node.attr if isinstance(node, ast.Attribute) else ""
+
+
+def _imported(nodes: Iterable[ast.AST]) -> dict[str, bool]:
     """Modules that tests import, dotted: whether only by ``from module import names``."""
     found: dict[str, bool] = {}
-    for tree in trees:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                found.setdefault(node.module, True)
-            elif isinstance(node, ast.Import):
-                found.update((alias.name, False) for alias in node.names)
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.setdefault(node.module, True)
+        elif isinstance(node, ast.Import):
+            found.update((alias.name, False) for alias in node.names)
     return found
 
 
@@ -77,31 +84,30 @@ def _is_program(name: str, by_names: bool) -> bool:
     return by_names or not _PROGRAM.isdisjoint(parts)
 
 
-def of_program(trees: list[ast.Module]) -> set[str]:
+def of_program(nodes: list[ast.AST]) -> set[str]:
     """Modules that mean the program: nothing provides them, and they are no library."""
-    return {name for name, by_names in _imported(trees).items() if not _provided(name) and _is_program(name, by_names)}
+    return {name for name, by_names in _imported(nodes).items() if not _provided(name) and _is_program(name, by_names)}
 
 
-def lacking(trees: list[ast.Module]) -> str:
+def lacking(nodes: list[ast.AST]) -> str:
     """A module that tests import, that is no program's and not here; "" where there is none."""
-    for name, by_names in _imported(trees).items():
+    for name, by_names in _imported(nodes).items():
         if not _provided(name) and not _is_program(name, by_names):
             return name.partition(".")[0]
     return ""
 
 
-def replaces(trees: list[ast.Module]) -> str:
+def replaces(nodes: list[ast.AST]) -> str:
     """What in the tests replaces a part of the program or of what it uses, by a mock: the program must be here then."""
-    for tree in trees:
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.Call):
-                continue
-            called = ast.unparse(node.func)
-            if called.endswith(("patch", "patch.object", "patch.dict", "patch.multiple", "monkeypatch.setattr")):
-                target = node.args[0] if node.args else None
-                known = isinstance(target, ast.Constant) and target.value in _REPLACED
-                if not known and not (called.endswith("patch.object") and target and ast.unparse(target) == "sys"):
-                    return f"the tests replace {ast.unparse(target) if target else 'something'}"[:200]
+    for node in nodes:
+        if not isinstance(node, ast.Call) or last_name(node.func) not in _REPLACING:
+            continue
+        called = ast.unparse(node.func)
+        if called.endswith(("patch", "patch.object", "patch.dict", "patch.multiple", "monkeypatch.setattr")):
+            target = node.args[0] if node.args else None
+            known = isinstance(target, ast.Constant) and target.value in _REPLACED
+            if not known and not (called.endswith("patch.object") and target and ast.unparse(target) == "sys"):
+                return f"the tests replace {ast.unparse(target) if target else 'something'}"[:200]
     return ""
 
 

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 # --- which names of the program a test sees ------------------------------------------------------------------------
 
 
-def _used_names(trees: list[ast.Module]) -> set[str]:
-    return {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}
+def _used_names(nodes: list[ast.AST]) -> set[str]:
+    return {node.id for node in nodes if isinstance(node, ast.Name)}
 
 
-def _called_names(trees: list[ast.Module]) -> set[str]:
-    calls = (node.func for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call))
+def _called_names(nodes: list[ast.AST]) -> set[str]:
+    calls = (node.func for node in nodes if isinstance(node, ast.Call))
     return {call.id for call in calls if isinstance(call, ast.Name)}
 
 
@@ -46,7 +46,7 @@ def _innermost_call(tree: ast.Module) -> str | None:
     return None
 
 
-def classes_used(tree: ast.Module) -> set[str]:
+def classes_used(nodes: list[ast.AST]) -> set[str]:
     """Names that tests use as classes: with a capital, and objects made by calling them are more than compared.
 
     An attribute is asked for (``Stack().push``, ``s = Stack()`` and ``s.push``), two of them meet in an operator, or
@@ -54,7 +54,7 @@ def classes_used(tree: ast.Module) -> set[str]:
     """
     made: dict[str, set[str]] = {}
     used: set[str] = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Assign) and (name := _class_called(node.value)):
             made.setdefault(name, set()).update(ast.unparse(target) for target in node.targets)
         elif isinstance(node, ast.withitem) and (name := _class_called(node.context_expr)):
@@ -63,11 +63,12 @@ def classes_used(tree: ast.Module) -> set[str]:
             parts = (node.left, node.right) if isinstance(node, ast.BinOp) else (node.left, *node.comparators)
             names = [name for name in map(_class_called, parts) if name]
             used |= {name for name in names if names.count(name) > 1}
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("isinstance", "assertIsInstance")):
+        elif isinstance(node, ast.Call) and imports.last_name(node.func) in ("isinstance", "assertIsInstance"):
             used |= {part.id for part in node.args[1:] if isinstance(part, ast.Name) and part.id[0].isupper()}
-    asked = {ast.unparse(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    used |= {name for name, targets in made.items() if targets & asked}
-    calls = (node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    if made:
+        asked = {ast.unparse(node.value) for node in nodes if isinstance(node, ast.Attribute)}
+        used |= {name for name, targets in made.items() if targets & asked}
+    calls = (node.value for node in nodes if isinstance(node, ast.Attribute))
     return used | {name for name in map(_class_called, calls) if name}
 
 
@@ -78,7 +79,7 @@ def _class_called(node: ast.expr) -> str | None:
     if isinstance(node, ast.UnaryOp):
         return _class_called(node.operand)
     if isinstance(node, ast.Call):
-        name = ast.unparse(node.func).rpartition(".")[2]
+        name = imports.last_name(node.func)
         return name if name[:1].isupper() else None
     return None
 
@@ -86,9 +87,11 @@ def _class_called(node: ast.expr) -> str | None:
 class _Names:
     """The names that a test uses, and whose they are: decided by the tests alone, whatever the program defines."""
 
-    def __init__(self, trees: list[ast.Module], entry_point: str | None, prelude: str | None) -> None:
-        self.used = _used_names(trees)
-        called = _called_names(trees)
+    def __init__(
+        self, trees: list[ast.Module], nodes: list[ast.AST], entry_point: str | None, prelude: str | None
+    ) -> None:
+        self.used = _used_names(nodes)
+        called = _called_names(nodes)
         asked = entry_point is not None or any(name not in BUILT_IN and name not in usual.NAMES for name in called)
         self.header = usual.for_tests(self.used, called) if prelude is None else {}
         if entry_point is not None and prelude is None:  # what else is called helps the test
@@ -99,7 +102,7 @@ class _Names:
         if entry_point is None and all(name in BUILT_IN for name in called):
             self.tested = next(filter(None, map(_innermost_call, trees)), None)
         self._called = called
-        self.made_by = set().union(*map(classes_used, trees))
+        self.made_by = classes_used(nodes)
 
     def visible(self, names: set[str]) -> set[str]:
         """Names of the program that tests may reach: those they use, but built-in ones only if they are what is tested.
@@ -170,17 +173,18 @@ def judge(channel: Channel, kind: str, job: list[Tree]) -> None:
     except (SyntaxError, ValueError) as error:
         channel.send(["broken", f"the tests do not compile: {error}"[:300]])
         return
-    wanted = imports.of_program(trees)
-    if source is None and (lacking := imports.lacking(trees)):
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    wanted = imports.of_program(nodes)
+    if source is None and (lacking := imports.lacking(nodes)):
         channel.send(["broken", f"the tests need {lacking}, which is not among the packages here"])
         return
-    if source is None and (reason := imports.replaces(trees)):
+    if source is None and (reason := imports.replaces(nodes)):
         channel.send(["together", reason])
         return
     entry_point = test["entry_point"]
     step = -1
     try:
-        tests = _Names(trees, entry_point, header)
+        tests = _Names(trees, nodes, entry_point, header)
         space = _Space(tests, header)
         if source is None:
             assert isinstance(names, list)

@@ -1,4 +1,4 @@
-"""Public formats of code problems, right and wrong answers: the labelled cases of the shared data, judged by ``code``."""
+"""Public formats of code problems, right and wrong answers: labelled cases of the shared data, judged by ``code``."""
 
 from __future__ import annotations
 

@@ -110,7 +110,15 @@ def _is_rounding(decimal: Node, shown: Fraction, other: Node, value: Fraction) -
         return False
     unit = Fraction(10) ** places
     scaled, whole = abs(value) * unit, abs(shown) * unit
-    return value * shown > 0 and whole in (math.floor(scaled), math.floor(scaled + Fraction(1, 2)))
+    cut_or_rounded = whole in (math.floor(scaled), math.floor(scaled + Fraction(1, 2)))
+    return value * shown > 0 and (cut_or_rounded or _is_double(shown, places, value))
+
+
+def _is_double(shown: Fraction, places: int, value: Any) -> bool:
+    """Are these the 16 or 17 digits that a computer prints for the double nearest to ``value``?"""
+    if _significant(shown, places) not in (16, 17) or not (abs(value) < 10**300 and abs(shown) < 10**300):
+        return False
+    return abs(float(shown)) == abs(float(value))
 
 
 def _places(node: Node) -> int | None:
@@ -235,7 +243,9 @@ def shown_enough(ev: Evaluator, decimal: Node, shown: Fraction | None, value: An
     if same(ev, scaled, ev.mp.nint(scaled)):
         return False  # it could have been written exactly
     whole = int(shown * Fraction(10) ** places)
-    return whole in (int(ev.mp.floor(scaled)), int(ev.mp.floor(scaled + ev.mp.mpf("0.5"))))
+    if whole in (int(ev.mp.floor(scaled)), int(ev.mp.floor(scaled + ev.mp.mpf("0.5")))):
+        return True
+    return _is_double(shown, places, ev.mp.re(value))
 
 
 @lru_cache(maxsize=4096)

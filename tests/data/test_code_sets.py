@@ -553,3 +553,32 @@ def test_convert_in_a_recipe_is_checked_with_it() -> None:
         DataConfig.model_validate({"train": "apps.jsonl", "convert": "app"})
     with pytest.raises(ValidationError, match=r"leave data\.hard\.columns out"):
         DataConfig.model_validate({"hard": {"path": "a.jsonl", "convert": "taco", "columns": {"prompt": "question"}}})
+
+
+def test_lists_of_cases_and_cases_of_lists() -> None:
+    """``datasets`` writes a sequence of objects as one object of lists, and JSON exports the other way round."""
+    lists = {"input": ["2\n", "5\n"], "output": ["4\n", 10]}
+    for name, column in (("code_contests_plus", "test_cases"), ("codeforces", "official_tests")):
+        tests = CODE_SETS[name].problem(stdin_row(name) | {column: lists})["tests"]
+        assert isinstance(tests, Mapping)
+        assert tests["cases"] == [{"input": "2\n", "output": "4\n"}, {"input": "5\n", "output": "10"}]
+    contest = stdin_row("code_contests") | {"public_tests": json.dumps([{"input": ["2", "3"], "output": "5"}])}
+    tests = CODE_SETS["code_contests"].problem(contest)["tests"]
+    assert isinstance(tests, Mapping)
+    assert tests["cases"][0] == {"input": "2\n3", "output": "5"}
+    with pytest.raises(BadRow, match="not as many inputs"):
+        CODE_SETS["codeforces"].problem(stdin_row("codeforces") | {"official_tests": {"input": ["1"], "output": []}})
+
+
+def test_the_first_versions_of_leetcode_have_no_starter_code() -> None:
+    row = {
+        "task_id": "two-sum",
+        "prompt": "from typing import *\n",
+        "completion": "class Solution: ...",
+        "entry_point": "Solution().twoSum",
+        "test": "def check(candidate):\n    assert candidate([1, 2], 3) == [0, 1]\n",
+        "query": "Two numbers.",
+        "meta": {"question_id": 1},
+    }
+    prompt = CODE_SETS["leetcode"].problem(row)["prompt"]
+    assert prompt == "Two numbers.\n\nWrite it in Python as a method `twoSum` of a class `Solution`."

@@ -76,10 +76,22 @@ def _named_tests(tests: Mapping[str, object], setting: Setting) -> dict[str, obj
 
 
 def _lines(value: object) -> str:
-    """A text, or a list of its lines."""
+    """A text, or a list of its lines; a number is written out."""
     if isinstance(value, str):
         return value
-    return "\n".join(texts(value, "inputs or outputs"))
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return "\n".join(map(_lines, sequence(value, "an input or output")))
+
+
+def _pairs(value: object, name: str) -> list[tuple[str, str]]:
+    """Inputs and outputs: a list of objects that have both, or one object that has a list of each."""
+    if isinstance(value, Mapping):
+        inputs, outputs = (sequence(value.get(key) or [], name) for key in ("input", "output"))
+        if len(inputs) != len(outputs):
+            raise BadRow(f"{name!r} has not as many inputs as outputs")
+        return [(_lines(one), _lines(other)) for one, other in zip(inputs, outputs, strict=True)]
+    return [(_lines(case.get("input")), _lines(case.get("output"))) for case in _cases(value)]
 
 
 def _calls(
@@ -169,11 +181,7 @@ def code_contests(row: HubRow) -> CodeProblem:
         raise BadRow("its programs read or write files and not standard input and output")
     pairs: list[tuple[str, str]] = []
     for name in ("public_tests", "private_tests", "generated_tests"):
-        tests = mapping(decoded(row.optional(name) or {"input": [], "output": []}, name), name)
-        inputs, outputs = texts(tests.get("input"), name), texts(tests.get("output"), name)
-        if len(inputs) != len(outputs):
-            raise BadRow(f"{name!r} has not as many inputs as outputs")
-        pairs += zip(inputs, outputs, strict=True)
+        pairs += _pairs(decoded(row.optional(name) or [], name), name)
     memory = row.optional("memory_limit_bytes")
     setting = Setting(
         seconds=seconds(row.optional("time_limit")),
@@ -202,7 +210,7 @@ def _python_solution(solutions: object) -> str:
 
 def code_contests_plus(row: HubRow) -> CodeProblem:
     """ByteDance-Seed/Code-Contests-Plus, one of the configs 1x to 5x, with its checker where that can be told."""
-    pairs = [(_lines(case.get("input")), _lines(case.get("output"))) for case in _cases(row.structure("test_cases"))]
+    pairs = _pairs(row.structure("test_cases"), "test_cases")
     compared = checkers.comparison(row.optional_text("checker"))
     milliseconds = seconds(row.optional("time_limit"))
     memory = megabytes(row.optional("memory_limit"))
@@ -231,16 +239,14 @@ def codeforces(row: HubRow) -> CodeProblem:
         raise BadRow("it is interactive")
     if row.optional("input_mode") not in {None, "", "stdio"}:
         raise BadRow("its programs read or write files and not standard input and output")
-    pairs = [
-        (_lines(case.get("input")), _lines(case.get("output"))) for case in _cases(row.structure("official_tests"))
-    ]
+    pairs = _pairs(row.structure("official_tests"), "official_tests")
     compared = checkers.comparison(row.optional_text("generated_checker"))
     parts = [row.text("description")]
     for name, title in (("input_format", "Input"), ("output_format", "Output")):
         text = row.optional_text(name)
         parts += [f"{title}\n\n{text}"] if text.strip() else []
-    for case in _cases(decoded(row.optional("examples") or [], "examples")):
-        parts.append(f"Example input\n\n{_lines(case.get('input'))}\n\nExample output\n\n{_lines(case.get('output'))}")
+    for given, wanted in _pairs(decoded(row.optional("examples") or [], "examples"), "examples"):
+        parts.append(f"Example input\n\n{given}\n\nExample output\n\n{wanted}")
     note = row.optional_text("note")
     parts += [f"Note\n\n{note}"] if note.strip() else []
     setting = Setting(seconds=seconds(row.optional("time_limit")), megabytes=megabytes(row.optional("memory_limit")))
@@ -254,8 +260,7 @@ def codeforces(row: HubRow) -> CodeProblem:
 
 def verifiable_coding(row: HubRow) -> CodeProblem:
     """PrimeIntellect/verifiable-coding-problems, and open-r1/verifiable-coding-problems-python made of it."""
-    written = row.value("verification_info")
-    info = mapping(decoded(written, "verification_info"), "verification_info")
+    info = mapping(row.structure("verification_info"), "verification_info")
     language = str(info.get("language") or "python").lower()
     if language not in {"python", "python3", "py"}:
         raise BadRow(f"its programs are in {language}")
@@ -269,14 +274,13 @@ def verifiable_coding(row: HubRow) -> CodeProblem:
     return CodeProblem(
         key=row.text("problem_id"),
         prompt=row.text("prompt", "problem_statement", "problem").strip(),
-        # A column of Parquet that is a structure has text for every value; JSON text has the values themselves.
-        tests=_kinds_of_tests(cases, setting, as_text=not isinstance(written, str)),
+        tests=_kinds_of_tests(cases, setting),
         solution=_unfenced(row.optional_text("gold_standard_solution")),
         rest=row.rest(),
     )
 
 
-def _kinds_of_tests(cases: Sequence[Mapping[str, object]], setting: Setting, *, as_text: bool) -> dict[str, object]:
+def _kinds_of_tests(cases: Sequence[Mapping[str, object]], setting: Setting) -> dict[str, object]:
     """Of ``[{"type": "stdin_stdout" | "function_call", "input", "output", "fn_name"}]``."""
     kinds = {str(case.get("type")) for case in cases}
     if kinds == {"stdin_stdout"}:
@@ -285,7 +289,8 @@ def _kinds_of_tests(cases: Sequence[Mapping[str, object]], setting: Setting, *, 
     if kinds != {"function_call"} or len(names) != 1:
         raise BadRow("its test cases are neither all of type stdin_stdout nor calls of one function")
     inputs, outputs = [case.get("input") for case in cases], [case.get("output") for case in cases]
-    if as_text:
+    # A column of Parquet has text for every value; JSON has the values themselves, and an input is a list of arguments.
+    if all(isinstance(one, str) for one in inputs):
         inputs = [decoded(one, "a test case's input") for one in inputs]
         outputs = [decoded(one, "a test case's output") for one in outputs]
     return _calls(names.pop(), [sequence(one, "a test case's input") for one in inputs], outputs, setting)
@@ -312,7 +317,7 @@ def deepcoder(row: HubRow) -> CodeProblem:
         names = [one.get("func_name") for one in own if isinstance(one, Mapping)]
         found = _typed_tests(_cases(tests), metadata.get("func_name") or next(iter(names), None), setting)
     else:
-        found = _kinds_of_tests(_cases(tests), setting, as_text=False)
+        found = _kinds_of_tests(_cases(tests), setting)
     question, name = row.text("problem"), found.get("entry_point")
     solutions = row.optional("solutions")
     programs = (

@@ -168,4 +168,6 @@ def asked_for_function(question: str, starter: str, name: str = "") -> str:
     """The question, with the code that is to be completed, or else the function's name."""
     if starter.strip():
         return f"{question.strip()}\n\nComplete this Python code:\n\n```python\n{starter.rstrip()}\n```"
-    return f"{question.strip()}\n\nWrite it in Python as a function named `{name}`."
+    owner, _, method = name.rpartition("().")
+    wanted = f"a method `{method}` of a class `{owner}`" if owner else f"a function named `{name}`"
+    return f"{question.strip()}\n\nWrite it in Python as {wanted}."

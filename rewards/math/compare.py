@@ -130,7 +130,8 @@ def _lists(a: Node, b: Node, options: Options) -> bool | None:
             return in_order(a.args, b.args, options, equal)
         return _as_multisets(a, b, options)
     if both & {"{}"}:
-        return False
+        one, other = (a, b) if a.value == "{}" else (b, a)
+        return len(one.args) == 1 and one.args[0].kind == "group" and equal(one.args[0], other, options)
     if a.value != b.value and not _interchangeable(a, b):
         return False
     return in_order(a.args, b.args, options, equal)

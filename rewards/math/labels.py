@@ -45,6 +45,7 @@ _PARTS = {
     "millionth": 10**6, "quarter": 4,
 }  # fmt: skip
 _PLACES = {"ten": 10, "tens": 10, "ones": 1}
+_OLD_COUNTS = {"gross": 144, "score": 20}
 _RAISED = {"squared": 2, "cubed": 3}
 
 
@@ -110,6 +111,8 @@ def _counted(value: Node, rest: str) -> tuple[Node, str]:
     while True:
         first, _, tail = rest.partition(" ")
         word = first.lower().strip(".,")
+        if rest.lower() in _OLD_COUNTS:
+            return mul(value, num(_OLD_COUNTS[rest.lower()])), ""
         scale = SCALES.get(word) or SCALES.get(word.removesuffix("s")) or _PLACES.get(word)
         if scale:
             value, rest = mul(value, num(scale)), tail.removeprefix("of ").strip()

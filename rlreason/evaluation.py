@@ -23,6 +23,7 @@ from rlreason.data.prompts import PromptFormat
 from rlreason.display import RichDisplay
 from rlreason.errors import HealthStop, UsageError
 from rlreason.eval_plan import EvalRequest, Measurement, measurements
+from rlreason.inputs import unwatched
 from rlreason.progress import counting
 from rlreason.run import atomic
 from rlreason.run.directory import RunDirectory, now
@@ -94,7 +95,7 @@ def _with_models(one: Measurement, checked: CheckedRecipe, console: Console) -> 
 def _checked(one: Measurement) -> CheckedRecipe:
     """The recipe with its data read. Messages about data that the command names say the command's options."""
     try:
-        return check(one.recipe, one.base)
+        return check(unwatched(one.recipe), one.base)
     except UsageError as error:
         text = str(error)
         for key, option in OPTIONS.items() if one.run is None else ():

@@ -17,6 +17,8 @@ from rlreason.data.source import SetSpec, SourceSpec, open_set, open_source
 from rlreason.diagnose.health import StageHealth
 from rlreason.diagnose.rules import History
 from rlreason.errors import UsageError
+from rlreason.eval_plan import EvalRequest
+from rlreason.evaluation import evaluate_model
 from rlreason.job import JobOptions, run_job
 from rlreason.run.manifest import read as read_manifest
 from rlreason.run.trackers import make_trackers
@@ -151,7 +153,7 @@ def test_a_real_run_with_a_tracker_a_rule_and_a_data_source_by_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file beside the recipe is found from another folder and compared when the run goes on; a tracker and a rule
-    that fail cost a warning."""
+    that fail cost a warning. Once the file is gone the run is measured with the copy that it has."""
     path, out = write(tmp_path), tmp_path / "out"
     said = run(path, out)
     lines = (out / "lines.txt").read_text().splitlines()
@@ -174,6 +176,10 @@ def test_a_real_run_with_a_tracker_a_rule_and_a_data_source_by_file(
     (tmp_path / "own.py").write_text((tmp_path / "own.py").read_text().removesuffix("\n# changed\n"))
     run(path, out, resume=True, overrides=("stage.rl.steps=3",))
     assert len((out / "stages" / "02-rl" / "metrics.jsonl").read_text().splitlines()) == 3
+    (tmp_path / "own.py").unlink()
+    with pytest.raises(UsageError, match=r"plug-in file .*own.py' does not exist"):
+        check(load(out / "recipe.toml"), out)
+    evaluate_model(EvalRequest(model=str(out), problems=2, max_tokens=4), Console(quiet=True))
 
 
 def test_rows_and_tasks_from_functions(tmp_path: Path) -> None:

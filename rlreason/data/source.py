@@ -372,15 +372,15 @@ def _open_place(place: Place, spec: SetSpec) -> tuple[str, TaskSupply | ProblemT
 def _open_one(name: str, spec: SetSpec) -> tuple[str, TaskSupply | ProblemTable]:
     if name in TASKS:
         return name, TaskSupply(make_task(name, spec.options, spec.seed), spec.form.data_set)
-    if is_function(name):
-        file = spec.copies.get(name.rpartition(":")[0])
-        found = read_function(name, spec.options, spec.form, seed=spec.seed, setting=spec.setting, file=file)
-        return name, TaskSupply(found, spec.form.data_set) if isinstance(found, Task) else found
     if name.endswith(FILE_ENDINGS):
         if name in spec.copies:
             return name, read_file(spec.copies[name], spec.form, source=name)
         path = locate(name, spec.base)
         return str(path), read_file(path, spec.form)
+    if is_function(name):
+        file = spec.copies.get(name)
+        found = read_function(name, spec.options, spec.form, seed=spec.seed, setting=spec.setting, file=file)
+        return name, TaskSupply(found, spec.form.data_set) if isinstance(found, Task) else found
     if is_hub_id(name):
         return name, read_hub(name, spec.form, split=spec.hub_split, setting=spec.setting)
     known = (*TASKS, *extensions.offered(extensions.DATA))

@@ -13,9 +13,10 @@ import time
 import traceback
 from collections.abc import Awaitable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
-from rlreason.rewards.environment import to_argument, without_secrets
+from rlreason.rewards.environment import FromEnvironment, to_argument, without_secrets
 from rlreason.rewards.parts import MixPart
 from rlreason.rewards.plugins.adapted import listed
 from rlreason.rewards.registry import Reward
@@ -29,8 +30,7 @@ _FIXED = (str, int, float, bool, type(None))
 _HERE, _STDLIB = os.path.dirname(__file__) + os.sep, sysconfig.get_path("stdlib") + os.sep
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Asked(NamedTuple):
     """Completions that a part is asked about together, with the problem of each. Example: ``Asked(problems=(p, p),
     completions=(c0, c1), verdicts=(Verdict.CORRECT, Verdict.WRONG))``."""
 
@@ -41,8 +41,7 @@ class Asked:
     step: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
+class Scored(NamedTuple):
     """What a part said of one completion; ``failed``: it raised, ran out of time or died, and its result says so."""
 
     result: RewardResult
@@ -77,12 +76,11 @@ async def ask_async(part: MixPart, asked: Asked) -> list[Scored]:
 
 def _called(part: MixPart, entry: Reward, asked: Asked) -> object:
     """What the function gives. It gets problems of its own, so that nobody sees what it does to a reference."""
-    keywords = {key: to_argument(value) for key, value in part.options}
-    verdicts = list(asked.verdicts)
-    given = {"verdict": verdicts[0], "verdicts": verdicts, "step": asked.step}
-    keywords |= {name: given[name] for name in entry.injected}
+    keywords = {key: to_argument(value) for key, value in part.options} if part.options else {}
+    if entry.injected:
+        given = {"verdict": asked.verdicts[0], "verdicts": list(asked.verdicts), "step": asked.step}
+        keywords |= {name: given[name] for name in entry.injected}
     if entry.per == "completion":
-        assert len(asked.completions) == 1
         return entry.function(_own(asked.problems[0]), asked.completions[0], **keywords)
     if entry.per == "group":
         return entry.function(_own(asked.problems[0]), list(asked.completions), **keywords)
@@ -100,15 +98,17 @@ def _own(problem: Problem) -> Problem:
 
 def _scored(part: MixPart, entry: Reward, values: object, asked: Asked, began: float) -> list[Scored]:
     count = len(asked.completions)
-    single = entry.per == "completion"
-    results = [as_result(one) for one in ([values] if single else listed(values, count, part.name))]
+    every = [values] if entry.per == "completion" else listed(values, count, part.name)
     seconds = (time.perf_counter() - began) / count
-    return [Scored(result=_public(one, part, seconds)) for one in results]
+    results = [as_result(one, seconds) for one in every]
+    if part.options and any(isinstance(value, FromEnvironment) for _, value in part.options):
+        results = [_public(one, part) for one in results]
+    return [Scored(one) for one in results]
 
 
-def _public(result: RewardResult, part: MixPart, seconds: float) -> RewardResult:
+def _public(result: RewardResult, part: MixPart) -> RewardResult:
     extracted = None if result.extracted is None else without_secrets(result.extracted, part.options)
-    return replace(result, detail=without_secrets(result.detail, part.options), extracted=extracted, seconds=seconds)
+    return replace(result, detail=without_secrets(result.detail, part.options), extracted=extracted)
 
 
 def _broken(part: MixPart, error: Exception, asked: Asked, began: float) -> list[Scored]:
@@ -130,8 +130,9 @@ def _what_failed(part: MixPart, error: Exception) -> str:
     return plain_text(f"{part.name}: {type(error).__name__}: {plain_text(message, 300)} ({where})", MAX_DETAIL)
 
 
-def as_result(value: object) -> RewardResult:
-    """What a reward returned, in full. A positive number counts as correct; None as no verdict."""
+def as_result(value: object, seconds: float = 0.0) -> RewardResult:
+    """What a reward returned, in full. A positive number counts as correct; None as no verdict. ``seconds``: it
+    took."""
     if isinstance(value, RewardResult):
         return RewardResult(
             score=None if value.score is None else _finite(value.score),
@@ -139,12 +140,12 @@ def as_result(value: object) -> RewardResult:
             extracted=None if value.extracted is None else plain_text(value.extracted, MAX_EXTRACTED),
             parts={plain_text(name, 100): _finite(part) for name, part in value.parts.items() if part is not None},
             detail=plain_text(value.detail, MAX_DETAIL),
-            seconds=float(value.seconds),
+            seconds=seconds,
         )
     if value is None:
-        return RewardResult(score=None, verdict=Verdict.BROKEN, detail="the reward returned None")
+        return RewardResult(score=None, verdict=Verdict.BROKEN, detail="the reward returned None", seconds=seconds)
     score = _finite(value)
-    return RewardResult(score=score, verdict=Verdict.CORRECT if score > 0 else Verdict.WRONG)
+    return RewardResult(score=score, verdict=Verdict.CORRECT if score > 0 else Verdict.WRONG, seconds=seconds)
 
 
 def _finite(value: object) -> float:

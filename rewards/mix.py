@@ -58,16 +58,17 @@ class RewardMix:
         """Score one completion in this process; it is its own group."""
         scored: dict[int, Scored] = {}
         for index in range(len(self.parts)):
-            if self.asks(index, problem, scored) and not any(one.failed for one in scored.values()):
-                asked = Asked(problems=(problem,), completions=(completion,), verdicts=(verdict_of(scored),))
-                scored[index] = _asked_here(self.parts[index], asked)
+            if self.asks(index, problem, scored):
+                scored[index] = _asked_here(self.parts[index], Asked((problem,), (completion,), (verdict_of(scored),)))
+                if scored[index].failed:
+                    break
         return self.combined(problem, scored, 0)
 
     def asks(self, index: int, problem: Problem, scored: Mapping[int, Scored]) -> bool:
         """Whether part ``index`` is called for a completion, as far as ``scored`` tells: not for a problem of another
         source, nor where the part that it depends on is known and not right."""
         part = self.parts[index]
-        if not part.applies(problem):
+        if part.sources and not part.applies(problem):
             return False
         gate = self._index(part.gate) if part.gate else None
         return gate is None or gate not in scored or _is_right(scored[gate])
@@ -77,11 +78,12 @@ class RewardMix:
         main = scored[0].result if 0 in scored and not scored[0].failed else None
         verified = main.verdict if main is not None and main.score is not None and _is_verifier(self.parts[0]) else None
         total, values = 0.0, dict[str, float]()
-        for index, part in enumerate(self.parts):
-            if index not in scored or scored[index].failed:
+        for index, one in sorted(scored.items()):
+            part, result = self.parts[index], one.result
+            if one.failed:
                 continue
-            result = scored[index].result
-            values.update({f"{part.name}/{name}": value for name, value in result.parts.items()})
+            if result.parts:
+                values.update({f"{part.name}/{name}": value for name, value in result.parts.items()})
             if result.score is not None:
                 values[part.name] = result.score
                 if self._counts(part, problem, scored):
@@ -105,7 +107,7 @@ class RewardMix:
         return replace(main, score=score, verified=verified, parts=values, detail=detail, seconds=seconds)
 
     def _counts(self, part: MixPart, problem: Problem, scored: Mapping[int, Scored]) -> bool:
-        if not part.applies(problem):
+        if part.sources and not part.applies(problem):
             return False
         gate = scored.get(self._index(part.gate)) if part.gate else None
         return not part.gate or (gate is not None and _is_right(gate))

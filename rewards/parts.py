@@ -59,6 +59,8 @@ class MixPart:
 
     def weight_of(self, problem: Problem, step: int) -> float:
         """What its score is multiplied with."""
+        if not self.sources and not self.schedule:
+            return self.weight
         factor = self._source_factor(problem) if self.sources else 1.0
         return self.weight * (0.0 if factor is None else factor) * _between(self.schedule, step)
 

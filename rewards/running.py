@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from rlreason.rewards.calling import Scored
 from rlreason.rewards.concurrent_pool import ConcurrentPool
@@ -187,7 +187,36 @@ class _Scoring:
 
     def begin(self) -> None:
         """Ask the main part, with the near ones where it is one of them."""
+        if len(self._near) == len(self.mix.parts):
+            self._all_near()
+            return
         self._ask(self._near if 0 in self._near else (), () if 0 in self._near else (0,), self._rest)
+
+    def _all_near(self) -> None:
+        """The usual case: workers give whole rewards."""
+        request, seconds = self.request, self.runner.limits.timeout
+        calls = [
+            Call(
+                parts=self._near,
+                problems=(request.problem,),
+                completions=(completion,),
+                main=(None,),
+                whole=True,
+                step=request.step,
+                verify=request.verify,
+                seconds=seconds,
+            )
+            for completion in request.completions
+        ]
+        outcomes = self.runner.run(Lane(), calls)
+        pairs = zip(outcomes, calls, strict=True)
+        _when_all(outcomes, self.answer, lambda: self.answer.set_result(tuple(self._whole(*one) for one in pairs)))
+
+    def _whole(self, outcome: Future[Outcome], call: Call) -> RewardResult:
+        found = outcome.result()
+        if isinstance(found.value, RewardResult):
+            return found.value
+        return self.mix.combined(self.request.problem, self._found(found, call, Lane())[0], self.request.step)
 
     def _rest(self) -> None:
         far = tuple(index for index in range(1, len(self.mix.parts)) if index not in self._near)
@@ -227,7 +256,7 @@ class _Scoring:
             parts=parts,
             problems=tuple(one.request.problem for one, _ in places),
             completions=tuple(one.request.completions[place] for one, place in places),
-            known=tuple({0: one.scored[place][0]} if 0 in one.scored[place] else {} for one, place in places),
+            main=tuple(one.scored[place].get(0) for one, place in places),
             step=self.request.step,
             verify=self.request.verify,
             seconds=(limits.timeout if lane.seconds is None else lane.seconds) * min(len(places), MOST_SECONDS),
@@ -286,7 +315,7 @@ def _release(futures: Sequence[Future[None]]) -> None:
 
 
 def _when_all(
-    waits: Sequence[Future[None]],
+    waits: Sequence[Future[Any]],
     answer: Future[tuple[RewardResult, ...]] | None,
     then: Callable[[], None],
     failed: Sequence[Future[None]] = (),

@@ -231,7 +231,7 @@ def as_text(found: Comparison, rows: RewardRows, name: str, examples: int = 5) -
         f"{found.rows} completions, {found.both} with both scores",
         f"mean score      run {found.old_mean:.4g}   {name} {found.new_mean:.4g}",
         f"rank correlation {found.rank_correlation:.3f} (Spearman)",
-        f"same verdict    {found.agreement:.1%} (right or wrong)",
+        f"same verdict    {found.agreement:.1%} (right: verified, or a score above 0 where no verifier spoke)",
         f"changed         {len(found.now_right)} wrong -> right, {len(found.now_wrong)} right -> wrong",
     ]
     if found.failed:

@@ -143,7 +143,7 @@ def test_rescore_compares_with_what_the_run_gave(place: Path) -> None:
     assert "5 completions, 4 with both scores" in said
     assert "run 0.5   mine.py:rank 0.5" in said
     assert "rank correlation 0.000 (Spearman)" in said
-    assert "same verdict    50.0%" in said
+    assert "same verdict    50.0% (right: verified" in said
     assert "1 wrong -> right, 1 right -> wrong" in said
     assert "token ids are not stored" in said
     assert [json.loads(line)["score"] for line in (place / "new.jsonl").read_text().splitlines()] == [1, 0, 0, 1, 2]

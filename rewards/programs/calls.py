@@ -73,7 +73,7 @@ def remote_tests(tests: Mapping[str, object]) -> RemoteTests:
     if isinstance(wanted, CallTests):
         return _cases(wanted)
     if wanted.kind == "check":
-        return _asserts(_check_asserts(wanted.pieces[0]), {"candidate": str(wanted.entry_point)})
+        return _asserts(_check_asserts(wanted.pieces[0]), {"candidate": str(wanted.entry_point)}, wanted.prelude)
     if wanted.kind == "asserts":
         return _assert_list(wanted)
     raise BadTests(f"tests of type {wanted.kind!r} need the local sandbox")
@@ -82,7 +82,7 @@ def remote_tests(tests: Mapping[str, object]) -> RemoteTests:
 def _assert_list(tests: CodeTests) -> RemoteTests:
     if not all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in _parse(tests.pieces[0]).body):
         raise BadTests("the setup of these asserts is code: they need the local sandbox")
-    return _asserts([node for text in tests.pieces[1:] for node in _parse(text).body], {})
+    return _asserts([node for text in tests.pieces[1:] for node in _parse(text).body], {}, tests.prelude)
 
 
 def _stdin(tests: StdinTests) -> RemoteTests:
@@ -92,12 +92,12 @@ def _stdin(tests: StdinTests) -> RemoteTests:
     def runs(source: str) -> Iterator[RemoteRun]:
         for at, case in enumerate(tests.cases):
             yield RemoteRun(
-                code=source,
+                code=f"{tests.prelude}\n{source}" if tests.prelude else source,
                 stdin=case.input,
                 first=at,
                 cases=1,
                 judge=lambda printed, expected=case.output: [  # type: ignore[misc]
-                    same_output(expected, printed.encode("utf-8", "replace"))
+                    same_output(expected, printed.encode("utf-8", "replace"), lines=tests.lines)
                 ],
             )
 
@@ -105,6 +105,8 @@ def _stdin(tests: StdinTests) -> RemoteTests:
 
 
 def _cases(tests: CallTests) -> RemoteTests:
+    if any(case.argument is not None for case in tests.cases):
+        raise BadTests("tests that look at an argument after the call need the local sandbox")
     calls = [Call(name=tests.entry_point, args=case.args, kwargs=case.kwargs) for case in tests.cases]
 
     def judge(results: Trees) -> list[bool]:
@@ -113,10 +115,10 @@ def _cases(tests: CallTests) -> RemoteTests:
             for at, case in enumerate(tests.cases)
         ]
 
-    return _called(calls, judge, len(calls))
+    return _called(calls, judge, len(calls), tests.prelude)
 
 
-def _called(calls: list[Call], judge: Callable[[Trees], list[bool]], cases: int) -> RemoteTests:
+def _called(calls: list[Call], judge: Callable[[Trees], list[bool]], cases: int, prelude: str | None) -> RemoteTests:
     """All calls in one start of the program, in an order that it can't foresee from the tests' text."""
     try:
         packed = [[at, c.name, jail_data.to_tree(c.args), jail_data.to_tree(c.kwargs)] for at, c in enumerate(calls)]
@@ -126,7 +128,7 @@ def _called(calls: list[Call], judge: Callable[[Trees], list[bool]], cases: int)
     def runs(source: str) -> Iterator[RemoteRun]:
         yield RemoteRun(
             code=DRIVER,
-            stdin=json.dumps([source, draws_of(source).sample(packed, len(packed))]),
+            stdin=json.dumps([prelude or "", source, draws_of(source).sample(packed, len(packed))]),
             first=0,
             cases=cases,
             judge=lambda printed: judge(_results(printed)),
@@ -165,7 +167,7 @@ def _check_asserts(code: str) -> list[ast.stmt]:
     raise BadTests("tests: no def check(candidate) in the code")
 
 
-def _asserts(statements: list[ast.stmt], names: Mapping[str, str]) -> RemoteTests:
+def _asserts(statements: list[ast.stmt], names: Mapping[str, str], prelude: str | None) -> RemoteTests:
     """Each assert as an expression over the results of its calls. ``names``: what a called name stands for."""
     reader = _Reader(names)
     tests: list[CodeType] = []
@@ -187,7 +189,7 @@ def _asserts(statements: list[ast.stmt], names: Mapping[str, str]) -> RemoteTest
                     continue
         return [_holds(test, dict(scope)) for test in tests]
 
-    return _called(reader.calls, judge, len(tests))
+    return _called(reader.calls, judge, len(tests), prelude)
 
 
 def _holds(test: CodeType, scope: dict[str, object]) -> bool:
@@ -238,14 +240,22 @@ DRIVER = (
 def main():
     import os, sys
 
-    source, calls = json.loads(sys.stdin.read())
+    prelude, source, calls = json.loads(sys.stdin.read())
     out = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     scope = {"__name__": "solution"}
-    exec(compile(source, "<program>", "exec", dont_inherit=True), scope)
+    for text in (prelude, source):
+        exec(compile(text, "<program>", "exec", dont_inherit=True), scope)
+
+    def find(name):
+        if name in scope:
+            return scope[name]
+        owner, _, method = name.rpartition(".")
+        return getattr(scope[owner.removesuffix("()") or "Solution"](), method)
+
     for at, name, args, kwargs in calls:
         try:
-            value = scope[name](*from_tree(args), **from_tree(kwargs))
+            value = find(name)(*from_tree(args), **from_tree(kwargs))
             os.write(out, dumps([at, to_tree(value)]) + b"\\n")
         except BaseException:
             continue

@@ -75,6 +75,8 @@ def wanted(name: str) -> set[Verdict]:
         return {Verdict.CORRECT}
     if "verdict=timeout" in text:
         return {Verdict.TIMED_OUT}
+    if "__str__ loops" in (PROGRAMS / f"{name}.py").read_text():  # where a test asks for the text, in its own process
+        return {Verdict.WRONG, Verdict.TIMED_OUT}
     if "verdict=crash" in text:  # since CPython 3.11 such a recursion fills memory instead, slowly
         return {Verdict.WRONG, Verdict.TIMED_OUT}
     return {Verdict.WRONG}
@@ -183,7 +185,7 @@ first = Jail(off=off)
 first.close()
 if off:  # every jail of this process then is one without these layers
     make = Jail.__init__
-    Jail.__init__ = lambda jail, *, visible=(): make(jail, off=off, visible=visible)
+    Jail.__init__ = lambda jail, **more: make(jail, off=off, **more)
     module.capabilities = lambda: first.capabilities
 limits = Limits(wall_seconds=2.0, cpu_seconds=2.0, total_seconds=10.0)
 def work(job):

@@ -364,3 +364,22 @@ def test_a_hang_has_a_score_within_any_limit_of_a_pool(service: Service) -> None
         hang = service.client().check("while True: pass", tests, limits=LIMITS)
     assert (result.verdict, result.score) == (Verdict.TIMED_OUT, 0.0)
     assert (hang.verdict, hang.score) == (Verdict.TIMED_OUT, 0.0)
+
+
+@pytest.mark.parametrize("entry_point", ["add", "Solution().add", "Solution.add"])
+def test_a_prelude_and_methods(service: Service, entry_point: str) -> None:
+    program = "class Solution:\n    def add(self, a: List[int]) -> int:\n        return sum(a)\n"
+    cases = [{"args": [[1, 2]], "expected": 3}]
+    tests = {"type": "function", "entry_point": entry_point, "cases": cases, "prelude": "from typing import List"}
+    assert service.client().check(program, tests, limits=LIMITS).verdict is Verdict.CORRECT
+    assert service.client().check(program, {**tests, "prelude": ""}, limits=LIMITS).verdict is Verdict.WRONG
+    stdin = {"type": "stdin", "cases": [{"input": "4", "output": "2.0"}], "prelude": "from math import sqrt"}
+    assert service.client().check("print(sqrt(int(input())))", stdin, limits=LIMITS).verdict is Verdict.CORRECT
+
+
+def test_what_a_call_does_to_an_argument_needs_the_local_sandbox(service: Service) -> None:
+    cases = [{"args": [[2, 1]], "argument": 0, "expected": [1, 2]}]
+    tests = {"type": "function", "entry_point": "f", "cases": cases}
+    result = service.client().check("def f(a): a.sort()", tests, limits=LIMITS)
+    assert (result.verdict, result.score) == (Verdict.BROKEN, None)
+    assert "argument after the call" in result.detail

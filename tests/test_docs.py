@@ -149,6 +149,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"gsm8k_{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in hub))
     answer = {"id": 1, "response": "\\boxed{6}", "reference": "6"}
     (folder / "in.jsonl").write_text(json.dumps(answer) + "\n")
+    labelled = [answer | {"correct": True}, answer | {"reference": "7", "correct": False}]
+    (folder / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
     return folder
 
 

@@ -16,6 +16,7 @@ from types import ModuleType
 from rlreason.rewards.audit.subject import MEMORY_MB, Answer, Call, Event, Loaded, Record, Subject
 from rlreason.rewards.audit.watch import Print, Watch, differences, inputs_of, plugin_modules, state_changes, state_of
 from rlreason.rewards.calling import as_result
+from rlreason.rewards.environment import from_option, without_secrets
 from rlreason.rewards.registry import Reward, resolve_verifier
 from rlreason.rewards.worker import die_with_parent, limit_memory
 from rlreason.types import RewardResult, Verdict
@@ -102,13 +103,17 @@ class Witness:
         except MemoryError:
             failure = Answer(fault="memory", shown="MemoryError")
         except Exception as error:
-            failure = Answer(fault="raised", shown=f"{type(error).__name__}: {error}"[:_SHOWN])
+            failure = Answer(fault="raised", shown=self._public(f"{type(error).__name__}: {error}"))
         except BaseException as error:
-            failure = Answer(fault="raised", shown=f"{type(error).__name__} (ends the worker): {error}"[:_SHOWN])
+            failure = Answer(fault="raised", shown=self._public(f"{type(error).__name__} (ends the worker): {error}"))
         events = self.watch.stop()
         if failure is not None:
             return (failure,) * len(call.completions), events
         return tuple(read(value) for value in values), events
+
+    def _public(self, text: str) -> str:
+        """Cut short, without what options take from the environment."""
+        return without_secrets(text, [(key, from_option(value)) for key, value in self.subject.options])[:_SHOWN]
 
 
 def read(value: object) -> Answer:

@@ -39,7 +39,7 @@ from rlreason.rewards.audit.subject import MEMORY_MB, SECONDS, Loaded, Subject
 #: Problems of the user's data that are attacked.
 _ATTACKED = 8
 #: Cases whose order and repetition are tried.
-_REPEATED = 24
+_REPEATED = 16
 #: Rewards that ship and judge no answer; rewards of other names do, unless they are said not to.
 SHAPES = frozenset({"format", "length", "overlong", "repetition", "language"})
 

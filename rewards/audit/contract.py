@@ -20,8 +20,8 @@ from rlreason.rewards.audit.watch import CACHE, DRAWN, SET_ONCE
 #: Evidence of one finding.
 _SHOWN = 4
 #: Growth of memory that is no accident: in all, and for one call.
-_LEAK_MB, _LEAK_KB_CALL = 16.0, 64.0
-_LEAK_CALLS = 60
+_LEAK_MB, _LEAK_KB_CALL = 8.0, 64.0
+_LEAK_CALLS = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlreason.types import Completion, Problem, Reference
 
@@ -162,7 +162,11 @@ def _code(number: int, prompt: str, tests: Mapping[str, object], right: str, *wr
 
 
 def built_in(verifier: str) -> tuple[Specimen, ...]:
-    """Small problems for a verifier; those of ``math`` for any that we don't know."""
+    """Small problems for a verifier, which they name; those of ``math`` for any that we don't know."""
+    return tuple(replace(one, problem=replace(one.problem, verifier=verifier)) for one in _problems(verifier))
+
+
+def _problems(verifier: str) -> tuple[Specimen, ...]:
     if verifier == "countdown":
         return (
             _countdown(0, (3, 7, 25), 46, "25+7*3", "25+7+3", "46", "25*3-7", "40+6", "25+7*3+0"),

@@ -22,35 +22,40 @@ def audited(
     return audit(Order(subject=subject, problems=1, **more))  # type: ignore[arg-type]
 
 
-#: The twelve that issue 16 names, some in two forms, and others.
+def slow(*values: object) -> object:
+    """A variant that the whole suite tries: each audit starts three processes."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+#: The twelve that issue 16 names, then the same in other forms, and others.
 PLANTED = [
     ("substring", "redteam.substring"),
-    ("substring_of_answer", "redteam.substring"),
-    ("answer_in_reference", "redteam.substring"),
     ("last_number", "redteam.last_number"),
     ("evaluates", "contract.eval"),
     ("any_box", "redteam.any_box"),
-    ("any_tag", "redteam.any_box"),
     ("order_dependent", "contract.order"),
     ("global_state", "contract.global_state"),
-    ("hidden_state", "contract.global_state"),
     ("mutates_extra", "contract.mutation"),
-    ("mutates_tokens", "contract.mutation"),
     ("sleeps", "contract.sleeps"),
-    ("sleeps_async", "contract.sleeps"),
     ("raises_on_empty", "contract.empty"),
-    ("raises_without_answer", "contract.raises"),
     ("nan", "contract.nan"),
-    ("infinite", "contract.nan"),
     ("wrong_type", "contract.type"),
-    ("wrong_type_at_times", "contract.type"),
     ("network", "contract.network"),
     ("none", "contract.none"),
-    ("draws", "contract.determinism"),
-    ("hash_seed", "contract.process"),
     ("leaks", "contract.leak"),
-    ("writes", "contract.files"),
-    ("by_place", "contract.place"),
+    slow("substring_of_answer", "redteam.substring"),
+    slow("answer_in_reference", "redteam.substring"),
+    slow("any_tag", "redteam.any_box"),
+    slow("hidden_state", "contract.global_state"),
+    slow("mutates_tokens", "contract.mutation"),
+    slow("sleeps_async", "contract.sleeps"),
+    slow("raises_without_answer", "contract.raises"),
+    slow("infinite", "contract.nan"),
+    slow("wrong_type_at_times", "contract.type"),
+    slow("draws", "contract.determinism"),
+    slow("hash_seed", "contract.process"),
+    slow("writes", "contract.files"),
+    slow("by_place", "contract.place"),
 ]
 
 
@@ -67,8 +72,18 @@ def test_planted_flaw_is_named(name: str, finding: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "prefix"),
-    [(name, "") for name in ("honest", "honest_box", "honest_bare", "honest_first", "honest_result", "honest_async")]
-    + [("honest_group", ""), ("honest_memo", ""), ("trl_honest", "trl:"), ("verl_honest", "verl:")],
+    [
+        ("honest_box", ""),
+        ("honest_bare", ""),
+        ("honest_group", ""),
+        ("trl_honest", "trl:"),
+        slow("honest", ""),
+        slow("honest_first", ""),
+        slow("honest_result", ""),
+        slow("honest_async", ""),
+        slow("honest_memo", ""),
+        slow("verl_honest", "verl:"),
+    ],
 )
 def test_honest_rewards_pass(name: str, prefix: str) -> None:
     result = audited(name, prefix=prefix)
@@ -82,10 +97,10 @@ def test_honest_rewards_pass(name: str, prefix: str) -> None:
         ("accuracy", "countdown", {}),
         ("code", "code", {}),
         ("format", "math", {"style": "boxed"}),
-        ("language", "math", {}),
+        slow("language", "math", {}),
         ("length", "math", {"max_tokens": 64}),
-        ("overlong", "math", {"max_tokens": 64, "buffer": 16}),
-        ("repetition", "math", {}),
+        slow("overlong", "math", {"max_tokens": 64, "buffer": 16}),
+        slow("repetition", "math", {}),
     ],
 )
 def test_what_ships_passes(name: str, verifier: str, options: dict[str, object]) -> None:
@@ -107,11 +122,11 @@ def test_a_hang_is_ended_and_named() -> None:
 
 
 def test_declared_range() -> None:
-    assert audited("honest", declared_range=(0.0, 1.0)).failures == ()
     (finding,) = audited("beyond", declared_range=(0.0, 1.0)).failures
     assert finding.name == "contract.range"
 
 
+@pytest.mark.slow
 def test_what_is_allowed_is_no_finding() -> None:
     subject = Subject(name=f"{PLANTS}:writes", verifier="math", allowed=frozenset({"files"}))
     result = audit(Order(subject=subject, problems=1))
@@ -124,6 +139,7 @@ def test_a_reward_that_does_not_load_says_why() -> None:
         audited("honets")
 
 
+@pytest.mark.slow
 def test_a_form_of_its_own() -> None:
     """None of the usual forms is paid by a reward that wants another; shown to it, it passes."""
     lost = audited("verl_honest", prefix="verl:", template="My answer: {answer}")

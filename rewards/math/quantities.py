@@ -48,6 +48,7 @@ def units_equal(a: Node, b: Node, options: Options, equal: Equal) -> bool | None
     return equal(mul(left, num(first.size[1])), mul(right, num(second.size[1])), options)
 
 
+_IN_DEGREES = ((("celsius", 1),), (("fahrenheit", 1),))
 _CELSIUS = ({"C", "°C"}, {"F", "°F"})
 
 
@@ -63,10 +64,8 @@ def _one_sided(labelled: Node, bare: Node, options: Options, equal: Equal) -> bo
     dimensions = found.size[0] if found.size is not None else ()
     if dimensions == RADIAN and bare.kind == "degree":
         return equal(value, in_radians(bare), options)
-    if bare.kind == "degree" and value.kind != "degree" and dimensions not in TEMPERATURES:
-        return False
-    if bare.kind == "degree" and dimensions in TEMPERATURES:
-        return equal(value, bare.args[0], options)
+    if bare.kind == "degree" and value.kind != "degree":
+        return dimensions in _IN_DEGREES and equal(value, bare.args[0], options)
     if bare.kind == "percent" and value.kind != "percent":
         return False
     if options.units and found.size is not None:

@@ -106,6 +106,8 @@ def assignment(node: Node) -> tuple[Node, Node] | None:
     if node.kind != "relation" or operators(node) != ("=",):
         return None
     left, right = node.args
+    if left.kind == "add" and rational(right) == 0:
+        return None  # a + b = 0 is an equation, and no sum that someone asked for
     if is_name(left) and not _refers(left, right):
         return left, right
     if is_name(right) and not is_name(left) and not _refers(right, left):

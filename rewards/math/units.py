@@ -145,8 +145,10 @@ def is_short_unit(word: str) -> bool:
 
 
 _PARTS = re.compile(
-    r"(°\s*[CF](?![A-Za-z])|平方|立方|[A-Za-zΩμµÅ]+|[$¢€£¥₹℃℉/]|[\u4e00-\u9fff]+)\s*\.?\s*(?:\^?\s*\{?(-?\d)\}?)?"
+    r"(°\s*[CF](?![A-Za-z])|平方|立方|[^\W\d_\u4e00-\u9fff]+|[$¢€£¥₹℃℉/]|[\u4e00-\u9fff]+)\s*\.?\s*(?:\^?\s*\{?(-?\d)\}?)?"
 )
+#: What may stand between the words of a unit.
+_AROUND = " .,^{}()-*·⋅~"
 _CHINESE_POWER = re.compile("(平方|立方)(?=.)")
 
 
@@ -159,6 +161,8 @@ def unit_size(text: str) -> tuple[Dimensions, Fraction] | None:
         text = re.sub(r"\\mu\s*", "μ", text.replace("\\circ", "°"))
     text = _CHINESE_POWER.sub(r"\1 ", re.sub(r"\^\s*(?:\{\s*°\s*\}|°)\s*", "°", text))
     text = re.sub(r"\bdegrees?\s+(?=[CF]\w*\b)", "", text)
+    if _PARTS.sub("", text).strip(_AROUND):
+        return None
     dimensions: dict[str, int] = {}
     size, sign, pending = Fraction(1), 1, 1
     last: tuple[dict[str, int], Fraction] | None = None

@@ -14,9 +14,8 @@ from rlreason.rewards.math.prose import first_sentence, last_sentence, stated
 from rlreason.rewards.math.wording import BECAUSE, COPULA
 
 _ANSWER = (
-    r"(?:answers?|results?|solution|réponse|respuesta|antwort|risposta|resposta|odpowiedź|antwoord|cevap|đáp án"
-    r"|ответ|答案|答え"
-    r"|故选|应选|答|정답|답|उत्तर|الإجابة|الجواب)"
+    r"(?:answers?|results?|solution|réponse|respuesta|antwort|risposta|resposta|odpowiedź|antwoord|cevap|đáp án|ответ"
+    r"|答案|答え|故选|应选|答|정답|답|उत्तर|الإجابة|الجواب)"
 )
 ANCHOR = re.compile(
     rf"{_ANSWER}[\s*_]*(?:turns out to be\b|comes? out (?:to be|to|as)\b|works out to be\b|lautet\b|은|는"
@@ -27,8 +26,8 @@ ANCHOR = re.compile(
 BARE_ANCHOR = re.compile(r"(?:^|\n)[^\w\n]*(?:final\s+)?(?:answer|ans|a(?=[:.] ?[-\d$(\\]))\b", re.IGNORECASE)
 #: "42 is the answer."
 _TURNED = re.compile(
-    r"\b(?:is|are|was)\s+(?:thus |therefore |then )?(?:the|our|my)\s+(?:(?:final|correct|required|desired|only"
-    r"|unique|smallest|largest)\s+)*"
+    r"\b(?:is|are|was)\s+(?:thus |therefore |then )?(?:the|our|my)\s+(?:(?:final|correct|required|desired|only|unique"
+    r"|smallest|largest)\s+)*"
     r"(?:answer|result|solution)s?\b(?![\s*_]*(?:of|to\b|:|=|is\b|set\b))",
     re.IGNORECASE,
 )
@@ -122,7 +121,10 @@ def phrase_answer(after: str, wanted: Wanted, *, said: bool) -> str | None:
 
 
 _SOFT = re.compile(
-    r"(?:^|[.!?\n]\s*|\s)(?:wait|actually|oops|sorry|hmm+|hold on|on second thought|scratch that|no,)\b", re.IGNORECASE
+    r"(?:^|[.!?\n]\s*)(?:(?:but|oh|no|and)[, ]\s*)?"
+    r"(?:wait|actually|oops|sorry|hmm+|hold on|on second thought|scratch that)\b"
+    r"|\b(?:wait|actually|oops|hmm+|no)\s*[,!…]",
+    re.IGNORECASE,
 )
 _HARD = re.compile(
     r"\b(?:mistake|error|wrong|incorrect|not (?:right"

@@ -18,7 +18,7 @@ _CALLED_RIGHT = re.compile(
 )
 _OR_ANOTHER = re.compile(r"\)?\s*(?:or|and|/|&|,)\s*\(?[A-Z]\)?(?![A-Za-z'’])")
 _SO = re.compile(
-    r"\b(?:therefore|thus|hence|so|consequently|leaving|leaves|which leaves|we choose|i choose|donc|daher|also)\b"
+    r"\b(?:therefore|thus|hence|so|consequently|leaving|leaves|which leaves|we choose|i choose|donc|daher)\b"
     r"|因此|所以|故",
     re.IGNORECASE,
 )
@@ -26,10 +26,9 @@ _WHY = re.compile(
     r"[,;(]?\s*\b(?:because|since|as (?:it|option|\(?[A-Z]\)?\s)|whereas|while|but not|and not|rather than)\b.*"
 )
 _REFUSED = re.compile(
-    r"[?？]\s*$|"
-    r"\b(?:not|never|cannot|wrong|incorrect|false|eliminat\w+|rul(?:e|es|ed|ing) out|excluded?|fails?|violates?"
-    r"|invalid"
-    r"|neither|nor|none|let|might|may|could|check|consider|suppose|assume|if|maybe|perhaps|try|between|either|decide"
+    r"[?？]\s*$|\b(?:not|never|cannot|wrong|incorrect|false|eliminat\w+|rul(?:e|es|ed|ing) out|excluded?|fails?"
+    r"|violates?|invalid|neither|nor|none|let|might|may|could|check|consider|suppose|assume|if|maybe|perhaps|try"
+    r"|between|either|decide"
     r"|unsure|guess|versus|vs|doubt\w*|false)\b|n['’]t\b|不|错",
     re.IGNORECASE,
 )

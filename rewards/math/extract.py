@@ -15,6 +15,7 @@ from rlreason.rewards.math.choices import concluded_choice
 from rlreason.rewards.math.json_answer import json_answer
 from rlreason.rewards.math.marked import Found, Wanted, marked
 from rlreason.rewards.math.prose import concluded, is_answer, last_sentence, stated
+from rlreason.rewards.math.read import choice_letter
 from rlreason.rewards.math.turns import before_next_problem, ended
 from rlreason.rewards.math.wording import BECAUSE, COPULA, LEAD, denied, undecorated
 
@@ -49,7 +50,7 @@ def _this_turn(response: str, wanted: Wanted) -> str:
     return thought + closed + cut(rest)
 
 
-def _unclosed(text: str) -> str:
+def _without_closing(text: str) -> str:
     """``text`` without the closing words of the few-shot prompt of Minerva (arXiv 2206.14858, appendix D)."""
     at = text.rfind("I hope")
     return text[:at].rstrip() if at >= 0 and _CLOSING.fullmatch(text, at) else text
@@ -75,13 +76,13 @@ def _extract(text: str, wanted: Wanted, *, marked_only: bool) -> Found:
     hashed = _hashed(text, wanted)
     if hashed is not None:
         return hashed
-    tail = _unclosed(text[-_TAIL:]).strip()
+    tail = _without_closing(text[-_TAIL:]).strip()
     if not marked_only and not wanted.letter and len(text.strip()) < 200 and _is_whole(tail):
         return Found(text=tail, how="all of it")
     value = json_answer(tail)
     if value is not None:
         return Found(text=value or None, how="json")
-    said = said_answer(_unclosed(text[-_STATED:]), wanted)
+    said = said_answer(_without_closing(text[-_STATED:]), wanted)
     if said is not None:
         return said
     if marked_only:
@@ -113,13 +114,19 @@ def _later_word(text: str, found: Found, wanted: Wanted) -> Found | None:
     final = list(_FINAL.finditer(after))
     if not final:
         return None
-    phrase = _unclosed(after[final[-1].end() :]).lstrip(" :*\n")
-    said = phrase_answer(phrase, wanted, said=False)
+    phrase = _without_closing(after[final[-1].end() :]).lstrip(" :*\n")
+    said = None if _NO_VALUE.match(phrase) else phrase_answer(phrase, wanted, said=False)
     if said is not None:
         return Found(text=said, how="answer is")
     return Found(text=None, how="answer is") if _DENIED.match(phrase) else None
 
 
+#: "The final answer is found above" names none.
+_NO_VALUE = re.compile(
+    r"(?:obtained|given|found|shown|stated|boxed|marked|written|derived|computed|above|below|as|in)\b"
+    r"|the (?:boxed|value|one|result|number|expression)\b[^$\d]*$",
+    re.IGNORECASE,
+)
 _DENIED = re.compile(r"(?:not|never|unlikely|wrong|incorrect)\b", re.IGNORECASE)
 
 
@@ -131,9 +138,13 @@ def _hashed(text: str, wanted: Wanted) -> Found | None:
     line = text[at + 4 :].strip().partition("\n")[0].strip()
     anchor = ANCHOR.search(line)
     content = line[anchor.end() :].strip() if anchor else line
-    if wanted.letter or wanted.words or is_answer(content, bare=True):
-        return Found(text=content or None, how="####")
-    said = stated(content)
+    said: str | None
+    if wanted.letter:
+        said = choice_letter(content.strip(" .*"))
+    elif wanted.words:
+        said = content if not text[at + 4 :].strip().partition("\n")[2].strip() else None
+    else:
+        said = content if is_answer(content, bare=True) else stated(content)
     return Found(text=said, how="####") if said else None
 
 

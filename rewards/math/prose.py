@@ -29,18 +29,16 @@ from rlreason.rewards.math.words import FUNCTIONS, number_from_words, word_set
 
 NUMBER = re.compile(
     r"(?<![\w.\\])[-−+]?(?:US|A|C)?[$€£¥₹]?\s?(?:\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
-    r"|\.\d+)(?:\s*/\s*\d+)?(?:\s*\\?%)?"
-    r"(?![\d/])|(?<=[^\x00-\x7f])\d+(?:\.\d+)?(?:/\d+)?"
+    r"|\.\d+)(?:\s*/\s*\d+)?(?:\s*\\?%)?(?![\d/])|(?<=[^\x00-\x7f])\d+(?:\.\d+)?(?:/\d+)?"
 )
 _CIRCUMSTANCE = word_set(
-    "in at after by from within for of on to per during until before every with out dans en pour sur d'ici après "
-    "nach für "
-    "bis vor por para dentro desde"
+    "in at after by from within for of on to per during until before every with out dans en pour sur d'ici après nach "
+    "für bis vor por para dentro desde"
 )
 #: A number behind one of these says where, not how many.
 _POSITION = word_set(
-    "after before from to until than past first last next previous since beyond near like versus another "
-    "step case page problem question equation line part number"
+    "after before from to until than past first last next previous since beyond near like versus another step case "
+    "page problem question equation line part number"
 )
 #: Code or broken mathematics: a number in it is no conclusion.
 _NOT_PROSE = re.compile(r"[{}_\\^]|[A-Za-z]\(|\)\.|[=<>+*]|\d\s*[-−/×÷]\s*\d")
@@ -158,9 +156,11 @@ _VERB = re.compile(
 )
 
 
-def _said_to_be(sentence: str) -> str | None:
-    """``34`` of "the largest n is 34", ``5`` of "x + y = 5 meters"."""
+def _said_to_be(sentence: str, *, firmly: bool = False) -> str | None:
+    """``34`` of "the largest n is 34", ``5`` of "x + y = 5 meters". ``firmly``: not of "we have 5"."""
     for match in reversed(list(COPULA.finditer(sentence))[-4:]):
+        if firmly and _FOUND_SO_FAR.match(match[0]):
+            continue
         before, after = sentence[: match.start()], sentence[match.end() :]
         if denied_at_once(before):
             return None
@@ -170,6 +170,9 @@ def _said_to_be(sentence: str) -> str | None:
     if "=" in sentence and not SPAN.search(sentence) and not denied_at_once(sentence.rpartition("=")[0]):
         return _value(sentence.rpartition("=")[2].strip(" )"))
     return None
+
+
+_FOUND_SO_FAR = re.compile(r"get|obtain|find|have", re.IGNORECASE)
 
 
 def _value(text: str) -> str | None:
@@ -259,7 +262,7 @@ def _concluded_with(sentence: str, *, concludes: bool, whole: bool) -> str | Non
     why = BECAUSE.search(flat)
     flat = flat[: why.start()] if why and NUMBER.search(flat, 0, why.start()) else flat
     ended = _ENDED.search(sentence) is not None
-    return _said_to_be(flat) or (_its_number(flat) if concludes and ended else None)
+    return _said_to_be(flat, firmly=not concludes) or (_its_number(flat) if concludes and ended else None)
 
 
 #: ``7.`` at the end of a text that broke off is the number of a list.

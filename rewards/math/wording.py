@@ -24,32 +24,25 @@ AFTERTHOUGHT = re.compile(r"\s*,\s*(?:so|and not|not)\b.*", re.DOTALL | re.IGNOR
 _CHANGES = word_set(
     "not never no cannot nor neither between either or wrong incorrect false unless without except excluding unlikely "
     "impossible doubtful instead rather maybe perhaps possibly might could if whether than least most over under "
-    "above "
-    "below beyond exceed exceeds exceeding within greater smaller larger bigger higher lower twice "
-    "thrice double triple half third quarter squared cubed factorial hundred hundreds thousand "
-    "thousands million billion trillion dozen dozens score lakh crore tenth tenths hundredth hundredths thousandth "
-    "thousandths thirds fourths fifths sixths eighths halves quarters percentage reciprocal inverse opposite "
-    "multiple but "
-    "power plus minus multiplied divided modulo rejected invalid extraneous discarded unknown undetermined "
-    "pas ni ou plus moins nicht kein keine oder mehr weniger nunca ninguno menos más mais não non né meno più "
-    "нет не или "
-    "больше меньше"
+    "above below beyond exceed exceeds exceeding within greater smaller larger bigger higher lower twice thrice "
+    "double triple half third quarter squared cubed factorial hundred hundreds thousand thousands million billion "
+    "trillion dozen dozens score lakh crore tenth tenths hundredth hundredths thousandth thousandths thirds fourths "
+    "fifths sixths eighths halves quarters percentage reciprocal inverse opposite multiple but power plus minus "
+    "multiplied divided modulo rejected invalid extraneous discarded unknown undetermined pas ni ou plus moins nicht "
+    "kein keine oder mehr weniger nunca ninguno menos más mais não non né meno più нет не или больше меньше"
 )
 _CHANGING_SIGNS = re.compile(
     r"n['’]t\b|[不非没未]|或|以上|以下|超过|大于|小于|至少|至多|[两二三]倍|[0-9]\s*倍|平方|立方|几|错"
 )
 #: Words of a sentence that is under way: it tries, supposes or announces, and concludes nothing.
 UNDER_WAY = re.compile(
-    r"\b(?:let(?:['’]?s| us| me)?|suppose|supposing|consider(?:ing|ed)?|assum(?:e|ed|ing|ption)|check(?:ed|ing"
-    r"|s)?|verify"
-    r"|tr(?:y|ied|ying)|guess(?:ed)?|(?:so|thus) far|to be continued|need to|must show|prove|compute|calculate"
-    r"|note that"
-    r"|recall|we now|now we|we will|will now|imagine|maybe|perhaps|plug(?:ging)?|substitut(?:e|ing)|attempt(?:ed|s)?"
-    r"|unsure|confused|stuck|give up|don['’]t know|not sure|for example|angenommen|sei|supposons|soit|supongamos"
-    r"|sea)\b"
-    r"|^\W*(?:first|next|given|when|for|with)\b"
-    r"|\bremaining (?:cases?|steps?|possibilit|values?|options?)|(?<!number of )\bcases? (?:are|is|left|remain)"
-    r"|\b(?:problem|question|exercise|equation|case|step|page|line|chapter|figure|part|method|round|attempt)s?[\s(]*\d"
+    r"\b(?:let(?:['’]?s| us| me)?|suppose|supposing|consider(?:ing|ed)?|assum(?:e|ed|ing|ption)|check(?:ed|ing|s)?"
+    r"|verify|tr(?:y|ied|ying)|guess(?:ed)?|(?:so|thus) far|to be continued|need to|must show|prove|compute|calculate"
+    r"|note that|recall|we now|now we|we will|will now|imagine|maybe|perhaps|plug(?:ging)?|substitut(?:e|ing)"
+    r"|attempt(?:ed|s)?|unsure|confused|stuck|give up|don['’]t know|not sure|for example|angenommen|sei|supposons|soit"
+    r"|supongamos|sea(?= [a-z] ?=))\b|^\W*(?:first|next|given|when|for|with)\b|\bremaining (?:cases?|steps?|possibilit"
+    r"|values?|options?)|(?<!number of )\bcases? (?:are|is|left|remain)|\b(?:problem|question|exercise|equation|case"
+    r"|step|page|line|chapter|figure|part|method|round|attempt)s?[\s(]*\d"
     r"|假设|假如|如果|设|考虑|检查|验证|首先|接下来|第\s*\d+\s*步|предположим|пусть|[?？]\s*$",
     re.IGNORECASE,
 )
@@ -61,31 +54,27 @@ UNDONE = re.compile(
 SO = re.compile(
     r"\b(?:therefore|thus|hence|so(?! (?:far|that|many|much|long|called))|consequently|finally|in conclusion"
     r"|to conclude|we conclude|overall|in summary|accordingly|it follows|donc|ainsi|alors|en conclusion|par conséquent"
-    r"|also|daher|somit|folglich|por (?:lo )?tanto|portanto|entonces|así que|logo|quindi|dunque|pertanto|итак"
-    r"|следовательно|значит|поэтому|vậy|jadi|dus|zatem)\b"
-    r"|\\therefore|∴|\\(?:implies|Rightarrow)|⇒|因此|所以|故|综上|从而|于是|可得|结论|よって|したがって|ゆえに"
-    r"|따라서|그러므로"
+    r"|also (?:ist|sind|gilt|folgt|beträgt|haben)|daher|somit|folglich|por (?:lo )?tanto|portanto|entonces|así que"
+    r"|quindi|dunque|pertanto|итак|следовательно|значит|поэтому|vậy|jadi|dus|zatem)\b|\\therefore|∴|\\(?:implies"
+    r"|Rightarrow)|⇒|因此|所以|故|综上|从而|于是|可得|结论|よって|したがって|ゆえに|따라서|그러므로"
     r"|इसलिए|अतः|لذا|إذن|وبالتالي",
     re.IGNORECASE,
 )
 TOTAL = re.compile(r"\b(?:total|altogether|in all|au total|insgesamt|всего)\b|一共|总共|共有", re.IGNORECASE)
 LEAD = re.compile(
-    r"(?:\s|[,:;]|"
-    r"\b(?:therefore|thus(?! far)|hence|so(?! far)|then|finally|consequently|accordingly|in conclusion|overall"
-    r"|indeed|clearly|simply"
-    r"|exactly|precisely|just|only|equal to|given by|found to be|approximately|about|roughly|around|nearly|for sure"
-    r"|definitely|certainly|of course|surely|actually|really|that|donc|also|daher|somit|entonces|here"
-    r"|we get|we have"
-    r"|(?:the |a |an )?(?:number|integer|value|fraction|set|interval|point|matrix|vector|pair|ordered pair|tuple"
-    r"|equation"
-    r"|expression|function|ratio|sum|total)(?= *[\d$\\({\[-]))(?![A-Za-z])"
+    r"(?:\s|[,:;]|\b(?:therefore|thus(?! far)|hence|so(?! far)|then|finally|consequently|accordingly|in conclusion"
+    r"|overall|indeed|clearly|simply|exactly|precisely|just|only|equal to|given by|found to be|approximately|about"
+    r"|roughly|around|nearly|for sure|definitely|certainly|of course|surely|actually|really|that|donc|also(?= ist"
+    r"| sind| gilt)|daher|somit|entonces|here|we get|we have|(?:the |a |an )?(?:number|integer|value|fraction|set"
+    r"|interval|point|matrix|vector|pair|ordered pair|tuple|equation|expression|function|ratio|sum"
+    r"|total)(?= *[\d$\\({\[-]))(?![A-Za-z])"
     r"|\\therefore|\\Rightarrow|\\implies|∴|⇒|因此|所以|故)+",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 _DECORATION = re.compile(
-    r"</?[A-Za-z][^<>\n]{0,60}>|<<[^<>\n]{0,80}>>"
-    r"|\$?\s*\\(?:blacksquare|square|qed|Box|hfill)\b\s*\$?|[■□∎✓✔✅☑]|\bQ\.?E\.?D\.?(?!\w)|[\U0001F300-\U0001FAFF]"
+    r"</?[A-Za-z][^<>\n]{0,60}>|<<[^<>\n]{0,80}>>|\$?\s*\\(?:blacksquare|square|qed|Box|hfill)\b\s*\$?|[■□∎✓✔✅☑]"
+    r"|\bQ\.?E\.?D\.?(?!\w)|[\U0001F300-\U0001FAFF]"
 )
 
 
@@ -102,12 +91,10 @@ _PRODUCT = re.compile(
 )
 #: A number that a sentence turns down: "rule out 5", "5 fails", "5 is too large".
 TURNED_DOWN = re.compile(
-    r"\b(?:rul(?:e|es|ed|ing) out|we (?:divide|multiply|add|subtract|take|use|start)|reject\w*|exclud\w*"
-    r"|eliminat\w*|discard\w*|disregard\w*|ignor\w*|drop(?:ped)?"
-    r"|fail\w*"
-    r"|contradict\w*|violat\w*|too (?:large|small|big|many|few|much|high|low|long|short)|other than|rather than"
-    r"|instead of"
-    r"|(?:factor|divisor|multiple|fraction|part|one|half|some|any|digit|digits|power|root) of|next to|out of"
+    r"\b(?:rul(?:e|es|ed|ing) out|we (?:divide|multiply|add|subtract|take|use|start)|reject\w*|exclud\w*|eliminat\w*"
+    r"|discard\w*|disregard\w*|ignor\w*|drop(?:ped)?|fail\w*|contradict\w*|violat\w*|too (?:large|small|big|many|few"
+    r"|much|high|low|long|short)|other than|rather than|instead of|(?:factor|divisor|multiple|fraction|part|one|half"
+    r"|some|any|digit|digits|power|root) of|next to|out of"
     r"|close to|near)\b",
     re.IGNORECASE,
 )
@@ -127,6 +114,7 @@ _MONEY_SIGN = re.compile(r"\$\s?(?=[-−]?[\d.])")
 
 
 def denied(text: str) -> bool:
+    """Is there a word of denial or doubt in it?"""
     return bool(_DENIAL.search(text))
 
 
@@ -138,25 +126,22 @@ def denied_at_once(before: str) -> bool:
 
 
 _AT_ONCE = re.compile(
-    r"(?:\b(?:not|never|cannot|could|might|may|hardly|pas|nicht|nunca|não|non|no|не)(?: also| really| well"
-    r"| just)?|n['’]t|不)"
+    r"(?:\b(?:not|never|cannot|could|might|may|hardly|pas|nicht|nunca|não|non|no|не)(?: also| really| well| just)?"
+    r"|n['’]t|不)"
     r"\s*$",
     re.IGNORECASE,
 )
 #: A clause that is denied, doubted or supposed as a whole.
 DENIED_CLAUSE = re.compile(
     r"(?:\bnot|n['’]t|\bnever|\bcannot)\s+(?:that|true|the case|because|mean|know|think|believe|sure|certain|clear|say"
-    r"|claim|imply|follow|conclude|possible|correct|right|enough)\b"
-    r"|\b(?:if|unless|whether|either|neither|none|nothing|doubt\w*|unlikely|impossible|false|wrong\w*"
-    r"|incorrect\w*|depends"
+    r"|claim|imply|follow|conclude|possible|correct|right|enough)\b|\b(?:if|unless|whether|either|neither|none|nothing"
+    r"|doubt\w*|unlikely|impossible|false|wrong\w*|incorrect\w*|depends"
     r"|rejected|extraneous|invalid|discarded)\b",
     re.IGNORECASE,
 )
 _DENIAL = re.compile(
-    r"\b(?:not|never|cannot|nor|neither|unlikely|impossible|wrong|incorrect|false|doubtful|whether|depends"
-    r"|rejected|extraneous|invalid|discarded|unless|if"
-    r"|either|pas"
-    r"|nicht|kein"
+    r"\b(?:not|never|cannot|nor|neither|unlikely|impossible|wrong|incorrect|false|doubtful|whether|depends|rejected"
+    r"|extraneous|invalid|discarded|unless|if|either|pas|nicht|kein"
     r"|nunca|não|non|нет|не)\b|\bno (?:es|son|è|é|is)\b|n['’]t\b|不|错",
     re.IGNORECASE,
 )

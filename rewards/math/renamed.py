@@ -33,7 +33,10 @@ def equal_up_to_letters(gold: str, answer: str, a: Node, b: Node, options: Optio
     declared, other = _declared(gold), _declared(answer)
     if declared or other:
         return _same_family(a, b, declared, other, options, equal)
-    return _same_constants(a, b, options, equal)
+    return bool(_HAS_C.search(gold) or _HAS_C.search(answer)) and _same_constants(a, b, options, equal)
+
+
+_HAS_C = re.compile(r"(?<![A-Za-z\\])[Cc](?![A-Za-z])")
 
 
 def _declared(text: str) -> dict[str, str]:

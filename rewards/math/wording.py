@@ -42,7 +42,7 @@ UNDER_WAY = re.compile(
     r"|attempt(?:ed|s)?|unsure|confused|stuck|give up|don['’]t know|not sure|for example|angenommen|sei|supposons|soit"
     r"|supongamos|sea(?= [a-z] ?=))\b|^\W*(?:first|next|given|when|for|with)\b|\bremaining (?:cases?|steps?|possibilit"
     r"|values?|options?)|(?<!number of )\bcases? (?:are|is|left|remain)|\b(?:problem|question|exercise|equation|case"
-    r"|step|page|line|chapter|figure|part|method|round|attempt)s?[\s(]*\d"
+    r"|step|page|line|chapter|figure|part|method|round|attempt)s?[\s(]*\d|\b(?:case|step)\s+[a-z]\s*="
     r"|假设|假如|如果|设|考虑|检查|验证|首先|接下来|第\s*\d+\s*步|предположим|пусть|[?？]\s*$",
     re.IGNORECASE,
 )

@@ -218,27 +218,36 @@ def _no_thought(text: str) -> str:
     return re.sub(r"<think>.*?</think>\s*", "", text, flags=re.DOTALL)
 
 
+_PLAIN = re.compile(r"(-?)(\d+)(\.\d+|/\d+)?")
+
+
 def _number_answers(style: Style, gold: str) -> Iterator[Attack]:
-    digits = gold.lstrip("-")
-    sign = gold[: len(gold) - len(digits)]
-    longer = [f"{sign}9{digits}", f"{gold}1", f"{gold}.5" if "/" not in gold else f"{gold}3", f"{sign or '-'}{gold}"]
-    if sign:
-        longer[-1] = digits
+    """Wrong numbers that contain the right one. LaTeX is left alone but for what stands before it."""
+    plain = _PLAIN.fullmatch(gold)
+    if plain is None:
+        for text in (f"7{gold}", f"-{gold}") if gold.startswith("\\") else ():
+            yield Attack(family="substring", name=f"{text} for {gold}", text=style.wrap(text))
+        return
+    sign, digits, rest = plain[1], plain[2], plain[3] or ""
+    longer = [f"{sign}9{digits}{rest}", f"{gold}1"]
+    if digits.strip("0") or rest.strip("./0"):
+        longer.append(f"{digits}{rest}" if sign else f"-{gold}")
+    if not rest:
+        # A decimal may be cut or lengthened by zeros and be the same; an integer may not.
+        longer += [f"{gold}.5", *((digits[:-1], digits[1:]) if len(digits) > 1 else ())]
+        yield Attack(family="near", name=f"{gold}.0001", text=style.wrap(f"{gold}.0001"))
     for text in longer:
         yield Attack(family="substring", name=f"{text} for {gold}", text=style.wrap(text))
-    for text in (digits[:-1], digits[1:]) if len(digits) > 1 else ():
-        yield Attack(family="substring", name=f"{text} for {gold}", text=style.wrap(text))
-    if "/" not in gold:
-        yield Attack(family="near", name=f"{gold}.0001", text=style.wrap(f"{gold}.0001"))
-    alike = digits.translate(str.maketrans("0123456789", "OlZЗЧSб7Bg"))
-    if alike != digits:
+    alike = f"{digits}{rest}".translate(str.maketrans("0123456789", "OlZЗЧSб7Bg"))
+    if alike != f"{digits}{rest}":
         yield Attack(family="look_alike", name=f"{sign}{alike} for {gold}", text=style.wrap(f"{sign}{alike}"))
 
 
 def _choice_answers(style: Style, gold: str) -> Iterator[Attack]:
     for text in ("A, B, C, D", "ABCD", "A B C D", "(A) (B) (C) (D)", "any of A to D"):
         yield Attack(family="all_options", name=text, text=style.wrap(text))
-    yield Attack(family="substring", name="in a word", text=style.wrap(f"{gold}ecause of this"))
+    if len(gold) == 1:
+        yield Attack(family="substring", name="in a word", text=style.wrap(f"{gold}ecause of this"))
 
 
 _PROGRAMS = (

@@ -101,12 +101,15 @@ def _got(seen: Seen) -> str:
 def faults(seen: Sequence[Seen], kind: Kind) -> tuple[list[Finding], list[Check]]:
     """What single calls returned that no reward may."""
     shape = kind == "shape"
+    scored = {one.case.problem.id for one in seen if one.answer.fault != "none"}
     rules: list[tuple[str, Callable[[Seen], bool], str, str]] = [
         ("contract.empty", lambda s: s.answer.fault == "raised" and s.case.blank, "raises on an empty response",
          "give the wrong score where there is nothing to read"),
         ("contract.raises", lambda s: s.answer.fault == "raised" and not s.case.blank, "raises an exception",
          "a policy can write any text: an exception is BROKEN, and the completion is left out of the loss"),
-        ("contract.none", lambda s: s.answer.fault == "none", "gives no score for a text that a policy can choose",
+        # A problem of which no answer gets a score has a reference that can't be used: calibration counts it.
+        ("contract.none", lambda s: s.answer.fault == "none" and s.case.problem.id in scored,
+         "gives no score for a text that a policy can choose",
          "None is left out of the loss, so a policy could avoid bad scores: give the wrong score"),
         ("contract.nan", lambda s: s.answer.fault == "nan", "returns NaN or an infinity", "return a finite number"),
         ("contract.type", lambda s: s.answer.fault == "type", "returns what is no score",

@@ -107,13 +107,14 @@ def wrong_answers(gold: str) -> tuple[str, ...]:
         letter = text.strip("()")
         return tuple(text.replace(letter, other) for other in _LETTERS[:5] if other != letter)
     if kind == "text":
-        return ("none of these", "unknown", "something else entirely")
+        others = ("none of these", "unknown", "something else entirely", "Zanzibar")
+        return tuple(one for one in others if one not in text.lower())
     if kind == "set":
         return ("\\{1009\\}", "(1009, -2003)", "1009, 2003, 3001")
     if kind == "fraction" and "/" in text:
         above, _, below = text.partition("/")
         return (f"{int(above.replace('−', '-')) + int(below)}/{below}", f"{text}7", "1009/3")
-    return (f"{text}+1", f"{text}+7", "1009")
+    return ("1009", "-2003.5") if "infty" in text else (f"{text}+1", f"{text}+7", "1009")
 
 
 def specimen_of(problem: Problem, right: str | None = None) -> Specimen | None:

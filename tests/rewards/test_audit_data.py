@@ -10,14 +10,16 @@ import pytest
 
 from rlreason.errors import UsageError
 from rlreason.rewards.audit import record
+from rlreason.rewards.audit.attacks import attacks_on
 from rlreason.rewards.audit.conduct import Order, audit
 from rlreason.rewards.audit.identity import identify, same
 from rlreason.rewards.audit.labelled import read_labelled
+from rlreason.rewards.audit.redteam import MILD
 from rlreason.rewards.audit.result import Finding
-from rlreason.rewards.audit.specimens import answer_kind, wrong_answers
+from rlreason.rewards.audit.specimens import STYLES, answer_kind, specimen_of, wrong_answers
 from rlreason.rewards.audit.subject import Subject
 from rlreason.rewards.math.answer import check
-from rlreason.types import Verdict
+from rlreason.types import Problem, Verdict
 
 PLANTS = Path(__file__).parent / "audit_plants.py"
 
@@ -48,6 +50,26 @@ def test_wrong_answers_are_wrong(gold: str) -> None:
     """By our own verifier, which decides what they are mathematically."""
     for wrong in wrong_answers(gold):
         assert check(f"\\boxed{{{wrong}}}", gold).verdict is not Verdict.CORRECT, wrong
+
+
+@pytest.mark.parametrize(
+    "gold",
+    ["42", "0", "-7", "100", "3/4", "0.5", "2.50", "1.0", "1,234", "\\dfrac{1}{9}", "$\\frac{3}{8}$", "50\\%",
+     "B", "(C)", "x+1", "\\infty", "\\{1, 2\\}", "yes"],
+)  # fmt: skip
+def test_attacks_are_wrong_whatever_the_gold(gold: str) -> None:
+    """An honest verifier pays none of what is said to be unpaid: no false alarm of the audit's own making."""
+    problem = Problem(id="p", prompt="What is it?", verifier="math", reference=gold)
+    specimen = specimen_of(problem)
+    assert specimen is not None
+    paid = [
+        (attack.family, attack.name)
+        for style in STYLES[:2]
+        for attack in attacks_on(specimen, style)
+        if attack.expected == "unpaid" and attack.family not in MILD and len(attack.text) < 20_000
+        if check(attack.prefill + attack.text, gold).verdict is Verdict.CORRECT
+    ]
+    assert paid == []
 
 
 def test_formats_of_labelled_rows(tmp_path: Path) -> None:

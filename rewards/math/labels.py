@@ -20,18 +20,24 @@ _VERBS = word_set(
 )
 _DENIALS = word_set(
     "not no never none neither nor wrong incorrect incorrectly false invalid impossible unlikely unknown "
-    "undefined reject rejected discard discarded exclude excluded excluding extraneous eliminated ruled except "
-    "unless or less more least most fewer greater bigger smaller larger too but wait actually maybe perhaps "
-    "possibly guess unsure doubtful error mistake mistaken contradiction contradictory fail fails failed "
-    "inadmissible unacceptable absurd spurious untrue plus minus over divided multiplied double twice triple "
-    "thrice doubled tripled halved half power root pas nicht kein falsch falso dropped ignored omitted removed "
-    "versus vs squared cubed factorial modulo mod if nope disproved"
+    "undefined excluding extraneous ruled except unless or less more least most fewer greater bigger smaller "
+    "larger too but wait actually maybe perhaps possibly guess unsure doubtful error mistake mistaken "
+    "contradiction contradictory inadmissible unacceptable absurd spurious untrue plus minus over divided "
+    "multiplied double twice triple thrice doubled tripled halved half pas nicht kein falsch falso versus vs "
+    "squared cubed factorial modulo mod if nope"
 )
+#: These deny a value unless they say what became of the things counted: "8 (rejected)", but "8 books removed".
+_REFUSALS = word_set(
+    "reject rejected discard discarded exclude excluded eliminated failed dropped ignored omitted removed "
+    "disproved fail fails"
+)
+_OF_A_VALUE = word_set("value root solution answer as it this and or candidate case")
 _DENIALS_CHINESE = re.compile("[不错舍非否无未]|至少|至多|大于|小于|超过")
 _APPROVAL = re.compile(
     r"(?:is|are)\s+(?:the\s+|our\s+|my\s+)?(?:(?:correct|right|final|required|desired|unique|minimum|maximum|smallest|"
     r"largest|least|greatest)\s*)*(?:answers?|solutions?|values?|result|choice)?"
 )
+_ORDINALS = frozenset({"st", "nd", "rd", "th"})
 _CLAUSE = word_set("who whom whose that which where when with such so")
 _MAX_WORDS = 14
 #: "8 more apples" says how many more; "8 more" and "8 or more" do not stand for 8.
@@ -84,6 +90,10 @@ def denies(words: str) -> bool:
     found = re.findall(r"[^\s(),.;:!?]+", words)
     if len(found) > _MAX_WORDS or _DENIALS_CHINESE.search(words):
         return True
+    if found[:1] and found[0] in _ORDINALS and {"root", "power"} & set(found[1:]):
+        return True
+    if set(found) & _REFUSALS and not set(found) - _REFUSALS - _OF_A_VALUE:
+        return True
     clause = next((i for i, w in enumerate(found) if w in _CLAUSE), len(found))
     return any(w in _DENIALS or w.endswith("n't") for w in found) or any(
         w in _VERBS or number_from_words(w) is not None for w in found[:clause]
@@ -93,12 +103,12 @@ def denies(words: str) -> bool:
 def retracts(words: str) -> bool:
     """Do words in front of a value deny or compare it: ``The answer is not``, ``at least``?"""
     found = re.findall(r"[^\s(),.;:!?]+", words.lower().replace("’", "'"))
-    denials = _DENIALS - _IN_FRONT
+    denials = (_DENIALS | _REFUSALS) - _IN_FRONT
     return bool(_DENIALS_CHINESE.search(words)) or any(w in denials or w.endswith("n't") for w in found)
 
 
 #: "The least number = 5" names what is meant.
-_IN_FRONT = word_set("least most more less fewer power root maximum")
+_IN_FRONT = word_set("least most more less fewer")
 
 
 def _counted(value: Node, rest: str) -> tuple[Node, str]:

@@ -36,7 +36,7 @@ def equal_up_to_letters(gold: str, answer: str, a: Node, b: Node, options: Optio
     return bool(_HAS_C.search(gold) or _HAS_C.search(answer)) and _same_constants(a, b, options, equal)
 
 
-_HAS_C = re.compile(r"(?<![A-Za-z\\])[Cc](?![A-Za-z])")
+_HAS_C = re.compile(r"(?<![A-Za-z\\])[Cc](?![a-z]{2})")
 
 
 def _declared(text: str) -> dict[str, str]:

@@ -6,7 +6,9 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from typer.testing import CliRunner
 
+from rlreason.cli import app
 from rlreason.errors import UsageError
 from rlreason.score_file import score_file
 
@@ -100,7 +102,7 @@ def test_a_row_that_cannot_be_used_costs_itself(tmp_path: Path, bad: dict[str, o
 
 def test_a_file_of_which_no_row_can_be_used_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", [row("a", "\\boxed{7}", []), {"id": 2}])
-    with pytest.raises(UsageError, match="none of the 2 rows can be used: .*line 1: 'reference' must be"):
+    with pytest.raises(UsageError, match=r"none of the 2 rows can be used: .*line 1: 'reference' must be"):
         score_file("math", source, tmp_path / "out.jsonl")
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
 
@@ -121,6 +123,21 @@ def test_marked_only(tmp_path: Path) -> None:
     assert score_file("math", source, tmp_path / "out.jsonl") == {"correct": 3, "broken": 1}
     with pytest.raises(UsageError, match="'countdown' has no option 'marked_only'"):
         score_file("countdown", source, tmp_path / "out.jsonl", options={"marked_only": True})
+
+
+def test_the_command_counts_rows_that_cannot_be_used_and_takes_marked_only(tmp_path: Path) -> None:
+    source = write(
+        tmp_path / "in.jsonl", [row("a", "So there are 7."), row("b", "\\boxed{7}", []), row("c", "\\boxed{7}")]
+    )
+    files = ["--input", str(source), "--output", str(tmp_path / "out.jsonl")]
+    done = CliRunner().invoke(app, ["score", "--verifier", "math", "--marked-only", *files])
+    assert done.exit_code == 0, done.output
+    out = [json.loads(line)["verdict"] for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert out == ["unparsed", "broken", "correct"]
+    assert "1 unparsed, 1 correct" in done.output
+    assert "rows that could not be used: 1" in done.output
+    done = CliRunner().invoke(app, ["score", "--verifier", "countdown", "--marked-only", *files])
+    assert isinstance(done.exception, UsageError)
 
 
 def test_usage_errors(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 ``type(x) is int`` and the like decide, so an object that only claims to be an int does not cross. Carriers:
 ``None bool int float complex str bytes bytearray list tuple set frozenset dict range deque Fraction Decimal``, dict
-views, dates and times, numpy's scalars and arrays, and the standard library's dict subclasses as plain dicts. Scalars
+views, dates and times, paths and UUIDs, numpy's scalars and arrays, and the standard library's dict subclasses. Scalars
 are themselves; containers are ``[tag, ...]``. No pickle, no eval.
 Standard library only: loaded in the zygote.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import datetime
 import fractions
+import importlib
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -22,7 +23,12 @@ MAX_DEPTH = 200
 _PLAIN_INT = 1 << 256
 _SIMPLE = frozenset({str, bool, type(None), float})
 _SEQUENCES: dict[type, str] = {list: "l", tuple: "t", set: "s", frozenset: "f", collections.deque: "q"}
-_DICTS = (dict, collections.OrderedDict, collections.defaultdict, collections.Counter)
+_DICTS: dict[type, str] = {
+    dict: "d",
+    collections.defaultdict: "d",
+    collections.OrderedDict: "O",
+    collections.Counter: "C",
+}
 _VIEWS: dict[type, str] = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
 #: With what they are built from.
 _TIMES: dict[type, tuple[str, ...]] = {
@@ -82,7 +88,7 @@ def to_tree(value: object, other: Callable[[object], Tree] | None = None, depth:
     if kind in _DICTS:
         assert isinstance(value, dict)
         flat = [item for pair in dict.items(value) for item in pair]
-        return _sequence("d", flat, other, depth)
+        return _sequence(_DICTS[kind], flat, other, depth)
     return _rare(value, other)
 
 
@@ -110,18 +116,26 @@ def _rare(value: object, other: Callable[[object], Tree] | None) -> Tree:
         return ["r", *(to_tree(part) for part in (value.start, value.stop, value.step))]
     if isinstance(value, fractions.Fraction) and kind is fractions.Fraction:
         return ["F", to_tree(value.numerator), to_tree(value.denominator)]
-    if isinstance(value, bytearray) and kind is bytearray:
-        return ["y", value.hex()]
     if kind in _VIEWS:
         return ["v", _VIEWS[kind], to_tree(list(value), other)]  # type: ignore[call-overload]
     if kind in _TIMES:
         return ["T", kind.__name__, *(to_tree(getattr(value, part)) for part in _TIMES[kind])]
-    if isinstance(value, datetime.timezone) and kind is datetime.timezone:
-        return ["T", "timezone", to_tree(value.utcoffset(None))]
     import decimal  # from C; a subclass of it is not it
 
     if isinstance(value, decimal.Decimal) and kind is decimal.Decimal:
         return ["D", str(value)]
+    if isinstance(value, bytearray) and kind is bytearray:
+        return ["y", value.hex()]
+    if isinstance(value, datetime.timezone) and kind is datetime.timezone:
+        return ["T", "timezone", to_tree(value.utcoffset(None))]
+    return _of_others(value, other)
+
+
+def _of_others(value: object, other: Callable[[object], Tree] | None) -> Tree:
+    """Types of modules that may not be loaded, and what is no plain data."""
+    kind = type(value)
+    if kind.__name__ in _TEXTS and _TEXTS[kind.__name__]() is kind:
+        return ["P", kind.__name__, str(value)]
     if kind.__module__ == "numpy" and "numpy" in sys.modules:
         return _of_numpy(value, other)
     if other is not None:
@@ -173,6 +187,25 @@ def _decimal(items: list[object]) -> object:
     return decimal.Decimal(str(items[0]))
 
 
+def _of_pathlib(name: str) -> Callable[[], object]:
+    return lambda: getattr(sys.modules.get("pathlib"), name, None)
+
+
+#: Types that are built from their text: by name, where their module is loaded.
+_TEXTS: dict[str, Callable[[], object]] = {
+    "UUID": lambda: getattr(sys.modules.get("uuid"), "UUID", None),
+    **{name: _of_pathlib(name) for name in ("PurePosixPath", "PosixPath", "PureWindowsPath")},
+}
+
+
+def _from_text(items: list[Any]) -> object:
+    name, text = items
+    if name not in _TEXTS:
+        raise ValueError(name)
+    module = "uuid" if name == "UUID" else "pathlib"
+    return getattr(importlib.import_module(module), str(name))(str(text))
+
+
 def _time(items: list[Any]) -> object:
     kind, *parts = items
     if kind not in ("datetime", "date", "time", "timedelta", "timezone"):
@@ -210,6 +243,9 @@ _BUILD: dict[str, Callable[[list[Any]], object]] = {
     "y": lambda items: bytearray.fromhex(str(items[0])),
     "T": _time,
     "v": _view,
+    "P": _from_text,
+    "O": lambda items: collections.OrderedDict(zip(items[::2], items[1::2], strict=True)),
+    "C": lambda items: collections.Counter(dict(zip(items[::2], items[1::2], strict=True))),
     "a": _array,
 }
 

@@ -12,11 +12,12 @@ import copy
 import enum
 import inspect
 import io
+import itertools
 import operator
 import re
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rlreason.rewards.jail import data as jail_data
@@ -108,6 +109,8 @@ class Server:
         self._kept.append(value)
         number = len(self._kept) - 1
         kind = type(value)
+        if kind is type and vars(builtins).get(getattr(value, "__name__", "")) is value:
+            return ["B", getattr(value, "__name__", "")]
         if isinstance(value, type) and issubclass(value, BaseException):
             return ["x", number, *_lineage(value)]
         base = base_of(value)
@@ -169,6 +172,8 @@ def _refuse(value: object) -> Tree:
 def _kind_of(value: object) -> str:
     if isinstance(value, types.CoroutineType):
         return "coroutine"
+    if isinstance(value, Iterator):
+        return "iterator"
     return "async generator" if inspect.isasyncgen(value) else type(value).__name__[:80]
 
 
@@ -291,6 +296,7 @@ _OPERATIONS: dict[str, Callable[..., object]] = {
     "delete_attribute": delattr,
     "list": _materialise,
     "next": next,
+    "take": lambda value, count: list(itertools.islice(value, count)),
     "length": len,
     "item": lambda value, key: value[key],
     "set_item": _set_item,

@@ -82,7 +82,9 @@ class Remote:
     def _receive(self, operation: str) -> list[Any]:
         while True:
             frame: list[Any] = self._channel.receive()
-            asked_for_name = operation == "get" and frame[0] == "value" and frame[1][:1] == ["h"]
+            asked_for_name = (
+                operation == "get" and frame[0] == "value" and type(frame[1]) is list and frame[1][0] == "h"
+            )
             self._bulky = self._bulky or (not asked_for_name and self._is_bulky(frame))
             if frame[0] in ("input", "print"):
                 self._reply(str(frame[0]), frame[1])
@@ -179,6 +181,8 @@ class Remote:
             return mirror
         if tree[0] == "u":
             return self._carrier(tree)
+        if tree[0] == "B" and isinstance(vars(builtins).get(str(tree[1])), type):
+            return vars(builtins)[str(tree[1])]
         if tree[0] != "h" or type(tree[1]) is not int:
             raise NotPlain("unknown tag")
         value = StandIn(self, tree[1], str(tree[2]))
@@ -338,6 +342,19 @@ class StandIn:
         self._ask("delete_attribute", name)
 
     def __iter__(self) -> Iterator[object]:
+        return self._one_by_one() if self._kind == "iterator" else self._all()
+
+    def _one_by_one(self) -> Iterator[object]:
+        """The first hundred as they are asked for, for what has no end or is gone on with; then many at a time."""
+        for _ in range(_ONE_BY_ONE):
+            try:
+                yield self._ask("next")
+            except StopIteration:
+                return
+        while items := cast("list[object]", self._ask("take", _ONE_BY_ONE)):
+            yield from items
+
+    def _all(self) -> Iterator[object]:
         items = self._ask("list")
         if type(items) is not list:
             raise TypeError("not iterable")
@@ -434,6 +451,7 @@ class StandIn:
         return [str(name) for name in cast("list[object]", self._ask("dir"))]
 
 
+_ONE_BY_ONE = 100
 #: Attributes with two underscores that are asked for; others belong to protocols that a stand-in lacks.
 _FORWARDED = frozenset(
     {"__name__", "__qualname__", "__annotations__", "__wrapped__", "__dict__", "__init__", "__call__"}

@@ -12,6 +12,7 @@ import builtins
 import importlib
 import sys
 import types
+import typing
 from collections import deque
 from collections.abc import Iterable
 
@@ -143,7 +144,9 @@ def _is_of_tests(name: str, called: set[str]) -> bool:
         return True
     if isinstance(NAMES[name], types.ModuleType):
         return name not in called
-    return name[0].isupper() or isinstance(NAMES[name], (str, float))
+    if name[0].isupper():
+        return isinstance(NAMES[name], type) or name in typing.__all__
+    return isinstance(NAMES[name], (str, float)) and name != "e"
 
 
 _FOR_TESTS = {"isclose", "deque", "defaultdict"}

@@ -47,7 +47,9 @@ def affordable(tree: Tree) -> bool:
 
 def _fits(one: list[Tree], budget: _Budget) -> bool:
     tag = one[0]
-    if tag in ("s", "f", "d"):
+    if tag in ("v", "a"):  # a dict's view, an array of numpy
+        return False
+    if tag in ("s", "f", "d", "O", "C"):
         budget.table_items -= len(one)
         return len(one) <= budget.largest_table and budget.table_items >= 0
     if tag == "r":

@@ -73,7 +73,7 @@ def same_value(expected: object, tree: Tree, tolerance: float = 0.0) -> bool:
             return False
         return all(same_value(a, b, tolerance) for a, b in zip(expected, items, strict=True))
     if isinstance(expected, dict):
-        return tree[0] == "d" and _same_dict(expected, tree[1:], tolerance)
+        return tree[0] in ("d", "O", "C") and _same_dict(expected, tree[1:], tolerance)
     if isinstance(expected, (set, frozenset)):
         return tree[0] in {"s", "f"} and _same_set(expected, tree[1:])
     return _same_rare(expected, tree)

@@ -45,8 +45,8 @@ def code(  # noqa: PLR0913  # its parameters are a recipe's options
     ``partial``: score the share of tests passed. ``require``: the isolation without which nothing runs, see
     ``jail``. ``timeout``: wall seconds for one case; ``total_timeout`` for all of them, six times that unless given.
     ``memory_mb``, ``output_mb``: what one case may use and print. ``packages``: what programs may import besides the
-    standard library, as installed here; unless given, numpy and sortedcontainers where they are. ``outer``: "bwrap" puts bubblewrap around the jail. ``limits`` in the tests
-    come before these.
+    standard library, as installed here; unless given, numpy and sortedcontainers where they are. ``outer``: "bwrap"
+    puts bubblewrap around the jail. ``limits`` in the tests come before these.
     """
     source = extract_program(completion.response, whole_text=whole_text)
     if source is None:

@@ -117,7 +117,9 @@ class Packer:
             data, changed = as_bytes(tensor), None
             parts = [data]
             if base is not None:
-                parts, changed = _changes(as_bytes(base.contents[name]), data, tensor.element_size())
+                changes, count = _changes(as_bytes(base.contents[name]), data, tensor.element_size())
+                if sum(part.nbytes for part in changes) <= data.nbytes:  # else the tensor itself is shorter
+                    parts, changed = changes, count
             bucket, offset, size = buckets.add(parts)
             entries.append(
                 Entry(

@@ -80,6 +80,21 @@ def test_changes_only() -> None:
     assert equal(weights, Receiver().open(before.manifest, before.buckets, keep=True))
 
 
+def test_a_tensor_whose_changes_are_longer_than_itself_is_sent_whole() -> None:
+    """review/repro_systems/costs.py: where every element changed, a delta was three times as long as everything."""
+    packer, receiver = Packer(delta=True), Receiver()
+    before = {"all": torch.arange(1000.0), "few": torch.arange(1000.0)}
+    first = packer.pack(before.items(), version=0)
+    receiver.open(first.manifest, first.buckets, keep=True)
+    for version in (1, 2):
+        after = {"all": before["all"] + version, "few": before["few"].clone()}
+        after["few"][version] = -1.0
+        packed = packer.pack(after.items(), version=version)
+        assert [entry.changed for entry in packed.manifest.entries] == [None, version]
+        assert sum(entry.size for entry in packed.manifest.entries) == 4000 + version * 12
+        assert equal(after, receiver.open(packed.manifest, packed.buckets, keep=True))
+
+
 def test_changes_are_compared_bit_by_bit() -> None:
     packer, receiver = Packer(delta=True), Receiver()
     before = {"w": torch.tensor([0.0, float("nan"), 1.0])}

@@ -242,6 +242,9 @@ class _Lexer:
             self.emit("sep", word.lower())
         elif _CONDITION.match(lower):
             self.emit("cond", lower)
+        elif words.endswith((",", ";")) and self.out:
+            self.emit("text", words.rstrip(" ,;"))
+            self.emit("op", ",")
         else:
             self.emit("text", words)
 

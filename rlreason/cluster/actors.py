@@ -42,6 +42,7 @@ class ActorGroup:
     def __init__(self, kind: type, count: int, options: ActorOptions, *arguments: object) -> None:
         """Raises UsageError where Ray is absent, unreachable, or has too little."""
         self._session = RaySession(options.address)
+        self._session.held_gpus = count * options.gpus
         self._ray, self._options = self._session.ray, options
         self._group: Any = None
         self._actors: list[Any] = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,12 +20,22 @@ OBJECT_STORE_BYTES = 512 << 20
 class RaySession:
     """A use of Ray, by a pool of workers or by the ranks of a trainer. ``ray``: the module."""
 
-    def __init__(self, address: str | None) -> None:
-        """Raises UsageError where Ray is absent or unreachable."""
+    def __init__(self, address: str | None, *, own_gpu: bool = False) -> None:
+        """``own_gpu``: this process computes on its first GPU itself, so a Ray that is started here has the others.
+
+        Raises UsageError where Ray is absent or unreachable.
+        """
         self.ray = import_ray()
-        if start_ray(self.ray, address):
+        #: GPUs that this use has a place for.
+        self.held_gpus = 0.0
+        if start_ray(self.ray, address, own_gpu=own_gpu):
             _STARTED.append(True)
         _OPEN.append(self)
+
+    def free_gpus(self) -> float:
+        """GPUs of the cluster that no other use of this run holds. Not what Ray calls available, which lags behind."""
+        total = float(self.ray.cluster_resources().get("GPU", 0.0))
+        return total - sum(one.held_gpus for one in _OPEN if one is not self)
 
     def close(self) -> None:
         """End Ray where it was started here and nobody else uses it; a second time does nothing."""
@@ -39,9 +51,10 @@ _OPEN: list[RaySession] = []
 _STARTED: list[bool] = []
 
 
-def start_ray(ray: Any, address: str | None) -> bool:
+def start_ray(ray: Any, address: str | None, *, own_gpu: bool = False) -> bool:
     """Connect to ``address``, or to the Ray that runs here already, or start one ("local": always). Returns whether it
-    is to be left at the end. Raises UsageError where the one to join does not answer or refuses."""
+    is to be left at the end; ``own_gpu`` as in ``RaySession``. Raises UsageError where the one to join does not answer
+    or refuses."""
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone unless it is asked for
@@ -53,16 +66,33 @@ def start_ray(ray: Any, address: str | None) -> bool:
             raise UsageError(f"{found.said}: {' '.join(str(error).split())[:200]}") from error
         return True
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # actors without GPUs keep the variables as set
-    ray.init(
-        address="local",
-        num_cpus=usable_cores(),
-        object_store_memory=None if torch.cuda.is_available() else OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _metrics_export_port=None,
-    )
+    with _without_first_gpu(torch.cuda.device_count()) if own_gpu else nullcontext():
+        ray.init(
+            address="local",
+            num_cpus=usable_cores(),
+            object_store_memory=None if torch.cuda.is_available() else OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _metrics_export_port=None,
+        )
     return True
+
+
+@contextmanager
+def _without_first_gpu(count: int) -> Iterator[None]:
+    """While Ray starts, it sees all of this process's ``count`` GPUs but the first, unless that is the only one."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = [str(number) for number in range(count)] if before is None else before.split(",")
+    if len(seen) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(seen[1:])
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def import_ray() -> Any:

@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from rlreason.cluster.session import RaySession
@@ -163,7 +163,10 @@ class RayOptions:
     ``cpus`` 0 a worker shares the cores of others."""
 
     address: str | None = None
+    #: 0: as many as the GPUs that are left have room for.
     workers: int = 1
+    #: See ``RaySession``.
+    own_gpu: bool = False
     cpus: float = 1.0
     gpus: float = 0.0
     spread: bool = False
@@ -237,9 +240,14 @@ class RayCluster:
 
     def __init__(self, options: RayOptions, worker: type[RolloutWorker] = RolloutWorker) -> None:
         """Raises UsageError where Ray is absent, unreachable, or has too little for the workers."""
-        self._session = RaySession(options.address)
+        self._session = RaySession(options.address, own_gpu=options.own_gpu)
         self._ray = self._session.ray
+        if not options.workers:
+            options = replace(options, workers=max(1, int(self._session.free_gpus() / options.gpus)))
         self._options = options
+        #: How many workers there is a place for.
+        self.workers = options.workers
+        self._session.held_gpus = options.workers * options.gpus
         self._class = worker
         self._group: Any = None
         self._place()

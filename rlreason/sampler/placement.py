@@ -132,11 +132,14 @@ class Samplers:
         each = cluster.gpus_per_worker
         if each is None:
             each = float(self.recipe.sampler.tensor_parallel) if gpus else 0.0
-        workers = cluster.rollout_workers
-        if not workers:
-            workers = max(1, int((gpus - 1) / each)) if each else usable_cores()
+        workers = cluster.rollout_workers or (0 if each else usable_cores())
         # Without GPUs the pools of further roles, which draw while the first waits for them, share the first's cores.
         shares = not each and any(not pool.closed for pool in self._pools.values())
         cpus = 0.0 if shares else cluster.cpus_per_worker
-        options = RayOptions(address=cluster.address, workers=workers, cpus=cpus, gpus=each, spread=cluster.spread)
-        return RayCluster(options), workers
+        # A trainer in this process holds its first GPU, unless the workers are to share that.
+        own = not self.recipe.trainer.ranks and not cluster.colocate
+        options = RayOptions(
+            address=cluster.address, workers=workers, own_gpu=own, cpus=cpus, gpus=each, spread=cluster.spread
+        )
+        found = RayCluster(options)
+        return found, found.workers

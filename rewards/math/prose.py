@@ -16,6 +16,7 @@ from rlreason.rewards.math.wording import (
     LEAD,
     SO,
     SPAN,
+    TAKEN_BACK,
     TOTAL,
     TURNED_DOWN,
     UNDER_WAY,
@@ -101,6 +102,8 @@ def stated(phrase: str, *, said: bool = False) -> str | None:
     core = _PARENTHESIS.sub(_harmless, core)
     if phrase.endswith(("?", "？")) or (said and UNDER_WAY.search(SPAN.sub(" ", core))):
         return None
+    if TAKEN_BACK.search(phrase):
+        return None
     led = LEAD.match(core)
     bare = (core[led.end() :] if led else core).strip(" \"'“”‘’`*")
     if re.fullmatch(r"[\d.,]+!", bare):
@@ -138,7 +141,7 @@ def _labelled(text: str) -> str | None:
     number = span or NUMBER.match(text)
     if number is None:
         return None
-    value, label = number[0].strip(), text[number.end() :].strip(" .,;!*\"'")
+    value, label = number[0].strip(), _FOR_HOW_MANY.sub("", text[number.end() :]).strip(" .,;!*\"'")
     if re.search(r"\d", label) or _NOT_PROSE.search(label) or SPAN.search(label) or changes(label):
         return None
     words = _WORD.findall(label)
@@ -151,6 +154,8 @@ def _labelled(text: str) -> str | None:
     return value if is_answer(value) else None
 
 
+#: "$12 for 4 books"
+_FOR_HOW_MANY = re.compile(r"\s+(?:for|after|on)\s+(?:the\s+|all\s+)?\d{1,6}\s+[a-z]+[\s.]*$")
 _VERB = re.compile(
     r"(?:is|are|was|were|be|would|will|can|should|must|has|have|does|do|did|to|and|but)\b", re.IGNORECASE
 )
@@ -195,8 +200,17 @@ def _its_number(sentence: str) -> str | None:
     chosen = main if len(numbers) > 1 else numbers
     if len({m[0].strip() for m in chosen}) != 1 or _word_before(sentence, chosen[0]) in _POSITION:
         return None
-    subject = _VERB.match(sentence[chosen[0].end() :].strip()) is not None
-    return None if subject else chosen[0][0].strip()
+    after = sentence[chosen[0].end() :].strip()
+    if _VERB.match(after) and not _THE_ONE.match(after):
+        return None
+    return chosen[0][0].strip()
+
+
+#: "12 is the smallest such number."
+_THE_ONE = re.compile(
+    r"is (?:the|our) (?:smallest|largest|greatest|minimum|maximum|only|unique|required|desired|final|correct|total)\b",
+    re.IGNORECASE,
+)
 
 
 def _word_before(sentence: str, number: re.Match[str]) -> str:
@@ -217,10 +231,15 @@ def concluded(text: str) -> str | None:
     plain = undecorated(clause).strip()
     led = LEAD.match(plain)
     words = SPAN.sub(" ", plain[led.end() :] if led else plain)
-    if TOTAL.search(words):
+    if TOTAL.search(words) or "=" in words:
         words = _SETTING.sub("", words)
     labelled = whole and bool(SPAN.search(plain)) and _said_in_the_end(plain)
-    if not plain or (UNDER_WAY.search(words) and not labelled) or DENIED_CLAUSE.search(words):
+    if (
+        not plain
+        or TAKEN_BACK.search(words)
+        or (UNDER_WAY.search(words) and not labelled)
+        or DENIED_CLAUSE.search(words)
+    ):
         return None
     concludes = bool(clauses) or bool(TOTAL.search(plain))
     if not concludes and not labelled and not (whole or _ENDED.search(sentence)):
@@ -239,7 +258,7 @@ _STEP = re.compile(
     re.IGNORECASE,
 )
 #: "With 3 dogs and 4 cats, " in front of what comes to a total.
-_SETTING = re.compile(r"^\W*(?:for|with|when|given|after)\b[^,]*,", re.IGNORECASE)
+_SETTING = re.compile(r"^\W*(?:for|with|when|given|after)\b[^,=]*,", re.IGNORECASE)
 
 
 def _concluded_with(sentence: str, *, concludes: bool, whole: bool) -> str | None:

@@ -19,6 +19,13 @@ BECAUSE = re.compile(
     r"|asked|requested|shown|stated|above)|due to|which|where|when|after|for the|so that|i\.e\.)(?![\w]).*",
     re.DOTALL | re.IGNORECASE,
 )
+#: "…, which fails": what follows takes the answer back.
+TAKEN_BACK = re.compile(
+    r"\bwhich\b.{0,60}\b(?:wrong|incorrect|false|impossible|invalid|absurd|fails?|contradict\w*|too (?:large"
+    r"|small|big|many|few)"
+    r"|not (?:right|correct|possible|allowed|valid|what|the answer|an? (?:answer|solution|integer|option)))\b",
+    re.DOTALL | re.IGNORECASE,
+)
 AFTERTHOUGHT = re.compile(r"\s*,\s*(?:so|and not|not)\b.*", re.DOTALL | re.IGNORECASE)
 #: Words that bound, change or deny the number beside them, or leave it open. No number of such a phrase is its answer.
 _CHANGES = word_set(

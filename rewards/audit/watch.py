@@ -24,7 +24,7 @@ from rlreason.rewards.audit.attacks import CANARIES
 from rlreason.rewards.audit.subject import Call, Event
 
 #: Longer sleeps are noted and cut short, and so are all once many were slept: an audit need not wait.
-_BLINK, _BLINKS, _INSTANT = 0.02, 50, 0.0005
+_BLINK, _BLINKS, _INSTANT = 0.02, 10, 0.0005
 #: Entries of a container that are looked at.
 _LOOKED_AT = 64
 _LENGTH = "number of entries"

@@ -27,10 +27,22 @@ ALLOWED = {
     "trainer": {"objective", "policy", "cluster", "config"},
     "sampler": {"data", "cluster", "config"},
     "diagnose": {"objective", "policy", "trainer", "run", "config"},
-    "stages": {"diagnose", "objective", "policy", "trainer", "sampler", "data", "run", "config"},
+    "stages": {"diagnose", "objective", "policy", "cluster", "trainer", "sampler", "data", "run", "config"},
 }
 #: Files outside the rooms that may import what they need: they wire.
-TORCH_ROOMS = {"objective", "policy", "cluster", "trainer", "sampler", "diagnose", "stages", "job", "doctor", "evaluation", "api"}
+TORCH_ROOMS = {
+    "objective",
+    "policy",
+    "cluster",
+    "trainer",
+    "sampler",
+    "diagnose",
+    "stages",
+    "job",
+    "doctor",
+    "evaluation",
+    "api",
+}
 MAX_FUNCTION, MAX_FILE, MAX_PARAMETERS = 60, 400, 7
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO, cast
 
 from rlreason.data.code_sets.sets import BadRow, CodeSet, code_set, long_integers
-from rlreason.data.files import locate, rows_of
+from rlreason.data.files import SUFFIXES, locate, rows_of
 from rlreason.data.hub import hub_rows, is_hub_id
 from rlreason.data.rows import NumberedRows
 from rlreason.errors import UsageError
@@ -53,7 +53,7 @@ def convert(name: str, source: str, output: Path, watch: Watch = lambda done, to
     """
     chosen = code_set(name)
     _check_output(output)
-    rows, unit = _opened(source)
+    rows, unit = _opened(source, chosen.split)
     found = Conversion()
     with _all_or_nothing(output, keep=lambda: found.problems > 0) as out:
         for line in _problems(chosen, rows, unit, found):
@@ -89,9 +89,9 @@ def _without_place(message: str) -> str:
     return message.partition(": ")[2] or message
 
 
-def _opened(source: str) -> tuple[NumberedRows, str]:
-    if is_hub_id(source) and not Path(source).exists():
-        return hub_rows(source, split="train", setting="IN"), "row"
+def _opened(source: str, split: str) -> tuple[NumberedRows, str]:
+    if is_hub_id(source) and not source.endswith(SUFFIXES) and not Path(source).is_file():
+        return hub_rows(source, split=split, setting="IN"), "row"
     return rows_of(locate(source))
 
 

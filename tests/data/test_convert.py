@@ -61,6 +61,8 @@ def test_where_no_row_is_a_problem_nothing_is_written(tmp_path: Path) -> None:
     [
         (["mbp", "mbpp.jsonl", "out.jsonl"], ["no code data set 'mbp'", "did you mean 'mbpp'"]),
         (["mbpp", "nowhere.jsonl", "out.jsonl"], ["no data file 'nowhere.jsonl'"]),
+        (["mbpp", "data/nowhere.jsonl", "out.jsonl"], ["no data file 'data/nowhere.jsonl'"]),
+        (["mbpp", "acme/nothing", "out.jsonl"], ["'acme/nothing'", "a local file can be given"]),
         (["mbpp", "mbpp.jsonl", "out.parquet"], [".jsonl or .jsonl.gz"]),
         (["mbpp", "mbpp.jsonl", "nowhere/out.jsonl"], ["the folder", "does not exist"]),
         (["mbpp", "none.jsonl", "out.jsonl"], ["no rows in it"]),
@@ -93,6 +95,25 @@ def test_parquet_and_gzip(tmp_path: Path) -> None:
     assert (found.problems, found.rows_left_out) == (1, 0)
     with gzip.open(tmp_path / "out.jsonl.gz", "rt") as lines:
         assert json.loads(lines.read())["id"] == "mbpp/2"
+
+
+def test_a_hub_id_reads_the_split_that_the_set_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the real ``datasets`` and its own folder fallback: HumanEval has nothing but a test split."""
+    datasets = pytest.importorskip("datasets", reason="needs the train extra")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "acme" / "humaneval"
+    folder.mkdir(parents=True)
+    row = {
+        "task_id": "HumanEval/0",
+        "prompt": "def f(x):\n",
+        "canonical_solution": "    return x\n",
+        "entry_point": "f",
+    }
+    write(folder / "test.jsonl", row | {"test": "def check(candidate):\n    assert candidate(1) == 1\n"})
+    found = convert("humaneval", "acme/humaneval", tmp_path / "out.jsonl")
+    assert (found.problems, found.rows_left_out) == (1, 0)
+    assert json.loads((tmp_path / "out.jsonl").read_text())["id"] == "HumanEval/0"
 
 
 def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:

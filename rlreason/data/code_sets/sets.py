@@ -28,6 +28,8 @@ class CodeSet:
     #: Where it is, of those that have its columns the best known.
     hub: str
     read: Callable[[HubRow], CodeProblem]
+    #: What is read of a hub id that names no split.
+    split: str = "train"
 
     def problem(self, cells: Cells) -> dict[str, object]:
         """``cells``, a row of the set, as a row of a problem file: ``id``, ``prompt``, ``tests``, … Raises BadRow."""
@@ -38,16 +40,16 @@ class CodeSet:
 _SETS: Final = (
     CodeSet(name="apps", hub="codeparrot/apps", read=contests.apps),
     CodeSet(name="taco", hub="BAAI/TACO", read=contests.taco),
-    CodeSet(name="livecodebench", hub="livecodebench/code_generation_lite", read=contests.livecodebench),
+    CodeSet(name="livecodebench", hub="livecodebench/code_generation_lite", read=contests.livecodebench, split="test"),
     CodeSet(name="code_contests", hub="deepmind/code_contests", read=contests.code_contests),
     CodeSet(name="code_contests_plus", hub="ByteDance-Seed/Code-Contests-Plus", read=contests.code_contests_plus),
     CodeSet(name="codeforces", hub="open-r1/codeforces", read=contests.codeforces),
     CodeSet(name="verifiable_coding", hub="PrimeIntellect/verifiable-coding-problems", read=contests.verifiable_coding),
     CodeSet(name="deepcoder", hub="agentica-org/DeepCoder-Preview-Dataset", read=contests.deepcoder),
-    CodeSet(name="humaneval", hub="openai/openai_humaneval", read=functions.humaneval),
-    CodeSet(name="humaneval_plus", hub="evalplus/humanevalplus", read=functions.humaneval),
+    CodeSet(name="humaneval", hub="openai/openai_humaneval", read=functions.humaneval, split="test"),
+    CodeSet(name="humaneval_plus", hub="evalplus/humanevalplus", read=functions.humaneval, split="test"),
     CodeSet(name="mbpp", hub="google-research-datasets/mbpp", read=functions.mbpp),
-    CodeSet(name="mbpp_plus", hub="evalplus/mbppplus", read=functions.mbpp_plus),
+    CodeSet(name="mbpp_plus", hub="evalplus/mbppplus", read=functions.mbpp_plus, split="test"),
     CodeSet(name="leetcode", hub="newfacade/LeetCodeDataset", read=functions.leetcode),
     CodeSet(name="kodcode", hub="KodCode/KodCode-V1", read=functions.kodcode),
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -25,6 +26,8 @@ from rlreason.rewards.pool import Outcome
 
 #: Seconds past its limit after which a call is taken to hold the loop up, and for the worker to say which call does.
 _GRACE, _SAY = 1.0, 2.0
+#: Seconds for the worker to read what it is sent.
+_SEND_SECONDS = 5.0
 _START_SECONDS = 120.0
 _MAX_FAILED_STARTS = 3
 _ATTEMPTS = 2
@@ -71,6 +74,8 @@ class _Worker:
                 env={**os.environ, "PYTHONHASHSEED": "0"},
             )
         os.close(lifeline_theirs)
+        # Who holds the interpreter up reads nothing: a send that waits is an error, and not a thread that hangs.
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(_SEND_SECONDS), 0))
         self.channel = Connection(ours.detach())
         self.ready = False
         self.since = time.monotonic()
@@ -192,6 +197,8 @@ class ConcurrentPool:
         bell, worker = self._bell[1], self._worker
         deadline = None if worker is None else self._deadline(worker)
         patience = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if worker is None and (self._suspects or self._waiting):  # it was lost while it was given something
+            patience = 0.0
         if bell in wait([bell, *([worker.channel] if worker else [])], timeout=patience):
             bell.recv(4096)
         if worker is None:

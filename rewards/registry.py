@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
+from typing import Literal, get_args, get_origin
 
 from rlreason.errors import suggest
 from rlreason.rewards import plugins
+from rlreason.rewards.environment import FromEnvironment
 from rlreason.rewards.plugins.adapted import Adapted, Per, doc_of, is_async, parameters_of, takes_any
 from rlreason.rewards.plugins.names import FORMS
 
@@ -312,6 +314,38 @@ def check_options(entry: Reward, options: Mapping[str, object]) -> None:
         for key in options:
             if key not in entry.options:
                 raise ValueError(f"reward {entry.name!r} has no option {key!r}: {suggest(key, entry.options)}")
+    for key, value in options.items():
+        wanted = _mismatch(entry.function, key, value)
+        if wanted:
+            raise ValueError(f"reward {entry.name!r}: option {key!r} must be {wanted}, not {value!r}")
     missing = sorted(entry.required - options.keys())
     if missing:
         raise ValueError(f"reward {entry.name!r} needs option {', '.join(map(repr, missing))}")
+
+
+#: Annotation -> (values that fit it, how it is called).
+_KINDS: Mapping[object, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    bool: ((bool,), "true or false"),
+    str: ((str,), "text"),
+}
+
+
+def _mismatch(function: RewardFunction, key: str, value: object) -> str:
+    """What the parameter ``key`` takes, where its annotation is a plain one that ``value`` does not fit; else ""."""
+    if isinstance(value, FromEnvironment):
+        return ""
+    try:
+        parameter = inspect.signature(function, eval_str=True).parameters.get(key)
+    except Exception:  # an annotation that names what is not there at run time
+        return ""
+    hint = inspect.Parameter.empty if parameter is None else parameter.annotation
+    if get_origin(hint) is Literal:
+        allowed = get_args(hint)
+        return "" if value in allowed else f"one of {', '.join(map(repr, allowed))}"
+    for kind, (types, name) in _KINDS.items():
+        if hint is kind:
+            fits = isinstance(value, types) and (kind is bool or not isinstance(value, bool))
+            return "" if fits else name
+    return ""

@@ -48,6 +48,11 @@ def test_unknown_verifier_names_nearest() -> None:
         ({"format": {"weight": 1, "stile": "tags"}}, "no option 'stile': did you mean 'style'"),
         ({"length": {"weight": 1, "max_tokens": 5, "verdict": "correct"}}, "no option 'verdict'"),
         ({"fromat": 1.0}, "did you mean 'format'"),
+        ({"overlong": {"weight": 1, "max_tokens": "5", "buffer": 2}}, "'max_tokens' must be a whole number, not '5'"),
+        ({"overlong": {"weight": 1, "max_tokens": 5, "buffer": True}}, "'buffer' must be a whole number, not True"),
+        ({"overlong": {"weight": 1, "max_tokens": 5.5, "buffer": 2}}, "'max_tokens' must be a whole number"),
+        ({"language": {"weight": 1, "target": 3}}, "'target' must be text, not 3"),
+        ({"format": {"weight": 1, "style": "xml"}}, "'style' must be one of 'tags', 'boxed'"),
     ],
 )
 def test_table_errors(table: dict[str, object], message: str) -> None:

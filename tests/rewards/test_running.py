@@ -35,6 +35,7 @@ async def mixed(problem, completion):
     match completion.text:
         case "blocks": time.sleep(60)
         case "dies": os._exit(2)
+        case text if text.startswith("holds"): 9 ** (9 ** 9)
         case "waits": await asyncio.sleep(60)
         case "raises": raise KeyError("no")
         case "fills": bytearray(1 << 40)
@@ -143,6 +144,17 @@ def test_only_the_guilty_call_of_an_async_reward_suffers(plugin: str) -> None:
     assert found[1].detail == "its worker process died (exit status 2)"
     assert "KeyError: 'no'" in found[3].detail
     assert "ran out of memory" in found[4].detail
+
+
+def test_a_call_that_holds_the_interpreter_up_is_ended_whatever_waits_to_be_sent(
+    plugin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One C call that lets no other thread run, and more text behind it than a pipe takes."""
+    monkeypatch.setattr("rlreason.rewards.concurrent_pool._SEND_SECONDS", 1.0)
+    texts = ["holds", *(f"{i}{' ' * 100_000}" for i in range(8))]
+    (found,) = scored({f"{plugin}:mixed": 1.0}, group("p", *texts), timeout=1.0, concurrency=4)
+    assert [one.score for one in found] == [None, *map(float, range(8))]
+    assert found[0].verdict is Verdict.TIMED_OUT
 
 
 def test_a_group_reward_sees_all_completions_of_a_problem(plugin: str) -> None:

@@ -77,7 +77,7 @@ def _anchors(tail: str) -> Iterator[_Anchored]:
     found = {m.end(): m for m in (*BARE_ANCHOR.finditer(tail), *ANCHOR.finditer(tail), *_TURNED.finditer(tail))}
     for end in sorted(found, reverse=True)[:_MOST_ANCHORS]:
         match = found[end]
-        before = _SENTENCE_START.split(tail[: match.start()])[-1][-80:]
+        before = _SENTENCE_START.split(tail[max(match.start() - 80, 0) : match.start()])[-1]
         if match.re is not BARE_ANCHOR and _DOUBTED.search(before):
             continue
         if match.re is _TURNED:

@@ -434,6 +434,10 @@ def test_checkers_that_only_compare() -> None:
     assert not accepts(within, "0.5002", "0.5")
     assert not accepts(within, "nan", "0.5")
     assert not accepts(within, "inf", "0.5")
+    assert accepts(within, "2.00001", "2")
+    mixed = checkers.comparison(TESTLIB["within"].replace("double j", "int n = ans.readInt(); double j")).checker
+    assert accepts(mixed, "1000000007 0.50004", "1000000007 0.5")
+    assert not accepts(mixed, "1000000008 0.5", "1000000007 0.5")
     with pytest.raises(BadRow, match=r"C\+\+"):
         checkers.comparison(TESTLIB["special"])
     with pytest.raises(BadRow, match="neither Python nor"):

@@ -29,7 +29,7 @@ _NUMBER = re.compile(r"[-+]?(?:\\d+\\.?\\d*|\\.\\d+)(?:e[-+]?\\d+)?")
 
 
 def _same(wanted, found):
-    if wanted == found or re.fullmatch(re.escape(wanted) + r"\.0+", found) and wanted.lstrip("-").isdigit():
+    if wanted == found or re.fullmatch(re.escape(wanted) + r"\\.0+", found) and wanted.lstrip("-").isdigit():
         return True
     if len(wanted) > 400 or len(found) > 400:
         return False
@@ -42,7 +42,7 @@ def check(input, output, expected):
     wanted, found = expected.lower().split(), output.lower().split()
     return len(wanted) == len(found) and all(map(_same, wanted, found))
 """
-#: Words, of which numbers may differ by so much, absolutely or relative to the expected one.
+#: Words, of which fractions may differ by so much, absolutely or relative to the expected one; with ALL every number may.
 _WITHIN: Final = """\
 import re
 
@@ -52,7 +52,9 @@ _NUMBER = re.compile(r"[-+]?(?:\\d+\\.?\\d*|\\.\\d+)(?:[eE][-+]?\\d+)?")
 def _same(wanted, found):
     if wanted == found:
         return True
-    if not (_NUMBER.fullmatch(wanted[:400]) and _NUMBER.fullmatch(found[:401])):
+    if len(wanted) > 400 or len(found) > 400 or not (_NUMBER.fullmatch(wanted) and _NUMBER.fullmatch(found)):
+        return False
+    if not (ALL or "." in wanted or "e" in wanted.lower()):
         return False
     return abs(float(wanted) - float(found)) <= EPSILON * max(1.0, abs(float(wanted)))
 
@@ -77,6 +79,7 @@ _WORDS: Final = re.compile(
     r"read(?:Token|Word|Int|Integer|Long|UnsignedLong|Line|String|Char|Space|Eoln|Eof|Tokens|Words|Ints|Longs)(?:To)?"
     r"|next(?:Token|Word|Int|Long|Line|String)?|seek\w+|eof|eoln|skip\w*|cur\w*"
 )
+_VALUES: Final = re.compile(r"(?:read|next)(?!Eoln|Eof|Space)\w*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +113,8 @@ def _of_testlib(source: str) -> Comparison:
     fractions = set(filter(_FRACTIONS.fullmatch, readers))
     epsilons = {float(found[0]) for found in _EPSILON.finditer(code)}
     if fractions and len(epsilons) == 1 and all(map(_WORDS.fullmatch, readers - fractions)):
-        return Comparison(checker=_WITHIN.replace("EPSILON", repr(epsilons.pop())))
+        alone = not any(map(_VALUES.fullmatch, readers - fractions))  # nothing is a whole number that must be right
+        return Comparison(checker=f"EPSILON, ALL = {epsilons.pop()!r}, {alone}\n{_WITHIN}")
     if not readers or not all(map(_WORDS.fullmatch, readers)):
         raise BadRow("its checker is a C++ program that compares in a way of its own, and C++ is not run here")
     return Comparison(checker=ANY_CASE if _CASE.search(code) else None)

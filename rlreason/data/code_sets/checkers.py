@@ -42,7 +42,7 @@ def check(input, output, expected):
     wanted, found = expected.lower().split(), output.lower().split()
     return len(wanted) == len(found) and all(map(_same, wanted, found))
 """
-#: Words, of which fractions may differ by so much, absolutely or relative to the expected one; with ALL every number may.
+#: Words; fractions may differ by so much, absolutely or relative to the expected one, with ALL every number may.
 _WITHIN: Final = """\
 import re
 

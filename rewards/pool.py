@@ -28,6 +28,7 @@ from typing import Literal, Self
 #: A worker that is not up by then counts as failed to start. Generous: a loaded machine imports slowly.
 _START_SECONDS = 120.0
 _MAX_FAILED_STARTS = 3
+_END_SECONDS = 5.0
 _CHUNK = 32
 #: Items for a worker that a streaming call takes at a time; twice as many are on their way.
 _WINDOW = 4 * _CHUNK
@@ -111,9 +112,13 @@ class _Worker:
         return not self.shared and len(self.outstanding) > 1
 
     def stop(self) -> None:
+        idle = self.free
+        self.channel.close()
+        if idle:  # it ends by itself, and puts away what it has set up, such as a jail
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(_END_SECONDS)
         self.process.kill()
         self.process.wait()
-        self.channel.close()
         os.close(self.lifeline)
 
 
@@ -370,13 +375,10 @@ class Pool:
     def _spawn(self) -> _Worker:
         ours, theirs = socket.socketpair()
         lifeline_theirs, lifeline_ours = os.pipe()
+        boot = _BOOT.format(path=sys.path, channel=theirs.fileno(), lifeline=lifeline_theirs)
         with theirs:
             process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    _BOOT.format(path=sys.path, channel=theirs.fileno(), lifeline=lifeline_theirs),
-                ],
+                [sys.executable, "-c", boot],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what a reward prints must not land in the caller's output
                 pass_fds=(theirs.fileno(), lifeline_theirs),
@@ -384,9 +386,7 @@ class Pool:
                 env={**os.environ, "PYTHONHASHSEED": "0"},
             )
         os.close(lifeline_theirs)
-        worker = _Worker(
-            process=process, channel=Connection(ours.detach()), lifeline=lifeline_ours, since=time.monotonic()
-        )
+        worker = _Worker(process, Connection(ours.detach()), lifeline_ours, since=time.monotonic())
         with contextlib.suppress(OSError):  # a worker that died at once is found by _collect
             worker.channel.send((self._function, self._memory_mb))
         return worker

@@ -15,7 +15,7 @@ import pytest
 from rlreason.config.engine import ClusterConfig
 from rlreason.local_pool import LocalPool
 from rlreason.rewards.jail.alone import alone, beside_others
-from rlreason.rewards.jail.jail import Jail, Limits
+from rlreason.rewards.jail.jail import Jail, Limits, capabilities
 from rlreason.rewards.jail.run import RunLost
 from rlreason.rewards.pool import Pool
 from rlreason.rewards.programs.attempts import attempt
@@ -272,3 +272,13 @@ def test_alone_waits_for_the_others_and_they_for_it() -> None:
     first.join()
     second.join()
     assert order == ["first", "first ends", "alone", "alone ends"]
+
+
+def test_a_pool_that_is_closed_leaves_no_control_group() -> None:
+    """Its idle workers end by themselves, and their jails with them."""
+    pool = Pool(verify, timeout=60)
+    assert [one.value.verdict for one in pool.map([QUICK])] == [Verdict.CORRECT]
+    mine = f"**/rlreason-{pool.pids[0]}-*"
+    assert bool(list(Path("/sys/fs/cgroup").glob(mine))) == (capabilities().extras["cgroup"] == "")
+    pool.close()
+    assert list(Path("/sys/fs/cgroup").glob(mine)) == []

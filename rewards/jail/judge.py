@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from rlreason.rewards.jail import imports, suites, usual
+from rlreason.rewards.jail.asking import Remote
 from rlreason.rewards.jail.data import Tree
 from rlreason.rewards.jail.nodes import crossing
 from rlreason.rewards.jail.program import BUILT_IN, Program, offer
 from rlreason.rewards.jail.serve import Server
-from rlreason.rewards.jail.standin import Remote, StandIn
+from rlreason.rewards.jail.standin import StandIn
 
 if TYPE_CHECKING:
     from rlreason.rewards.jail.driver import Channel

@@ -34,7 +34,7 @@ from rlreason.rewards.audit.specimens import (
     built_in,
     specimen_of,
 )
-from rlreason.rewards.audit.subject import MEMORY_MB, SECONDS, Loaded, Subject
+from rlreason.rewards.audit.subject import MEMORY_MB, Loaded, Subject
 
 #: Problems of the user's data that are attacked.
 _ATTACKED = 8
@@ -204,7 +204,7 @@ def _speed(seen: Sequence[Seen], subject: Subject, loaded: Loaded) -> Speed:
         median=median(times),
         worst=times[worst],
         worst_case=seen[worst].case.name,
-        limit=subject.seconds or loaded.seconds or SECONDS,
+        limit=subject.limit(loaded.seconds),
         memory_mb=max(one.record.resident_mb for one in seen),
         memory_limit_mb=MEMORY_MB if memory is None else memory,
     )

@@ -10,12 +10,12 @@ import sys
 from multiprocessing.connection import Connection
 from typing import Self
 
-from rlreason.rewards.audit.subject import SECONDS, Answer, Call, Loaded, Record, Subject
+from rlreason.rewards.audit.subject import Answer, Call, Loaded, Record, Subject
 from rlreason.types import Completion, Problem, Verdict
 
 _START_SECONDS = 120.0
-#: Calls that hang or crash before the rest is left out.
-_PATIENCE = 2
+#: Calls that hang or crash, in a row and in all, before the rest is left out.
+_PATIENCE, _PATIENCE_IN_ALL = 2, 5
 _BOOT = "import sys; sys.path[:] = {path!r}; from rlreason.rewards.audit.child import main; main({channel}, {lifeline})"
 
 
@@ -35,7 +35,7 @@ class Runner:
         self._lifeline = -1
         self._loaded: Loaded | None = None
         self._fresh = True
-        self._lost = 0
+        self._lost = self._in_a_row = 0
 
     def __enter__(self) -> Self:
         return self
@@ -46,7 +46,7 @@ class Runner:
     @property
     def gave_up(self) -> bool:
         """Whether so many calls hung or crashed that no more are made."""
-        return self._lost >= _PATIENCE
+        return self._in_a_row >= _PATIENCE or self._lost >= _PATIENCE_IN_ALL
 
     def start(self) -> Loaded:
         """Start the process and wait until it has loaded the reward; ``ask`` does too. Raises LoadFailed."""
@@ -93,8 +93,7 @@ class Runner:
         count = len(call.completions)
         if self.gave_up:
             return _lost("timed_out", "left out: earlier calls hung or crashed", count)
-        seconds = self.start().seconds
-        limit = self._subject.seconds or seconds or SECONDS
+        limit = self._subject.limit(self.start().seconds)
         assert self._channel is not None
         try:
             self._channel.send(pickle.dumps(call))
@@ -103,11 +102,12 @@ class Runner:
                 self._fresh = False
                 record = self._channel.recv()
                 assert isinstance(record, Record)
+                self._in_a_row = 0
                 return record
             lost = _lost("timed_out", f"ran past {limit:g} s", count, limit)
         except (EOFError, ConnectionError):
             lost = _lost("crashed", "its process ended", count)
-        self._lost += 1
+        self._lost, self._in_a_row = self._lost + 1, self._in_a_row + 1
         self.close()
         return lost
 

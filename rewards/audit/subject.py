@@ -13,8 +13,8 @@ from rlreason.rewards.plugins.adapted import Per, listed
 from rlreason.rewards.registry import Reward, check_options, entry_point_module, resolve, resolve_verifier
 from rlreason.types import Completion, Problem, Verdict
 
-#: Limits of a reward that declares none: those of a recipe.
-SECONDS, MEMORY_MB = 10.0, 4096
+#: Limits of a reward that declares none; of one that runs programs, which have limits of their own, the recipe's.
+SECONDS, PROGRAM_SECONDS, MEMORY_MB = 10.0, 60.0, 4096
 #: What a reward may be allowed to do beside computing.
 ALLOWANCES = ("network", "files", "processes")
 
@@ -39,6 +39,11 @@ class Subject:
         if self.name == "accuracy":
             resolve_verifier(self.verifier)
         return entry
+
+    def limit(self, declared: float | None) -> float:
+        """Wall seconds of one call."""
+        programs = (self.verifier if self.name == "accuracy" else self.name) == "code"
+        return self.seconds or declared or (PROGRAM_SECONDS if programs else SECONDS)
 
     @property
     def package(self) -> str:

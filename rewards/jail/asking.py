@@ -63,9 +63,10 @@ class Remote:
             raise TypeError(str(error)) from None
         except NotPlain as error:
             self.give_up(f"an argument in the tests can't cross: {error}")
-        if len(jail_data.dumps(question)) > self._largest:
+        data = jail_data.dumps(question)
+        if len(data) > self._largest:
             self._too_large()
-        self._channel.send(["ask", question])
+        self._channel.send_bytes(b'["ask",' + data + b"]")
         kind, *answer = self._receive(operation)
         more = answer[-1] if type(answer[-1]) is dict else {}
         read = table.unpack(more.get("objects", []), self._stand_in)

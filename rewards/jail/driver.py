@@ -42,7 +42,10 @@ class Channel:
 
     def send(self, tree: list[Tree]) -> None:
         """Write one frame."""
-        data = jail_data.dumps(tree)
+        self.send_bytes(jail_data.dumps(tree))
+
+    def send_bytes(self, data: bytes) -> None:
+        """Write one frame that is already encoded."""
         data = struct.pack(">I", len(data)) + data
         while data:
             data = data[os.write(self._descriptor, data) :]

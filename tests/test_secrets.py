@@ -115,7 +115,7 @@ def test_a_difference_of_recipes_shows_no_key(tmp_path: Path) -> None:
 
 
 def test_a_value_is_a_number_a_text_or_names_a_variable(tmp_path: Path) -> None:
-    for wrong in ('{ env = "A", more = 1 }', '{ file = "x" }', "{ env = 3 }", '{ env = "not a name" }'):
+    for wrong in ('{ env = "A", more = 1 }', "{ env = 3 }", '{ env = "not a name" }'):
         with pytest.raises(UsageError):
             recipe(tmp_path, wrong)
 

@@ -15,7 +15,7 @@ from rlreason.config.engine import ClusterConfig, EndpointConfig, SamplerConfig,
 from rlreason.config.health import HealthConfig
 from rlreason.config.logging import LoggingConfig
 from rlreason.config.reward_audit import KEYS_SCHEMA, AuditedRewards
-from rlreason.config.secret import FromEnvironment
+from rlreason.config.secret import FromEnvironment, OptionTable
 from rlreason.errors import nearest
 from rlreason.objective.presets import expand
 from rlreason.objective.spec import ObjectiveSpec
@@ -251,7 +251,7 @@ class EvalStage(Section):
 
 
 Stage = Annotated[SftStage | GrpoStage | RejectStage | DistillStage | EvalStage, Field(discriminator="kind")]
-RewardOption = Scalar | FromEnvironment | list[Scalar | list[Scalar]] | dict[str, Scalar]
+RewardOption = Scalar | FromEnvironment | list[Scalar | list[Scalar]] | OptionTable
 RewardTerm = float | dict[str, RewardOption]
 #: The reward of a recipe that names none.
 ACCURACY: dict[str, RewardTerm] = {"accuracy": 1.0}

@@ -18,6 +18,7 @@ from rlreason.config import (
     recipe_toml,
 )
 from rlreason.config.changes import FREE, allowed_changes, differences
+from rlreason.config.reward_audit import RewardAudit
 from rlreason.errors import UsageError
 
 RECIPE = """
@@ -104,6 +105,7 @@ def test_every_free_key_is_a_key_and_in_the_docs() -> None:
         "cluster": ClusterConfig,
         "endpoint.*": EndpointConfig,
         "stage.*": GrpoStage,
+        "reward": RewardAudit,
     }
     keys = {f"{table}.{key}" for table, schema in tables.items() for key in schema.model_fields}
     text = (Path(__file__).parents[2] / "docs" / "run_directory.md").read_text(encoding="utf-8")

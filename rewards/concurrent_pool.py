@@ -240,7 +240,7 @@ class ConcurrentPool:
                 _expire(worker.calls.pop(number))
                 worker.asked = None
             case ("at", int() as number) if worker.asked is not None:
-                self._kill(worker, [number] if number in worker.calls else _late(worker))
+                self._kill(worker, [number] if number in worker.calls else _guilty(worker))
 
     def _overdue(self, worker: _Worker) -> None:
         if not worker.ready:
@@ -249,8 +249,8 @@ class ConcurrentPool:
             worker.asked = time.monotonic()
             with contextlib.suppress(OSError):
                 worker.channel.send(("who",))
-        else:  # not even its reading thread runs: one long C call
-            self._kill(worker, _late(worker))
+        else:  # not even its reading thread runs: one long C call, of nobody knows whom
+            self._kill(worker, _guilty(worker))
 
     def _kill(self, worker: _Worker, guilty: list[int]) -> None:
         for number in guilty:
@@ -258,6 +258,9 @@ class ConcurrentPool:
         left = list(worker.calls.values())
         worker.stop()
         self._worker = None
+        if not guilty:  # alone, each shows what it does
+            self._suspects.extend(left)
+            return
         with self._lock:
             self._waiting.extendleft(reversed(left))
 
@@ -280,9 +283,9 @@ class ConcurrentPool:
                 self._suspects.append(call)
 
 
-def _late(worker: _Worker) -> list[int]:
-    now = time.monotonic()
-    return [number for number, call in worker.calls.items() if now > call.begun + call.seconds]
+def _guilty(worker: _Worker) -> list[int]:
+    """Which call it is where the worker does not say: the one that is alone in it; of several, none is known."""
+    return list(worker.calls) if len(worker.calls) == 1 else []
 
 
 def _expire(call: _Call) -> None:

@@ -200,7 +200,7 @@ def same_answer(gold: Answer, answer: Answer, options: Options) -> bool | None:
     for word, other in ((gold.words, answer), (answer.words, gold)):
         if word in _YES_NO and other.node is not None and other.node.kind in ("text", "group"):
             first, _, rest = other.words.partition(" ")
-            return first == word and not (_YES_NO - {first}) & set(rest.split())
+            return first == word and not (_YES_NO - {first} | _OPEN) & set(rest.split())
     if answer.in_words and not gold.in_words:
         return False
     if gold.node is None or answer.node is None:
@@ -217,6 +217,8 @@ def same_answer(gold: Answer, answer: Answer, options: Options) -> bool | None:
 #: What a missing value becomes when it is written as text.
 _NO_GOLD = frozenset({"nan", "null"})
 _YES_NO = frozenset({"yes", "no", "true", "false"})
+#: Words behind a yes or a no that leave it open.
+_OPEN = frozenset({"or", "none", "neither", "maybe", "perhaps", "unless", "if", "except", "sometimes", "depends"})
 _DECIMAL_COMMA = re.compile(r"(-?)(0,\d{2,}|\d+,(?:\d{2}|\d{4,})|\d{4,},\d+)(?:\s*(?:\\?[$€%]|[a-z]+)\W*[a-z]*\W*)?")
 _PYTHON_CONSTANT = re.compile(r"(?<![A-Za-z\\])[IE](?![A-Za-z(_])")
 _GROUPS_OF_THREE = re.compile(r"\d{1,3}(?:,\d{3})+")

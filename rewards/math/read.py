@@ -151,6 +151,12 @@ _BARE_BUILDER = re.compile(r"[A-Za-z]\s*(?:\||\\mid)")
 _PAIRS = frozenset({("`", "`"), ('"', '"'), ("_", "_")})
 _DASH = re.compile(r"\s+[-\u2013\u2014]{1,2}\s+[A-Za-z]{2}")
 _CHOICE = re.compile(r"\(?([A-Z])(?:\)|[.:]|\s+(?:-{1,2}|\u2013|\u2014)(?=\s+[A-Za-z]{2})|(?=\s|$))\s*(.*)", re.DOTALL)
+#: What is said of the choice instead of its text: "(C) is wrong", "B can't be right".
+_TURNED_DOWN = re.compile(
+    r"\s*(?:is|isn['’]t|was|seems|looks|cannot|can['’]t|could|may|might|must|should|doesn['’]t|does)\b.{0,40}?(?:\bnot\b|n['’]t\b"
+    r"|\b(?:wrong|incorrect|false|impossible|eliminated|excluded|ruled|out|invalid|rejected|unlikely|right|correct)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
 #: Another choice beside the first: ``A, B``, ``(A) or (C)``, ``A. 5 B. 6``. Letters within a sentence are none.
 _ANOTHER_CHOICE = re.compile(
     r"[\s,;/&]*(?:(?:or|and|maybe|perhaps|either)\W+)?\(?[A-HJ-Z]\)?\s*(?:$|[.:,;)/&]|(?:and|or)\b|[A-Z]\b)"
@@ -182,7 +188,7 @@ def letter_and_choice(text: str) -> tuple[str, str]:
     if not rest:
         return match[1], ""
     marked = bare[0] == "(" or bare[1:2] in (".", ":", ")") or bool(_DASH.match(bare, 1))
-    if _ANOTHER_CHOICE.match(rest) or not (marked or re.match(r"[A-Z][a-z]+", rest)):
+    if _ANOTHER_CHOICE.match(rest) or _TURNED_DOWN.match(rest) or not (marked or re.match(r"[A-Z][a-z]+", rest)):
         return "", ""
     return (match[1], rest) if marked or not re.match(r"\s*[-+*/^=,<>_&]", rest) else ("", "")
 

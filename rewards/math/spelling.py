@@ -30,7 +30,8 @@ def clean(text: str) -> str:
         elif "\\begin" not in text:
             text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)
     if ":" in text:
-        text = _CLOCK.sub(lambda m: f"{m[1]}\\text{{{m[2].lower()}m}}", text.replace("{:}", ":"))
+        text = _TIME_IN_TEXT.sub(r"\1", text.replace("{:}", ":"))
+        text = _CLOCK.sub(lambda m: f"{m[1]}\\text{{{m[2].lower()}m}}", text)
     if "10" in text:
         text = _TIMES_LETTER.sub(r"\1\\times \2", text)
     if text.lstrip(" ${").startswith(("_", "^", "}_", "}^", "} _", "} ^")):
@@ -47,6 +48,8 @@ def clean(text: str) -> str:
 #: 1'000'000 and 1.000.000
 _SEPARATED = re.compile(r"\s*-?\d{1,3}(?:(?:'\d{3})+|(?:\.\d{3}){2,})\s*")
 _CLOCK = re.compile(r"(:\d\d\s*)(?:\\text\s*\{\s*)?([aApP])\.?\s?[mM](?:\b\.?|\.)(?:\s*\})?")
+#: A whole time in a text: its braces go, as those of its half do.
+_TIME_IN_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{\s*(\d{1,2}:\d\d\s*[aApP]\.?\s?[mM]\.?)\s*\}")
 _TIMES_LETTER = re.compile(r"(\d\s*)[xX](\s*10\s*(?:\^|\*\*))")
 _HTML_ENTITY = re.compile(r"&(?:[A-Za-z]{2,8}|#\d{1,6}|#x[0-9a-fA-F]{1,5});")
 _MIXED = re.compile(r"^(\W*\d+)\s*&\s*(\d+\s*/\s*\d+\W*)$")

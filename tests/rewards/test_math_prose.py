@@ -1432,6 +1432,46 @@ GROUPS: list[tuple[str, str, bool, list[str]]] = [
             "So $x=12$ or $x=-12$.",
         ],
     ),
+    (
+        "a choice that is turned down",
+        "(C)",
+        False,
+        [
+            r"\boxed{(C) is wrong}",
+            r"\boxed{C is not correct}",
+            r"\boxed{\text{C can't be right}}",
+            r"\boxed{C is ruled out}",
+        ],
+    ),
+    (
+        "a choice that is confirmed",
+        "C",
+        True,
+        [
+            r"\boxed{\text{C is right}}",
+            r"\boxed{\text{C is the correct answer}}",
+            r"\boxed{\text{(C) is the only one that works}}",
+        ],
+    ),
+    (
+        "yes, left open",
+        "yes",
+        False,
+        [
+            r"\boxed{yes or none of these}",
+            r"\boxed{\text{Yes, if n is even}}",
+            r"\boxed{\text{yes, maybe}}",
+            r"\boxed{\text{Yes, but no}}",
+        ],
+    ),
+    ("yes, with a reason", "yes", True, [r"\boxed{\text{Yes, it does}}", r"\boxed{\text{Yes, since n is even}}"]),
+    (
+        "a time as a text",
+        r"\text{4:30 p.m.}",
+        True,
+        [r"\boxed{4:30 pm}", r"\boxed{16:30}", r"\boxed{\text{4:30 PM}}", r"\boxed{4:30\text{ p.m.}}"],
+    ),
+    ("another time", r"\text{4:30 p.m.}", False, [r"\boxed{5}", r"\boxed{4:30\text{ a.m.}}", r"\boxed{4:31 pm}"]),
 ]
 
 

@@ -1,0 +1,167 @@
+"""A model without numbers: its parameters by use, its layers by kind, and what a token of it leaves in an engine.
+
+Models are made by accelerate's ``init_empty_weights``: names and shapes of hundreds of billions of parameters cost a
+second and no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from rlreason.errors import UsageError
+from rlreason.policy.attention import ATTENTION
+from rlreason.policy.lora import is_adapter
+from rlreason.policy.model import count_parameters, expert_count
+from rlreason.policy.support import own_attention
+
+
+def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of ``config`` on the meta device. Raises UsageError for a model that can't be built or is refused."""
+    try:
+        with init_empty_weights(include_buffers=True):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
+    except KeyError as error:
+        if error.args != (ATTENTION,):
+            raise
+        raise own_attention(config) from error
+    except (RuntimeError, ZeroDivisionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"a model of type {config.model_type!r} can't be built: {reason}") from error
+    return model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """What one layer's attention computes and keeps, of one token."""
+
+    heads: int
+    #: Of queries and keys, and of values, a head.
+    key_width: int
+    value_width: int
+    #: Numbers in the engine's cache; of MLA the latent and the rotary key.
+    cached: int
+    #: Into how many parts of equal size tensor parallelism can cut the cache; 1: every GPU holds all of it (MLA).
+    cuts: int
+    #: Positions that it looks back at most; None: all.
+    window: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """Counts of one model. All are numbers of parameters unless said otherwise."""
+
+    total: int
+    #: Of one token: all but the routed experts that it does not go to. The embedding counts, as in model names.
+    active: int
+    #: Parameters that multiply one token inside of the layers, and of the head.
+    layer_products: int
+    #: Of these the last matrix of each layer, whose product nothing behind it needs: recomputing stops before it.
+    last_products: int
+    head: int
+    #: Of the largest layer, which a shard of it is gathered to.
+    largest_layer: int
+    #: Outside of all layers: embedding, last norm, head.
+    outside: int
+    vocabulary: int
+    hidden: int
+    experts: int
+    chosen: int
+    #: All routed experts.
+    routed: int
+    attention: tuple[Attention, ...]
+
+    @property
+    def layers(self) -> int:
+        """Layers of the model."""
+        return len(self.attention)
+
+
+def shape_of(model: PreTrainedModel) -> ModelShape:
+    """Count ``model``, of any device; an adapter's parameters are left out.
+
+    Raises UsageError where transformers does not name its layers, or for a head that is no matrix.
+    """
+    layers = layers_of(model)
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise UsageError(f"{type(model).__name__} has a head that is no matrix: its size is not known here")
+    experts = expert_count(model)
+    chosen = int(model.config.to_dict()["num_experts_per_tok"]) if experts else 0
+    total, active = count_parameters(model)
+    adapter = sum(one.numel() for name, one in model.named_parameters() if is_adapter(name))
+    sizes = [_size(layer) for layer in layers]
+    routed = sum(one.numel() for name, one in _named(model) if ".experts." in name)
+    products = sum(one.numel() for layer in layers for name, one in _named(layer) if one.ndim >= 2)
+    idle = routed * (experts - chosen) // experts if experts else 0
+    return ModelShape(
+        total=total - adapter,
+        active=active - adapter,
+        layer_products=products - idle,
+        last_products=sum(_last_product(layer, head.weight.shape[1]) for layer in layers),
+        head=head.weight.numel(),
+        largest_layer=max(sizes),
+        outside=total - adapter - sum(sizes),
+        vocabulary=head.weight.shape[0],
+        hidden=head.weight.shape[1],
+        experts=experts,
+        chosen=chosen,
+        routed=routed,
+        attention=_attention(model.config, len(layers)),
+    )
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The layers that are alike, in order. Raises UsageError where transformers does not name them."""
+    names = set(model._no_split_modules or ())
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and any(type(one).__name__ in names for one in module):
+            return module
+    raise UsageError(f"{type(model).__name__} can't be sized: transformers does not say which its layers are")
+
+
+def _named(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, one) for name, one in module.named_parameters() if not is_adapter(name)]
+
+
+def _size(module: nn.Module) -> int:
+    return sum(one.numel() for _, one in _named(module))
+
+
+def _last_product(layer: nn.Module, hidden: int) -> int:
+    """Parameters of the layer's last matrix, where its output is added to the stream as it is: of dense layers and
+    shared experts, while that of routed ones is still weighed."""
+    last = [one for _, one in _named(layer) if one.ndim >= 2][-1]
+    return last.numel() if last.ndim == 2 and last.shape[0] == hidden else 0
+
+
+def _attention(config: PretrainedConfig, layers: int) -> tuple[Attention, ...]:
+    settings: Mapping[str, Any] = config.to_dict()
+    heads = int(settings["num_attention_heads"])
+    if settings.get("kv_lora_rank"):  # multi-head latent attention (DeepSeek-V2, arXiv 2405.04434)
+        latent, rotary = int(settings["kv_lora_rank"]), int(settings["qk_rope_head_dim"])
+        widths = int(settings["qk_nope_head_dim"]) + rotary, int(settings["v_head_dim"])
+        one = Attention(
+            heads=heads, key_width=widths[0], value_width=widths[1], cached=latent + rotary, cuts=1, window=None
+        )
+        return (one,) * layers
+    groups = int(settings.get("num_key_value_heads") or heads)
+    width = int(settings.get("head_dim") or int(settings["hidden_size"]) // heads)
+    kinds = settings.get("layer_types") or ["full_attention"] * layers
+    window = settings.get("sliding_window")
+    return tuple(
+        Attention(
+            heads=heads,
+            key_width=width,
+            value_width=width,
+            cached=2 * groups * width,
+            cuts=groups,
+            window=int(window) if window and kind != "full_attention" else None,
+        )
+        for kind in kinds
+    )

@@ -10,7 +10,7 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rlreason.rewards.jail import linux
@@ -29,6 +29,14 @@ _FLAGS = {
 }
 _OFF = "switched off"
 _INNER_ID = 65534
+_PER_RUN = (
+    resource.RLIMIT_AS,
+    resource.RLIMIT_CPU,
+    resource.RLIMIT_FSIZE,
+    resource.RLIMIT_NOFILE,
+    resource.RLIMIT_NPROC,
+)
+_NO_LIMIT = (1 << 63) - 1
 #: User ids from here on are made up, one per zygote.
 _OWN_USERS = 0x70000000
 
@@ -43,9 +51,12 @@ class Confinement:
     #: User and group as the host sees them.
     host_user: tuple[int, int] = (0, 0)
     home_pid_namespace: int = -1
+    #: For children in a pid namespace with a file system of their own; the others each build theirs.
     seccomp_filter: bytes = b""
-    #: Paths of the host that are in view besides the interpreter and the system.
-    visible: tuple[str, ...] = ()
+    #: Paths and the rights that runs have to what lies there.
+    landlock_rules: tuple[tuple[bytes, int], ...] = ()
+    #: Limits that no process may raise above what this one was started with.
+    hard_limits: dict[int, int] = field(default_factory=dict)
 
     def holds(self, layer: str) -> bool:
         """Whether ``layer`` is in force."""
@@ -58,7 +69,7 @@ def confine(off: Collection[str], *, namespaces: bool, visible: Sequence[str] = 
     ``visible``: paths of the host that programs may read besides the interpreter and the system.
     Raises OSError where ``namespaces`` are wanted and the host refuses them; this process is of no use then.
     """
-    state = Confinement(layers=dict.fromkeys(LAYERS, ""), visible=tuple(visible))
+    state = Confinement(layers=dict.fromkeys(LAYERS, ""))
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb") as file:
             file.write(b"1000")  # its children's too: where memory runs out, they go before the training run
@@ -81,7 +92,8 @@ def confine(off: Collection[str], *, namespaces: bool, visible: Sequence[str] = 
     else:
         for layer in NAMESPACES:
             state.layers[layer] = state.layers[layer] or "no namespaces"
-    _prepare_filters(state)
+    _prepare_filters(state, visible)
+    _prepare_limits(state)
     return state
 
 
@@ -161,13 +173,14 @@ def _become_init(state: Confinement) -> None:
     state.home_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _prepare_filters(state: Confinement) -> None:
+def _prepare_filters(state: Confinement, visible: Sequence[str]) -> None:
     if not sys.platform.startswith("linux"):
         for layer in ("landlock", "seccomp", "no_new_privs", "memory_watch"):
             state.layers[layer] = "only on Linux"
     if state.holds("landlock"):
         try:
-            linux.landlock_version()
+            rules = jail_view.landlock_rules(private=state.holds("mount_namespace"), visible=visible)
+            state.landlock_rules = linux.landlock_rights(rules)
         except OSError as error:
             state.layers["landlock"] = str(error)
     if state.holds("seccomp"):
@@ -175,6 +188,27 @@ def _prepare_filters(state: Confinement) -> None:
             state.seccomp_filter = jail_seccomp.build()
         except NotImplementedError as error:
             state.layers["seccomp"] = str(error)
+
+
+def _prepare_limits(state: Confinement) -> None:
+    """What is the same for every run, and how far the others may be set."""
+    for which in _PER_RUN:
+        _, hard = resource.getrlimit(which)
+        state.hard_limits[which] = _NO_LIMIT if hard == resource.RLIM_INFINITY else hard
+    if state.layers["rlimits"] == _OFF:
+        return
+    # Not 0, at which the kernel still starts the host's helper where core_pattern is a pipe; 1 it takes for "none".
+    wanted = {resource.RLIMIT_CORE: 1}
+    if sys.platform.startswith("linux"):
+        wanted[resource.RLIMIT_MEMLOCK] = wanted[resource.RLIMIT_MSGQUEUE] = 0
+        wanted[resource.RLIMIT_NICE] = wanted[resource.RLIMIT_RTPRIO] = 0
+    try:
+        for which, value in wanted.items():
+            _, hard = resource.getrlimit(which)
+            allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(which, (allowed, allowed))
+    except (OSError, ValueError) as error:
+        state.layers["rlimits"] = state.layers["rlimits"] or str(error)
 
 
 class LayerError(OSError):
@@ -185,48 +219,44 @@ class LayerError(OSError):
         self.layer = layer
 
 
-@contextlib.contextmanager
-def _applying(layer: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise LayerError(layer, error) from error
-
-
 def enter(state: Confinement, order: Mapping[str, int]) -> int:
     """Confine this freshly forked child for one run, per ``order`` (limits by name). Raises LayerError.
 
     Returns a descriptor on which it asks for shared memory, -1 where it need not.
     """
-    os.setsid()
-    if sys.platform.startswith("linux"):
-        linux.set_dumpable(on=True)  # the zygote's /proc files are closed to its user, the program's are its own
-    private = state.holds("mount_namespace")
-    if private:
-        with _applying("mount_namespace"):
+    layer = ""
+    try:
+        os.setsid()
+        if sys.platform.startswith("linux"):
+            linux.set_dumpable(on=True)  # the zygote's /proc files are closed to its user, the program's are its own
+        private = state.holds("mount_namespace")
+        if private:
+            layer = "mount_namespace"
             linux.unshare(linux.CLONE_NEWNS)
             jail_view.private_mounts(state.uid, state.gid, order["tmp_mb"])
-    else:
-        os.chdir("/")
-    if state.layers["rlimits"] != _OFF:  # where one of them does not bind, the others still do
-        with _applying("rlimits"):
+        else:
+            os.chdir("/")
+        if state.layers["rlimits"] != _OFF:  # where one of them does not bind, the others still do
+            layer = "rlimits"
             _limit(state, order)
-    if sys.platform.startswith("linux"):
-        linux.die_with_parent()
-    if state.holds("user_namespace"):
-        with _applying("user_namespace"):
+        if sys.platform.startswith("linux"):
+            linux.die_with_parent()
+        if state.holds("user_namespace"):
+            layer = "user_namespace"
             linux.drop_capabilities()
-    if state.holds("no_new_privs"):
-        with _applying("no_new_privs"):
+        if state.holds("no_new_privs"):
+            layer = "no_new_privs"
             linux.no_new_privileges()
-    if state.holds("landlock"):
-        with _applying("landlock"):
-            ruleset = linux.landlock_ruleset(jail_view.landlock_rules(private=private, visible=state.visible))
+        if state.holds("landlock"):
+            layer = "landlock"
+            ruleset = linux.landlock_ruleset(state.landlock_rules)
             linux.landlock_restrict(ruleset)
             os.close(ruleset)
-    if state.holds("seccomp"):
-        with _applying("seccomp"):
+        if state.holds("seccomp"):
+            layer = "seccomp"
             return _take_filter(state, private=private)
+    except (OSError, ValueError) as error:
+        raise LayerError(layer, error) from error
     return -1
 
 
@@ -246,20 +276,14 @@ def _limit(state: Confinement, order: Mapping[str, int]) -> None:
         resource.RLIMIT_CPU: order["cpu_seconds"],
         resource.RLIMIT_FSIZE: order["file_mb"] << 20,
         resource.RLIMIT_NOFILE: order["open_files"],
-        # Not 0, at which the kernel still starts the host's helper where core_pattern is a pipe; 1 it takes for "none".
-        resource.RLIMIT_CORE: 1,
     }
-    if sys.platform.startswith("linux"):
-        wanted[resource.RLIMIT_MEMLOCK] = wanted[resource.RLIMIT_MSGQUEUE] = 0
-        wanted[resource.RLIMIT_NICE] = wanted[resource.RLIMIT_RTPRIO] = 0
     if state.holds("user_namespace") or os.getuid() >= _OWN_USERS:
         # The count is this zygote's alone: one for itself, one for a judge beside the program.
         wanted[resource.RLIMIT_NPROC] = order["processes"] + 2
     elif sys.platform.startswith("linux") and os.getuid() != 0:
         wanted[resource.RLIMIT_NPROC] = order["processes"] + _threads_of(os.getuid())
     for which, value in wanted.items():
-        _, hard = resource.getrlimit(which)
-        allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        allowed = min(value, state.hard_limits[which])
         resource.setrlimit(which, (allowed, allowed))
 
 

@@ -9,7 +9,7 @@ import ctypes
 import fcntl
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 CLONE_NEWNS = 0x00020000
@@ -25,6 +25,7 @@ _MNT_DETACH = 2
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 _SECCOMP_MODE_FILTER = 2
+_PIDFD_OPEN = 434
 _NEW_LISTENER, _NOTIF_RECV, _NOTIF_SEND, _ASKED_BYTES = 8, 0xC0502100, 0xC0182101, 80
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -37,7 +38,9 @@ _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
 @lru_cache(maxsize=1)
 def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    return libc
 
 
 def _check(name: str, result: int) -> int:
@@ -48,10 +51,8 @@ def _check(name: str, result: int) -> int:
 
 
 def _syscall(name: str, number: int, *arguments: object) -> int:
-    call = _libc().syscall
-    call.restype = ctypes.c_long
     wide = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
-    return _check(name, int(call(ctypes.c_long(number), *wide)))
+    return _check(name, int(_libc().syscall(ctypes.c_long(number), *wide)))
 
 
 def unshare(flags: int) -> None:
@@ -109,6 +110,11 @@ def no_new_privileges() -> None:
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
 
 
+def pidfd(pid: int) -> int:
+    """A descriptor that is readable when the child ``pid`` has ended. Raises OSError before Linux 5.3."""
+    return _syscall("pidfd_open", _PIDFD_OPEN, pid, 0)
+
+
 def drop_capabilities() -> None:
     """Give up every capability, for good once ``no_new_privileges`` holds."""
     header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), 8)
@@ -164,29 +170,42 @@ def _handled_rights(version: int) -> int:
     return (1 << (bits + (version >= 2) + (version >= 3) + (version >= 5))) - 1
 
 
-def landlock_ruleset(allowed: Mapping[str, int]) -> int:
-    """A descriptor of a ruleset: files only as ``allowed`` (path -> rights), no TCP, no signals or sockets outside.
+def landlock_rights(allowed: Mapping[str, int]) -> tuple[tuple[bytes, int], ...]:
+    """``allowed`` (path -> rights) as far as this kernel knows the rights and the paths exist now.
 
-    Paths that do not exist are left out. Raises OSError where Landlock is absent.
+    Raises OSError where Landlock is absent.
     """
+    handled = _handled_rights(landlock_version())
+    return tuple(
+        (os.fsencode(path), rights & handled & (-1 if os.path.isdir(path) else _FILE_RIGHTS))
+        for path, rights in allowed.items()
+        if os.path.exists(path)
+    )
+
+
+@lru_cache(maxsize=1)
+def _ruleset_attributes() -> bytes:
     version = landlock_version()
-    handled = _handled_rights(version)
     network = 3 if version >= 4 else 0
     scoped = 3 if version >= 6 else 0
     size = 24 if version >= 6 else 16 if version >= 4 else 8
-    attributes = ctypes.create_string_buffer(struct.pack("=QQQ", handled, network, scoped)[:size], size)
-    ruleset = _syscall("landlock_create_ruleset", _LANDLOCK_CREATE, attributes, size, 0)
-    for path, rights in allowed.items():
+    return struct.pack("=QQQ", _handled_rights(version), network, scoped)[:size]
+
+
+def landlock_ruleset(allowed: Iterable[tuple[bytes, int]]) -> int:
+    """A descriptor of a ruleset: files only as ``allowed``, no TCP, no signals or sockets outside.
+
+    ``allowed``: of ``landlock_rights``. Paths that are gone are left out. Raises OSError where Landlock is absent.
+    """
+    attributes = _ruleset_attributes()
+    ruleset = _syscall("landlock_create_ruleset", _LANDLOCK_CREATE, attributes, len(attributes), 0)
+    for path, rights in allowed:
         try:
             beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError:
             continue
-        try:
-            granted = rights & handled & (-1 if os.path.isdir(path) else _FILE_RIGHTS)
-            rule = ctypes.create_string_buffer(struct.pack("=Qi", granted, beneath), 12)
-            _syscall("landlock_add_rule", _LANDLOCK_ADD, ruleset, 1, rule, 0)
-        finally:
-            os.close(beneath)
+        _syscall("landlock_add_rule", _LANDLOCK_ADD, ruleset, 1, struct.pack("=Qi", rights, beneath), 0)
+        os.close(beneath)
     return ruleset
 
 

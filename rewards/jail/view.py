@@ -118,7 +118,7 @@ def private_mounts(uid: int, gid: int, megabytes: int) -> None:
 
 def landlock_rules(*, private: bool, visible: Sequence[str] = ()) -> dict[str, int]:
     """What Landlock leaves open. ``private``: inside the view, where /tmp is this run's own."""
+    if private:  # nothing lies in its /dev but the devices that it may have
+        return {"/": linux.READ, "/dev": linux.DEVICE, "/tmp": linux.WRITE}
     rules = {f"/dev/{name}": linux.DEVICE for name in _DEVICES}
-    if private:
-        return {**rules, "/": linux.READ, "/tmp": linux.WRITE}
     return {**rules, **dict.fromkeys((*SYSTEM, *interpreter_folders(), *visible), linux.READ)}

@@ -11,7 +11,6 @@ Standard library only.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import importlib
 import json
@@ -20,6 +19,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Mapping
@@ -34,6 +34,8 @@ from rlreason.rewards.jail.watch import Watch, anonymous_pages, waited_seconds
 
 CHANNEL = 3  # descriptor of the run's channel in the child
 _WATCH_SECONDS = 0.025
+#: Where the kernel does not tell when a child ends, it is looked for.
+_END_SECONDS = 0.005
 #: Imported before the first fork: what solutions import most, so that no run pays for it.
 _WARM = str.split(
     "encodings.ascii encodings.latin_1 encodings.idna encodings.utf_16 abc array ast base64 bisect cmath "
@@ -54,6 +56,8 @@ class _Run:
 
     pid: int
     number: int
+    #: Readable when the child has ended; -1 where the kernel has no such thing.
+    end: int
     status: socket.socket
     watch: Watch
     next_look: float
@@ -69,16 +73,16 @@ class Zygote:
         self._control = control
         self._state = state
         self._runs: list[_Run] = []
+        # A child puts its own descriptors there, and must overwrite none that it needs.
+        while os.dup(0) < CHANNEL:
+            pass
         # Its read end tells a child whether the zygote lives.
         self._lifeline, self._hold = os.pipe()
-        self._wakeup, write = os.pipe()
-        for descriptor in (self._wakeup, write):
-            os.set_blocking(descriptor, False)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
         # Where a child leaves the descriptor on which it will ask for shared memory.
         self._asks, self._asking = socket.socketpair(type=socket.SOCK_SEQPACKET)
         self._asks.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(control, select.POLLIN)
         self._started = 0
         self._base_pages = anonymous_pages(os.getpid())
 
@@ -86,47 +90,53 @@ class Zygote:
         """Fork a child per order and look after it."""
         while True:
             ready = self._wait()
-            if self._wakeup in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self._wakeup, 4096)
             self._take_listeners()
             for run in list(self._runs):
                 if run.status.fileno() in ready and not run.killed:
                     self._kill(run, "told")
-                if run.watch.listener in ready and not run.killed and (reason := run.watch.grant()):
-                    self._kill(run, reason)
-                self._look_after(run)
+                if run.watch.listener in ready and not run.killed:
+                    self._grant(run)
+                self._look_after(run, ended=run.end < 0 or run.end in ready)
             if self._control.fileno() in ready and self._take_order():
                 return
 
     def _wait(self) -> set[int]:
         """Descriptors that have something to read, or have ended. Not those on which nobody can ask any more."""
-        poll, ready = select.poll(), set()
-        for descriptor in (self._control.fileno(), self._wakeup):
-            poll.register(descriptor, select.POLLIN)
-        for run in self._runs:
-            if not run.killed:
-                poll.register(run.status, select.POLLIN)
-                if run.watch.listener >= 0:
-                    poll.register(run.watch.listener, select.POLLIN)
+        ready = set()
         patience = self._patience()
-        for descriptor, events in poll.poll(None if patience is None else math.ceil(1000 * patience)):
+        for descriptor, events in self._poll.poll(None if patience is None else math.ceil(1000 * patience)):
             ready.add(descriptor)
-            for run in self._runs:
-                if run.watch.listener == descriptor and not events & select.POLLIN:
-                    run.watch.close()
+            if not events & select.POLLIN:
+                for run in self._runs:
+                    if run.watch.listener == descriptor:
+                        self._deafen(run)
         return ready
 
     def _patience(self) -> float | None:
+        ends = [_END_SECONDS] if any(run.end < 0 for run in self._runs) else []
         looks = [run.next_look for run in self._runs if not run.killed]
-        if not looks or not self._state.holds("memory_watch"):
-            return None
-        return max(0.0, min(looks) - time.monotonic())
+        if looks and self._state.holds("memory_watch"):
+            ends.append(max(0.0, min(looks) - time.monotonic()))
+        return min(ends, default=None)
 
-    def _look_after(self, run: _Run) -> None:
+    def _grant(self, run: _Run) -> None:
+        listener = run.watch.listener
+        reason = run.watch.grant()
+        if run.watch.listener < 0:  # it has closed
+            self._poll.unregister(listener)
+        if reason:
+            self._kill(run, reason)
+
+    def _deafen(self, run: _Run) -> None:
+        """Nobody asks for shared memory any more."""
+        if run.watch.listener >= 0:
+            self._poll.unregister(run.watch.listener)
+            run.watch.close()
+
+    def _look_after(self, run: _Run, *, ended: bool) -> None:
         """Report the run if it has ended, kill it if it has grown too large."""
-        pid, code, usage = os.wait4(run.pid, os.WNOHANG)
-        if pid:
+        pid, code, usage = os.wait4(run.pid, os.WNOHANG) if ended else (0, 0, None)
+        if usage is not None and pid:
             report = {
                 "exit": os.waitstatus_to_exitcode(code),
                 "killed": run.killed,
@@ -136,8 +146,13 @@ class Zygote:
             }
             with contextlib.suppress(OSError):
                 run.status.sendall(encode_record(report))
+            self._deafen(run)
+            if not run.killed:
+                self._poll.unregister(run.status)
             run.status.close()
-            run.watch.close()
+            if run.end >= 0:
+                self._poll.unregister(run.end)
+                os.close(run.end)
             self._runs.remove(run)
         elif self._state.holds("memory_watch") and not run.killed and time.monotonic() >= run.next_look:
             if reason := run.watch.look():
@@ -148,7 +163,8 @@ class Zygote:
         """The child is the init of its pid namespace, or may not fork: its whole tree goes with it."""
         run.killed = reason
         run.waited_seconds = waited_seconds(run.pid)
-        run.watch.close()  # a call that waits for an answer gets an error, and the process its signal
+        self._poll.unregister(run.status)
+        self._deafen(run)  # a call that waits for an answer gets an error, and the process its signal
         with contextlib.suppress(ProcessLookupError):
             os.kill(run.pid, signal.SIGKILL)
         if not self._state.holds("pid_namespace"):
@@ -158,7 +174,7 @@ class Zygote:
     def _take_order(self) -> bool:
         """True in the child. The zygote ends, and with it every run, when the trusted process has gone."""
         try:
-            record, descriptors, _, _ = socket.recv_fds(self._control, RECORD, 5)
+            record, descriptors = _received(self._control, RECORD, 5)
             while record and len(record) < RECORD:
                 more = self._control.recv(RECORD - len(record))
                 record = record + more if more else b""
@@ -166,7 +182,8 @@ class Zygote:
             record = b""
         if not record:
             for run in self._runs:
-                self._kill(run, "told")
+                if not run.killed:
+                    self._kill(run, "told")
             os._exit(0)
         order = json.loads(record)
         if self._state.home_pid_namespace >= 0:
@@ -179,12 +196,22 @@ class Zygote:
             return True
         for descriptor in descriptors[:4]:
             os.close(descriptor)
-        status = socket.socket(fileno=descriptors[4])
+        self._follow(pid, descriptors[4], order)
+        return False
+
+    def _follow(self, pid: int, status: int, order: Mapping[str, int]) -> None:
         watch = Watch(
             pid=pid, memory_mb=order["memory_mb"], cpu_seconds=order["cpu_seconds"], base_pages=self._base_pages
         )
-        self._runs.append(_Run(pid, self._started, status, watch, time.monotonic() + 2 * _WATCH_SECONDS))
-        return False
+        end = -1
+        if sys.platform.startswith("linux"):
+            with contextlib.suppress(OSError):  # before Linux 5.3, or refused
+                end = linux.pidfd(pid)
+        run = _Run(pid, self._started, end, socket.socket(fileno=status), watch, time.monotonic() + 2 * _WATCH_SECONDS)
+        self._runs.append(run)
+        for descriptor in (run.end, status):
+            if descriptor >= 0:
+                self._poll.register(descriptor, select.POLLIN)
 
     def _take_listeners(self) -> None:
         """Keep the descriptors that children have left, each with its run.
@@ -193,32 +220,30 @@ class Zygote:
         """
         with contextlib.suppress(BlockingIOError):
             while True:
-                number, descriptors, _, _ = socket.recv_fds(self._asks, 32, 1)
+                number, descriptors = _received(self._asks, 32, 1)
                 for descriptor in descriptors:
                     for run in self._runs:
                         if run.number == int(number) and not run.killed:
                             run.watch.listener = descriptor
+                            self._poll.register(descriptor, select.POLLIN)
                             break
                     else:
                         os.close(descriptor)
 
     def _become_child(self, order: Mapping[str, int], descriptors: list[int]) -> None:
         """Only the run's own descriptors stay open; then the jail closes, or the child says why not and ends."""
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        moved = [_dup_above(descriptor) for descriptor in (*descriptors, self._lifeline, self._asking.fileno())]
-        for place, descriptor in enumerate(moved[:4]):
+        for place, descriptor in enumerate(descriptors[:4]):
             os.dup2(descriptor, place, inheritable=place < CHANNEL)
-        lifeline, status, asking = CHANNEL + 1, CHANNEL + 2, CHANNEL + 3
-        os.dup2(moved[5], lifeline, inheritable=False)
-        os.dup2(moved[4], status, inheritable=False)
-        os.dup2(moved[6], asking, inheritable=False)
-        os.closerange(asking + 1, 1 << 20)
+        status, asking, start = descriptors[4], self._asking.fileno(), CHANNEL + 1
+        for descriptor in sorted((self._lifeline, status, asking)):
+            os.closerange(start, descriptor)
+            start = descriptor + 1
+        os.closerange(start, 1 << 20)
         try:
             listener = enter(self._state, order)
             if listener >= 0:
-                with socket.socket(fileno=os.dup(asking)) as channel:
-                    socket.send_fds(channel, [str(self._started).encode()], [listener])
+                passed = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=i", listener))
+                self._asking.sendmsg([b"%d" % self._started], [passed])
                 os.close(listener)
             os.close(asking)
         except BaseException as error:
@@ -226,15 +251,19 @@ class Zygote:
             os.write(status, encode_record({"failed": f"{type(error).__name__}: {error}"[:500], "layer": layer}))
             os._exit(1)
         # The zygote may have died before the child asked to die with it.
-        if select.select([lifeline], [], [], 0)[0]:
+        if select.select([self._lifeline], [], [], 0)[0]:
             os._exit(1)
-        os.close(lifeline)
+        os.close(self._lifeline)
         os.close(status)
 
 
-def _dup_above(descriptor: int) -> int:
-    """A copy with a number that no later ``dup2`` of ``_become_child`` overwrites."""
-    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, CHANNEL + 4)
+def _received(channel: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
+    """A message with the descriptors that came with it."""
+    data, passed, _, _ = channel.recvmsg(size, socket.CMSG_SPACE(4 * most))
+    found: list[int] = []
+    for _, _, packed in passed:
+        found += struct.unpack(f"={len(packed) // 4}i", packed)
+    return data, found
 
 
 def main(control_fd: int, off: list[str], namespaces: bool, visible: list[str]) -> None:
@@ -255,8 +284,8 @@ def main(control_fd: int, off: list[str], namespaces: bool, visible: list[str]) 
     gc.freeze()
     gc.disable()
     control.sendall(encode_record({"layers": state.layers, "user": state.host_user}))
-    Zygote(control, state).serve()
-    # From here on in a jailed child. The zygote's frames are gone.
-    control.detach()
+    zygote = Zygote(control, state)
+    zygote.serve()
+    # From here on in a jailed child. What is left of the zygote stays: to take it down would cost more.
     gc.enable()
     drive(CHANNEL)

@@ -21,9 +21,7 @@ class LocalPool:
     is timed out. It is given copies, as worker processes are. What it allocates is not limited.
     """
 
-    def __init__(
-        self, function: Callable[..., object], *, timeout: float | Callable[[object], float] = 10.0
-    ) -> None:
+    def __init__(self, function: Callable[..., object], *, timeout: float | Callable[[object], float] = 10.0) -> None:
         """``timeout``: seconds for an item, or what gives them for one."""
         self._function = function
         self._timeout = timeout

@@ -21,8 +21,8 @@ from rlreason.errors import UsageError
 
 ray: Any = pytest.importorskip("ray", reason="Ray is not installed")
 
-from rlreason.cluster.session import start_ray  # noqa: E402
 from rlreason.cluster.ray_address import find_ray  # noqa: E402
+from rlreason.cluster.session import start_ray  # noqa: E402
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from rlreason.rewards.jail import linux
 from rlreason.rewards.jail import seccomp as jail_seccomp
 from rlreason.rewards.jail import view as jail_view
+from rlreason.rewards.jail.record import Order
 
 NAMESPACES = ("user_namespace", "mount_namespace", "pid_namespace", "net_namespace", "ipc_namespace", "uts_namespace")
 #: What a run gets besides; ``memory_watch`` is the zygote's count over all processes of a run.
@@ -52,11 +53,16 @@ class Confinement:
     host_user: tuple[int, int] = (0, 0)
     home_pid_namespace: int = -1
     #: For children in a pid namespace with a file system of their own; the others each build theirs.
-    seccomp_filter: bytes = b""
+    seccomp_filter: linux.Filter | None = None
     #: Paths and the rights that runs have to what lies there.
     landlock_rules: tuple[tuple[bytes, int], ...] = ()
     #: Limits that no process may raise above what this one was started with.
     hard_limits: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def asks(self) -> bool:
+        """Whether runs may ask for shared memory without a file: it is the watch that answers."""
+        return self.holds("seccomp") and self.holds("memory_watch")
 
     def holds(self, layer: str) -> bool:
         """Whether ``layer`` is in force."""
@@ -183,9 +189,14 @@ def _prepare_filters(state: Confinement, visible: Sequence[str]) -> None:
             state.landlock_rules = linux.landlock_rights(rules)
         except OSError as error:
             state.layers["landlock"] = str(error)
+    if state.holds("no_new_privs"):
+        try:
+            linux.no_new_privileges()  # every child's too
+        except OSError as error:
+            state.layers["no_new_privs"] = str(error)
     if state.holds("seccomp"):
         try:
-            state.seccomp_filter = jail_seccomp.build()
+            state.seccomp_filter = linux.seccomp_filter(jail_seccomp.build())
         except NotImplementedError as error:
             state.layers["seccomp"] = str(error)
 
@@ -219,8 +230,8 @@ class LayerError(OSError):
         self.layer = layer
 
 
-def enter(state: Confinement, order: Mapping[str, int]) -> int:
-    """Confine this freshly forked child for one run, per ``order`` (limits by name). Raises LayerError.
+def enter(state: Confinement, order: Order) -> int:
+    """Confine this freshly forked child for one run, per ``order``. Raises LayerError.
 
     Returns a descriptor on which it asks for shared memory, -1 where it need not.
     """
@@ -233,7 +244,7 @@ def enter(state: Confinement, order: Mapping[str, int]) -> int:
         if private:
             layer = "mount_namespace"
             linux.unshare(linux.CLONE_NEWNS)
-            jail_view.private_mounts(state.uid, state.gid, order["tmp_mb"])
+            jail_view.private_mounts(state.uid, state.gid, order.tmp_mb)
         else:
             os.chdir("/")
         if state.layers["rlimits"] != _OFF:  # where one of them does not bind, the others still do
@@ -244,9 +255,6 @@ def enter(state: Confinement, order: Mapping[str, int]) -> int:
         if state.holds("user_namespace"):
             layer = "user_namespace"
             linux.drop_capabilities()
-        if state.holds("no_new_privs"):
-            layer = "no_new_privs"
-            linux.no_new_privileges()
         if state.holds("landlock"):
             layer = "landlock"
             ruleset = linux.landlock_ruleset(state.landlock_rules)
@@ -263,25 +271,27 @@ def enter(state: Confinement, order: Mapping[str, int]) -> int:
 def _take_filter(state: Confinement, *, private: bool) -> int:
     own_pid = None if state.holds("pid_namespace") else os.getpid()
     plain = private and own_pid is None
-    if state.holds("memory_watch"):  # it is the watch that answers
+    if state.asks:
         with contextlib.suppress(OSError):  # before Linux 5.5, or under a filter that somebody listens to
-            asking = state.seccomp_filter if plain else jail_seccomp.build(own_pid=own_pid, private=private)
+            asking = state.seccomp_filter if plain else None
+            if asking is None:
+                asking = linux.seccomp_filter(jail_seccomp.build(own_pid=own_pid, private=private))
             return linux.seccomp(asking, listen=True)
-    return linux.seccomp(jail_seccomp.build(own_pid=own_pid, private=private, ask=False))
+    return linux.seccomp(linux.seccomp_filter(jail_seccomp.build(own_pid=own_pid, private=private, ask=False)))
 
 
-def _limit(state: Confinement, order: Mapping[str, int]) -> None:
+def _limit(state: Confinement, order: Order) -> None:
     wanted = {
-        resource.RLIMIT_AS: order["memory_mb"] << 20,
-        resource.RLIMIT_CPU: order["cpu_seconds"],
-        resource.RLIMIT_FSIZE: order["file_mb"] << 20,
-        resource.RLIMIT_NOFILE: order["open_files"],
+        resource.RLIMIT_AS: order.memory_mb << 20,
+        resource.RLIMIT_CPU: order.cpu_seconds,
+        resource.RLIMIT_FSIZE: order.file_mb << 20,
+        resource.RLIMIT_NOFILE: order.open_files,
     }
     if state.holds("user_namespace") or os.getuid() >= _OWN_USERS:
         # The count is this zygote's alone: one for itself, one for a judge beside the program.
-        wanted[resource.RLIMIT_NPROC] = order["processes"] + 2
+        wanted[resource.RLIMIT_NPROC] = order.processes + 2
     elif sys.platform.startswith("linux") and os.getuid() != 0:
-        wanted[resource.RLIMIT_NPROC] = order["processes"] + _threads_of(os.getuid())
+        wanted[resource.RLIMIT_NPROC] = order.processes + _threads_of(os.getuid())
     for which, value in wanted.items():
         allowed = min(value, state.hard_limits[which])
         resource.setrlimit(which, (allowed, allowed))

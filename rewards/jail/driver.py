@@ -7,6 +7,7 @@ returning another value. Standard library only: loaded in the zygote.
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 
@@ -25,13 +26,22 @@ class Channel:
 
     def receive(self) -> list[Tree]:
         """The next frame. Ends the process when the other side has closed."""
-        (size,) = struct.unpack(">I", self._read(4))
-        tree = jail_data.loads(self._read(size))
+        tree = jail_data.loads(self._frame())
         assert isinstance(tree, list)
         return tree
 
+    def job(self) -> list[Tree]:
+        """The first frame. It comes from the trusted process as it is."""
+        tree = json.loads(self._frame())
+        assert isinstance(tree, list)
+        return tree
+
+    def _frame(self) -> bytes:
+        (size,) = struct.unpack(">I", self._read(4))
+        return self._read(size)
+
     def _read(self, count: int) -> bytes:
-        parts = []
+        parts: list[bytes] = []
         while count:
             part = os.read(self._descriptor, min(count, 1 << 20))
             if not part:
@@ -62,7 +72,7 @@ def drive(descriptor: int) -> None:
     ``["serve", source, prelude, packages]``, or a judge's. ``prelude``: see ``Program``.
     """
     channel = Channel(descriptor)
-    kind, *job = channel.receive()
+    kind, *job = channel.job()
     if kind not in ("stdin", "serve"):
         end(lambda: jail_judge.judge(channel, str(kind), job))
     source, prelude, packages = [*job, "", {}][:3]  # the empty program that tries a jail out has nothing else

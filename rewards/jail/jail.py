@@ -28,7 +28,7 @@ from typing import Literal
 from rlreason.rewards.jail.cgroup import Cgroup
 from rlreason.rewards.jail.confine import LAYERS, NAMESPACES
 from rlreason.rewards.jail.outer import Outer, OuterMissing, command
-from rlreason.rewards.jail.record import RECORD, encode_record
+from rlreason.rewards.jail.record import RECORD, Order
 from rlreason.rewards.jail.run import LayerDenied, Report, Run, RunLost, open_ends, pump
 
 Require = Literal["full", "best", "unsafe"]
@@ -263,16 +263,16 @@ class Jail:
         ends, theirs = open_ends(self._owner)
         run = Run(ends=ends, output_bytes=limits.output_bytes)
         run.on_report = self._hear
-        order = {
-            "memory_mb": limits.memory_mb,
-            "cpu_seconds": math.ceil(cpu_seconds or limits.cpu_seconds),
-            "processes": limits.processes,
-            "file_mb": limits.file_mb,
-            "tmp_mb": limits.tmp_mb,
-            "open_files": limits.open_files,
-        }
+        order = Order(
+            memory_mb=limits.memory_mb,
+            cpu_seconds=math.ceil(cpu_seconds or limits.cpu_seconds),
+            processes=limits.processes,
+            file_mb=limits.file_mb,
+            tmp_mb=limits.tmp_mb,
+            open_files=limits.open_files,
+        )
         try:
-            socket.send_fds(self._control, [encode_record(order)], theirs)
+            socket.send_fds(self._control, [order.encode()], theirs)
         except OSError as error:
             with contextlib.suppress(RunLost):
                 run.close()

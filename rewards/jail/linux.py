@@ -9,7 +9,9 @@ import ctypes
 import fcntl
 import os
 import struct
+import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 
 CLONE_NEWNS = 0x00020000
@@ -28,7 +30,7 @@ _SECCOMP_MODE_FILTER = 2
 _PIDFD_OPEN = 434
 _NEW_LISTENER, _NOTIF_RECV, _NOTIF_SEND, _ASKED_BYTES = 8, 0xC0502100, 0xC0182101, 80
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
-_CAPABILITY_VERSION_3 = 0x20080522
+_CAPABILITY_HEADER, _NO_CAPABILITIES = struct.pack("=Ii", 0x20080522, 0), bytes(24)
 
 #: Numbers that are the same on x86-64 and AArch64 (all calls added since Linux 5.0 are).
 _MOUNT_SETATTR, _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 442, 444, 445, 446
@@ -40,6 +42,11 @@ _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
+    if sys.platform.startswith("linux"):
+        wide, text, pointer = ctypes.c_ulong, ctypes.c_char_p, ctypes.c_void_p
+        libc.prctl.argtypes = [ctypes.c_int, wide, pointer, wide, wide]
+        libc.mount.argtypes = [text, text, text, wide, text]
+        libc.capset.argtypes = [pointer, pointer]
     return libc
 
 
@@ -68,8 +75,7 @@ def setns(descriptor: int, kind: int) -> None:
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     """mount(2)."""
     encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
-    result = _libc().mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3])
-    _check(f"mount {target}", result)
+    _check(f"mount {target}", _libc().mount(encoded[0], encoded[1], encoded[2], flags, encoded[3]))
 
 
 def detach(target: str) -> None:
@@ -91,8 +97,7 @@ def set_mount_attributes(target: str, attributes: int) -> None:
 
 
 def _prctl(name: str, option: int, value: int, pointer: object = None) -> None:
-    nothing = ctypes.c_ulong(0)
-    _check(name, _libc().prctl(option, ctypes.c_ulong(value), pointer or nothing, nothing, nothing))
+    _check(name, _libc().prctl(option, value, pointer, 0, 0))
 
 
 def die_with_parent() -> None:
@@ -117,22 +122,37 @@ def pidfd(pid: int) -> int:
 
 def drop_capabilities() -> None:
     """Give up every capability, for good once ``no_new_privileges`` holds."""
-    header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), 8)
-    nothing = ctypes.create_string_buffer(24)
-    _check("capset", _libc().capset(header, nothing))
+    _check("capset", _libc().capset(_CAPABILITY_HEADER, _NO_CAPABILITIES))
 
 
-def seccomp(program: bytes, *, listen: bool = False) -> int:
-    """Install the BPF ``program`` (packed ``sock_filter`` entries of 8 bytes).
+@lru_cache(maxsize=1)
+def _seccomp_number() -> int:
+    return _SECCOMP[os.uname().machine]
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A filter as the kernel takes it: ``program``'s bytes, and a description that points to them."""
+
+    program: ctypes.Array[ctypes.c_char]
+    description: bytes
+
+
+def seccomp_filter(program: bytes) -> Filter:
+    """The BPF ``program`` (packed ``sock_filter`` entries of 8 bytes), ready to be installed here or after a fork."""
+    held = ctypes.create_string_buffer(program, len(program))
+    return Filter(held, struct.pack("=H6xQ", len(program) // 8, ctypes.addressof(held)))
+
+
+def seccomp(wanted: Filter, *, listen: bool = False) -> int:
+    """Install the filter.
 
     ``listen``: returns a descriptor on which calls that the program asks about arrive (``asked``); else -1.
     """
-    filters = ctypes.create_string_buffer(program, len(program))
-    packed = struct.pack("=H6xQ", len(program) // 8, ctypes.addressof(filters))
-    descriptor = ctypes.create_string_buffer(packed, len(packed))
     if listen:
-        return _syscall("seccomp", _SECCOMP[os.uname().machine], _SECCOMP_MODE_FILTER - 1, _NEW_LISTENER, descriptor)
-    _prctl("seccomp", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, descriptor)
+        operation = _SECCOMP_MODE_FILTER - 1
+        return _syscall("seccomp", _seccomp_number(), operation, _NEW_LISTENER, wanted.description)
+    _prctl("seccomp", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, wanted.description)
     return -1
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rlreason.rewards.jail import data as jail_data
-from rlreason.rewards.jail.record import RECORD
+from rlreason.rewards.jail.record import ENDED_BYTES, RECORD, Ended
 
 _CHUNK = 1 << 16
 _KEEP_ERRORS = 1 << 16
@@ -191,18 +191,17 @@ class Run:
 
     def _take_status(self, data: bytes) -> None:
         self._status += data
-        while len(self._status) >= RECORD:
-            record = json.loads(bytes(self._status[:RECORD]))
-            del self._status[:RECORD]
-            if "failed" in record:
-                raise LayerDenied(record["layer"], record["failed"])
-            self.report = Report(
-                exit_code=record["exit"],
-                cpu_seconds=record["cpu_seconds"],
-                memory_kb=record["memory_kb"],
-                killed=record["killed"],
-                waited_seconds=record["waited_seconds"],
-            )
+        while self._status:
+            size = 1 + (ENDED_BYTES if self._status[:1] == b"E" else RECORD)
+            if len(self._status) < size:
+                return
+            record = bytes(self._status[1:size])
+            failed = self._status[:1] != b"E"
+            del self._status[:size]
+            if failed:
+                texts = json.loads(record)
+                raise LayerDenied(texts["layer"], texts["failed"])
+            self.report = Report(**Ended.decode(record)._asdict())
             if self.on_report is not None:
                 self.on_report(self.report)
 

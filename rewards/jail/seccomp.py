@@ -96,6 +96,12 @@ _MAP_SHARED, _MAP_ANONYMOUS = 1, 0x20
 _AF_UNIX = 1
 
 
+#: By number of a system call: what decides on it. Every path through it ends in a return.
+Rules = dict[int, list[bytes]]
+#: So many are compared one by one.
+_FEW = 4
+
+
 def _entry(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
     return struct.pack("=HBBI", code, if_true, if_false, value)
 
@@ -103,11 +109,6 @@ def _entry(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
 def _argument(index: int) -> bytes:
     """Load the low 32 bits of an argument (both machines are little-endian)."""
     return _entry(_LOAD, 16 + 8 * index)
-
-
-def _when(number: int, body: list[bytes]) -> list[bytes]:
-    """``body`` for one system call; it must not fall through to the next, as the accumulator then holds an argument."""
-    return [_entry(_JEQ, number, 0, len(body)), *body]
 
 
 def _allow_if(index: int, values: tuple[int, ...]) -> list[bytes]:
@@ -123,7 +124,7 @@ def _refuse_if(index: int, values: tuple[int, ...]) -> list[bytes]:
 _REFUSE = _entry(_RETURN, _EPERM)
 
 
-def _limits(which: int, own_pid: int | None) -> list[bytes]:
+def _limits(which: int, own_pid: int | None) -> Rules:
     """Rules for resource limits: not the one on core dumps, and not another process's."""
     others = [] if own_pid is None else [_argument(0), _entry(_JEQ, 0, 2), _entry(_JEQ, own_pid, 1), _REFUSE]
     core = [
@@ -136,39 +137,34 @@ def _limits(which: int, own_pid: int | None) -> list[bytes]:
         _REFUSE,
         _entry(_RETURN, _ALLOW),
     ]
-    return _when(_PRLIMIT[which], others + core) + _when(_SETRLIMIT[which], _refuse_if(0, (_RLIMIT_CORE,)))
+    return {_PRLIMIT[which]: others + core, _SETRLIMIT[which]: _refuse_if(0, (_RLIMIT_CORE,))}
 
 
-def _shared_memory(which: int) -> list[bytes]:
+def _shared_memory(which: int) -> Rules:
     """Shared memory without a file: the zygote is asked, and keeps the sum."""
     flags = [_argument(3), _entry(_JSET, _MAP_ANONYMOUS, 0, 2), _entry(_JSET, _MAP_SHARED, 0, 1)]
-    return _when(_MMAP[which], [*flags, _entry(_RETURN, _ASK), _entry(_RETURN, _ALLOW)])
+    return {_MMAP[which]: [*flags, _entry(_RETURN, _ASK), _entry(_RETURN, _ALLOW)]}
 
 
-def _single_process(which: int, own_pid: int) -> list[bytes]:
+def _single_process(which: int, own_pid: int) -> Rules:
     """Rules for a process without a pid namespace: no children, and signals and limits to itself only."""
-    rules: list[bytes] = []
+    rules: Rules = {}
     for call in (_FORK, _VFORK, _QUEUE_INFO, _TG_QUEUE_INFO, _PIDFD_SIGNAL, _PIDFD_OPEN, _TKILL):
         number = call[which]
         if number is not None:
-            rules += _when(number, [_entry(_RETURN, _EPERM)])
+            rules[number] = [_REFUSE]
     for call in (_KILL, _TGKILL):
-        rules += _when(call[which], _allow_if(0, (own_pid,)))
-    rules += _when(_SCHED_SETAFFINITY[which], _allow_if(0, (0, own_pid)))
-    rules += _when(_SETPRIORITY[which], [_argument(0), _entry(_JEQ, 0, 1), _REFUSE, *_allow_if(1, (0, own_pid))])
+        rules[call[which]] = _allow_if(0, (own_pid,))
+    rules[_SCHED_SETAFFINITY[which]] = _allow_if(0, (0, own_pid))
+    rules[_SETPRIORITY[which]] = [_argument(0), _entry(_JEQ, 0, 1), _REFUSE, *_allow_if(1, (0, own_pid))]
     for call, flags in ((_OPEN, 1), (_OPENAT, 2)):
         number = call[which]
         if number is not None:
             # Opened for reading only, it truncates all the same, out of sight of Landlock before its version 3.
             truncating = [_entry(_JSET, _O_TRUNC, 0, 2), _entry(_JSET, _O_WRITING, 1, 0), _REFUSE]
-            rules += _when(number, [_argument(flags), *truncating, _entry(_RETURN, _ALLOW)])
-    only_threads = [
-        _argument(0),
-        _entry(_JSET, _CLONE_THREAD, 1, 0),
-        _entry(_RETURN, _EPERM),
-        _entry(_RETURN, _ALLOW),
-    ]
-    return rules + _when(_CLONE[which], only_threads)
+            rules[number] = [_argument(flags), *truncating, _entry(_RETURN, _ALLOW)]
+    rules[_CLONE[which]] = [_argument(0), _entry(_JSET, _CLONE_THREAD, 1, 0), _REFUSE, _entry(_RETURN, _ALLOW)]
+    return rules
 
 
 def build(*, own_pid: int | None = None, private: bool = True, ask: bool = True, machine: str | None = None) -> bytes:
@@ -183,7 +179,26 @@ def build(*, own_pid: int | None = None, private: bool = True, ask: bool = True,
     if machine not in _ARCHITECTURES:
         raise NotImplementedError(f"no seccomp filter for {machine}")
     which = list(_ARCHITECTURES).index(machine)
-    program = [
+    refused = _REFUSED if private else _REFUSED | _REFUSED_OUTSIDE
+    missing = _MISSING if private else _MISSING | _MISSING_OUTSIDE
+    rules: Rules = {}
+    for answer, calls in ((_ENOSYS, missing), (_EPERM, refused), (_KILL_PROCESS, _FATAL)):
+        for numbers in calls.values():
+            number = numbers[which]
+            if number is not None:
+                rules[number] = [_entry(_RETURN, answer)]
+    new_namespace = [_argument(0), _entry(_JSET, _NEW_NAMESPACE_FLAGS, 0, 1), _REFUSE, _entry(_RETURN, _ALLOW)]
+    rules[_CLONE[which]] = new_namespace
+    rules |= _limits(which, own_pid)
+    if ask:
+        rules |= _shared_memory(which)
+    rules[_IOCTL[which]] = _allow_if(1, _HARMLESS_IOCTLS)
+    rules[_FCNTL[which]] = _refuse_if(1, _REFUSED_FCNTLS if private else _REFUSED_FCNTLS + _FCNTL_LOCKS)
+    rules[_PRCTL[which]] = _refuse_if(0, _REFUSED_PRCTLS)
+    rules[_SOCKETPAIR[which]] = _allow_if(0, (_AF_UNIX,))
+    if own_pid is not None:
+        rules |= _single_process(which, own_pid)
+    start = [
         _entry(_LOAD, 4),
         _entry(_JEQ, _ARCHITECTURES[machine], 1, 0),
         _entry(_RETURN, _KILL_PROCESS),
@@ -191,28 +206,50 @@ def build(*, own_pid: int | None = None, private: bool = True, ask: bool = True,
         _entry(_JGE, _FIRST_UNKNOWN, 0, 1),  # also the x32 calls, from 0x40000000 on
         _entry(_RETURN, _ENOSYS),
     ]
-    refused = _REFUSED if private else _REFUSED | _REFUSED_OUTSIDE
-    missing = _MISSING if private else _MISSING | _MISSING_OUTSIDE
-    for answer, calls in ((_KILL_PROCESS, _FATAL), (_EPERM, refused), (_ENOSYS, missing)):
-        for numbers in calls.values():
-            number = numbers[which]
-            if number is not None:
-                program += _when(number, [_entry(_RETURN, answer)])
-    if own_pid is not None:
-        program += _single_process(which, own_pid)
-    new_namespace = [
-        _argument(0),
-        _entry(_JSET, _NEW_NAMESPACE_FLAGS, 0, 1),
-        _entry(_RETURN, _EPERM),
-        _entry(_RETURN, _ALLOW),
-    ]
-    program += _when(_CLONE[which], new_namespace)
-    program += _limits(which, own_pid)
-    if ask:
-        program += _shared_memory(which)
-    program += _when(_IOCTL[which], _allow_if(1, _HARMLESS_IOCTLS))
-    program += _when(_FCNTL[which], _refuse_if(1, _REFUSED_FCNTLS if private else _REFUSED_FCNTLS + _FCNTL_LOCKS))
-    program += _when(_PRCTL[which], _refuse_if(0, _REFUSED_PRCTLS))
-    program += _when(_SOCKETPAIR[which], _allow_if(0, (_AF_UNIX,)))
-    program.append(_entry(_RETURN, _ALLOW))
-    return b"".join(program)
+    return b"".join(start + _choose(rules))
+
+
+def _choose(rules: Rules) -> list[bytes]:
+    """The program that does what ``rules`` says for the call whose number is loaded, and allows all others.
+
+    A search by halves: the kernel follows the filter for each call that there is when a process takes it.
+    """
+    bodies = {b"".join(body): body for body in [[_entry(_RETURN, _ALLOW)], *rules.values()]}
+    runs: list[tuple[int, int, bytes]] = []  # first and last number, body
+    for number in sorted(rules):
+        key = b"".join(rules[number])
+        if runs and runs[-1][1:] == (number - 1, key):
+            runs[-1] = (runs[-1][0], number, key)
+        else:
+            runs.append((number, number, key))
+    tests = _halves(runs)
+    place, places = len(tests), {}
+    for key, body in bodies.items():
+        places[key] = place
+        place += len(body)
+    program = []
+    for at, (code, value, if_true, if_false) in enumerate(tests):
+        # A jump leads to a body, or that many tests further.
+        jumps = [
+            (places[target] if isinstance(target, bytes) else at + 1 + target) - at - 1
+            for target in (if_true, if_false)
+        ]
+        program.append(_entry(code, value, *jumps))
+    return program + [entry for body in bodies.values() for entry in body]
+
+
+def _halves(runs: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes | int, bytes | int]]:
+    """Comparisons, each with where to go on: at a body, or as many tests further."""
+    allow = _entry(_RETURN, _ALLOW)
+    if len(runs) > _FEW:
+        middle = len(runs) // 2
+        low, high = _halves(runs[:middle]), _halves(runs[middle:])
+        return [(_JGE, runs[middle][0], len(low), 0), *low, *high]
+    tests: list[tuple[int, int, bytes | int, bytes | int]] = []
+    for first, last, key in runs:
+        end = allow if last == runs[-1][1] else 0
+        if first == last:
+            tests.append((_JEQ, first, key, end))
+        else:
+            tests += [(_JGE, last + 1, end or 1, 0), (_JGE, first, key, allow)]
+    return tests

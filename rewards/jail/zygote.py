@@ -1,10 +1,13 @@
 """The zygote: a warm interpreter that confines itself once and forks one jailed child per run.
 
 It never sees a program, a test or a result: those travel over the run's own descriptors, between the trusted process
-and the child. Protocol, in fixed records of JSON on a stream socket: at boot the zygote sends which layers hold. Per
-run the trusted process sends the limits with five descriptors: standard input, output, error, the run's channel, the
-run's status socket. On the status socket comes one record when the run has ended (before it one with ``failed`` if the
-jail did not close); a byte to it, or its end of file, kills the run. End of file on the main socket kills everything.
+and the child. Protocol, in records of fixed size on a stream socket: at boot the zygote sends which layers hold. Per
+run the trusted process sends an ``Order`` with five descriptors: standard input, output, error, the run's channel, the
+run's status socket. On the status socket comes an "E" and an ``Ended`` when the run has ended, before it an "F" and a
+record of texts if the jail did not close; a byte to it, or its end of file, kills the run. End of file on the main
+socket kills everything.
+
+Every page that is written after a fork is a copy: what is called once per run is kept short.
 Standard library only.
 """
 
@@ -13,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-import json
 import math
 import os
 import select
@@ -22,14 +24,13 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlreason.rewards.jail import judge as jail_judge  # noqa: F401  # the children's; the folder is out of sight later
 from rlreason.rewards.jail import linux
 from rlreason.rewards.jail.confine import Confinement, LayerError, confine, enter
 from rlreason.rewards.jail.driver import drive
-from rlreason.rewards.jail.record import RECORD, encode_record
+from rlreason.rewards.jail.record import ORDER_BYTES, Ended, Order, encode_record
 from rlreason.rewards.jail.watch import Watch, anonymous_pages, waited_seconds
 
 CHANNEL = 3  # descriptor of the run's channel in the child
@@ -58,7 +59,7 @@ class _Run:
     number: int
     #: Readable when the child has ended; -1 where the kernel has no such thing.
     end: int
-    status: socket.socket
+    status: int
     watch: Watch
     next_look: float
     #: "": not killed; "told": by the trusted process; "memory", "cpu": it took too much.
@@ -84,6 +85,8 @@ class Zygote:
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
         self._started = 0
+        #: Runs of which no descriptor has come: it may still.
+        self._unheard: set[int] = set()
         self._base_pages = anonymous_pages(os.getpid())
 
     def serve(self) -> None:
@@ -92,7 +95,7 @@ class Zygote:
             ready = self._wait()
             self._take_listeners()
             for run in list(self._runs):
-                if run.status.fileno() in ready and not run.killed:
+                if run.status in ready and not run.killed:
                     self._kill(run, "told")
                 if run.watch.listener in ready and not run.killed:
                     self._grant(run)
@@ -137,22 +140,23 @@ class Zygote:
         """Report the run if it has ended, kill it if it has grown too large."""
         pid, code, usage = os.wait4(run.pid, os.WNOHANG) if ended else (0, 0, None)
         if usage is not None and pid:
-            report = {
-                "exit": os.waitstatus_to_exitcode(code),
-                "killed": run.killed,
-                "cpu_seconds": usage.ru_utime + usage.ru_stime,
-                "memory_kb": usage.ru_maxrss,
-                "waited_seconds": run.waited_seconds,
-            }
+            report = Ended(
+                os.waitstatus_to_exitcode(code),
+                run.killed,
+                usage.ru_utime + usage.ru_stime,
+                usage.ru_maxrss,
+                run.waited_seconds,
+            )
             with contextlib.suppress(OSError):
-                run.status.sendall(encode_record(report))
+                os.write(run.status, b"E" + report.encode())
             self._deafen(run)
             if not run.killed:
                 self._poll.unregister(run.status)
-            run.status.close()
+            os.close(run.status)
             if run.end >= 0:
                 self._poll.unregister(run.end)
                 os.close(run.end)
+            self._unheard.discard(run.number)
             self._runs.remove(run)
         elif self._state.holds("memory_watch") and not run.killed and time.monotonic() >= run.next_look:
             if reason := run.watch.look():
@@ -174,9 +178,9 @@ class Zygote:
     def _take_order(self) -> bool:
         """True in the child. The zygote ends, and with it every run, when the trusted process has gone."""
         try:
-            record, descriptors = _received(self._control, RECORD, 5)
-            while record and len(record) < RECORD:
-                more = self._control.recv(RECORD - len(record))
+            record, descriptors = _received(self._control, ORDER_BYTES, 5)
+            while record and len(record) < ORDER_BYTES:
+                more = self._control.recv(ORDER_BYTES - len(record))
                 record = record + more if more else b""
         except OSError:
             record = b""
@@ -185,7 +189,7 @@ class Zygote:
                 if not run.killed:
                     self._kill(run, "told")
             os._exit(0)
-        order = json.loads(record)
+        order = Order.decode(record)
         if self._state.home_pid_namespace >= 0:
             linux.setns(self._state.home_pid_namespace, linux.CLONE_NEWPID)
             linux.unshare(linux.CLONE_NEWPID)
@@ -194,33 +198,33 @@ class Zygote:
         if pid == 0:
             self._become_child(order, descriptors)
             return True
+        if self._state.asks:
+            self._unheard.add(self._started)
         for descriptor in descriptors[:4]:
             os.close(descriptor)
         self._follow(pid, descriptors[4], order)
         return False
 
-    def _follow(self, pid: int, status: int, order: Mapping[str, int]) -> None:
-        watch = Watch(
-            pid=pid, memory_mb=order["memory_mb"], cpu_seconds=order["cpu_seconds"], base_pages=self._base_pages
-        )
+    def _follow(self, pid: int, status: int, order: Order) -> None:
+        watch = Watch(pid=pid, memory_mb=order.memory_mb, cpu_seconds=order.cpu_seconds, base_pages=self._base_pages)
         end = -1
         if sys.platform.startswith("linux"):
             with contextlib.suppress(OSError):  # before Linux 5.3, or refused
                 end = linux.pidfd(pid)
-        run = _Run(pid, self._started, end, socket.socket(fileno=status), watch, time.monotonic() + 2 * _WATCH_SECONDS)
-        self._runs.append(run)
-        for descriptor in (run.end, status):
-            if descriptor >= 0:
-                self._poll.register(descriptor, select.POLLIN)
+        self._runs.append(_Run(pid, self._started, end, status, watch, time.monotonic() + 2 * _WATCH_SECONDS))
+        self._poll.register(status, select.POLLIN)
+        if end >= 0:
+            self._poll.register(end, select.POLLIN)
 
     def _take_listeners(self) -> None:
         """Keep the descriptors that children have left, each with its run.
 
         At each turn: nobody is woken for it. Who asks before the first look at a run waits until then.
         """
-        with contextlib.suppress(BlockingIOError):
-            while True:
+        try:
+            while self._unheard:
                 number, descriptors = _received(self._asks, 32, 1)
+                self._unheard.discard(int(number))
                 for descriptor in descriptors:
                     for run in self._runs:
                         if run.number == int(number) and not run.killed:
@@ -229,8 +233,10 @@ class Zygote:
                             break
                     else:
                         os.close(descriptor)
+        except BlockingIOError:
+            pass
 
-    def _become_child(self, order: Mapping[str, int], descriptors: list[int]) -> None:
+    def _become_child(self, order: Order, descriptors: list[int]) -> None:
         """Only the run's own descriptors stay open; then the jail closes, or the child says why not and ends."""
         for place, descriptor in enumerate(descriptors[:4]):
             os.dup2(descriptor, place, inheritable=place < CHANNEL)
@@ -248,7 +254,7 @@ class Zygote:
             os.close(asking)
         except BaseException as error:
             layer = error.layer if isinstance(error, LayerError) else ""
-            os.write(status, encode_record({"failed": f"{type(error).__name__}: {error}"[:500], "layer": layer}))
+            os.write(status, b"F" + encode_record({"failed": f"{type(error).__name__}: {error}"[:500], "layer": layer}))
             os._exit(1)
         # The zygote may have died before the child asked to die with it.
         if select.select([self._lifeline], [], [], 0)[0]:

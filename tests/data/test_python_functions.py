@@ -155,14 +155,14 @@ def test_right_answers_pass_the_sandbox() -> None:
     "spoil",
     [
         lambda p: re.sub(r"([0-9])\]$", lambda found: f"{(int(found[1]) + 1) % 10}]", str(p.answer)),
-        lambda p: str(p.answer).replace("return[", "return(").replace("]", ")"),
+        lambda p: re.sub(r"return(\[.*\])$", r"return str(\1)", str(p.answer)),
         lambda p: str(p.answer) + ")",
         lambda p: "def f(a,b,c):return None",
         lambda p: "def g" + str(p.answer)[5:],
         # Only what the prompt shows.
         lambda p: f"def f(*a):return{ {tuple(given): shown for given, shown in examples_of(p)} }[a]",
     ],
-    ids=["another constant", "a tuple", "syntax", "nothing", "another name", "a table of the examples"],
+    ids=["another constant", "a text", "syntax", "nothing", "another name", "a table of the examples"],
 )
 def test_wrong_answers_fail_the_sandbox(spoil) -> None:  # type: ignore[no-untyped-def]
     task = make_task("python_functions", {}, 0)
@@ -170,6 +170,14 @@ def test_wrong_answers_fail_the_sandbox(spoil) -> None:  # type: ignore[no-untyp
         answer = spoil(problem)
         assert answer != problem.answer
         assert verify(problem, answer).verdict is Verdict.WRONG
+
+
+def test_a_tuple_is_what_json_has_for_it() -> None:
+    """The expected list is JSON, which has no tuples (docs/sandbox.md)."""
+    problem = make_task("python_functions", {}, 0).problem("train", 0)
+    answer = str(problem.answer).replace("return[", "return(").replace("]", ")")
+    assert answer != problem.answer
+    assert verify(problem, answer).verdict is Verdict.CORRECT
 
 
 def test_the_reference_alone_is_enough_for_the_checker() -> None:

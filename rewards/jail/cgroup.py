@@ -68,6 +68,8 @@ class Cgroup:
         self.missing: dict[str, str] = {}
         self._groups: dict[str, Hierarchy] = {}
         self._limits: tuple[int, int] | None = None
+        #: Where the memory in use is read, after each check.
+        self._usage = -1
         try:
             mounts, groups = (Path(f"/proc/self/{name}").read_text() for name in ("mountinfo", "cgroup"))
         except OSError as error:
@@ -109,13 +111,18 @@ class Cgroup:
         memory = self._groups["memory"]
         usage, drop = _USAGE_FILES[memory.version]
         with contextlib.suppress(OSError):
-            much = int((memory.folder / usage).read_text()) - _KEPT_BYTES
+            if self._usage < 0:
+                self._usage = os.open(memory.folder / usage, os.O_RDONLY | os.O_CLOEXEC)
+            much = int(os.pread(self._usage, 64, 0)) - _KEPT_BYTES
             if much > 0:
                 (memory.folder / drop).write_text("0" if memory.version == 1 else str(much))
 
     def close(self) -> None:
         """Remove the groups. Their processes have ended."""
         self.tidy()
+        if self._usage >= 0:
+            os.close(self._usage)
+            self._usage = -1
         self._remove()
 
     def _remove(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +32,18 @@ class Packages:
     program: dict[str, str]
     tests: dict[str, str]
     paths: tuple[str, ...]
+
+    def if_named(self, texts: Iterable[str]) -> Packages:
+        """These packages where one of ``texts`` names a module of theirs, else none.
+
+        Each path in view costs every run a little, and few programs import any.
+        """
+        names = sorted({*self.program, *self.tests})
+        word = re.compile(rf"\b(?:{'|'.join(map(re.escape, names))})\b")
+        return self if names and any(map(word.search, texts)) else NONE
+
+
+NONE = Packages(program={}, tests={}, paths=())
 
 
 @lru_cache(maxsize=16)

@@ -36,6 +36,11 @@ class StdinTests:
     lines: bool = True
     prelude: str | None = None
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Code in the tests."""
+        return (self.checker or "", self.prelude or "")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallCase:
@@ -59,6 +64,11 @@ class CallTests:
     tolerance: float = 0.0
     prelude: str | None = None
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Code in the tests."""
+        return (self.prelude or "",)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeTests:
@@ -71,6 +81,11 @@ class CodeTests:
     pieces: tuple[str, ...]
     entry_point: str | None = None
     prelude: str | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Code in the tests."""
+        return (*self.pieces, self.prelude or "")
 
     @property
     def steps(self) -> int:

@@ -94,7 +94,7 @@ def check_program(
     try:
         wanted = read_tests(tests)
         limits = read_limits(tests, limits or Limits())
-        here = locate(None if packages is None else tuple(packages))
+        here = locate(None if packages is None else tuple(packages)).if_named([source, *wanted.texts])
 
         def check(jail: Jail) -> Tally:
             return _run(Session.start(jail, limits, here), source, wanted, partial=partial)

@@ -69,7 +69,9 @@ def drive(descriptor: int) -> None:
     """Do the one job that comes over the channel, then end the process.
 
     A job is its kind, then the program's text, then what else there is: ``["stdin", source, prelude, packages]``,
-    ``["serve", source, prelude, packages]``, or a judge's. ``prelude``: see ``Program``.
+    ``["serve", source, prelude, packages]``, or a judge's. ``prelude``: see ``Program``. Where there is one, the first
+    frame back is ``["header", reason]``, sent before the program runs: "" or why the prelude failed by itself. Of a
+    program on standard input, only the reason.
     """
     channel = Channel(descriptor)
     kind, *job = channel.job()
@@ -79,10 +81,21 @@ def drive(descriptor: int) -> None:
     assert isinstance(packages, dict)
     offer(packages)
     if kind == "stdin":
-        channel.close()
-        program = Program(str(source), "__main__", str(prelude))
+        if not prelude:
+            channel.close()
+
+        def heard(reason: str) -> None:
+            if reason:
+                channel.send(["header", reason])
+            channel.close()
+
+        program = Program(str(source), "__main__", str(prelude), heard)
         end(program.run, program.module)
-    program = Program(str(source), "solution", None if prelude is None else str(prelude))
+
+    def told(reason: str) -> None:
+        channel.send(["header", reason])
+
+    program = Program(str(source), "solution", None if prelude is None else str(prelude), told)
     end(lambda: _serve(channel, program))
 
 

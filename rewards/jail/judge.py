@@ -18,7 +18,7 @@ from rlreason.rewards.jail import imports, suites, usual
 from rlreason.rewards.jail.asking import Remote
 from rlreason.rewards.jail.data import Tree
 from rlreason.rewards.jail.nodes import crossing
-from rlreason.rewards.jail.program import BUILT_IN, Program, offer
+from rlreason.rewards.jail.program import BUILT_IN, Program, header_problem, offer
 from rlreason.rewards.jail.serve import Server
 from rlreason.rewards.jail.standin import StandIn
 
@@ -131,7 +131,10 @@ class _Space:
         self.names["__file__"] = "tests.py"
         self._header = Program("", "tests", prelude)
         self._header.module, self._header.names = self._module, self.names
-        self._header.prepare(names.header)
+        try:
+            self._header.prepare(names.header)
+        except BaseException as error:
+            raise suites.CannotRun(header_problem(error)) from error
         self.given = dict(self._header.given)
         self._tests = names
 
@@ -196,16 +199,14 @@ def judge(channel: Channel, kind: str, job: list[Tree]) -> None:
             try:
                 work()
             except Exception as error:
-                if isinstance(error, suites.CannotRun) and source is None:
-                    channel.send(["broken", str(error)[:300]])
-                    return
-                if step == 0 or not test["partial"]:
+                if isinstance(error, suites.CannotRun) or step == 0 or not test["partial"]:
                     raise
                 channel.send(["missed", step, _reason(error, pieces)])
             else:
                 channel.send(["passed", step])
     except BaseException as error:
-        channel.send(["failed", step, _reason(error, pieces)])
+        fault = isinstance(error, suites.CannotRun) and source is None  # the tests', with nothing of the program's here
+        channel.send(["broken", str(error)[:300]] if fault else ["failed", step, _reason(error, pieces)])
         return
     channel.send(["finished"])  # answered by the nonce, which was nowhere in this process before
     channel.send(["done", *channel.receive()])

@@ -53,11 +53,17 @@ def offer(packages: Mapping[str, str]) -> None:
 
 
 class Program:
-    """A program and the module that it runs as. ``prelude``: None for the usual header, else what to run before it."""
+    """A program and the module that it runs as. ``prelude``: None for the usual header, else what to run before it.
 
-    def __init__(self, source: str, name: str, prelude: str | None) -> None:
+    ``heard``: told once the prelude has run, before anything of the program's has: "", or why it failed by itself.
+    """
+
+    def __init__(
+        self, source: str, name: str, prelude: str | None, heard: Callable[[str], object] = lambda _: None
+    ) -> None:
         self._source = source
         self._prelude = prelude
+        self._heard = heard
         self.module = types.ModuleType(name)
         self.names = self.module.__dict__
         #: What stood there before the program ran: names that it did not define itself.
@@ -75,8 +81,11 @@ class Program:
         )
         sys.setrecursionlimit(_DEPTH + _frames())
         sys.set_int_max_str_digits(0)
+        if self._prelude is not None:
+            self.prepare({})
         code = compile(self._source, "<program>", "exec", dont_inherit=True)
-        self.prepare(usual.used_by(code) if self._prelude is None else {})
+        if self._prelude is None:
+            self.prepare(usual.used_by(code))
         exec(code, self.names)
 
     def prepare(self, header: Mapping[str, object]) -> None:
@@ -85,12 +94,25 @@ class Program:
             sys.setrecursionlimit(usual.RECURSION_LIMIT)
             self.names.update(header)
         elif self._prelude:
-            exec(compile(self._prelude, "<prelude>", "exec", dont_inherit=True), self.names)
+            try:
+                exec(compile(self._prelude, "<prelude>", "exec", dont_inherit=True), self.names)
+            except BaseException as error:
+                self._heard(header_problem(error))
+                raise
+            self._heard("")
         self.given = dict(self.names)
 
     def defined(self) -> list[str]:
         """Names that the program has, defined or imported."""
         return [name for name in list(self.names) if type(name) is str and not name.startswith("__")]
+
+
+def header_problem(error: BaseException) -> str:
+    """Why a problem's prelude failed, with nothing of a program's run yet."""
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if missing and missing not in sys.stdlib_module_names:
+        return f"the problem's header needs {missing}: name it in [reward.code] packages"[:300]
+    return f"the problem's header fails by itself: {type(error).__name__}: {error}"[:300]
 
 
 def _frames() -> int:

@@ -9,7 +9,7 @@ from rlreason.rewards.jail.data import Tree
 from rlreason.rewards.jail.run import pump
 from rlreason.rewards.programs.checker import Checker
 from rlreason.rewards.programs.compare import same_value
-from rlreason.rewards.programs.server import FunctionServer
+from rlreason.rewards.programs.server import FunctionServer, header_of
 from rlreason.rewards.programs.session import Problem, Session, Tally, ending, quote
 from rlreason.rewards.programs.tests import CallCase, CallTests, StdinCase, StdinTests, draws_of
 from rlreason.types import Verdict
@@ -55,6 +55,8 @@ def _run_case(session: Session, job: list[Tree], case: StdinCase, checker: Check
         in_time = pump([run], session.case_deadline(), lambda: run.drained)
     finally:
         run.close()
+    if run.frames:
+        header_of(run.frames.popleft())
     if not in_time:
         return Verdict.TIMED_OUT, "ran past its limit"
     problem = ending(run, session.limits)

@@ -25,6 +25,7 @@ class FunctionServer:
 
     def __init__(self, session: Session, source: str, *, cases: int, prelude: str | None = None) -> None:
         self._session = session
+        self._has_header = bool(prelude)
         self._job: list[Tree] = ["serve", source, prelude, dict(session.packages.program)]
         self._cpu = min(session.limits.total_seconds, session.limits.cpu_seconds * cases)
         self.run: Run | None = None
@@ -38,12 +39,17 @@ class FunctionServer:
             run.close()
 
     def start(self) -> Problem | None:
-        """Load the program, unless it is loaded. What went wrong, if anything did."""
+        """Load the program, unless it is loaded. What went wrong, if anything did. Raises BadTests for a header."""
         if self.run is not None:
             return None
         self.run = self._session.jail.spawn(self._session.limits, cpu_seconds=self._cpu)
         self.run.feed(b"")
         self.run.send(self._job)
+        if self._has_header:
+            first = self.receive_bytes()
+            if isinstance(first, tuple):
+                return first
+            header_of(first)
         answer = self._receive()
         if isinstance(answer, tuple):
             return answer
@@ -106,6 +112,13 @@ class FunctionServer:
     def _give_up(self, verdict: Verdict, reason: str) -> Problem:
         self.close()
         return verdict, reason
+
+
+def header_of(frame: bytes) -> None:
+    """Raises BadTests where a problem's header failed by itself, which is told before anything of a program's runs."""
+    match jail_data.loads(frame):
+        case ["header", str() as reason] if reason:
+            raise BadTests(reason)
 
 
 def _changed(given: list[Tree], more: dict[object, Tree], place: int) -> Tree:

@@ -121,3 +121,44 @@ def test_the_filter_is_known_for_both_machines() -> None:
         plain = seccomp.build(machine=machine)
         assert len(seccomp.build(machine=machine, private=False)) > len(plain)
         assert len(plain) % 8 == 0
+
+
+def _answer(program: bytes, machine: str, number: int, arguments: tuple[int, ...] = (0,) * 6) -> int:
+    """What the kernel would do: a BPF filter over one call. Every step goes forward."""
+    data = struct.pack("=IIQ6Q", number, seccomp._ARCHITECTURES[machine], 0, *arguments)
+    at = held = 0
+    while True:
+        code, if_true, if_false, value = struct.unpack_from("=HBBI", program, 8 * at)
+        at += 1
+        if code == seccomp._LOAD:
+            (held,) = struct.unpack_from("=I", data, value)
+        elif code == seccomp._RETURN:
+            return int(value)
+        else:
+            holds = {seccomp._JEQ: held == value, seccomp._JGE: held >= value, seccomp._JSET: bool(held & value)}
+            at += if_true if holds[code] else if_false
+
+
+@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_filter_answers_each_call_as_the_lists_say(machine: str, private: bool) -> None:
+    which = list(seccomp._ARCHITECTURES).index(machine)
+    lists = [(seccomp._EPERM, seccomp._REFUSED), (seccomp._ENOSYS, seccomp._MISSING)]
+    lists += [(seccomp._KILL_PROCESS, seccomp._FATAL)]
+    if not private:
+        lists += [(seccomp._EPERM, seccomp._REFUSED_OUTSIDE), (seccomp._ENOSYS, seccomp._MISSING_OUTSIDE)]
+    wanted = {numbers[which]: answer for answer, calls in lists for numbers in calls.values()}
+    asked = (seccomp._CLONE, seccomp._IOCTL, seccomp._PRCTL, seccomp._SOCKETPAIR, seccomp._PRLIMIT, seccomp._FCNTL)
+    by_arguments = {numbers[which] for numbers in (*asked, seccomp._SETRLIMIT, seccomp._MMAP)}
+    program = seccomp.build(machine=machine, private=private)
+    for number in {*range(480), 1 << 30, (1 << 32) - 1} - by_arguments:
+        unknown = seccomp._ENOSYS if number >= seccomp._FIRST_UNKNOWN else seccomp._ALLOW
+        assert _answer(program, machine, number) == wanted.get(number, unknown), number
+    clone, ioctl = seccomp._CLONE[which], seccomp._IOCTL[which]
+    assert _answer(program, machine, clone, (seccomp._CLONE_THREAD, *(0,) * 5)) == seccomp._ALLOW
+    assert _answer(program, machine, clone, (0x10000000, *(0,) * 5)) == seccomp._EPERM
+    assert _answer(program, machine, ioctl, (0, 0x5401, *(0,) * 4)) == seccomp._ALLOW
+    assert _answer(program, machine, ioctl, (0, 0x5412, *(0,) * 4)) == seccomp._EPERM
+    mapping = seccomp._MMAP[which]
+    assert _answer(program, machine, mapping, (0, 4096, 3, 0x21, 0, 0)) == seccomp._ASK
+    assert _answer(program, machine, mapping, (0, 4096, 3, 0x22, 0, 0)) == seccomp._ALLOW

@@ -375,6 +375,10 @@ def test_a_prelude_and_methods(service: Service, entry_point: str) -> None:
     assert service.client().check(program, {**tests, "prelude": ""}, limits=LIMITS).verdict is Verdict.WRONG
     stdin = {"type": "stdin", "cases": [{"input": "4", "output": "2.0"}], "prelude": "from math import sqrt"}
     assert service.client().check("print(sqrt(int(input())))", stdin, limits=LIMITS).verdict is Verdict.CORRECT
+    in_two_lines = {"type": "stdin", "cases": [{"input": "", "output": "1\n2\n"}], "lines": False}
+    assert service.client().check("print(1, 2)", in_two_lines, limits=LIMITS).verdict is Verdict.CORRECT
+    by_line = {**in_two_lines, "lines": True}
+    assert service.client().check("print(1, 2)", by_line, limits=LIMITS).verdict is Verdict.WRONG
 
 
 def test_what_a_call_does_to_an_argument_needs_the_local_sandbox(service: Service) -> None:

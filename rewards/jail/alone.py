@@ -22,40 +22,60 @@ _ORDINARY_PATIENCE, _ALONE_PATIENCE = 45.0, 15.0
 @contextlib.contextmanager
 def beside_others() -> Iterator[None]:
     """An ordinary run: not while another is alone."""
-    with contextlib.ExitStack() as held:
-        with contextlib.ExitStack() as passing:
-            _lock(passing, "gate", exclusive=False, patience=_ORDINARY_PATIENCE)
-            _lock(held, "hall", exclusive=False, patience=_ORDINARY_PATIENCE)
+    gate = _lock("gate", exclusive=False, patience=_ORDINARY_PATIENCE)
+    try:
+        hall = _lock("hall", exclusive=False, patience=_ORDINARY_PATIENCE)
+    finally:
+        _release(gate)
+    try:
         yield
+    finally:
+        _release(hall)
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """A run while no other one is under way, as far as that can be had in time."""
-    with contextlib.ExitStack() as held:
-        _lock(held, "gate", exclusive=True, patience=_ORDINARY_PATIENCE)
-        _lock(held, "hall", exclusive=True, patience=_ALONE_PATIENCE)
+    held = [_lock("gate", exclusive=True, patience=_ORDINARY_PATIENCE)]
+    try:
+        held.append(_lock("hall", exclusive=True, patience=_ALONE_PATIENCE))
         yield
+    finally:
+        for lock in held:
+            _release(lock)
 
 
-def _lock(held: contextlib.ExitStack, name: str, *, exclusive: bool, patience: float) -> None:
-    """Hold the lock ``name`` until ``held`` ends; or not, where it can't be had within ``patience`` seconds."""
+def _release(lock: int) -> None:
+    if lock >= 0:
+        os.close(lock)
+
+
+def _lock(name: str, *, exclusive: bool, patience: float) -> int:
+    """A descriptor that holds the lock ``name``; or does not, where it can't be had within ``patience`` seconds.
+
+    -1 where there is no such file.
+    """
     if sys.platform == "win32":
-        return
+        return -1
     import fcntl
 
     path = os.path.join(tempfile.gettempdir(), f"rlreason-runs-{os.getuid()}.{name}")
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError:
-        return
-    held.callback(os.close, descriptor)
+        return -1
     end = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-            return
+            return descriptor
         except BlockingIOError:
             if time.monotonic() >= end:
-                return
+                return descriptor
+        except OSError:  # a file system without locks
+            return descriptor
+        try:
             time.sleep(_PAUSE_SECONDS)
+        except BaseException:
+            os.close(descriptor)
+            raise

@@ -41,12 +41,11 @@ _REPLACING = ("patch", "object", "dict", "multiple", "setattr")
 _REPLACED = ("builtins.input", "builtins.print", "sys.stdout", "sys.stdin", "sys.stderr")
 
 
-def plain(tree: ast.Module) -> ast.Module:
+def make_plain(nodes: Iterable[ast.AST]) -> None:
     """``from .solution import f`` as ``from solution import f``: tests have no package."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
+    for node in nodes:
+        if type(node) is ast.ImportFrom and node.level:
             node.level, node.module = 0, node.module or "solution"
-    return tree
 
 
 def last_name(node: ast.expr) -> str:
@@ -142,9 +141,10 @@ def install(
     give_up: Callable[[str], NoReturn],
 ) -> None:
     """Let tests import the program under the names ``wanted``; a star gives them what is ``visible``."""
-    solution = _Solution(names, visible, value_of, give_up)
-    for name in wanted:
-        register(name, solution)
+    if wanted:
+        solution = _Solution(names, visible, value_of, give_up)
+        for name in wanted:
+            register(name, solution)
 
 
 def register(name: str, module: types.ModuleType) -> None:

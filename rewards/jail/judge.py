@@ -172,12 +172,13 @@ def judge(channel: Channel, kind: str, job: list[Tree]) -> None:
     header = None if prelude is None else str(prelude)
     pieces = [str(text) for text in test["pieces"]]
     try:
-        trees = [imports.plain(ast.parse(text)) for text in pieces]
+        trees = [ast.parse(text) for text in pieces]
+        nodes = [node for tree in trees for node in ast.walk(tree)]
+        imports.make_plain(nodes)
         codes = [compile(tree, f"<tests {i}>", "exec", dont_inherit=True) for i, tree in enumerate(trees)]
     except (SyntaxError, ValueError) as error:
         channel.send(["broken", f"the tests do not compile: {error}"[:300]])
         return
-    nodes = [node for tree in trees for node in ast.walk(tree)]
     wanted = imports.of_program(nodes)
     if source is None and (lacking := imports.lacking(nodes)):
         channel.send(["broken", f"the tests need {lacking}, which is not among the packages here"])

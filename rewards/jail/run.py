@@ -79,8 +79,9 @@ class Run:
 
     def feed(self, data: bytes) -> None:
         """Put all of standard input into its file. To be called before the job is sent: nobody reads it until then."""
-        with open(self._ends.stdin, "wb", closefd=False) as file:
-            file.write(data)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._ends.stdin, rest) :]
         _seal(self._ends.stdin)
         self._close(self._ends.stdin)
 
@@ -288,16 +289,16 @@ def pump(runs: Sequence[Run], deadline: float, until: Callable[[], bool]) -> boo
 
     Raises RunLost when a zygote dies.
     """
+    poller, registered = select.poll(), dict[int, tuple[Run, int]]()
     while not until():
         left = deadline - time.monotonic()
         if left <= 0:
             return False
-        poller = select.poll()
-        owners: dict[int, Run] = {}
-        for run in runs:
-            for descriptor, events in run.interests():
+        wanted = {descriptor: (run, events) for run in runs for descriptor, events in run.interests()}
+        if wanted != registered:
+            poller, registered = select.poll(), wanted
+            for descriptor, (_, events) in wanted.items():
                 poller.register(descriptor, events)
-                owners[descriptor] = run
         for descriptor, events in poller.poll(left * 1000 + 1):
-            owners[descriptor].handle(descriptor, events)
+            wanted[descriptor][0].handle(descriptor, events)
     return True

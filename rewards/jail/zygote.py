@@ -40,14 +40,15 @@ _END_SECONDS = 0.005
 #: Imported before the first fork: what solutions import most, so that no run pays for it.
 _WARM = str.split(
     "encodings.ascii encodings.latin_1 encodings.idna encodings.utf_16 abc array ast base64 bisect cmath "
-    "collections collections.abc contextlib copy dataclasses datetime decimal enum fractions functools hashlib "
+    "collections collections.abc contextlib copy dataclasses datetime decimal enum fractions functools "
     "heapq inspect io itertools json math numbers operator queue random re statistics string struct textwrap "
     "threading time traceback types typing unicodedata warnings zlib"
 )
 #: Imported too where a root's own interpreter may be out of reach for the user that programs run as.
 _OUT_OF_REACH = str.split(
-    "asyncio calendar concurrent.futures csv difflib glob gzip locale logging multiprocessing multiprocessing.pool "
-    "pathlib pickle pprint secrets selectors shutil subprocess tempfile timeit unittest unittest.mock uuid zoneinfo"
+    "asyncio calendar concurrent.futures csv difflib glob gzip hashlib locale logging multiprocessing "
+    "multiprocessing.pool pathlib pickle pprint secrets selectors shutil subprocess tempfile timeit unittest unittest.mock "
+    "uuid zoneinfo"
 )
 
 

@@ -74,8 +74,10 @@ class Run:
             self.send_bytes(jail_data.dumps(frame))
 
     def send_bytes(self, data: bytes) -> None:
-        """Queue one frame that is already encoded."""
+        """Queue one frame that is already encoded; what the channel takes at once has gone."""
         self._sending[self._ends.channel].append(memoryview(struct.pack(">I", len(data)) + data))
+        if self._ends.channel in self._open:
+            self._write(self._ends.channel)
 
     def feed(self, data: bytes) -> None:
         """Put all of standard input into its file. To be called before the job is sent: nobody reads it until then."""

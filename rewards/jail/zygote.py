@@ -47,8 +47,8 @@ _WARM = str.split(
 #: Imported too where a root's own interpreter may be out of reach for the user that programs run as.
 _OUT_OF_REACH = str.split(
     "asyncio calendar concurrent.futures csv difflib glob gzip hashlib locale logging multiprocessing "
-    "multiprocessing.pool pathlib pickle pprint secrets selectors shutil subprocess tempfile timeit unittest unittest.mock "
-    "uuid zoneinfo"
+    "multiprocessing.pool pathlib pickle pprint secrets selectors shutil subprocess tempfile timeit unittest "
+    "unittest.mock uuid zoneinfo"
 )
 
 

@@ -172,6 +172,8 @@ def is_safe(attack: Attack, verdict: str, score: float | None) -> bool:
 def honest(after: str) -> None:
     assert check_program("print(sum(map(int, input().split())))", STDIN).verdict is Verdict.CORRECT, after
     assert check_program("def add(a, b): return a + b", FUNCTION["calls"]).verdict is Verdict.CORRECT, after
+    # In a jail of its own, which has packages in view.
+    assert check_program("def add(a, b): return a + b  # pytest", FUNCTION["calls"]).verdict is Verdict.CORRECT, after
 
 
 AS_NOBODY = """

@@ -200,7 +200,8 @@ class _Hooks:
     def __init__(self, asked: dict[str, Any], channel: Any) -> None:
         self._asked = asked
         self._channel = channel
-        self._out, self._error, self._in = io.StringIO(), io.StringIO(), io.StringIO(asked["stdin"] or "")
+        if asked["hooks"]:
+            self._out, self._error, self._in = io.StringIO(), io.StringIO(), io.StringIO(asked["stdin"] or "")
 
     def __enter__(self) -> None:
         self._kept = (sys.stdout, sys.stderr, sys.stdin, builtins.input, builtins.print)

@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 
 from rlreason import __version__
-from rlreason.cli_data import data_app
 from rlreason.cli_audit import auditing
+from rlreason.cli_data import data_app
 from rlreason.cli_eval import judging
 from rlreason.cli_rewards import rewarding
 from rlreason.errors import UsageError
@@ -99,13 +99,30 @@ def resume(
 
 
 @app.command()
-def plan(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
-    """Say what a recipe would do: objective with its formula, batches, sizes; refuse contradictions."""
+def plan(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    gpu: Annotated[str | None, typer.Option(help="Plan for GPUs such as h100, and refuse what can't fit.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many in all; default: what the recipe asks for.")] = None,
+    price: Annotated[float | None, typer.Option(min=0.0, help="Dollars of one GPU for an hour.")] = None,
+    efficiency: Annotated[
+        float | None, typer.Option(min=0.01, max=1.0, help="Share of the GPU's peaks that is reached; default 0.4.")
+    ] = None,
+    delivery: Annotated[
+        float | None, typer.Option(min=0.001, help="GB/s at which weights reach the engines; default 25.")
+    ] = None,
+) -> None:
+    """Say what a recipe would do: objective with its formula, batches, memory, time; refuse contradictions."""
     from rlreason.config import load, locate
     from rlreason.plan import describe
+    from rlreason.plan_size import SizeOptions
 
+    if gpu is None and (gpus, price, efficiency, delivery) != (None,) * 4:
+        raise UsageError("--gpus, --price, --efficiency and --delivery are of a --gpu: say which, such as --gpu h100")
     path = locate(recipe)
-    say(describe(load(path, tuple(overrides or ())), path))
+    bandwidth = None if delivery is None else delivery * 1e9
+    size = SizeOptions(gpu=gpu, gpus=gpus, price=price, efficiency=efficiency, delivery=bandwidth)
+    say(describe(load(path, tuple(overrides or ())), path, size))
 
 
 @app.command()

@@ -8,11 +8,14 @@ from rlreason.check import check
 from rlreason.config import DistillStage, EvalStage, GrpoStage, Recipe, RejectStage, SftStage, Stage
 from rlreason.plan_data import data_lines, stage_data
 from rlreason.plan_lengths import length_line
+from rlreason.plan_size import ANY_SIZE, SizeOptions, sizes
 
 
-def describe(recipe: Recipe, path: Path) -> str:
-    """The effective plan as text. Raises UsageError where the recipe, its rewards or its data are wrong."""
+def describe(recipe: Recipe, path: Path, size: SizeOptions = ANY_SIZE) -> str:
+    """The effective plan as text. Raises UsageError where the recipe, its rewards or its data are wrong, and where it
+    can't fit the GPUs of ``size``."""
     checked = check(recipe, path.parent)
+    sized = sizes(checked, size)
     lines = [
         f"{recipe.name}  (seed {recipe.seed})  {recipe.description}",
         *data_lines(checked),
@@ -22,11 +25,12 @@ def describe(recipe: Recipe, path: Path) -> str:
     if recipe.student is not None:
         lines.append(f"  student  {_model(recipe, student=True)}")
     lines += [f"  sampler  {_sampler(recipe)}", f"  lengths  {length_line(recipe)}"]
+    lines += sized.run
     lines += [f"  endpoint {name}: {one.model} at {one.url}" for name, one in recipe.endpoint.items()]
     lines.append(f"  states   {_states(recipe)}")
     for number, stage in enumerate(recipe.stage, start=1):
         lines.append(f"{number:>3}. {stage.name} ({stage.kind})")
-        lines += [f"       {line}" for line in (*_stage(stage), *stage_data(stage))]
+        lines += [f"       {line}" for line in (*_stage(stage), *stage_data(stage), *sized.stages.get(stage.name, ()))]
     return "\n".join(lines)
 
 

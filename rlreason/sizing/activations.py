@@ -9,6 +9,7 @@ The fused head decides how many rows it computes by their mask, which fake tenso
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,11 +24,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig, PreTrainedModel
 
+from rlreason.errors import UsageError
 from rlreason.objective.batch import Packing
 from rlreason.policy.attention import packed_states
 from rlreason.policy.batch import pack, supervised_sample
 from rlreason.policy.logprobs import body_of
-from rlreason.policy.lora import LoraOptions, add_adapter, is_adapter
+from rlreason.policy.lora import LoraOptions, add_adapter
 from rlreason.sizing.shape import empty_model, layers_of
 from rlreason.trainer.options import checkpoint_activations
 
@@ -76,6 +78,13 @@ def micro_batch(budget: int, prompt: int, completion: int, group: int) -> MicroB
     return MicroBatch(rows=rows, group=group, prompt=prompt, completion=completion)
 
 
+class CountingError(Exception):
+    """A model that torch can't run without its numbers."""
+
+
+_COUNTED: dict[Hashable, Activations] = {}
+
+
 def count_activations(
     config: PretrainedConfig,
     batch: MicroBatch,
@@ -86,9 +95,31 @@ def count_activations(
 ) -> Activations:
     """What the layers of a model hold for ``batch``, without its head.
 
-    Raises UsageError as ``empty_model`` and ``add_adapter`` do.
+    Raises UsageError as ``empty_model`` and ``add_adapter`` do, CountingError for a model that does not run on shapes
+    alone, such as one whose code asks for a number.
     """
-    model = empty_model(config)
+    key = (type(config), config.to_json_string(use_diff=False), batch, dtype, checkpointing, lora)
+    if key not in _COUNTED:
+        model = empty_model(config)
+        try:
+            _COUNTED[key] = _count(model, batch, dtype, checkpointing=checkpointing, lora=lora)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, UsageError):
+                raise
+            reason = (str(error).splitlines() or [repr(error)])[0]
+            raise CountingError(f"{type(model).__name__} does not run on shapes alone ({reason})") from error
+    return _COUNTED[key]
+
+
+def _count(
+    model: PreTrainedModel,
+    batch: MicroBatch,
+    dtype: torch.dtype,
+    *,
+    checkpointing: bool,
+    lora: LoraOptions | None,
+) -> Activations:
+    """The layers of each kind once, then each kind twice."""
     if lora is not None:
         add_adapter(model, lora)
     layers = list(layers_of(model))
@@ -98,7 +129,7 @@ def count_activations(
         checkpoint_activations(model)
     model.train()
     found = _run(model, [layers[at] for at in first.values()], batch, dtype)
-    kept, peak = found.kept, found.peak
+    kept = found.kept
     for kind in first:
         places = [at for at, one in enumerate(kinds) if one == kind]
         if len(places) == 1:
@@ -106,8 +137,8 @@ def count_activations(
         chosen = sorted([*first.values(), places[1]])
         more = _run(model, [layers[at] for at in chosen], batch, dtype)
         kept += (more.kept - found.kept) * (len(places) - 1)
-        peak += (more.peak - found.peak) * (len(places) - 1)
-    return Activations(kept=kept, peak=peak)
+    # The backward pass begins at the last layer, while all that was kept is there.
+    return Activations(kept=kept, peak=kept + found.peak - found.kept)
 
 
 def _kind(layer: nn.Module) -> Hashable:
@@ -124,6 +155,8 @@ def _run(model: PreTrainedModel, layers: Sequence[nn.Module], batch: MicroBatch,
         _only(model, layers),
         FakeTensorMode(allow_non_fake_inputs=True) as fake,
         _without_memory(body, dtype) as weights,
+        _embedded(model),
+        _quiet(),
     ):
         ids, packing = fake.from_tensor(packed[0]), _fake_packing(fake, packed[1])
         with _Live(weights) as live:
@@ -134,6 +167,33 @@ def _run(model: PreTrainedModel, layers: Sequence[nn.Module], batch: MicroBatch,
             if hidden_RH.requires_grad:
                 hidden_RH.backward(torch.empty_like(hidden_RH))  # type: ignore[no-untyped-call]
     return Activations(kept=kept, peak=live.peak)
+
+
+@contextmanager
+def _embedded(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, embedded tokens have a gradient and the table has none: a whole table's is counted with the weights'."""
+    table: Any = model.get_input_embeddings()
+    if not table.weight.requires_grad:
+        yield
+        return
+    table.weight.requires_grad_(requires_grad=False)
+    hook = table.register_forward_hook(lambda _, __, states: states.requires_grad_())
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch logs what does not run on shapes; it is raised, too."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
@@ -169,24 +229,23 @@ def _fake_packing(fake: FakeTensorMode, packing: Packing) -> Packing:
 
 @contextmanager
 def _without_memory(model: nn.Module, dtype: torch.dtype) -> Iterator[list[Tensor]]:
-    """Inside, parameters and buffers of ``model`` are fake tensors of a CPU: adapters in float32, all else in
-    ``dtype``."""
-    whole = [
-        (table, path, name, one)
-        for path, module in model.named_modules()
+    """Inside, parameters (in ``dtype``) and buffers of ``model`` are fake tensors of a CPU."""
+    whole: list[tuple[dict[str, Any], str, Tensor]] = [
+        (table, name, one)
+        for module in model.modules()
         for table in (module._parameters, module._buffers)
         for name, one in table.items()
         if one is not None
     ]
     fakes: dict[int, Tensor] = {}  # a tied parameter stays one
-    for table, path, name, one in whole:
+    for table, name, one in whole:
         if id(one) not in fakes:
-            fakes[id(one)] = _fake(one, torch.float32 if is_adapter(f"{path}.{name}") else dtype)
+            fakes[id(one)] = _fake(one, dtype)
         table[name] = fakes[id(one)]
     try:
         yield list(fakes.values())
     finally:
-        for table, _, name, one in whole:
+        for table, name, one in whole:
             table[name] = one
 
 

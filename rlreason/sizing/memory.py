@@ -22,9 +22,9 @@ from rlreason.sizing.shape import ModelShape
 #: ``objective.kernels.linear._TILE_ROWS`` and ``objective.linear._TILE``, which tests hold these to.
 GPU_TILE_ROWS = 2048
 CPU_TILE = 40_000_000
-#: Whole float32 logits that a divergence from a teacher holds at a time, of both models together
-#: (tests/sizing/test_memory.py counts them).
-TEACHER_LOGITS = 8
+#: Tables of whole float32 logits that are held at a time: of a divergence from a teacher those of both models, and of a
+#: head that is no plain product (tests/sizing/test_memory.py counts them).
+TEACHER_LOGITS, WHOLE_LOGITS = 7, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,8 @@ class Training:
     #: Parameters of a teacher whose distribution is learnt, and rows of its head.
     teacher: int = 0
     on_gpu: bool = True
+    #: Of a CPU, each on a micro-batch of its own.
+    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +92,8 @@ def training_memory(shape: ModelShape, training: Training, batch: MicroBatch, ac
         stored.append(Part(name="teacher", bytes=width * training.teacher / shards))
     head = head_memory(shape, training, batch)
     running = max(activations.peak, activations.kept + head)
-    held.append(Part(name="activations", bytes=activations.kept))
-    held.append(Part(name="head and work space", bytes=running - activations.kept))
+    held.append(Part(name="activations", bytes=training.threads * activations.kept))
+    held.append(Part(name="head and work space", bytes=training.threads * (running - activations.kept)))
     if training.offload:
         return Memory(parts=tuple(held), host=sum(part.bytes for part in stored))
     return Memory(parts=(*stored, *held))
@@ -107,11 +109,13 @@ def _gathered(shape: ModelShape, training: Training) -> float:
 
 
 def head_memory(shape: ModelShape, training: Training, batch: MicroBatch) -> float:
-    """What the head holds while it computes its loss; whole logits [T, V] are only made for a teacher's divergence."""
+    """What the head holds while it computes its loss. Whole logits are only made for a teacher's divergence, and of
+    heads that scale or cap them."""
     rows, vocabulary, hidden = batch.loss_rows, shape.vocabulary, shape.hidden
     width, narrow = training.width, training.width != 4
-    if training.teacher:
-        return TEACHER_LOGITS * 4 * rows * vocabulary
+    if training.teacher or not shape.plain_head:
+        tables = TEACHER_LOGITS if training.teacher else WHOLE_LOGITS
+        return tables * 4 * batch.rows * (batch.prompt + batch.completion - 1) * vocabulary
     trains = training.adapter is None
     weight_gradient = shape.head * (4 + (width if narrow else 0)) if trains else 0
     if training.on_gpu:

@@ -6,7 +6,6 @@ second and no memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +29,7 @@ def empty_model(config: PretrainedConfig) -> PreTrainedModel:
         if error.args != (ATTENTION,):
             raise
         raise own_attention(config) from error
-    except (RuntimeError, ZeroDivisionError) as error:
+    except (RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"a model of type {config.model_type!r} can't be built: {reason}") from error
     return model
@@ -70,6 +69,8 @@ class ModelShape:
     outside: int
     vocabulary: int
     hidden: int
+    #: Whether logits are a product and nothing else, as the fused head computes them.
+    plain_head: bool
     experts: int
     chosen: int
     #: All routed experts.
@@ -85,8 +86,16 @@ class ModelShape:
 def shape_of(model: PreTrainedModel) -> ModelShape:
     """Count ``model``, of any device; an adapter's parameters are left out.
 
-    Raises UsageError where transformers does not name its layers, or for a head that is no matrix.
+    Raises UsageError where transformers does not name its layers, for a head that is no matrix, and for a config that
+    does not say what its attention or experts are.
     """
+    try:
+        return _shape_of(model)
+    except (TypeError, KeyError) as error:
+        raise UsageError(f"{type(model).__name__} can't be sized: its config lacks a number ({error})") from error
+
+
+def _shape_of(model: PreTrainedModel) -> ModelShape:
     layers = layers_of(model)
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
@@ -109,6 +118,7 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
         outside=total - adapter - sum(sizes),
         vocabulary=head.weight.shape[0],
         hidden=head.weight.shape[1],
+        plain_head=head.bias is None and not _scales_logits(model.config),
         experts=experts,
         chosen=chosen,
         routed=routed,
@@ -133,6 +143,16 @@ def _size(module: nn.Module) -> int:
     return sum(one.numel() for _, one in _named(module))
 
 
+#: What configs call a factor of the logits (Granite, Cohere, Falcon-H1) and a cap on them (Gemma).
+_FACTORS, _CAPS = ("logits_scaling", "logit_scale", "lm_head_multiplier"), ("final_logit_softcapping",)
+
+
+def _scales_logits(config: PretrainedConfig) -> bool:
+    settings = config.to_dict()
+    scaled = any(settings.get(name) not in {None, 1} for name in _FACTORS)
+    return scaled or any(settings.get(name) for name in _CAPS)
+
+
 def _last_product(layer: nn.Module, hidden: int) -> int:
     """Parameters of the layer's last matrix, where its output is added to the stream as it is: of dense layers and
     shared experts, while that of routed ones is still weighed."""
@@ -141,19 +161,24 @@ def _last_product(layer: nn.Module, hidden: int) -> int:
 
 
 def _attention(config: PretrainedConfig, layers: int) -> tuple[Attention, ...]:
-    settings: Mapping[str, Any] = config.to_dict()
-    heads = int(settings["num_attention_heads"])
-    if settings.get("kv_lora_rank"):  # multi-head latent attention (DeepSeek-V2, arXiv 2405.04434)
-        latent, rotary = int(settings["kv_lora_rank"]), int(settings["qk_rope_head_dim"])
-        widths = int(settings["qk_nope_head_dim"]) + rotary, int(settings["v_head_dim"])
+    known = {*config.to_dict(), *config.attribute_map}
+
+    def read(name: str) -> Any:
+        """What the config says, by whatever name it has for it; None where it says nothing."""
+        return getattr(config, name) if name in known else None
+
+    heads = int(read("num_attention_heads"))
+    if read("kv_lora_rank"):  # multi-head latent attention (DeepSeek-V2, arXiv 2405.04434)
+        latent, rotary = int(read("kv_lora_rank")), int(read("qk_rope_head_dim"))
+        widths = int(read("qk_nope_head_dim")) + rotary, int(read("v_head_dim"))
         one = Attention(
             heads=heads, key_width=widths[0], value_width=widths[1], cached=latent + rotary, cuts=1, window=None
         )
         return (one,) * layers
-    groups = int(settings.get("num_key_value_heads") or heads)
-    width = int(settings.get("head_dim") or int(settings["hidden_size"]) // heads)
-    kinds = settings.get("layer_types") or ["full_attention"] * layers
-    window = settings.get("sliding_window")
+    groups = int(read("num_key_value_heads") or heads)
+    width = int(read("head_dim") or int(read("hidden_size")) // heads)
+    kinds = read("layer_types") or ["full_attention"] * layers
+    window = read("sliding_window")
     return tuple(
         Attention(
             heads=heads,

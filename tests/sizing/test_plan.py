@@ -1,0 +1,192 @@
+"""`rlreason plan` on size: what it prints, what it refuses, and that what it proposes fits."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rlreason import plan_size
+from rlreason.cli import app
+from rlreason.config import load
+from rlreason.errors import UsageError
+from rlreason.plan import describe
+from rlreason.plan_size import SizeOptions
+from rlreason.sizing import clock, flops
+from rlreason.sizing.engine import cache_bytes, engine, read_bytes
+from rlreason.sizing.gpus import GPUS
+from rlreason.sizing.shape import Attention, ModelShape
+
+#: Qwen/Qwen3-1.7B's config.json.
+QWEN3_2B = """
+hidden_size = 2048
+num_hidden_layers = 28
+num_attention_heads = 16
+num_key_value_heads = 8
+head_dim = 128
+intermediate_size = 6144
+vocab_size = 151936
+tie_word_embeddings = true
+max_position_embeddings = 40960
+"""
+RECIPE = f"""
+name = "sized"
+[policy]
+path = "not/here"
+model_type = "qwen3"
+dtype = "bfloat16"
+[policy.model]
+{QWEN3_2B}
+[data]
+train = "arithmetic"
+[[stage]]
+kind = "grpo"
+name = "grpo"
+steps = 10
+problems_per_step = 16
+samples_per_problem = 8
+max_tokens = 2048
+[[stage]]
+kind = "reject"
+name = "traces"
+problems = 100
+max_tokens = 2048
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def planned(recipe: Path, *overrides: str, **size: float | str) -> str:
+    return describe(load(recipe, overrides), recipe, SizeOptions(**size))  # type: ignore[arg-type]
+
+
+def refused(recipe: Path, *overrides: str, **size: float | str) -> str:
+    with pytest.raises(UsageError) as caught:
+        planned(recipe, *overrides, **size)
+    return str(caught.value)
+
+
+def proposal(message: str) -> tuple[str, ...]:
+    found = re.search(r"nearest change that fits: ([^(]*?)(?: \(|$)", message)
+    assert found is not None, message
+    return tuple(found[1].split())
+
+
+def test_without_a_gpu_sizes_only(recipe: Path) -> None:
+    text = planned(recipe)
+    assert "policy: 1.72 B parameters; 3.4 GB in bfloat16; keys and values 114.7 kB a token" in text
+    assert "memory of the trainer: weights 6.9 GB, gradients 6.9 GB, moments 13.8 GB, bfloat16 copy 3.4 GB" in text
+    assert "GPU-hours" not in text
+    assert "engine of a GPU" not in text
+
+
+def test_with_a_gpu_time_and_money(recipe: Path) -> None:
+    text = planned(recipe, "trainer.activation_checkpointing=true", gpu="h100", gpus=8, price=2.5)
+    assert "8 x h100 (80 GB, 989 TFLOP/s" in text
+    assert "the trainer on 1, 7 engine(s) of 1" in text
+    hours, dollars = re.findall(r"([\d.,]+) GPU-hours, \$([\d.,]+)", text)[0]
+    assert float(dollars) == pytest.approx(2.5 * float(hours), abs=0.2)
+    assert "a step: 262,144 tokens of 128 answers" in text
+
+
+def test_what_is_proposed_fits(recipe: Path) -> None:
+    for size, overrides in (
+        ({"gpu": "h100", "gpus": 8}, ()),
+        ({"gpu": "l4", "gpus": 8}, ("trainer.activation_checkpointing=true",)),
+    ):
+        message = refused(recipe, *overrides, **size)
+        assert "stage 'grpo' takes" in message
+        planned(recipe, *overrides, *proposal(message), **size)
+
+
+def test_an_engine_that_does_not_fit_is_spread(recipe: Path) -> None:
+    wide = (
+        "policy.model.hidden_size=16384",
+        "policy.model.intermediate_size=49152",
+        "trainer.ranks=8",
+        "trainer.offload=true",
+    )
+    wide += ("trainer.activation_checkpointing=true",)
+    message = refused(recipe, *wide, gpu="h100", gpus=16)
+    assert "an engine's weights take" in message
+    assert proposal(message) == ("sampler.tensor_parallel=4",)
+    planned(recipe, *wide, *proposal(message), gpu="h100", gpus=16)
+
+
+def test_too_few_gpus_and_unknown_ones(recipe: Path) -> None:
+    assert "the trainer holds 8 (trainer.ranks)" in refused(recipe, "trainer.ranks=8", gpu="h100", gpus=8)
+    assert "did you mean 'h100'" in refused(recipe, gpu="h10")
+    done = CliRunner().invoke(app, ["plan", str(recipe), "--gpus", "8"])
+    assert "say which" in str(done.exception)
+
+
+def test_nothing_fits(recipe: Path) -> None:
+    message = refused(
+        recipe, "policy.model.hidden_size=16384", "policy.model.intermediate_size=65536", gpu="l4", gpus=2
+    )
+    assert "nothing that rlreason has makes it fit 2 of them" in message
+
+
+def test_without_torch_it_says_so(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_size, "find_spec", lambda name: None if name == "torch" else object())
+    assert "size     not known: sizes need torch, not installed here" in planned(recipe)
+    assert "sizes need torch" in refused(recipe, gpu="h100")
+
+
+def test_a_model_that_is_not_here_is_said(recipe: Path) -> None:
+    recipe.write_text(re.sub(r"\[policy.model\].*?\[data\]", "[data]", RECIPE, flags=re.DOTALL))
+    assert "the size of not/here is not known" in planned(recipe)
+    assert "the size of not/here is not known" in refused(recipe, gpu="h100")
+
+
+def shape(**changed: object) -> ModelShape:
+    one = Attention(heads=4, key_width=8, value_width=8, cached=32, cuts=2, window=None)
+    values: dict[str, object] = {
+        "total": 1000, "active": 400, "layer_products": 300, "last_products": 0, "head": 100, "largest_layer": 450,
+        "outside": 100, "vocabulary": 10, "hidden": 10, "plain_head": True, "experts": 4, "chosen": 1, "routed": 800,
+        "attention": (one, one), **changed,
+    }  # fmt: skip
+    return ModelShape(**values)  # type: ignore[arg-type]
+
+
+def test_engines_by_hand() -> None:
+    assert cache_bytes(shape(), 10, 2) == 2 * 10 * 2 * 32
+    assert cache_bytes(shape(), 10, 2, tensor_parallel=2) == 2 * 10 * 2 * 32 / 2
+    assert cache_bytes(shape(), 10, 2, tensor_parallel=8) == 2 * 10 * 2 * 32 / 2  # two groups: no further
+    latent = Attention(heads=4, key_width=8, value_width=8, cached=32, cuts=1, window=4)
+    assert cache_bytes(shape(attention=(latent,)), 10, 2, tensor_parallel=8) == 2 * 4 * 32
+    found = engine(shape(), 10_000, 10, width=2, tensor_parallel=2, most_rows=100)
+    assert (found.weights, found.cache, found.row, found.rows) == (1000, 8500, 640, 13)
+    assert engine(shape(), 900, 10, width=2, tensor_parallel=1, most_rows=100).rows == 0
+    # One row goes to one expert of four, which is in layer_products already; two rows to 1 - (3/4)^2 of them.
+    assert read_bytes(shape(), 1, 10, width=2, tensor_parallel=1) == pytest.approx(2 * 400 + 1280)
+    more = 800 * (1 - 0.75**2 - 0.25)
+    assert read_bytes(shape(), 2, 10, width=2, tensor_parallel=1) == pytest.approx(2 * (400 + more) + 2 * 1280)
+
+
+def test_the_slower_resource_is_the_bound() -> None:
+    gpu = GPUS["h100"]
+    assert clock.training_time(989e12 * 8, 0.0, gpu, 8) == clock.Bound(seconds=1.0, by="products")
+    assert clock.training_time(0.0, 450e9, gpu, 8) == clock.Bound(seconds=1.0, by="gathering shards")
+    assert clock.training_time(0.0, 450e9, gpu, 16).seconds == 9.0  # another host: 50 GB/s
+    assert clock.shard_traffic(100, 10, 2, 4, 3) == 3 * (8 * 100 + 4 * 10) * 3 / 4
+    assert clock.shard_traffic(100, 10, 2, 1, 3) == 0
+    draw = clock.Draw(count=8, prompt=0, completion=100, engines=2, rows=2, tensor_parallel=1, width=2)
+    token = read_bytes(shape(), 2, 50, width=2, tensor_parallel=1) / gpu.bandwidth
+    prompts = flops.pass_of(shape(), 0, 0, 4).total / gpu.flops
+    assert clock.drawing_time(shape(), draw, gpu).seconds == pytest.approx(2 * 100 * token + prompts)
+    assert clock.delivery_time(shape(), 2, 1000) == 2.0
+
+
+def test_every_gpu_names_its_source() -> None:
+    for gpu in GPUS.values():
+        assert "data sheet" in gpu.source or "paper" in gpu.source
+        assert gpu.flops / gpu.bandwidth > 50  # FLOP a byte: no unit is off by a thousand
+        assert gpu.flops / gpu.bandwidth < 500

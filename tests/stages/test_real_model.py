@@ -15,14 +15,16 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from rlreason.config import load
 from rlreason.data.prompts import PromptFormat
 from rlreason.job import JobOptions, run_job
-from rlreason.policy.policies import load_policy
+from rlreason.policy.policies import Policy, load_policy
+from rlreason.policy.upcycling import UpcycleOptions
 from rlreason.sampler.groups import draw_groups
 from rlreason.sampler.open import inline_sampler
+from rlreason.upcycle import upcycle
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
@@ -111,21 +113,45 @@ def test_one_step_of_each_trains_and_saves_a_plain_model(run: tuple[Path, str]) 
     assert models[1].generation_config.eos_token_id == tokenizer.eos_token_id == 2
 
 
-def test_engines_draw_the_same_from_the_checkpoint(run: tuple[Path, str]) -> None:
-    pytest.importorskip("vllm", reason="vLLM is not installed")
-    from vllm_greedy import GREEDY, PROBLEMS
+def upcycled(tokenizer_of: Path, folder: Path) -> Path:
+    """A small Llama with the real tokenizer, made into a Mixtral whose experts differ."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=96, max_position_embeddings=512, initializer_range=0.2, tie_word_embeddings=True,
+        bos_token_id=1, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    Policy(model=AutoModelForCausalLM.from_config(config), tokenizer=tokenizer).save(folder / "dense")
+    options = UpcycleOptions(experts=4, top_k=2, noise=0.1)
+    upcycle(str(folder / "dense"), folder / "moe", options, compare=False)
+    return folder / "moe"
 
-    folder = run[0] / "stages" / "02-rl" / "checkpoint"
+
+def through_vllm(folder: Path) -> list[list[int]]:
+    """Token ids of greedy completions, drawn in a process of its own."""
     program = ROOT / "tests" / "sampler" / "vllm_greedy.py"
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, str(program), str(folder)],
-        capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True, text=True, timeout=600, check=False, env={**os.environ, "PYTHONPATH": paths},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    (through_vllm,) = json.loads(done.stdout.splitlines()[-1])
+    (found,) = json.loads(done.stdout.splitlines()[-1])
+    ids: list[list[int]] = found
+    return ids
+
+
+@pytest.mark.parametrize("which", ["trained", "upcycled"])
+def test_engines_draw_the_same(run: tuple[Path, str], tmp_path: Path, which: str) -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    from vllm_greedy import GREEDY, PROBLEMS
+
+    trained = run[0] / "stages" / "02-rl" / "checkpoint"
+    folder = trained if which == "trained" else upcycled(trained, tmp_path)
     policy = load_policy(folder, torch.float32, CPU)
     groups = list(draw_groups(inline_sampler(policy, PromptFormat()), PROBLEMS, GREEDY))
     drawn = [completion for group in groups for completion in group.completions_G]
-    assert [one.token_ids.tolist() for one in drawn] == through_vllm
-    assert "42" in drawn[0].text or "Paris" in drawn[2].text  # the model that it is said to be
+    assert [one.token_ids.tolist() for one in drawn] == through_vllm(folder)
+    if which == "trained":
+        assert "42" in drawn[0].text or "Paris" in drawn[2].text  # the model that it is said to be

@@ -17,6 +17,7 @@ from rlreason import __version__
 from rlreason.cli_audit import auditing
 from rlreason.cli_data import data_app
 from rlreason.cli_eval import judging
+from rlreason.cli_models import modelling
 from rlreason.cli_rewards import rewarding
 from rlreason.errors import UsageError
 from rlreason.terminal import console, ends, say, write_raw
@@ -31,6 +32,7 @@ recipes_app = typer.Typer(help="The shipped recipes: list, show, copy.", invoke_
 app.add_typer(judging)
 app.add_typer(auditing)
 app.add_typer(rewarding)
+app.add_typer(modelling)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 

@@ -110,6 +110,10 @@ class RichDisplay:
             line = f"  {self._done}/{self._total}  {self._pace()}  {self._line()}"
             self._note(line) if self._progress is not None else self._say(line)
 
+    def note(self, text: str) -> None:
+        """Something that a person should know; nothing is wrong."""
+        self._say(text)
+
     def warn(self, text: str) -> None:
         """Something that a person should look at; the stage goes on."""
         self._console.print(f"[yellow]![/yellow] {escape(text)}", highlight=False, soft_wrap=True)

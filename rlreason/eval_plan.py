@@ -120,8 +120,10 @@ def _check_folder(model: str) -> None:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UsageError(f"{model}: neither a run directory (no {MANIFEST}) nor a model's folder (no config.json)")
-    elif model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise UsageError(f"no model {model!r}: there is no such folder, and a hub id is written owner/name")
+    elif path.is_file() and path.suffix == ".gguf":
+        return
+    elif model.count("/") != 1 or model.startswith((".", "/", "~")) or path.suffix == ".gguf":
+        raise UsageError(f"no model {model!r}: there is no such folder or file, and a hub id is written owner/name")
 
 
 def _of_run(request: EvalRequest, root: Path, name: str | None, suite: Suite) -> Measurement:

@@ -167,7 +167,7 @@ def _identity(one: Measurement) -> str:
     if one.run is not None and name not in {"policy", "student"}:
         return str(one.run.manifest.stage(name).sha256)
     path = Path(one.recipe.policy.path or "")
-    files = sorted(path.glob("*")) if one.recipe.policy.path and path.is_dir() else []
+    files = sorted(path.glob("*")) if one.recipe.policy.path and path.is_dir() else [path] if path.is_file() else []
     return repr(
         [one.model, one.recipe.endpoint, [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]]
     )

@@ -119,12 +119,12 @@ class RecipeFiles:
         return replace(target, place=str(self.rewards[target.place].file)).spec if target.is_file else spec
 
     def model(self, config: PolicyConfig) -> PolicyConfig:
-        """A model's table with a local folder as an absolute path; a hub id stays."""
+        """A model's table with a local folder or GGUF file as an absolute path; a hub id stays."""
         if config.path is None:
             return config
         place = Path(config.path).expanduser()
         for folder in [place] if place.is_absolute() else [self.base / place, place]:
-            if folder.is_dir():
+            if folder.is_dir() or (folder.is_file() and folder.suffix == ".gguf"):
                 return config.model_copy(update={"path": str(_absolute(folder))})
         return config
 

@@ -81,7 +81,7 @@ def first_prompt(checked: CheckedRecipe) -> str | None:
 def _tokenizer(recipe: Recipe) -> Tokenizer | None:
     if recipe.policy.path is None:
         return PlainTemplate()
-    if not Path(recipe.policy.path).is_dir() or find_spec("transformers") is None or find_spec("torch") is None:
+    if not Path(recipe.policy.path).exists() or find_spec("transformers") is None or find_spec("torch") is None:
         return None
     from rlreason.policy.loading import load_tokenizer
 

@@ -44,6 +44,7 @@ TORCH_ROOMS = {
     "doctor",
     "evaluation",
     "api",
+    "upcycle",
 }
 MAX_FUNCTION, MAX_FILE, MAX_PARAMETERS = 60, 400, 7
 

@@ -34,9 +34,10 @@ class TokenizerConfig(Section):
 
 
 class PolicyConfig(Section):
-    """A model: loaded from ``path`` (folder or hub id), or built from a transformers config with random weights."""
+    """A model: loaded from ``path`` (folder, GGUF file, hub id), or built from a transformers config with random
+    weights."""
 
-    #: Folder or hub id; without it the model is built from nothing.
+    #: Folder, GGUF file (``.gguf``) or hub id; without it the model is built from nothing.
     path: str | None = None
     #: Architecture of a model built from nothing, by transformers' name.
     model_type: str = "qwen3_moe"

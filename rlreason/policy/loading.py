@@ -1,4 +1,5 @@
-"""Reading models and tokenizers from Hugging Face folders and the hub; what is wrong with one is said in one line.
+"""Reading models and tokenizers from Hugging Face folders, the hub and GGUF files; what is wrong with one is said in
+one line.
 
 ``inspect_model`` reads all but the numbers: the checks before a run's first stage use it.
 """
@@ -26,6 +27,7 @@ from transformers.utils import logging
 
 from rlreason.errors import UsageError
 from rlreason.policy.attention import ATTENTION
+from rlreason.policy.gguf import gguf_config, gguf_on_meta, gguf_tokenizer, is_gguf, load_gguf
 from rlreason.policy.support import check_supported, own_attention
 
 #: A hub id is owner/name; anything else can only be a folder.
@@ -35,9 +37,10 @@ _NAMED = 3
 
 
 def locate_model(path: str | Path) -> str:
-    """``path`` where it is a folder with a model's config, or a hub id.
+    """``path`` where it is a folder with a model's config, a GGUF file, or a hub id.
 
-    Raises UsageError for a folder that is not there, without asking the hub for it, and for one without a config.
+    Raises UsageError for a folder or file that is not there, without asking the hub for it, and for a folder without a
+    config.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -46,17 +49,24 @@ def locate_model(path: str | Path) -> str:
         return str(folder)
     name = str(path)
     local = name.startswith((".", "~", "/")) or _HUB_ID.fullmatch(name) is None or Path(name).parent.is_dir()
+    if folder.is_file() and is_gguf(folder):
+        return str(folder)
     if folder.exists():
-        raise UsageError(f"{name} is a file; a model is a folder with config.json and weights")
+        raise UsageError(f"{name} is a file; a model is a folder with config.json and weights, or a .gguf file")
+    if is_gguf(name):
+        raise UsageError(f"no such file: {name} (a GGUF file of the hub is downloaded first: hf download REPO FILE)")
     if local:
-        raise UsageError(f"no such folder: {name} (a model is a folder, or a hub id such as owner/name)")
+        raise UsageError(f"no such folder: {name} (a model is a folder, a .gguf file, or a hub id such as owner/name)")
     return name
 
 
 def _elsewhere(folder: Path) -> str:
-    """Where a run's or a stage's folder has its checkpoints."""
+    """Where a run's or a stage's folder has its checkpoints, or a folder its GGUF files."""
     found = sorted({*folder.glob("checkpoint/config.json"), *folder.glob("stages/*/checkpoint/config.json")})
-    return f"; did you mean {found[-1].parent}?" if found else ""
+    if found:
+        return f"; did you mean {found[-1].parent}?"
+    files = sorted(folder.glob("*.gguf"))
+    return f"; did you mean {files[0]}?" if files else ""
 
 
 def read_config(path: str | Path) -> PretrainedConfig:
@@ -67,6 +77,8 @@ def read_config(path: str | Path) -> PretrainedConfig:
     place = locate_model(path)
     try:
         config = _read_config(place)
+    except UsageError:
+        raise
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise UsageError(f"can't read the model's config in {path}: {_first_line(error)}") from error
     check_supported(config, str(path))
@@ -74,6 +86,8 @@ def read_config(path: str | Path) -> PretrainedConfig:
 
 
 def _read_config(place: str) -> PretrainedConfig:
+    if is_gguf(place):
+        return gguf_config(place)
     try:
         return AutoConfig.from_pretrained(place)
     except StrictDataclassError:
@@ -85,12 +99,12 @@ def _read_config(place: str) -> PretrainedConfig:
 
 
 def load_model(path: str | Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """Load a Hugging Face folder or hub id with its parameters in ``dtype``.
+    """Load a Hugging Face folder, hub id or GGUF file with its parameters in ``dtype``.
 
     Raises UsageError naming the path when it can't be read, when its tensors are not exactly the model's, and where the
     model is one that would be computed wrongly.
     """
-    return _load(path, dtype=dtype).to(device=device)
+    return _load(path, dtype).to(device=device)
 
 
 def inspect_model(path: str | Path) -> PreTrainedModel:
@@ -98,23 +112,19 @@ def inspect_model(path: str | Path) -> PreTrainedModel:
 
     Raises as ``load_model`` does.
     """
-    return _load(path, device_map="meta")
+    return _load(path, None)
 
 
-def _load(path: str | Path, **options: Any) -> PreTrainedModel:
+def _load(path: str | Path, dtype: torch.dtype | None) -> PreTrainedModel:
+    """``dtype`` None: on the meta device."""
     config = read_config(path)
     place = locate_model(path)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what is wrong with the tensors is raised below
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            place,
-            config=config,
-            attn_implementation=ATTENTION,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **options,
-        )
+        model, found = _read(place, config, dtype)
+    except UsageError:
+        raise
     except SafetensorError as error:
         raise UsageError(f"can't load a model from {path}: {_broken_file(Path(place)) or error}") from error
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
@@ -126,6 +136,23 @@ def _load(path: str | Path, **options: Any) -> PreTrainedModel:
     _check_tensors(path, model, found)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _read(place: str, config: PretrainedConfig, dtype: torch.dtype | None) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and what transformers says of its tensors."""
+    if is_gguf(place):
+        nothing: dict[str, Any] = {"missing_keys": (), "mismatched_keys": (), "unexpected_keys": ()}
+        return (gguf_on_meta(place, config), nothing) if dtype is None else load_gguf(place, config, dtype)
+    options = {"device_map": "meta"} if dtype is None else {"dtype": dtype}
+    model, found = AutoModelForCausalLM.from_pretrained(
+        place,
+        config=config,
+        attn_implementation=ATTENTION,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **options,
+    )
+    return model, found
 
 
 def _check_tensors(path: str | Path, model: PreTrainedModel, found: Mapping[str, Any]) -> None:
@@ -170,9 +197,15 @@ def check_shape(model: PreTrainedModel, expected: Mapping[str, object], path: st
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face folder or hub id. Raises UsageError where there is none or no chat template."""
+    """The tokenizer of a Hugging Face folder, hub id or GGUF file.
+
+    Raises UsageError where there is none or no chat template.
+    """
+    place = locate_model(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(locate_model(path))
+        tokenizer = gguf_tokenizer(place) if is_gguf(place) else AutoTokenizer.from_pretrained(place)
+    except UsageError:
+        raise
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise UsageError(f"can't load a tokenizer from {path}: {_first_line(error)}") from error
     if tokenizer.chat_template is None:

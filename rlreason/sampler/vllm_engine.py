@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from rlreason.errors import UsageError
 from rlreason.sampler.decoding import check_room
@@ -39,6 +41,8 @@ QUIET = {"VLLM_LOGGING_LEVEL": "ERROR"}
 CPU_ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 CPU_KV_CACHE_BYTES = 256 << 20
 CPU_BATCH_TOKENS = 8192
+#: Types whose modules vLLM calls by the hub's names alone, not by transformers' (Mixtral's ``block_sparse_moe``).
+HUB_NAMED = ("mixtral",)
 
 
 @dataclass(slots=True)
@@ -69,6 +73,7 @@ class VllmEngine:
         self._spec = spec
         self._llm = _build(spec)
         self._engine = self._llm.llm_engine
+        self._shape = _on_meta(spec) if spec.model["model_type"] in HUB_NAMED else None
         self._live: dict[str, _Live] = {}
         self._done: list[Drawn] = []
         #: Jobs under way of each group, and whether one has none left since the last ``advance``.
@@ -105,6 +110,8 @@ class VllmEngine:
         for request in self._engine.engine_core.engine_core.scheduler.requests.values():
             key = request.request_id.rpartition("-")[0]  # vLLM adds 8 characters of its own
             self._live[key].switches.append((request.num_output_tokens, version))
+        if self._shape is not None:
+            weights = revert_weight_conversion(self._shape, dict(weights))
         missing: set[str] = set()
         for names in self._llm.collective_rpc("receive_weights", args=(dict(weights),)):
             missing.update(names)
@@ -215,6 +222,13 @@ def _completion(output: Any, live: _Live) -> Completion:
         finish_reason="stop" if output.finish_reason == "stop" else "length",
         policy_versions=live.versions(len(output.token_ids)),
     )
+
+
+def _on_meta(spec: EngineSpec) -> PreTrainedModel:
+    """The model as transformers has it, without numbers: it knows the hub's names."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(**dict(spec.model)))
+    return model
 
 
 def _build(spec: EngineSpec) -> Any:

@@ -45,6 +45,10 @@ class Display(Protocol):
         """``steps`` more are done; ``scalars`` are the newest numbers."""
         ...
 
+    def note(self, text: str) -> None:
+        """Something that a person should know; nothing is wrong."""
+        ...
+
     def warn(self, text: str) -> None:
         """Something that a person should look at; the stage goes on."""
         ...

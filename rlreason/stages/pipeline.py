@@ -110,6 +110,11 @@ class Pipeline:
             reference=isinstance(stage, GrpoStage) and stage.objective.kl_coef > 0,
             teacher=teacher,
         )
+        if trainer.rounded:
+            self._context.display.note(
+                f"{stage.name}: {trainer.rounded:.1%} of the weights lay exactly between two bfloat16 numbers, as in "
+                "float16 or dequantised checkpoints; all were rounded to bfloat16 once (docs/models.md)"
+            )
         if recorder.saved is not None:
             try:
                 trainer.load_state(recorder.saved.folder)

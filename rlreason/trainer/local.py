@@ -93,6 +93,11 @@ class LocalTrainer:
         return count_parameters(self._policy.model)
 
     @property
+    def rounded(self) -> float:
+        """See ``Trainer.rounded``."""
+        return self._masters.rounded
+
+    @property
     def model(self) -> PreTrainedModel:
         """The model itself, for diagnosis in this process; stages don't touch it."""
         return self._policy.model

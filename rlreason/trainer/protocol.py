@@ -140,6 +140,12 @@ class Trainer(Protocol):
         """(all parameters, parameters active for one token)."""
         ...
 
+    @property
+    def rounded(self) -> float:
+        """Share of the weights that lay between two numbers of the compute dtype before all were rounded to it once;
+        0: none were rounded. See ``masters.round_ties``."""
+        ...
+
     def forward_backward(self, samples: Sequence[TrainingSample], loss: Loss) -> LossSums:
         """Add the gradients of ``loss`` over ``samples`` to those accumulated since the last ``step``."""
         ...

@@ -28,6 +28,7 @@ from rlreason.policy.lora import ADAPTER_FOLDER, LoraOptions, adapter_off, add_a
 from rlreason.policy.model import count_parameters
 from rlreason.policy.policies import Policy
 from rlreason.trainer.forward import loss_logprobs
+from rlreason.trainer.masters import round_ties
 from rlreason.trainer.optimizer import PolicyOptimizer
 from rlreason.trainer.options import (
     ModelSource,
@@ -70,6 +71,8 @@ class RankTrainer:
     device: torch.device
     policy: Policy = field(init=False)
     parameter_counts: tuple[int, int] = field(init=False)
+    #: See ``Trainer.rounded``; rank 0 knows.
+    rounded: float = field(init=False, default=0.0)
     _models: Models = field(init=False)
     _reference: PreTrainedModel | None = field(init=False, default=None)
     _trainable: ShardedParameters = field(init=False)
@@ -99,6 +102,8 @@ class RankTrainer:
     def _open(self, model: ModelSource, stored: torch.dtype, lora: LoraOptions | None = None) -> Policy:
         """A sharded policy, its shards in ``stored``. Rank 0 reads the whole one and hands the numbers out."""
         source = model.source.load(stored, torch.device("cpu")) if dist.get_rank() == 0 else None
+        if source is not None and stored == torch.float32 != model.dtype:
+            self.rounded = round_ties(list(source.model.parameters()))
         policy = model.source.inspect()
         policy.model.config.architectures = [type(policy.model).__name__]  # FSDP gives the class another name
         if lora is not None:

@@ -81,10 +81,10 @@ class Rank:
             timeout=GROUP_TIMEOUT,
         )
 
-    def open(self, spec: RankSpec) -> tuple[int, int]:
-        """Load the model; (all parameters, active ones)."""
+    def open(self, spec: RankSpec) -> tuple[tuple[int, int], float]:
+        """Load the model; ((all parameters, active ones), ``Trainer.rounded``)."""
         self._trainer = RankTrainer(spec, torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
-        return self._trainer.parameter_counts
+        return self._trainer.parameter_counts, self._trainer.rounded
 
     def release(self) -> None:
         """Give the model's memory back."""
@@ -176,7 +176,8 @@ class RayTrainer:
         self._shape = spec.model.source.inspect()
         self._dtype = spec.model.dtype
         self._ranks = ranks
-        self._parameters: tuple[int, int] = ranks.ask("open", spec)[0]
+        opened: tuple[tuple[int, int], float] = ranks.ask("open", spec)[0]
+        self._parameters, self._rounded = opened
 
     @property
     def architecture(self) -> Mapping[str, object]:
@@ -207,6 +208,11 @@ class RayTrainer:
     def parameters(self) -> tuple[int, int]:
         """See ``Trainer.parameters``."""
         return self._parameters
+
+    @property
+    def rounded(self) -> float:
+        """See ``Trainer.rounded``."""
+        return self._rounded
 
     def forward_backward(self, samples: Sequence[TrainingSample], loss: Loss) -> LossSums:
         """See ``Trainer.forward_backward``."""

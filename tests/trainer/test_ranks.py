@@ -21,7 +21,9 @@ from ranks_tools import CPU, FAMILIES, demonstrations, options, relative, rollou
 from transformers import AutoModelForCausalLM
 
 from rlreason.cluster.actors import ActorGroup, ActorsDied
+from rlreason.config import OptimizerConfig
 from rlreason.errors import UsageError
+from rlreason.policy.policies import PolicySource
 from rlreason.trainer.forward import CrossEntropyLoss, TeacherKlLoss
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.options import ModelSource
@@ -81,6 +83,22 @@ def test_gradients_and_ten_steps_are_those_of_one_process(
             assert sums[1] == pytest.approx(sums[0], rel=1e-5, abs=1e-5)
         stats = [trainer.step(step) for trainer in (one, many)]
         assert stats[1].grad_norm == pytest.approx(stats[0].grad_norm, rel=1e-4)
+
+
+def test_ranks_round_ties_as_one_process_does(ranks: Callable[[int], ActorGroup], tmp_path: Path) -> None:
+    half = source("qwen3_moe").load(torch.float16, CPU)
+    half.save(tmp_path / "half")
+    stored = PolicySource(path=str(tmp_path / "half"))
+    settings = options(compute_dtype=torch.bfloat16, optimizer=OptimizerConfig(lr=1e-9))
+    one = LocalTrainer(stored.load(torch.float32, CPU), settings)
+    many = RayTrainer(RankSpec(model=ModelSource(source=stored, dtype=torch.bfloat16), options=settings), ranks(2))
+    assert many.rounded == one.rounded > 0.1
+    before = dict(many.weights())
+    samples, loss = rollouts()
+    many.forward_backward(samples, loss)
+    many.step(0)
+    changed = sum(int((one != before[name]).sum()) for name, one in many.weights())
+    assert changed < 1e-3 * many.parameters[0]  # a step of 1e-9 changes next to nothing that is computed with
 
 
 def test_gradients_canary(ranks: Callable[[int], ActorGroup]) -> None:

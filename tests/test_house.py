@@ -43,6 +43,7 @@ TORCH_ROOMS = {
     "job",
     "doctor",
     "evaluation",
+    "plan_budget",
     "api",
     "upcycle",
 }

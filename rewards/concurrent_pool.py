@@ -121,7 +121,7 @@ class ConcurrentPool:
 
     def submit_all(self, items: Iterable[object]) -> list[Future[Outcome]]:
         """The outcome of each, some time; the futures raise only where the worker does not start."""
-        calls = [_Call(item, self._seconds(item)) for item in items]
+        calls = [_Call(item, float(self._seconds(item))) for item in items]
         if not calls:
             return []
         with self._lock:

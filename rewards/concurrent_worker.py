@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Awaitable, Callable
 from multiprocessing.connection import Connection
 
@@ -43,8 +44,13 @@ class _Served:
                     case ("who",):
                         task = asyncio.current_task(self._loop)
                         self.answer("at", int(task.get_name()) if task is not None else -1)
+                    case other:
+                        raise TypeError(f"not a message of the pool: {other!r}")
         except (EOFError, OSError):
             os._exit(0)
+        except BaseException:  # in this thread nobody would see it, and calls would wait for ever
+            traceback.print_exc()
+            os._exit(1)
 
     def _begin(self, number: int, item: object, seconds: float) -> None:
         task = self._loop.create_task(self._run(number, item, seconds), name=str(number))

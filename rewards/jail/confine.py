@@ -56,6 +56,8 @@ class Confinement:
     seccomp_filter: linux.Filter | None = None
     #: Paths and the rights that runs have to what lies there.
     landlock_rules: tuple[tuple[bytes, int], ...] = ()
+    #: Folders of the view below /tmp, which every run has its own of.
+    below_tmp: tuple[str, ...] = ()
     #: Limits that no process may raise above what this one was started with.
     hard_limits: dict[int, int] = field(default_factory=dict)
 
@@ -82,6 +84,7 @@ def confine(off: Collection[str], *, namespaces: bool, visible: Sequence[str] = 
     for layer in off:
         state.layers[layer] = _OFF
     root = os.getuid() == 0
+    state.below_tmp = jail_view.below_tmp(visible)
     use_view = namespaces and state.holds("mount_namespace")
     if use_view and root:
         linux.unshare(linux.CLONE_NEWNS)
@@ -244,7 +247,7 @@ def enter(state: Confinement, order: Order) -> int:
         if private:
             layer = "mount_namespace"
             linux.unshare(linux.CLONE_NEWNS)
-            jail_view.private_mounts(state.uid, state.gid, order.tmp_mb)
+            jail_view.private_mounts(state.uid, state.gid, order.tmp_mb, state.below_tmp)
         else:
             os.chdir("/")
         if state.layers["rlimits"] != _OFF:  # where one of them does not bind, the others still do

@@ -346,6 +346,10 @@ def leased(require: Require = "best", visible: tuple[str, ...] = (), outer: Oute
             jail = mine[-1][1]
     if jail is None or not jail.alive:
         jail = Jail(visible=visible, outer=outer)
+    if not jail.capabilities.allows(require) or jail.capabilities.level != capable.level:
+        found = jail.capabilities
+        jail.close()  # what this one shows its programs is in the way of a layer that the host has
+        raise JailUnavailable(f'require="{require}" is not met by a jail that shows {list(visible)}; {found}')
     jail.waited_seconds = 0.0
     try:
         yield jail

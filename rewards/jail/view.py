@@ -57,7 +57,7 @@ def enter_view(visible: Sequence[str] = ()) -> None:
         with contextlib.suppress(OSError):  # what this user may not look at, its programs may not either
             _show(path)
     _make_devices()
-    os.mkdir("/new/tmp", 0o755)
+    os.makedirs("/new/tmp", 0o755, exist_ok=True)  # it is there where an environment lies below it
     os.mkdir("/new/proc", 0o555)
     # The host's, for this zygote; every run puts its own over it. Its new id maps are written through it.
     linux.mount("/old/proc", "/new/proc", None, linux.MS_BIND | linux.MS_REC)
@@ -100,20 +100,44 @@ def _make_devices() -> None:
         os.symlink(target, f"/new/dev/{name}")
 
 
-def private_mounts(uid: int, gid: int, megabytes: int) -> None:
+def below_tmp(visible: Sequence[str] = ()) -> tuple[str, ...]:
+    """Of the folders in the view, those that a run's own /tmp would hide: of an environment that was made there."""
+    shown = (os.path.realpath(path) for path in (*interpreter_folders(), *visible))
+    return tuple(sorted(path for path in set(shown) if path.startswith("/tmp/")))
+
+
+def private_mounts(uid: int, gid: int, megabytes: int, kept: Sequence[str] = ()) -> None:
     """This run's own /tmp (``megabytes`` and 4096 files at most) and /proc, in a mount namespace of its own.
 
+    ``kept``: paths below /tmp that are to be seen in the new one, too.
     Where the kernel refuses a fresh /proc (a container that masks part of it), /proc is empty.
     """
     quiet = linux.MS_NOSUID | linux.MS_NODEV
     options = f"size={megabytes}m,nr_inodes=4096,mode=700,uid={uid},gid={gid}"
+    held = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in kept if os.path.exists(path)]
     linux.mount("tmpfs", "/tmp", "tmpfs", quiet, options)
+    for path, descriptor in held:
+        _show_again(path, descriptor)
     quiet |= linux.MS_NOEXEC
     try:
         linux.mount("proc", "/proc", "proc", quiet | linux.MS_RDONLY)
     except OSError:
         linux.mount("tmpfs", "/proc", "tmpfs", quiet | linux.MS_RDONLY, "size=4k,mode=555")
     os.chdir("/tmp")
+
+
+def _show_again(path: str, descriptor: int) -> None:
+    """Bind what ``descriptor`` holds to ``path``, whose name a new mount has hidden, read-only."""
+    os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+    if not os.path.lexists(path):
+        source = f"/proc/self/fd/{descriptor}"
+        if os.path.isdir(source):
+            os.mkdir(path, 0o755)
+        else:
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o644))
+        linux.mount(source, path, None, linux.MS_BIND | linux.MS_REC)
+        linux.set_mount_attributes(path, linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)
+    os.close(descriptor)
 
 
 def landlock_rules(*, private: bool, visible: Sequence[str] = ()) -> dict[str, int]:

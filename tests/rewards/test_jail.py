@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from jail_tools import NAMESPACES, ROOT, own_processes, run, zygote_processes
@@ -288,3 +292,43 @@ def test_an_outer_wall_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatc
     result = check_program("print(input())", ECHO, outer="bwrap")
     assert (result.verdict, result.score) == (Verdict.BROKEN, None)
     assert "bubblewrap is not installed" in result.detail
+
+
+def test_packages_below_tmp_are_seen_and_every_layer_holds() -> None:
+    """An environment may lie below /tmp, which every run has its own of."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp")) / "site"
+    folder.mkdir()
+    folder.parent.chmod(0o755)
+    (folder / "shown.py").write_text("answer = 42\n")
+    try:
+        with leased(visible=(str(folder),)) as jail:
+            assert jail.capabilities.level == capabilities().level
+            program = (
+                f"import sys, os; sys.path.append({str(folder)!r}); import shown\n"
+                f"print(shown.answer, os.listdir('/tmp') == [{folder.parent.name!r}], sys.dont_write_bytecode)\n"
+                f"try: open({str(folder / 'shown.py')!r}, 'w')\nexcept OSError as error: print(error.errno)"
+            )
+            one = run(jail, program)
+    finally:
+        shutil.rmtree(folder.parent)
+    first, number = one.stdout.decode().split("\n")[:2]
+    assert first == "42 True True" if capabilities().level == "namespaces" else first.startswith("42")
+    assert int(number) in {errno.EROFS, errno.EACCES}
+
+
+def test_a_jail_that_has_less_than_the_host_can_give_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a jail shows its programs may be in the way of a layer; nothing runs at a lower level without a word."""
+    real = Jail._settle
+
+    def less(self: Jail, off: dict[str, str]) -> object:
+        found = real(self, off)
+        if not self.visible:
+            return found
+        layers = {**found.layers, "mount_namespace": "in the way"}
+        return dataclasses.replace(found, layers=layers, level="none" if found.level == "none" else "landlock")
+
+    if capabilities().level != "namespaces":
+        pytest.skip("the host gives no namespaces")
+    monkeypatch.setattr(Jail, "_settle", less)
+    with pytest.raises(JailUnavailable, match=r"not met by a jail that shows \['/opt'\]"), leased(visible=("/opt",)):
+        pass

@@ -42,6 +42,10 @@ async def mixed(problem, completion):
     await asyncio.sleep(0.01)
     return float(completion.text)
 
+@reward("patient", seconds=30)
+async def patient(problem, completion):
+    return float(completion.text)
+
 def rank(problem, completions):
     order = sorted(float(one.text) for one in completions)
     return [order.index(float(one.text)) / len(order) for one in completions]
@@ -124,6 +128,11 @@ def test_async_rewards_are_many_at_a_time_and_no_more_than_allowed(plugin: str) 
     assert max(one.parts["a.py:judge/most"] for rewards in found for one in rewards) == 32.0
     found = scored({f"{plugin}:judge": 1.0}, *groups[:3], concurrency=5)
     assert max(one.parts["a.py:judge/most"] for rewards in found for one in rewards) == 5.0
+
+
+def test_an_async_reward_may_declare_whole_seconds(plugin: str) -> None:
+    (found,) = scored({f"{plugin}:patient": 1.0}, group("p", "1", "2"))
+    assert [one.score for one in found] == [1.0, 2.0]
 
 
 def test_async_rewards_of_this_process_alone_are_many_at_a_time(plugin: str) -> None:

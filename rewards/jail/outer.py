@@ -28,8 +28,9 @@ def command(outer: Outer, visible: tuple[str, ...] = ()) -> list[str]:
     if program is None:
         raise OuterMissing("bubblewrap is not installed (apt install bubblewrap, dnf install bubblewrap)")
     shown = [*SYSTEM, *interpreter_folders(of_path=False), *visible, str(Path(__file__).resolve().parent)]
-    arguments = [part for path in shown if os.path.lexists(path) for part in ("--ro-bind", path, path)]
-    arguments += ["--tmpfs", "/tmp", "--dev", "/dev", "--chdir", "/"]
+    arguments = ["--tmpfs", "/tmp", "--dev", "/dev"]  # first: what is shown may lie below them
+    arguments += [part for path in shown if os.path.lexists(path) for part in ("--ro-bind", path, path)]
+    arguments += ["--chdir", "/"]
     arguments += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     # As root, it keeps the rights that the zygote needs to become another user, and to build its own view.
     if os.geteuid() == 0:

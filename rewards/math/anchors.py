@@ -11,6 +11,7 @@ from rlreason.rewards.math.choices import concluded_choice, letter_set, said_cho
 from rlreason.rewards.math.json_answer import json_answer
 from rlreason.rewards.math.marked import Found, Wanted
 from rlreason.rewards.math.prose import first_sentence, last_sentence, stated
+from rlreason.rewards.math.verdicts import BINARY, binary
 from rlreason.rewards.math.wording import BECAUSE, COPULA
 
 _ANSWER = (
@@ -54,7 +55,7 @@ def said_answer(tail: str, wanted: Wanted, *, weak: bool = False) -> Found | Non
     says no value, as "the answer is obtained by adding", is passed over. One that denies or bounds a value ends the
     search: there is no answer, or it stands in what follows.
     """
-    for anchored in _anchors(tail):
+    for anchored in _anchors(tail, letter=wanted.letter):
         last = not re.search(r"[\w\\]", anchored.rest)
         if anchored.weak != weak and not (anchored.weak and last):
             continue
@@ -72,14 +73,16 @@ def said_answer(tail: str, wanted: Wanted, *, weak: bool = False) -> Found | Non
 _SAYS_MORE = re.compile(r"\d|\b(?:not|never)\b|n['’]t\b")
 
 
-def _anchors(tail: str) -> Iterator[_Anchored]:
-    """From the last to the first; none in a question, or in what is doubted or supposed."""
+def _anchors(tail: str, *, letter: bool) -> Iterator[_Anchored]:
+    """From the last to the first; none in a question, or in what is doubted or supposed. ``letter``: of a choice."""
     found = {m.end(): m for m in (*BARE_ANCHOR.finditer(tail), *ANCHOR.finditer(tail), *_TURNED.finditer(tail))}
     for end in sorted(found, reverse=True)[:_MOST_ANCHORS]:
         match = found[end]
         before = _SENTENCE_START.split(tail[max(match.start() - 80, 0) : match.start()])[-1]
         if match.re is not BARE_ANCHOR and _DOUBTED.search(before):
             continue
+        if letter and match.re is BARE_ANCHOR and match[0][-2:].strip(" *_#>").lower() == "a":
+            continue  # "A. 50" is a choice
         if match.re is _TURNED:
             phrase = text = last_sentence(tail[: match.start()])
             rest = tail[end:]
@@ -115,6 +118,8 @@ def phrase_answer(after: str, wanted: Wanted, *, said: bool) -> str | None:
     if wanted.letter:
         return said_choice(after.strip())
     phrase = first_sentence(after)
+    if wanted.words and BINARY.match(phrase):
+        return binary(phrase, after)
     if wanted.words:
         return BECAUSE.sub("", phrase).strip(" .*$") or None
     return letter_set(phrase) or stated(chain(phrase), said=said)

@@ -25,6 +25,7 @@ from rlreason.rewards.math.read import Answer, read, simplify, strip
 from rlreason.rewards.math.renamed import equal_up_to_letters
 from rlreason.rewards.math.tree import MathError, Node
 from rlreason.rewards.math.values import Options
+from rlreason.rewards.math.verdicts import YES_NO, says
 from rlreason.rewards.math.wording import UNDER_WAY
 from rlreason.rewards.registry import verifier
 from rlreason.types import Completion, Problem, Reference, RewardResult, Verdict
@@ -194,13 +195,14 @@ def same_answer(gold: Answer, answer: Answer, options: Options) -> bool | None:
     if gold.choice or answer.choice:
         # "(C) 27" against 27
         return bool(same_answer(read(gold.choice or gold.text), read(answer.choice or answer.text), options))
+    if gold.letter:
+        return gold.text == answer.text  # "A" is no variable of a formula
+    for word, other in ((gold.words, answer), (answer.words, gold)):
+        if word in YES_NO:
+            return says(plain_text(_COMMAND.sub(r"\1", other.text)), word)
     in_text = "text" in (gold.node and gold.node.kind, answer.node and answer.node.kind)
     if in_text and gold.words == answer.words and not gold.letter:
         return True
-    for word, other in ((gold.words, answer), (answer.words, gold)):
-        if word in _YES_NO and other.node is not None and other.node.kind in ("text", "group"):
-            first, _, rest = other.words.partition(" ")
-            return first == word and not (_YES_NO - {first} | _OPEN) & set(rest.split())
     if answer.in_words and not gold.in_words:
         return False
     if gold.node is None or answer.node is None:
@@ -216,9 +218,7 @@ def same_answer(gold: Answer, answer: Answer, options: Options) -> bool | None:
 
 #: What a missing value becomes when it is written as text.
 _NO_GOLD = frozenset({"nan", "null"})
-_YES_NO = frozenset({"yes", "no", "true", "false"})
-#: Words behind a yes or a no that leave it open.
-_OPEN = frozenset({"or", "none", "neither", "maybe", "perhaps", "unless", "if", "except", "sometimes", "depends"})
+_COMMAND = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox|textrm|mathbf)\s*\{([^{}]*)\}")
 _DECIMAL_COMMA = re.compile(r"(-?)(0,\d{2,}|\d+,(?:\d{2}|\d{4,})|\d{4,},\d+)(?:\s*(?:\\?[$€%]|[a-z]+)\W*[a-z]*\W*)?")
 _PYTHON_CONSTANT = re.compile(r"(?<![A-Za-z\\])[IE](?![A-Za-z(_])")
 _GROUPS_OF_THREE = re.compile(r"\d{1,3}(?:,\d{3})+")

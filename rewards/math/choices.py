@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 
-from rlreason.rewards.math.read import choice_letter
+from rlreason.rewards.math.letters import choice_letter, stands
 
 _LETTER = re.compile(r"(?<![A-Za-z'’\\])\(?([A-Z])\)?(?![A-Za-z'’])")
-_FIRST = re.compile(r"\W{0,3}([A-Z])(?=[).:,。、]|\s*$|\s*\n|(?!不对|不正确|不成立|错)[^\x00-\x7f])")
+_FIRST = re.compile(
+    r"[\s(*\[$\"'>_-]{0,3}([A-Z])(?=[).:,。、*]|\s*$|\s*\n|\s+[-\u2013\u2014]{1,2}\s|(?!不对|不正确|不成立"
+    r"|错)[\u2e80-\u9fff\uff00-\uffef])"
+)
 _SAID = re.compile(
     r"(?:it's|it’s|it is|think|believe|choose|choice|option|select|pick|is|选"
     r"|选择)\s*:?\s*\**\(?([A-Z])\)?(?![A-Za-z'’])"
@@ -16,7 +19,8 @@ _CALLED_RIGHT = re.compile(
     r"\(?(?<![A-Za-z'’\\])([A-Z])\)?\**\s+(?:is|must be|seems|has to be)\s+(?:the\s+)?(?:right|correct|true|best"
     r"|answer)"
 )
-_OR_ANOTHER = re.compile(r"\)?\s*(?:or|and|/|&|,)\s*\(?[A-Z]\)?(?![A-Za-z'’])")
+#: "C, A tree grows" goes on with the article.
+_OR_ANOTHER = re.compile(r"\)?\s*(?:or|and|/|&|,)\s*\(?(?!A (?!or\b|and\b)[a-z])[A-Z]\)?(?![A-Za-z'’])")
 _SO = re.compile(
     r"\b(?:therefore|thus|hence|so|consequently|leaving|leaves|which leaves|we choose|i choose|donc|daher)\b"
     r"|因此|所以|故",
@@ -29,7 +33,8 @@ _REFUSED = re.compile(
     r"[?？]\s*$|\b(?:not|never|cannot|wrong|incorrect|false|eliminat\w+|rul(?:e|es|ed|ing) out|excluded?|fails?"
     r"|violates?|invalid|neither|nor|none|let|might|may|could|check|consider|suppose|assume|if|maybe|perhaps|try"
     r"|between|either|decide"
-    r"|unsure|guess|versus|vs|doubt\w*|false)\b|n['’]t\b|不|错",
+    r"|unsure|guess|versus|vs|doubt\w*|unless|except|excluding|other than|anything but|everything but|all but)\b"
+    r"|n['’]t\b|不|错",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"(?<=[\w)$*][.!?])\**\s+(?=\S)|(?<=[。！？])|\n+")
@@ -43,10 +48,14 @@ def letter_set(text: str) -> str | None:
 
 
 def _unhedged(found: re.Match[str] | None) -> str | None:
-    """The letter found, unless another follows it: "A or B"."""
-    if found is None or _OR_ANOTHER.match(found.string, found.end()):
+    """The letter found, if it stands as a choice and no other follows it: "A or B"."""
+    if found is None or _OR_ANOTHER.match(found.string, found.end()) or not _stands(found):
         return None
     return str(found[1])
+
+
+def _stands(found: re.Match[str]) -> bool:
+    return stands(found.string, found.start(1), found.end(1))
 
 
 def said_choice(phrase: str) -> str | None:
@@ -69,18 +78,45 @@ _LONGEST = 300
 
 def concluded_choice(text: str) -> str | None:
     """The choice that prose settles on; None if it names several and settles on none."""
+    if "\n" not in text and choice_letter(text.strip(" .*")):
+        return choice_letter(text.strip(" .*"))
     first = _FIRST.match(text)
-    if first:
-        return _unhedged(first)
+    if first and _alone_at_first(first):
+        return str(first[1])
     sentences = [s for s in _SENTENCE.split(text) if s.strip()][-_MOST_SENTENCES:]
     for sentence in reversed(sentences):
         found = _settled(sentence)
         if found is not None:
             return found
-    named = {m for m in _LETTER.findall(_WHY.sub("", sentences[-1])) if m != "I"} if sentences else set()
-    return named.pop() if len(named) == 1 and not _REFUSED.search(sentences[-1]) else None
+        if _GOES_BACK.match(sentence):
+            return None
+    named = [m for m in _LETTER.finditer(_WHY.sub("", sentences[-1])) if m[1] != "I"] if sentences else []
+    if len({m[1] for m in named}) != 1 or _REFUSED.search(sentences[-1]) or _BESIDE.search(sentences[-1]):
+        return None
+    before, after = named[-1].string[: named[-1].start(1)], named[-1].string[named[-1].end(1) :]
+    return named[-1][1] if (_LEADS.search(before) or _FITS.match(after)) and _stands(named[-1]) else None
 
 
+_GOES_BACK = re.compile(r"\W*(?:or|maybe|perhaps|no|unless|only if|but only)\b", re.IGNORECASE)
+_BESIDE = re.compile(r"\b(?:rather than|instead of|as well as)\b", re.IGNORECASE)
+_FITS = re.compile(r"\W*(?:matches|fits|satisfies|agrees|works(?=\W*$))", re.IGNORECASE)
+
+
+def _alone_at_first(first: re.Match[str]) -> bool:
+    """Does a text that begins with a letter choose it: no other choice beside it, no verdict on it?"""
+    line, _, more = first.string[first.start(1) :].partition("\n")
+    if _OR_ANOTHER.match(line, 1) or _LISTS_ON.search(more):
+        return False
+    return stands(line, 0, 1)
+
+
+_LISTS_ON = re.compile(r"^\W{0,3}[A-H][).:]\s", re.MULTILINE)
+#: What a letter may follow in a sentence that names one: nothing, or a word that leads to it.
+_LEADS = re.compile(
+    r"(?:^[\s*\"'“(\[$]*|(?:[:：是为选]|\b(?:with|match(?:es)?|is|be|to|choose|pick|select|gives?|yields?|option|choice"
+    r"|answer|as|get|statement|letter|e?s la|est la|ist))[\s*\"'“(\[$]*)$",
+    re.IGNORECASE,
+)
 _MOST_SENTENCES = 30
 
 
@@ -92,16 +128,26 @@ def _settled(sentence: str) -> str | None:
     if so:
         end = _WHY.sub("", sentence[so[-1].end() :])
         named = [m for m in _LETTER.finditer(end) if m[1] != "I"]
-        if len(named) == 1 and not _REFUSED.search(end):
+        if len(named) == 1 and not _REFUSED.search(end) and _stands(named[0]):
             return str(named[0][1])
     main = _WHY.sub("", sentence)
     right = list(_CALLED_RIGHT.finditer(main))
-    if right and not _REFUSED.search(main[: right[-1].start()]):
+    if right and not _REFUSED.search(main[: right[-1].start()]) and _stands(right[-1]):
         return str(right[-1][1])
     said = list(_SAID.finditer(main))
-    if said and not _REFUSED.search(main[said[-1].start() :]) and not _REFUSED.search(_clause(main, said[-1].start())):
+    if (
+        said
+        and not _REFUSED.search(main[said[-1].start() : _said_until(said[-1])])
+        and not _REFUSED.search(_clause(main, said[-1].start()))
+    ):
         return _unhedged(said[-1])
     return None
+
+
+def _said_until(said: re.Match[str]) -> int:
+    """Where what is said of a letter ends: at the letter, where the text of its option follows a delimiter."""
+    delimited = re.match(r"(?<=\))\s+\S|\**[):.](?=\s)", said.string[said.end() :]) or said[0].endswith(")")
+    return said.end() if delimited else len(said.string)
 
 
 def _clause(text: str, end: int) -> str:

@@ -13,10 +13,11 @@ from rlreason.rewards.extract import after_thought
 from rlreason.rewards.math.anchors import ANCHOR, BARE_ANCHOR, phrase_answer, said_answer
 from rlreason.rewards.math.choices import concluded_choice
 from rlreason.rewards.math.json_answer import json_answer
+from rlreason.rewards.math.letters import choice_letter
 from rlreason.rewards.math.marked import Found, Wanted, marked
 from rlreason.rewards.math.prose import concluded, is_answer, last_sentence, stated
-from rlreason.rewards.math.read import choice_letter
 from rlreason.rewards.math.turns import before_next_problem, ended
+from rlreason.rewards.math.verdicts import BINARY
 from rlreason.rewards.math.wording import BECAUSE, COPULA, LEAD, denied, undecorated
 
 #: Without a mark only the end of a response is read.
@@ -151,6 +152,8 @@ def _hashed(text: str, wanted: Wanted) -> Found | None:
 def conclusion(text: str, wanted: Wanted) -> str | None:
     """What the last sentence of a text concludes with."""
     if wanted.words:
+        if BINARY.match(text) and "\n" not in text:
+            return text
         return BECAUSE.sub("", last_sentence(text).replace("**", "")).strip(" .*$") or None
     return concluded(text)
 

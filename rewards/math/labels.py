@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from rlreason.rewards.math.tree import MathError, Node, add, call, mul, num, power, rational
 from rlreason.rewards.math.units import Dimensions, unit_size
+from rlreason.rewards.math.wording import alters
 from rlreason.rewards.math.words import SCALES, number_from_words, word_set
 
 _VERBS = word_set(
@@ -86,6 +87,8 @@ def _with_label(value: Node, rest: str) -> Node:
 
 def denies(words: str) -> bool:
     """Do the words say more than what is counted: a verb, a denial, a number?"""
+    if alters(words):
+        return True
     words = _MORE_OF.sub("", words.lower().replace("’", "'"))
     found = re.findall(r"[^\s(),.;:!?]+", words)
     if len(found) > _MAX_WORDS or _DENIALS_CHINESE.search(words):

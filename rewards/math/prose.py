@@ -6,7 +6,7 @@ import re
 
 from rlreason.rewards.math.chain import chain
 from rlreason.rewards.math.read import read
-from rlreason.rewards.math.tree import EMPTY
+from rlreason.rewards.math.tree import EMPTY, Node, rational
 from rlreason.rewards.math.units import unit_word
 from rlreason.rewards.math.wording import (
     AFTERTHOUGHT,
@@ -126,7 +126,9 @@ def _harmless(match: re.Match[str]) -> str:
     return str(match[0]) if denied(inner) or changes(first) or _LEFT_OPEN.search(inner) else ""
 
 
-_LEFT_OPEN = re.compile(r"^times\b|\b(?:or|maybe|perhaps|possibly)\b", re.IGNORECASE)
+_LEFT_OPEN = re.compile(
+    r"^times\b|\b(?:or|maybe|perhaps|possibly|guess\w*|could|might|may be|unsure|not sure|probably)\b", re.IGNORECASE
+)
 
 
 def _alone(text: str) -> list[str]:
@@ -141,6 +143,8 @@ def _labelled(text: str) -> str | None:
     number = span or NUMBER.match(text)
     if number is None:
         return None
+    if _GROWN.match(text, number.end()) or _ADDRESS.match(text, number.end()):
+        return None
     value, label = number[0].strip(), _FOR_HOW_MANY.sub("", text[number.end() :]).strip(" .,;!*\"'")
     if re.search(r"\d", label) or _NOT_PROSE.search(label) or SPAN.search(label) or changes(label):
         return None
@@ -149,11 +153,22 @@ def _labelled(text: str) -> str | None:
         return None
     if span is None and words:
         whole = read(f"{value} {label}")
-        if whole.node is not None and whole.node.kind == "unit":
+        if whole.node is not None and (whole.node.kind == "unit" or _scaled(whole.node)):
             return f"{value} {label}"
     return value if is_answer(value) else None
 
 
+def _scaled(node: Node) -> bool:
+    """Is it a number with a scale worked in, as "12 bn" is?"""
+    return rational(node) is not None or (node.kind == "mul" and all(rational(a) is not None for a in node.args))
+
+
+#: "12th", "12-sided", "12-ish": another word, of which the number is a part; "12-inch" is a measure.
+_GROWN = re.compile(
+    r"(?:st|nd|rd|th)\b|(?:-|\u2010|\u2011)(?!(?:inch|foot|hour|minute|day|week|year|month|mile)\b)[A-Za-z]"
+)
+#: "12, Main Street"
+_ADDRESS = re.compile(r"\s*,\s*[A-Z][a-z]+(?:\s+[A-Z][a-z]+)+\W*$")
 #: "$12 for 4 books"
 _FOR_HOW_MANY = re.compile(r"\s+(?:for|after|on)\s+(?:the\s+|all\s+)?\d{1,6}\s+[a-z]+[\s.]*$")
 _VERB = re.compile(
@@ -199,6 +214,8 @@ def _its_number(sentence: str) -> str | None:
     main = [m for m in numbers if _word_before(sentence, m) not in _CIRCUMSTANCE]
     chosen = main if len(numbers) > 1 else numbers
     if len({m[0].strip() for m in chosen}) != 1 or _word_before(sentence, chosen[0]) in _POSITION:
+        return None
+    if _GROWN.match(sentence, chosen[0].end()):
         return None
     after = sentence[chosen[0].end() :].strip()
     if _VERB.match(after) and not _THE_ONE.match(after):

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from rlreason.rewards.extract import boxes
 from rlreason.rewards.math.labels import retracts
+from rlreason.rewards.math.letters import STYLE, letter_and_choice
 from rlreason.rewards.math.matrices import TRANSPOSE, matrix_arithmetic, transposed
 from rlreason.rewards.math.parse import parse
 from rlreason.rewards.math.renamed import choice_set
@@ -149,54 +150,7 @@ _OUTWARD = re.compile(r"^([\[(])([^\[\]]+,[^\[\]]+)\[$")
 _GOES_ON = re.compile(r"\.\d+\s*\.\.\.+$")
 _BARE_BUILDER = re.compile(r"[A-Za-z]\s*(?:\||\\mid)")
 _PAIRS = frozenset({("`", "`"), ('"', '"'), ("_", "_")})
-_DASH = re.compile(r"\s+[-\u2013\u2014]{1,2}\s+[A-Za-z]{2}")
-_CHOICE = re.compile(r"\(?([A-Z])(?:\)|[.:]|\s+(?:-{1,2}|\u2013|\u2014)(?=\s+[A-Za-z]{2})|(?=\s|$))\s*(.*)", re.DOTALL)
-#: What is said of the choice instead of its text: "(C) is wrong", "B can't be right".
-_TURNED_DOWN = re.compile(
-    r"\s*(?:is|isn['’]t|was|seems|looks|cannot|can['’]t|could|may|might|must|should|doesn['’]t|does)\b.{0,40}?(?:\bnot\b|n['’]t\b"
-    r"|\b(?:wrong|incorrect|false|impossible|eliminated|excluded|ruled|out|invalid|rejected|unlikely|right|correct)\b)",
-    re.IGNORECASE | re.DOTALL,
-)
-#: Another choice beside the first: ``A, B``, ``(A) or (C)``, ``A. 5 B. 6``. Letters within a sentence are none.
-_ANOTHER_CHOICE = re.compile(
-    r"[\s,;/&]*(?:(?:or|and|maybe|perhaps|either)\W+)?\(?[A-HJ-Z]\)?\s*(?:$|[.:,;)/&]|(?:and|or)\b|[A-Z]\b)"
-    r"|.*(?:\([A-H]\)|(?:\d|\bor\b|\band\b)[\s.,;]*[A-H][.:)]\s|[,;]\s*(?:or\s|and\s)?\(?[A-H]\)?\s*$)"
-    r"|.*\b(?:or|maybe|perhaps|either)\s+(?:option\s+|choice\s+)?\(?[A-H]\)?\s*$",
-    re.DOTALL,
-)
-
-
-def choice_letter(text: str) -> str:
-    """``B`` of ``B``, ``(B)``, ``B.``, ``(B) Paris``, ``B: 12 cm``; "" for anything else."""
-    return letter_and_choice(text)[0]
-
-
-_OPTION_WORD = re.compile(r"(?:option|choice|answer)\s*:?\s*(?=\(?[A-Z]\)?(?![A-Za-z]))", re.IGNORECASE)
-
-
-def letter_and_choice(text: str) -> tuple[str, str]:
-    """The letter of a choice and what stands after it: ``("C", "27")`` of ``(C) 27``, or ``("", "")``."""
-    text = _STYLE.sub("", text).strip(" $")
-    if not text or not (text[0] == "(" or text[0] == "\\" or text[0].isalpha()):
-        return "", ""
-    bare = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mbox|textrm)\s*\{([^{}]*)\}", r"\1", text).strip(" $")
-    bare = _OPTION_WORD.sub("", bare, count=1) if bare[:1].lower() in ("o", "c", "a") else bare
-    match = _CHOICE.fullmatch(bare)
-    if not match:
-        return "", ""
-    rest = match[2]
-    if not rest:
-        return match[1], ""
-    marked = bare[0] == "(" or bare[1:2] in (".", ":", ")") or bool(_DASH.match(bare, 1))
-    if _ANOTHER_CHOICE.match(rest) or _TURNED_DOWN.match(rest) or not (marked or re.match(r"[A-Z][a-z]+", rest)):
-        return "", ""
-    return (match[1], rest) if marked or not re.match(r"\s*[-+*/^=,<>_&]", rest) else ("", "")
-
-
 _COMMAND = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox|textrm|mathbf|operatorname|textnormal)\s*\{([^{}]*)\}")
-
-
-_STYLE = re.compile(r"\\(?:displaystyle|textstyle|left|right|quad|qquad|boxed)(?![A-Za-z])")
 
 
 def plain_words(text: str) -> str:
@@ -204,7 +158,7 @@ def plain_words(text: str) -> str:
     if len(text) > 20_000:
         return text
     text = _COMMAND.sub(r" \1 ", text.replace("~", " "))
-    text = _STYLE.sub(" ", text)
+    text = STYLE.sub(" ", text)
     text = re.sub(r"\\[,;:! ]|[${}\\\"'`*]|\\\\", " ", text)
     text = re.sub(r"\b(?:the|a|an)\b", " ", text.lower()) if " " in text.strip() else text.lower()
     return " ".join(re.sub(r"(?<![.!?,;:])[.!?,;:]+(?=\s|$)", " ", text).replace("-", " ").split())

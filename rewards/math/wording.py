@@ -16,7 +16,8 @@ COPULA = re.compile(
 #: What follows only says why.
 BECAUSE = re.compile(
     r"\s*(?:[,;(]\s*)?\b(?:because|since|as (?:it|he|she|they|we|there|this|that|the|claimed|required|expected|desired"
-    r"|asked|requested|shown|stated|above)|due to|which|where|when|after|for the|so that|i\.e\.)(?![\w]).*",
+    r"|asked|requested|shown|stated|above)|due to|which|where|when(?![^.]*[<>≤≥≠]|\s.{0,40}\b(?:even|odd|prime"
+    r"|positive|negative|integers?)\b)|after|for the|so that|i\.e\.)(?![\w]).*",
     re.DOTALL | re.IGNORECASE,
 )
 #: "…, which fails": what follows takes the answer back.
@@ -87,10 +88,31 @@ _DECORATION = re.compile(
 
 def changes(text: str) -> bool:
     """Does a word in it bound, change or deny what stands beside it?"""
+    if alters(text):
+        return True
     words = {w.lower() for w in _WORD.findall(text)}
     return bool(words & _CHANGES) or bool(_CHANGING_SIGNS.search(text)) or bool(_PRODUCT.search(text))
 
 
+def alters(label: str) -> bool:
+    """Do words behind a number make another of it, or bind it to a condition: "halved", "point five", "if x > 0"?"""
+    return bool(_ALTERED.match(label) or _CONDITION.search(label))
+
+
+_ALTERED = re.compile(
+    r"\W*(?:(?:off|behind|ahead|short|something|somethings|odd|ish|negative|negated|doubled|halved|tripled|quadrupled"
+    r"|squared off|upside down|backwards|reversed|and change|and counting|and a bit|or so|give or take)\W*(?:$|[.,;(])"
+    r"|in the (?:red|hole|negative)\b|(?:below|under) zero\b|(?:orders?|powers?) of\b|point (?:\w+)\W*$"
+    r"|less (?:the |any |all )?(?:tax|taxes|fees?|costs?|what|that|than|one|two|\d)|times (?:as|that|the|what|more|less"
+    r"|larger|smaller|bigger|one|two|three|four|five|six|seven|eight|nine|ten|itself|\d)\b|to the power\b"
+    r"|(?:raised|rounded up|increased|decreased|reduced) (?:to|by)\b)",
+    re.IGNORECASE,
+)
+_CONDITION = re.compile(
+    r"\b(?:assuming|provided|providing|supposing|conditional on|as long as|whenever|only (?:if|when)|subject to)\b"
+    r"|\bwhen\b(?:.*[<>≤≥≠]|.{0,40}\b(?:even|odd|prime|positive|negative|integers?)\b)",
+    re.IGNORECASE,
+)
 #: "5 times 6", "three times as many", "the square root of 5"; "3 times a week" and "5 square meters" count.
 _PRODUCT = re.compile(
     r"\btimes\b\s*(?:[\d$\\]|as\b|the\b|that\b|larger|smaller|bigger)|\b(?:square|cube)s?\s+(?:of|root)|\broots?\s+of",

@@ -16,7 +16,7 @@ from rlreason.cores import usable_cores
 from rlreason.data.run_data import RunData
 from rlreason.errors import UsageError
 from rlreason.plan_lengths import longest
-from rlreason.policy.loading import read_config
+from rlreason.policy.loading import locate_model, read_config
 from rlreason.policy.lora import LoraOptions, add_adapter, is_adapter
 from rlreason.policy.model import fresh_config
 from rlreason.policy.policies import fresh_tokenizer
@@ -111,9 +111,10 @@ class Budgets:
     def _config(self, policy: PolicyConfig) -> PretrainedConfig:
         if policy.path is None:
             return fresh_config(self._with_vocabulary(policy))
-        if Path(policy.path).expanduser().is_dir():
-            return read_config(policy.path)
-        cached = try_to_load_from_cache(policy.path, "config.json")
+        place = locate_model(policy.path)
+        if Path(place).is_dir():
+            return read_config(place)
+        cached = try_to_load_from_cache(place, "config.json")
         if isinstance(cached, str):
             return read_config(Path(cached).parent)
         if {"hidden_size", "num_hidden_layers"} <= policy.model.keys():

@@ -127,6 +127,16 @@ def test_too_few_gpus_and_unknown_ones(recipe: Path) -> None:
     assert "say which" in str(done.exception)
 
 
+def test_in_turns_on_one_gpu(recipe: Path) -> None:
+    """What the trainer keeps while engines draw is not the engine's."""
+    turns = ("cluster.kind=ray", "cluster.colocate=true", "cluster.rollout_workers=1", "cluster.gpus_per_worker=0.5")
+    turns += ("trainer.activation_checkpointing=true",)
+    text = planned(recipe, *turns, gpu="h100", gpus=1)
+    assert "1 engine(s) of 1 on the trainer's GPU in turns" in text
+    # 95 % of 80 GB without masters, moments and copy (14 bytes a parameter); 95 % of that without the weights.
+    assert "weights 3.4 GB, keys and values 45.9 GB" in text
+
+
 def test_nothing_fits(recipe: Path) -> None:
     message = refused(
         recipe, "policy.model.hidden_size=16384", "policy.model.intermediate_size=65536", gpu="l4", gpus=2
@@ -144,6 +154,7 @@ def test_a_model_that_is_not_here_is_said(recipe: Path) -> None:
     recipe.write_text(re.sub(r"\[policy.model\].*?\[data\]", "[data]", RECIPE, flags=re.DOTALL))
     assert "the size of not/here is not known" in planned(recipe)
     assert "the size of not/here is not known" in refused(recipe, gpu="h100")
+    assert "no such folder: ./nowhere" in planned(recipe, "policy.path=./nowhere")
 
 
 def shape(**changed: object) -> ModelShape:

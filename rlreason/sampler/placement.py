@@ -10,9 +10,9 @@ from transformers import AutoTokenizer
 from rlreason.config import Recipe
 from rlreason.cores import usable_cores
 from rlreason.data.prompts import PromptFormat
+from rlreason.delivery.packing import Packer
 from rlreason.errors import UsageError
 from rlreason.sampler.canary import Canary
-from rlreason.sampler.delivery import Packer
 from rlreason.sampler.handles import Cluster, InlineCluster, RayCluster, RayOptions
 from rlreason.sampler.jobs import EngineKind, EngineSpec, VllmOptions
 from rlreason.sampler.open import ServedModel, engine_spec, installed, why_not_vllm

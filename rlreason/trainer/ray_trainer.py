@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,9 @@ from torch import Tensor
 
 from rlreason.cluster.actors import ActorGroup, ActorOptions
 from rlreason.cores import usable_cores
+from rlreason.delivery.group import GroupOptions, Meeting, Sending
+from rlreason.delivery.packing import Bytes, Manifest, Packer
+from rlreason.delivery.parcel import Departure, HeldWeights, LocalParcel
 from rlreason.policy.policies import Policy
 from rlreason.trainer.protocol import Loss, LossSums, StepStats
 from rlreason.trainer.rank import RankSpec, RankTrainer, Share
@@ -61,6 +64,10 @@ class Rank:
         self._rank, self._ranks = rank, ranks
         self._trainer: RankTrainer | None = None
         self._weights: Iterator[tuple[str, Tensor]] | None = None
+        #: Of rank 0: the newest version that was packed here, and who is being sent one.
+        self._packer: Packer | None = None
+        self._packed: LocalParcel | None = None
+        self._sendings: list[Sending] = []
         torch.set_num_threads(threads)
 
     def address(self) -> tuple[str, int]:
@@ -88,7 +95,7 @@ class Rank:
 
     def release(self) -> None:
         """Give the model's memory back."""
-        self._trainer = self._weights = None
+        self._trainer = self._weights = self._packer = self._packed = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -129,6 +136,46 @@ class Rank:
                 found.append(named)
         return _Bucket.of(found) if self._rank == 0 else None
 
+    def pack(self, version: int, delta: bool) -> Manifest | None:
+        """Pack the weights as ``version`` in rank 0's memory, one tensor after the other; the others gather along."""
+        weights = self._opened.weights()
+        if self._rank:
+            for _ in weights:
+                pass
+            return None
+        if self._packer is None or self._packer.delta != delta:
+            self._packer = Packer(delta=delta)
+        self._packed = None  # two versions are never held
+        self._packed = LocalParcel(self._packer.pack(weights, version), self._packer)
+        return self._packed.manifest
+
+    def send(self, version: int, whole: bool, members: int, options: GroupOptions) -> Meeting | None:
+        """Rank 0 begins to send ``version``, while it goes on with what it does; see ``Parcel.send``."""
+        parcel = self._parcel(version, whole)
+        if parcel is None:
+            return None
+        import ray
+
+        sending = Sending(parcel.buckets(), members, replace(options, host=ray.util.get_node_ip_address()))
+        self._sendings = [one for one in self._sendings if one.under_way] + [sending]
+        return sending.meeting
+
+    def end_sending(self, meeting: Meeting) -> None:
+        """See ``Departure.end``."""
+        for one in self._sendings:
+            if one.meeting == meeting:
+                one.end()
+
+    def packed(self, version: int, whole: bool) -> LocalParcel | None:
+        """For the report of a delivery that failed."""
+        return self._parcel(version, whole)
+
+    def _parcel(self, version: int, whole: bool) -> LocalParcel | None:
+        parcel = self._packed
+        if parcel is None or parcel.manifest.version != version:
+            return None
+        return parcel.whole() if whole and parcel.manifest.base is not None else parcel
+
     def save_state(self, folder: Path) -> None:
         """See ``RankTrainer``."""
         self._opened.save_state(folder)
@@ -163,6 +210,62 @@ def start_ranks(count: int, options: ActorOptions) -> ActorGroup:
     ranks = ActorGroup(Rank, count, options, max(1, usable_cores() // count))
     ranks.ask("join", ranks.ask_one(0, "address"))
     return ranks
+
+
+@dataclass(frozen=True, slots=True)
+class RankWeights(HeldWeights):
+    """The ranks' weights: gathered bucket by bucket on the CPU of this process, or packed and sent by rank 0."""
+
+    ranks: ActorGroup
+    shape: Policy
+    dtype: torch.dtype
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """See ``HeldWeights``."""
+        self.ranks.ask("begin_weights")
+        for count in _bucket_counts(self.shape, self.dtype):
+            yield from self.ranks.ask("bucket", count)[0]
+
+    def pack(self, version: int, *, delta: bool) -> RankParcel:
+        """See ``HeldWeights``."""
+        return RankParcel(self.ranks, self.ranks.ask("pack", version, delta)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class RankParcel:
+    """``delivery.parcel.Parcel`` in rank 0's memory. ``all_of_it``: not the changes that rank 0 may hold."""
+
+    ranks: ActorGroup
+    manifest: Manifest
+    all_of_it: bool = False
+
+    def whole(self) -> RankParcel:
+        """See ``Parcel.whole``."""
+        return replace(self, manifest=self._fetch(whole=True).manifest, all_of_it=True)
+
+    def buckets(self) -> Sequence[Bytes]:
+        """See ``Parcel.buckets``."""
+        return self._fetch(whole=self.all_of_it).buckets()
+
+    def _fetch(self, *, whole: bool) -> LocalParcel:
+        found: LocalParcel | None = self.ranks.ask_beside(0, "packed", self.manifest.version, whole)
+        assert found is not None, f"rank 0 holds a newer version than {self.manifest.version}"
+        return found
+
+    def send(self, members: int, options: GroupOptions) -> Departure | None:
+        """See ``Parcel.send``."""
+        meeting = self.ranks.ask_beside(0, "send", self.manifest.version, self.all_of_it, members, options)
+        return None if meeting is None else _RankSending(self.ranks, meeting)
+
+
+@dataclass(frozen=True, slots=True)
+class _RankSending:
+    ranks: ActorGroup
+    meeting: Meeting
+
+    def end(self) -> None:
+        if not self.ranks.closed:
+            self.ranks.ask_beside(0, "end_sending", self.meeting)
 
 
 class RayTrainer:
@@ -242,11 +345,9 @@ class RayTrainer:
                     found[at] = answer
         return found
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See ``Trainer.weights``: gathered bucket by bucket, on the CPU of this process."""
-        self._ranks.ask("begin_weights")
-        for count in _bucket_counts(self._shape, self._dtype):
-            yield from self._ranks.ask("bucket", count)[0]
+    def weights(self) -> RankWeights:
+        """See ``Trainer.weights``."""
+        return RankWeights(self._ranks, self._shape, self._dtype)
 
     def expectations(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
         """See ``Trainer.expectations``."""

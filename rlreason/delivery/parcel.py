@@ -34,8 +34,8 @@ class Parcel(Protocol):
         """What it holds."""
         ...
 
-    def whole(self) -> Parcel:
-        """All of the same version, where this one holds changes."""
+    def whole(self) -> Parcel | None:
+        """All of the same version, where this one holds changes. None: a newer one took its place meanwhile."""
         ...
 
     def buckets(self) -> Sequence[Bytes]:
@@ -43,7 +43,7 @@ class Parcel(Protocol):
         ...
 
     def send(self, members: int, options: GroupOptions) -> Departure | None:
-        """Begin to send it to so many workers. None: a newer version took its place meanwhile."""
+        """Begin to send it to so many workers. None as in ``whole``."""
         ...
 
 

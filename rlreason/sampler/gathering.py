@@ -34,6 +34,8 @@ class Gathering:
             ):
                 return
         delivery = outbox.take(version, ready[0].version)
+        if delivery is None:
+            return
         company = [worker for worker in ready if outbox.take(version, worker.version) is delivery]
         departure = outbox.send(delivery, len(company))
         if departure is None:

@@ -75,14 +75,18 @@ class Outbox:
             del self._deliveries[old]
         self._deliveries[version] = delivery
 
-    def take(self, version: int, held: int | None) -> Delivery:
-        """``version`` for a worker that holds ``held``: one that can't take the changes gets all of that version."""
+    def take(self, version: int, held: int | None) -> Delivery | None:
+        """``version`` for a worker that holds ``held``: one that can't take the changes gets all of that version.
+
+        None: weights that are held elsewhere are about to be the next version's.
+        """
         delivery = self._deliveries[version]
         base = delivery.parcel.manifest.base
         if base is None or base == held:
             return delivery
         if delivery.whole is None:
-            delivery.whole = self._delivery(delivery.parcel.whole(), delivery.expected)
+            parcel = delivery.parcel.whole()
+            delivery.whole = None if parcel is None else self._delivery(parcel, delivery.expected)
         return delivery.whole
 
     def arguments(self, delivery: Delivery) -> tuple[object, ...]:
@@ -116,6 +120,8 @@ class Outbox:
         assert self.canary is not None
         try:
             parcel = delivery.parcel if delivery.parcel.manifest.base is None else delivery.parcel.whole()
+            if parcel is None:
+                return "newer weights took their place, so which module differs can't be found out"
             weights = Receiver().open(parcel.manifest, parcel.buckets(), keep=False)
             return self.canary.explain(spec, weights, outputs_of)
         except Exception as error:

@@ -260,6 +260,7 @@ class RolloutPool:
             worker.call = worker.handle.call("advance", op.jobs, op.seconds, op.steps)
             return
         worker.delivery = self._outbox.take(op.version, worker.version)
+        assert worker.delivery is not None, "what this process packed it holds"
         worker.call = worker.handle.call("deliver", *self._outbox.arguments(worker.delivery))
 
     def _settle(self, place: int, worker: PoolWorker) -> list[Drawn]:

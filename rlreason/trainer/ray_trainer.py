@@ -23,15 +23,13 @@ from rlreason.cluster.actors import ActorGroup, ActorOptions
 from rlreason.cores import usable_cores
 from rlreason.delivery.group import GroupOptions, Meeting, Sending
 from rlreason.delivery.packing import Bytes, Manifest, Packer
-from rlreason.delivery.parcel import Departure, HeldWeights, LocalParcel
-from rlreason.policy.policies import Policy
+from rlreason.delivery.parcel import LocalParcel
 from rlreason.trainer.protocol import Loss, LossSums, StepStats
 from rlreason.trainer.rank import RankSpec, RankTrainer, Share
+from rlreason.trainer.rank_weights import RankWeights
 from rlreason.trainer.shares import shares
 from rlreason.types import TrainingSample
 
-#: Bytes of one bucket of weights on its way out of the ranks.
-BUCKET_BYTES = 64 << 20
 #: A rank that hears nothing of the others for so long gives up.
 GROUP_TIMEOUT = timedelta(minutes=30)
 
@@ -67,6 +65,7 @@ class Rank:
         #: Of rank 0: the newest version that was packed here, and who is being sent one.
         self._packer: Packer | None = None
         self._packed: LocalParcel | None = None
+        self._whole: LocalParcel | None = None
         self._sendings: list[Sending] = []
         torch.set_num_threads(threads)
 
@@ -95,7 +94,7 @@ class Rank:
 
     def release(self) -> None:
         """Give the model's memory back."""
-        self._trainer = self._weights = self._packer = self._packed = None
+        self._trainer = self._weights = self._packer = self._packed = self._whole = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -145,7 +144,7 @@ class Rank:
             return None
         if self._packer is None or self._packer.delta != delta:
             self._packer = Packer(delta=delta)
-        self._packed = None  # two versions are never held
+        self._packed = self._whole = None  # two versions are never held
         self._packed = LocalParcel(self._packer.pack(weights, version), self._packer)
         return self._packed.manifest
 
@@ -166,15 +165,25 @@ class Rank:
             if one.meeting == meeting:
                 one.end()
 
-    def packed(self, version: int, whole: bool) -> LocalParcel | None:
+    def whole(self, version: int) -> Manifest | None:
+        """See ``Parcel.whole``; the bytes stay here."""
+        parcel = self._parcel(version, True)
+        return None if parcel is None else parcel.manifest
+
+    def buckets(self, version: int, whole: bool) -> Sequence[Bytes] | None:
         """For the report of a delivery that failed."""
-        return self._parcel(version, whole)
+        parcel = self._parcel(version, whole)
+        return None if parcel is None else parcel.buckets()
 
     def _parcel(self, version: int, whole: bool) -> LocalParcel | None:
         parcel = self._packed
         if parcel is None or parcel.manifest.version != version:
             return None
-        return parcel.whole() if whole and parcel.manifest.base is not None else parcel
+        if not whole or parcel.manifest.base is None:
+            return parcel
+        if self._whole is None or self._whole.manifest.version != version:
+            self._whole = parcel.whole()
+        return self._whole
 
     def save_state(self, folder: Path) -> None:
         """See ``RankTrainer``."""
@@ -210,62 +219,6 @@ def start_ranks(count: int, options: ActorOptions) -> ActorGroup:
     ranks = ActorGroup(Rank, count, options, max(1, usable_cores() // count))
     ranks.ask("join", ranks.ask_one(0, "address"))
     return ranks
-
-
-@dataclass(frozen=True, slots=True)
-class RankWeights(HeldWeights):
-    """The ranks' weights: gathered bucket by bucket on the CPU of this process, or packed and sent by rank 0."""
-
-    ranks: ActorGroup
-    shape: Policy
-    dtype: torch.dtype
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """See ``HeldWeights``."""
-        self.ranks.ask("begin_weights")
-        for count in _bucket_counts(self.shape, self.dtype):
-            yield from self.ranks.ask("bucket", count)[0]
-
-    def pack(self, version: int, *, delta: bool) -> RankParcel:
-        """See ``HeldWeights``."""
-        return RankParcel(self.ranks, self.ranks.ask("pack", version, delta)[0])
-
-
-@dataclass(frozen=True, slots=True)
-class RankParcel:
-    """``delivery.parcel.Parcel`` in rank 0's memory. ``all_of_it``: not the changes that rank 0 may hold."""
-
-    ranks: ActorGroup
-    manifest: Manifest
-    all_of_it: bool = False
-
-    def whole(self) -> RankParcel:
-        """See ``Parcel.whole``."""
-        return replace(self, manifest=self._fetch(whole=True).manifest, all_of_it=True)
-
-    def buckets(self) -> Sequence[Bytes]:
-        """See ``Parcel.buckets``."""
-        return self._fetch(whole=self.all_of_it).buckets()
-
-    def _fetch(self, *, whole: bool) -> LocalParcel:
-        found: LocalParcel | None = self.ranks.ask_beside(0, "packed", self.manifest.version, whole)
-        assert found is not None, f"rank 0 holds a newer version than {self.manifest.version}"
-        return found
-
-    def send(self, members: int, options: GroupOptions) -> Departure | None:
-        """See ``Parcel.send``."""
-        meeting = self.ranks.ask_beside(0, "send", self.manifest.version, self.all_of_it, members, options)
-        return None if meeting is None else _RankSending(self.ranks, meeting)
-
-
-@dataclass(frozen=True, slots=True)
-class _RankSending:
-    ranks: ActorGroup
-    meeting: Meeting
-
-    def end(self) -> None:
-        if not self.ranks.closed:
-            self.ranks.ask_beside(0, "end_sending", self.meeting)
 
 
 class RayTrainer:
@@ -370,15 +323,3 @@ class RayTrainer:
         """See ``Trainer.close``."""
         if not self._ranks.closed:
             self._ranks.ask("release")
-
-
-def _bucket_counts(shape: Policy, dtype: torch.dtype) -> Iterator[int]:
-    """Tensors of each bucket, in the order of the model's state."""
-    count, size = 0, 0
-    for tensor in shape.model.state_dict().values():
-        count, size = count + 1, size + tensor.numel() * dtype.itemsize
-        if size >= BUCKET_BYTES:
-            yield count
-            count, size = 0, 0
-    if count:
-        yield count

@@ -1,4 +1,4 @@
-"""A whole run with a sharded trainer whose weights are broadcast: what it measures is what host buckets give."""
+"""A whole run with a sharded trainer whose first rank broadcasts the weights, every delivery proved."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -35,7 +34,7 @@ accuracy = 1.0
 overlong = { weight = 0.5, max_tokens = 12, buffer = 8 }
 [sampler]
 engine = "transformers"
-transport = "TRANSPORT"
+transport = "collective"
 [cluster]
 kind = "ray"
 rollout_workers = 2
@@ -60,32 +59,20 @@ samples_per_problem = 4
 max_tokens = 12
 optimizer = { lr = 1e-3 }
 """
-CLOCKS = ("time", "tokens_per_second", "delivery/seconds")
 
 
-def metrics(folder: Path, transport: str) -> dict[str, list[dict[str, Any]]]:
-    """Of each stage, without clocks."""
-    recipe = folder / f"{transport}.toml"
-    recipe.write_text(RECIPE.replace("TRANSPORT", transport))
-    out = folder / transport
+def test_a_sharded_trainer_sends_by_itself_through_a_run(tmp_path: Path) -> None:
+    """In turn, and ahead of the trainer, which then sends while it learns."""
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "out"
+    recipe.write_text(RECIPE)
     command = [sys.executable, "-m", "rlreason", "run", str(recipe), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = {}
-    for stage in ("learn", "ahead"):
-        (path,) = out.rglob(f"{stage}/metrics.jsonl")
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        found[stage] = [
-            {key: value for key, value in row.items() if key not in CLOCKS and not key.startswith("seconds")}
-            for row in rows
-        ]
-    return found
-
-
-def test_a_run_is_the_same_by_either_transport(tmp_path: Path) -> None:
-    host, collective = (metrics(tmp_path, transport) for transport in ("host", "collective"))
-    assert collective["learn"] == host["learn"]
-    assert len(host["ahead"]) == len(collective["ahead"]) == 2
-    assert max(row["delivery/canary"] for row in collective["learn"] if "delivery/canary" in row) < 5e-5
-    assert [row["policy_version"] for row in collective["ahead"]] == [row["policy_version"] for row in host["ahead"]]
-    assert not any(row["workers/replaced"] for rows in collective.values() for row in rows)
+    for stage in ("01-learn", "02-ahead"):
+        lines = (out / "stages" / stage / "metrics.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert [row["policy_version"] for row in rows] == [0, 1]
+        proved = [row["delivery/canary"] for row in rows if "delivery/canary" in row]
+        assert proved
+        assert max(proved) < 5e-5
+        assert not any(row["workers/replaced"] for row in rows)

@@ -71,7 +71,7 @@ def test_a_sharded_trainer_sends_by_itself_through_a_run(tmp_path: Path) -> None
     for stage in ("01-learn", "02-ahead"):
         lines = (out / "stages" / stage / "metrics.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines]
-        assert [row["policy_version"] for row in rows] == [0, 1]
+        assert [row["step"] for row in rows] == [0, 1]
         proved = [row["delivery/canary"] for row in rows if "delivery/canary" in row]
         assert proved
         assert max(proved) < 5e-5

@@ -33,7 +33,7 @@ from rlreason.policy.policies import Policy
 from rlreason.policy.process import prepare_process
 from rlreason.run.manifest import describe_hardware, installed_packages
 from rlreason.sampler.canary import Canary
-from rlreason.sampler.delivery import Packer, as_bytes, unique_tensors
+from rlreason.delivery.packing import Packer, as_bytes, unique_tensors
 from rlreason.sampler.groups import draw_groups
 from rlreason.sampler.handles import RayCluster, RayOptions
 from rlreason.sampler.open import engine_spec, inline_sampler

@@ -13,6 +13,8 @@ from typing import Any
 from rlreason.cluster.session import RaySession
 from rlreason.errors import UsageError
 
+#: A thread of its own in each actor, which answers while the actor is at work.
+BESIDE = "beside"
 #: Seconds in which an autoscaling cluster must have made room.
 PLACE_SECONDS = 600.0
 #: Seconds in which Ray says that a process is gone, after others have lost it.
@@ -77,7 +79,7 @@ class ActorGroup:
             strategy = PlacementGroupSchedulingStrategy(
                 placement_group=self._group, placement_group_bundle_index=number
             )
-            actor = self._ray.remote(_with_process(kind)).options(
+            actor = self._ray.remote(concurrency_groups={BESIDE: 1})(_with_process(kind)).options(
                 num_cpus=options.cpus,
                 num_gpus=options.gpus,
                 max_restarts=0,
@@ -109,6 +111,11 @@ class ActorGroup:
     def ask_one(self, number: int, method: str, *arguments: object) -> Any:
         """Call ``method`` on one actor."""
         return self._wait([getattr(self._actors[number], method).remote(*arguments)])[0]
+
+    def ask_beside(self, number: int, method: str, *arguments: object) -> Any:
+        """Call ``method`` on one actor in a thread of its own, whatever else the actor does meanwhile."""
+        call = getattr(self._actors[number], method).options(concurrency_group=BESIDE)
+        return self._wait([call.remote(*arguments)])[0]
 
     def _wait(self, calls: Sequence[Any]) -> list[Any]:
         waiting = list(calls)

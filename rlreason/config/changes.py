@@ -29,6 +29,7 @@ FREE = (
     "sampler.tensor_parallel",
     "sampler.enforce_eager",
     "sampler.delivery",
+    "sampler.transport",
     "sampler.canary",
     "sampler.canary_tolerance",
     "cluster.threads",

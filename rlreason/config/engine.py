@@ -93,6 +93,9 @@ class SamplerConfig(Section):
     enforce_eager: bool = False
     #: What is sent to the workers: all weights, or the elements that changed.
     delivery: Literal["full", "delta"] = "full"
+    #: How: host puts buckets into Ray's object store. collective broadcasts them to Ray workers; with trainer.ranks the
+    #: first rank does (docs/rollouts.md).
+    transport: Literal["host", "collective"] = "host"
     #: Prove every delivery: checksums, and log-probabilities of probe prompts against the trainer's.
     canary: bool = True
     #: Largest difference of a probe's log-probability that passes; default 5e-5 in float32, a mean of 0.15 in bfloat16.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlreason.sampler.delivery import DeliveryError, Manifest, few
+from rlreason.delivery.packing import DeliveryError, Manifest, few
 from rlreason.sampler.jobs import EngineSpec
 from rlreason.sampler.transformers_engine import build, module_outputs
 from rlreason.sampler.worker import Receipt

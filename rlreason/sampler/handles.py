@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from rlreason.cluster.session import RaySession
+from rlreason.delivery.group import BrokenGroup, GroupOptions
+from rlreason.delivery.packing import Bytes, DeliveryError
 from rlreason.errors import UsageError
-from rlreason.sampler.delivery import DeliveryError, PackedWeights
 from rlreason.sampler.vllm_engine import CPU_ENVIRONMENT, ENVIRONMENT, QUIET
 from rlreason.sampler.worker import RolloutWorker
 
@@ -34,7 +35,7 @@ class Call(Protocol):
     """A method call under way on a worker."""
 
     def result(self) -> Any:
-        """Its value. Raises WorkerDied, WorkerFailed, or DeliveryError as the worker raised it."""
+        """Its value. Raises WorkerDied, WorkerFailed, or DeliveryError and BrokenGroup as the worker raised them."""
         ...
 
 
@@ -75,8 +76,13 @@ class Cluster(Protocol):
         """A new worker for place ``worker``; a call to it waits until it is up."""
         ...
 
-    def store(self, packed: PackedWeights) -> Sequence[object]:
+    def store(self, buckets: Sequence[Bytes]) -> Sequence[object]:
         """The buckets as what ``Handle.call`` may be given, one copy for all workers."""
+        ...
+
+    @property
+    def group(self) -> GroupOptions | None:
+        """How workers meet for weights that are broadcast to them; None: they are given what ``store`` keeps."""
         ...
 
     def wait(self, calls: Sequence[Call], seconds: float) -> list[Call]:
@@ -145,9 +151,14 @@ class InlineCluster:
         """See ``Cluster.start``."""
         return InlineHandle(self.make())
 
-    def store(self, packed: PackedWeights) -> Sequence[object]:
+    def store(self, buckets: Sequence[Bytes]) -> Sequence[object]:
         """See ``Cluster.store``."""
-        return packed.buckets
+        return buckets
+
+    @property
+    def group(self) -> GroupOptions | None:
+        """See ``Cluster.group``: this process has the weights."""
+        return None
 
     def wait(self, calls: Sequence[Call], seconds: float) -> list[Call]:
         """See ``Cluster.wait``."""
@@ -170,6 +181,8 @@ class RayOptions:
     cpus: float = 1.0
     gpus: float = 0.0
     spread: bool = False
+    #: Broadcast weights to the workers; its ``host`` is filled in.
+    group: GroupOptions | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -181,7 +194,7 @@ class _RayCall:
         try:
             return self.ray.get(self.reference)
         except self.ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, DeliveryError):
+            if isinstance(error.cause, (DeliveryError, BrokenGroup)):
                 raise error.cause from None
             raise WorkerFailed(f"{type(error.cause).__name__}: {error.cause}") from error
         except self.ray.exceptions.RayError as error:  # killed for its memory, its node lost, its answer lost
@@ -275,9 +288,15 @@ class RayCluster:
         )
         return RayHandle(actor.remote(), self._ray)
 
-    def store(self, packed: PackedWeights) -> Sequence[object]:
+    def store(self, buckets: Sequence[Bytes]) -> Sequence[object]:
         """See ``Cluster.store``: Ray's object store, which on one host is shared memory."""
-        return [self._ray.put(bucket) for bucket in packed.buckets]
+        return [self._ray.put(bucket) for bucket in buckets]
+
+    @property
+    def group(self) -> GroupOptions | None:
+        """See ``Cluster.group``; ``host`` is this one's address."""
+        group = self._options.group
+        return None if group is None else replace(group, host=self._ray.util.get_node_ip_address())
 
     def wait(self, calls: Sequence[Call], seconds: float) -> list[Call]:
         """See ``Cluster.wait``."""

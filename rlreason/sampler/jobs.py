@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -172,8 +172,10 @@ class Engine(Protocol):
         """Draw until all is done or ``seconds`` have passed; with ``steps``, for exactly so many engine steps."""
         ...
 
-    def load(self, weights: Mapping[str, Tensor], version: int) -> tuple[str, ...]:
-        """Take over weights between two tokens; completions under way go on with them. Returns names that got none."""
+    def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> tuple[str, ...]:
+        """Take over weights between two tokens; completions under way go on with them. Returns names that got none.
+
+        ``weights`` arrive while they are asked for, once; where they raise, all are delivered again."""
         ...
 
     def probe(self, prompts: Sequence[tuple[int, ...]], count: int) -> tuple[ProbeAnswer, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -50,7 +50,7 @@ class ServedModel(Protocol):
         """Tokens that end a sample, the end of turn first."""
         ...
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
         """Every tensor by transformers' names; tied ones come once, or under each of their names."""
         ...
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from rlreason.delivery.packing import DeliveryError, Packer, Receiver
+from rlreason.delivery.parcel import Departure, HeldWeights, LocalParcel, Parcel
 from rlreason.sampler.canary import Canary, Expectation, ProbeError
-from rlreason.sampler.delivery import DeliveryError, PackedWeights, Packer, Receiver
 from rlreason.sampler.handles import Cluster
 from rlreason.sampler.jobs import EngineSpec
 from rlreason.sampler.worker import Receipt
@@ -18,7 +19,8 @@ from rlreason.sampler.worker import Receipt
 class Delivery:
     """A version on its way. A worker keeps its own until it is proved, whatever is published meanwhile."""
 
-    packed: PackedWeights
+    parcel: Parcel
+    #: Its buckets as the cluster keeps them for its workers; none where they are broadcast.
     stored: Sequence[object]
     expected: Expectation | None
     #: For workers that can't take the changes: all of the same version, once one needed it.
@@ -45,32 +47,52 @@ class Outbox:
 
     def pack(self, weights: Iterable[tuple[str, Tensor]], version: int, expected: Sequence[Tensor]) -> Delivery:
         """A delivery that nobody can take yet. Raises ValueError where ``expected`` are not the canary's probes'."""
-        packed = self._packer.pack(weights, version)
-        proof = self.canary.expect(packed.manifest, expected) if self.canary is not None else None
-        return Delivery(packed, self._cluster.store(packed), proof)
+        parcel: Parcel
+        if self.collective and isinstance(weights, HeldWeights):
+            parcel = weights.pack(version, delta=self._packer.delta)
+        else:
+            parcel = LocalParcel(self._packer.pack(weights, version), self._packer)
+        proof = self.canary.expect(parcel.manifest, expected) if self.canary is not None else None
+        return self._delivery(parcel, proof)
+
+    def _delivery(self, parcel: Parcel, proof: Expectation | None) -> Delivery:
+        return Delivery(parcel, () if self.collective else self._cluster.store(parcel.buckets()), proof)
+
+    @property
+    def collective(self) -> bool:
+        """Whether workers take weights together, by a broadcast."""
+        return self._cluster.group is not None
+
+    def send(self, delivery: Delivery, members: int) -> Departure | None:
+        """Begin to broadcast it to so many workers; None: a newer version is about to take its place."""
+        assert self._cluster.group is not None
+        return delivery.parcel.send(members, self._cluster.group)
 
     def offer(self, delivery: Delivery) -> None:
         """From here on it is the newest; older ones are dropped."""
-        version = delivery.packed.manifest.version
+        version = delivery.parcel.manifest.version
         for old in [known for known in self._deliveries if known <= version - self.keep]:
             del self._deliveries[old]
         self._deliveries[version] = delivery
 
-    def take(self, version: int, held: int | None) -> Delivery:
-        """``version`` for a worker that holds ``held``: one that can't take the changes gets all of that version."""
+    def take(self, version: int, held: int | None) -> Delivery | None:
+        """``version`` for a worker that holds ``held``: one that can't take the changes gets all of that version.
+
+        None: weights that are held elsewhere are about to be the next version's.
+        """
         delivery = self._deliveries[version]
-        base = delivery.packed.manifest.base
+        base = delivery.parcel.manifest.base
         if base is None or base == held:
             return delivery
         if delivery.whole is None:
-            whole = self._packer.whole(delivery.packed)
-            delivery.whole = Delivery(whole, self._cluster.store(whole), delivery.expected)
+            parcel = delivery.parcel.whole()
+            delivery.whole = None if parcel is None else self._delivery(parcel, delivery.expected)
         return delivery.whole
 
     def arguments(self, delivery: Delivery) -> tuple[object, ...]:
-        """What ``RolloutWorker.deliver`` is called with."""
+        """What ``RolloutWorker.deliver`` is called with, and ``receive`` before it is told where its group meets."""
         probes, count = (self.canary.prompts, self.canary.count) if self.canary is not None else ((), 0)
-        return (delivery.packed.manifest, probes, count, self._packer.delta, *delivery.stored)
+        return (delivery.parcel.manifest, probes, count, self._packer.delta, *delivery.stored)
 
     def prove(
         self,
@@ -96,11 +118,11 @@ class Outbox:
     ) -> str:
         """Where the worker differs from what was delivered; the failure itself is reported whatever happens here."""
         assert self.canary is not None
-        packed = delivery.packed
-        if packed.manifest.base is not None:
-            packed = self._packer.whole(packed)
         try:
-            weights = Receiver().open(packed.manifest, packed.buckets, keep=False)
+            parcel = delivery.parcel if delivery.parcel.manifest.base is None else delivery.parcel.whole()
+            if parcel is None:
+                return "newer weights took their place, so which module differs can't be found out"
+            weights = Receiver().open(parcel.manifest, parcel.buckets(), keep=False)
             return self.canary.explain(spec, weights, outputs_of)
         except Exception as error:
             return f"which module differs could not be found out ({type(error).__name__}: {error})"

@@ -10,9 +10,10 @@ from transformers import AutoTokenizer
 from rlreason.config import Recipe
 from rlreason.cores import usable_cores
 from rlreason.data.prompts import PromptFormat
+from rlreason.delivery.group import Backend, GroupOptions
+from rlreason.delivery.packing import Packer
 from rlreason.errors import UsageError
 from rlreason.sampler.canary import Canary
-from rlreason.sampler.delivery import Packer
 from rlreason.sampler.handles import Cluster, InlineCluster, RayCluster, RayOptions
 from rlreason.sampler.jobs import EngineKind, EngineSpec, VllmOptions
 from rlreason.sampler.open import ServedModel, engine_spec, installed, why_not_vllm
@@ -125,6 +126,9 @@ class Samplers:
         return Canary(model.vocabulary, spec.longest, spec.dtype, tolerance=tolerance)
 
     def _cluster(self, *, ray: bool) -> tuple[Cluster, int]:
+        collective = self.recipe.sampler.transport == "collective"
+        if not ray and collective:
+            raise UsageError('sampler.transport = "collective" goes to workers over Ray: set cluster.kind = "ray"')
         if not ray:
             return InlineCluster(RolloutWorker), 1
         cluster = self.recipe.cluster
@@ -138,8 +142,18 @@ class Samplers:
         cpus = 0.0 if shares else cluster.cpus_per_worker
         # A trainer in this process holds its first GPU, unless the workers are to share that.
         own = not self.recipe.trainer.ranks and not cluster.colocate
+        # NCCL wants a GPU of its own for each member, and the sender's weights on one.
+        backend: Backend = "nccl" if each >= 1 and not cluster.colocate and torch.cuda.is_available() else "gloo"
+        # Longer than the pool waits for a worker that hangs: the pool's end of it is the quicker one.
+        group = GroupOptions(backend=backend, seconds=2 * cluster.worker_timeout)
         options = RayOptions(
-            address=cluster.address, workers=workers, own_gpu=own, cpus=cpus, gpus=each, spread=cluster.spread
+            address=cluster.address,
+            workers=workers,
+            own_gpu=own,
+            cpus=cpus,
+            gpus=each,
+            spread=cluster.spread,
+            group=group if collective else None,
         )
         found = RayCluster(options)
         return found, found.workers

@@ -10,16 +10,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from rlreason.delivery.group import BrokenGroup
+from rlreason.delivery.packing import DeliveryError, Packer, few
 from rlreason.sampler.canary import Canary
-from rlreason.sampler.delivery import DeliveryError, Packer, few
-from rlreason.sampler.handles import Call, Cluster, Handle, WorkerDied
+from rlreason.sampler.gathering import Gathering
+from rlreason.sampler.handles import Cluster, WorkerDied
 from rlreason.sampler.jobs import Drawn, EngineSpec, Job, Progress
-from rlreason.sampler.outbox import Delivery, Outbox
-from rlreason.sampler.schedule import Deliver, Draw, LiveSchedule, Op, Restart, Schedule, WorkerState, record_of
+from rlreason.sampler.outbox import Outbox
+from rlreason.sampler.pool_worker import Build, PoolWorker, Tell
+from rlreason.sampler.schedule import Deliver, Draw, LiveSchedule, Restart, Schedule, WorkerState, record_of
 from rlreason.sampler.stats import PoolStats
 from rlreason.sampler.worker import Receipt
 
@@ -38,36 +41,6 @@ class Patience:
 
     working: float = 120.0
     starting: float = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Build:
-    """The worker builds its engine."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """The worker is told to "sleep", "wake" or "abort"."""
-
-    method: str
-
-
-@dataclass(slots=True)
-class _Worker:
-    handle: Handle
-    version: int | None = None
-    #: Jobs handed over and not finished, by key.
-    outstanding: dict[str, Job] = field(default_factory=dict)
-    op: Op | Build | Tell | None = None
-    call: Call | None = None
-    #: What ``call`` delivers.
-    delivery: Delivery | None = None
-    since: float = 0.0
-    #: Whether it has built its engine.
-    up: bool = False
-    asleep: bool = False
-    #: No process came up in its place: nothing more is given to it.
-    lost: bool = False
 
 
 class RolloutPool:
@@ -92,6 +65,7 @@ class RolloutPool:
         self._outbox = Outbox(cluster, canary, packer or Packer(), holding)
         self._patience = patience or Patience()
         self._record: Record | None = None
+        self._gathering = Gathering()
         self._deaths = 0
         self._wanted: set[str] = set()
         self._lock = threading.RLock()
@@ -176,6 +150,8 @@ class RolloutPool:
             for place, worker in enumerate(self._workers):
                 if worker.call is None and not worker.lost:
                     self._start(place, worker)
+            if self.newest is not None:
+                self._gathering.begin(self._outbox, self._workers, self.newest)
         return self._collect(seconds)
 
     def _collect(self, seconds: float) -> list[Drawn]:
@@ -222,10 +198,10 @@ class RolloutPool:
             worker.version = None
 
     @property
-    def _present(self) -> list[_Worker]:
+    def _present(self) -> list[PoolWorker]:
         return [worker for worker in self._workers if not worker.lost]
 
-    def _tell(self, method: str, workers: Sequence[_Worker]) -> None:
+    def _tell(self, method: str, workers: Sequence[PoolWorker]) -> None:
         """Have idle workers do it, all at once. One that dies or hangs is replaced, and its successor is not told."""
         for worker in workers:
             worker.op, worker.since = Tell(method), time.monotonic()
@@ -245,6 +221,7 @@ class RolloutPool:
         self.closed = True
         for worker in self._workers:
             worker.handle.kill()
+        self._gathering.end()
         self._workers.clear()
         self._cluster.close()
 
@@ -253,19 +230,23 @@ class RolloutPool:
         """How many draw."""
         return len(self._workers)
 
-    def _new_worker(self, place: int, spec: EngineSpec | None = None) -> _Worker:
-        worker = _Worker(self._cluster.start(place))
+    def _new_worker(self, place: int, spec: EngineSpec | None = None) -> PoolWorker:
+        worker = PoolWorker(self._cluster.start(place))
         self._build(worker, spec or self._spec)
         return worker
 
-    def _build(self, worker: _Worker, spec: EngineSpec) -> None:
+    def _build(self, worker: PoolWorker, spec: EngineSpec) -> None:
         worker.up, worker.op, worker.since = False, Build(), time.monotonic()
         worker.call = worker.handle.call("build", spec)
 
-    def _start(self, place: int, worker: _Worker) -> None:
+    def _start(self, place: int, worker: PoolWorker) -> None:
         op = self._schedule.next(
             place, WorkerState(version=worker.version, outstanding=len(worker.outstanding)), self.newest
         )
+        if isinstance(op, Deliver) and self._outbox.collective:
+            worker.ready = worker.ready or time.monotonic()
+            return
+        worker.ready = None
         if op is None:
             return
         if isinstance(op, Restart):
@@ -279,15 +260,20 @@ class RolloutPool:
             worker.call = worker.handle.call("advance", op.jobs, op.seconds, op.steps)
             return
         worker.delivery = self._outbox.take(op.version, worker.version)
+        assert worker.delivery is not None, "what this process packed it holds"
         worker.call = worker.handle.call("deliver", *self._outbox.arguments(worker.delivery))
 
-    def _settle(self, place: int, worker: _Worker) -> list[Drawn]:
+    def _settle(self, place: int, worker: PoolWorker) -> list[Drawn]:
         assert worker.call is not None
         call, op = worker.call, worker.op
         try:
             value = call.result()
         except WorkerDied as error:
             self._replace(place, worker, str(error))
+            return []
+        except BrokenGroup as error:  # what it holds is neither the old nor the new version
+            worker.call = worker.version = worker.delivery = None
+            self._gathering.broke(str(error))
             return []
         worker.call, worker.up = None, True
         if isinstance(op, Build):
@@ -301,8 +287,9 @@ class RolloutPool:
         assert isinstance(op, Draw)
         return self._drawn(place, worker, op, value)
 
-    def _delivered(self, place: int, worker: _Worker, op: Deliver, receipt: Receipt) -> None:
+    def _delivered(self, place: int, worker: PoolWorker, op: Deliver, receipt: Receipt) -> None:
         worker.version = op.version
+        self._gathering.arrived()
         self.stats.deliveries += 1
         self.stats.delivery_seconds = max(self.stats.delivery_seconds, time.monotonic() - worker.since)
         self._note({"worker": place, "deliver": op.version})
@@ -326,7 +313,7 @@ class RolloutPool:
         difference = self._outbox.prove(delivery, receipt, place, self._spec, outputs_of)
         self.stats.canary = max(self.stats.canary, difference or 0.0)
 
-    def _drawn(self, place: int, worker: _Worker, op: Draw, progress: Progress) -> list[Drawn]:
+    def _drawn(self, place: int, worker: PoolWorker, op: Draw, progress: Progress) -> list[Drawn]:
         self._note({"worker": place, "jobs": record_of(op.jobs), "steps": progress.steps})
         fresh = []
         for drawn in progress.drawn:
@@ -340,10 +327,10 @@ class RolloutPool:
             self._deaths = 0
         return fresh
 
-    def _replace(self, place: int, worker: _Worker, why: str) -> None:
+    def _replace(self, place: int, worker: PoolWorker, why: str) -> None:
         """Another worker in its place, which is given the newest weights; its jobs are drawn elsewhere."""
         self._deaths += 1
-        worker.handle.kill()
+        self._leave(worker)
         if self._deaths > MAX_DEATHS:
             raise RuntimeError(
                 f"{self._deaths} rollout workers died and none finished a completion; the last, {place}, {why}"
@@ -354,18 +341,24 @@ class RolloutPool:
         self._workers[place] = self._new_worker(place)
         self._schedule.again(place, lost)
 
-    def _lose(self, place: int, worker: _Worker) -> None:
+    def _lose(self, place: int, worker: PoolWorker) -> None:
         """Go on without it: its host is gone and no other has room, or no process can start there."""
-        worker.handle.kill()
+        self._leave(worker)
         why = f"no process came up in {self._patience.starting:g} s"
         if len(self._present) == 1:
             raise RuntimeError(f"no rollout worker is left: in place {place} {why}")
         self._note({"worker": place, "restart": f"{why}, and the place stays empty"})
         self.stats.lost += 1
-        worker.lost, worker.call = True, None
+        worker.lost, worker.call, worker.ready = True, None, None
         self._schedule.lose(place)
 
-    def _hung(self, worker: _Worker) -> str | None:
+    def _leave(self, worker: PoolWorker) -> None:
+        """End it, and the group that it was in."""
+        worker.handle.kill()
+        if worker.call is not None and isinstance(worker.op, Deliver):
+            self._gathering.end()
+
+    def _hung(self, worker: PoolWorker) -> str | None:
         """Why a worker with a call under way is given up; None: it lives."""
         limit = self._patience.working if worker.up else self._patience.starting
         if worker.handle.silence() > limit:

@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from rlreason.delivery.packing import DeliveryError, few
 from rlreason.sampler.decoding import ATTENTION, check_room, growing_cache
-from rlreason.sampler.delivery import DeliveryError, few
 from rlreason.sampler.draw import uniforms
 from rlreason.sampler.jobs import Drawn, EngineSpec, Job, ProbeAnswer, Progress
 from rlreason.sampler.trace import Trace
@@ -99,15 +99,25 @@ class TransformersEngine:
             batches[-1].append(group)
         return batches
 
-    def load(self, weights: Mapping[str, Tensor], version: int) -> tuple[str, ...]:
+    @torch.no_grad()
+    def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> tuple[str, ...]:
         """See ``Engine.load``."""
-        result = self._model.load_state_dict(dict(weights), strict=False)
-        if result.unexpected_keys:
-            raise DeliveryError(f"version {version}: the model has no {', '.join(result.unexpected_keys)}")
-        self._version = version
         own = self._model.state_dict()
-        filled = {own[name].data_ptr() for name in weights}  # a tied tensor arrives once, under one of its names
-        return tuple(sorted(name for name in result.missing_keys if own[name].data_ptr() not in filled))
+        unknown, filled = [], set()
+        for name, tensor in weights:
+            if name not in own:
+                unknown.append(name)
+            elif own[name].shape != tensor.shape:
+                raise DeliveryError(
+                    f"version {version}: {name} has shape {list(own[name].shape)}, and {list(tensor.shape)} came"
+                )
+            else:
+                own[name].copy_(tensor)
+                filled.add(own[name].data_ptr())  # a tied tensor arrives once, under one of its names
+        if unknown:
+            raise DeliveryError(f"version {version}: the model has no {', '.join(unknown)}")
+        self._version = version
+        return tuple(sorted(name for name, tensor in own.items() if tensor.data_ptr() not in filled))
 
     @torch.inference_mode()
     def probe(self, prompts: Sequence[tuple[int, ...]], count: int) -> tuple[ProbeAnswer, ...]:

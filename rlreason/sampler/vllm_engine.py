@@ -13,7 +13,7 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +105,7 @@ class VllmEngine:
         drawn, self._done, self._group_done = tuple(self._done), [], False
         return Progress(drawn=drawn, steps=taken)
 
-    def load(self, weights: Mapping[str, Tensor], version: int) -> tuple[str, ...]:
+    def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> tuple[str, ...]:
         """See ``Engine.load``. Cached keys and values of the old weights are dropped, and keyed by version besides."""
         for request in self._engine.engine_core.engine_core.scheduler.requests.values():
             key = request.request_id.rpartition("-")[0]  # vLLM adds 8 characters of its own
@@ -113,7 +113,9 @@ class VllmEngine:
         if self._shape is not None:
             weights = revert_weight_conversion(self._shape, dict(weights))
         missing: set[str] = set()
-        for names in self._llm.collective_rpc("receive_weights", args=(dict(weights),)):
+        # Engines of several GPUs are other processes, which can't be handed what is still arriving.
+        given = weights if self._spec.vllm.tensor_parallel == 1 else list(weights)
+        for names in self._llm.collective_rpc("receive_weights", args=(given,)):
             missing.update(names)
         self._forget_caches()
         self._version = version

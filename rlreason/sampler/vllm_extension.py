@@ -6,7 +6,7 @@ methods. It reaches into vLLM 0.32's model runner, as every weight update there 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,21 +20,24 @@ class WeightReceiver:
     model_runner: Any
     vllm_config: Any
 
-    def receive_weights(self, weights: Mapping[str, Tensor]) -> list[str]:
-        """Load a state dict in place; returns the parameters of vLLM's model that none of its tensors went into."""
+    def receive_weights(self, weights: Iterable[tuple[str, Tensor]]) -> list[str]:
+        """Load tensors in place, as they arrive; returns the parameters of vLLM's model that none went into."""
         from vllm.config import set_current_vllm_config
 
         model = self.model_runner.get_model()
         wanted = {name for name, _ in model.named_parameters()}
         loaded: set[str] = set()
+        broken: list[Exception] = []
         with set_current_vllm_config(self.vllm_config), _Recording(model, loaded):
             self._unpack_experts(model)
-            self.model_runner.reload_weights(weights_iterator=self._tensors(weights))
+            self.model_runner.reload_weights(weights_iterator=_ends_early(self._tensors(weights), broken))
             self._repack_head(model)
+        if broken:
+            raise broken[0]
         return sorted(wanted - loaded)
 
-    def _tensors(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        return iter(weights.items())
+    def _tensors(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        return iter(weights)
 
     def _unpack_experts(self, model: nn.Module) -> None:
         """Have the experts' kernel built anew from the new weights.
@@ -66,6 +69,15 @@ class WeightReceiver:
     def trace_end(self) -> dict[str, Tensor]:
         """What was recorded since ``trace_begin``; see ``Trace``."""
         return self._trace.end()
+
+
+def _ends_early(weights: Iterator[tuple[str, Tensor]], broken: list[Exception]) -> Iterator[tuple[str, Tensor]]:
+    """``weights``; where they raise, they end, and ``broken`` says why. A reload that is left in the middle would leave
+    vLLM's model taken apart: it is finished with what there is, and the next one finds all parameters."""
+    try:
+        yield from weights
+    except Exception as error:
+        broken.append(error)
 
 
 class _Recording:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import gc
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from rlreason.sampler.delivery import Bytes, Manifest, Receiver, checksums
+from rlreason.delivery.group import Meeting, joined
+from rlreason.delivery.packing import Bytes, Manifest, Receiver, summed
 from rlreason.sampler.jobs import Engine, EngineSpec, Job, ProbeAnswer, Progress
 from rlreason.sampler.transformers_engine import TransformersEngine
 
@@ -64,10 +65,47 @@ class RolloutWorker:
         keep: bool,
         *buckets: Bytes,
     ) -> Receipt:
-        """Take over weights and answer the probes with them. ``keep``: deltas may follow."""
-        weights = self._receiver.open(manifest, buckets, keep=keep)
-        received = checksums(weights)
+        """Take over weights that lie in ``buckets`` and answer the probes with them. ``keep``: deltas may follow."""
+        received, unloaded = self._load(manifest, buckets, keep=keep)
+        return self._receipt(manifest, received, unloaded, probes, count)
+
+    def receive(
+        self,
+        manifest: Manifest,
+        probes: Sequence[tuple[int, ...]],
+        count: int,
+        keep: bool,
+        meeting: Meeting,
+        member: int,
+    ) -> Receipt:
+        """``deliver`` with buckets that are broadcast to a group, in which this worker is ``member`` (from 1): each is
+        loaded while the next is under way.
+
+        Raises BrokenGroup where the group ends before the last; the engine then holds no version.
+        """
+        with joined(meeting, member) as group:
+            received, unloaded = self._load(manifest, group.buckets(manifest.sizes), keep=keep)
+        return self._receipt(manifest, received, unloaded, probes, count)
+
+    def _load(
+        self, manifest: Manifest, buckets: Iterable[Bytes], *, keep: bool
+    ) -> tuple[dict[str, int], tuple[str, ...]]:
+        """(checksum of each tensor as it arrived, parameters that none went into)."""
+        received: dict[str, int] = {}
+        weights = summed(self._receiver.stream(manifest, buckets, keep=keep), received)
         unloaded = self._built.load(weights, manifest.version)
+        for _ in weights:  # what the engine did not ask for; others wait for it to be taken
+            pass
+        return received, unloaded
+
+    def _receipt(
+        self,
+        manifest: Manifest,
+        received: Mapping[str, int],
+        unloaded: tuple[str, ...],
+        probes: Sequence[tuple[int, ...]],
+        count: int,
+    ) -> Receipt:
         answers = self._built.probe(probes, count) if probes else ()
         return Receipt(version=manifest.version, checksums=received, unloaded=unloaded, answers=answers)
 

@@ -9,7 +9,7 @@ Samples are plain arrays and losses plain data, so that either can travel to ano
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -170,7 +170,7 @@ class Trainer(Protocol):
         """
         ...
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
         """Every tensor of the model in the compute dtype, by transformers' names: what a sampler is to draw with."""
         ...
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -21,14 +21,15 @@ from torch import Tensor
 
 from rlreason.cluster.actors import ActorGroup, ActorOptions
 from rlreason.cores import usable_cores
-from rlreason.policy.policies import Policy
+from rlreason.delivery.group import GroupOptions, Meeting, Sending
+from rlreason.delivery.packing import Bytes, Manifest, Packer
+from rlreason.delivery.parcel import LocalParcel
 from rlreason.trainer.protocol import Loss, LossSums, StepStats
 from rlreason.trainer.rank import RankSpec, RankTrainer, Share
+from rlreason.trainer.rank_weights import RankWeights
 from rlreason.trainer.shares import shares
 from rlreason.types import TrainingSample
 
-#: Bytes of one bucket of weights on its way out of the ranks.
-BUCKET_BYTES = 64 << 20
 #: A rank that hears nothing of the others for so long gives up.
 GROUP_TIMEOUT = timedelta(minutes=30)
 
@@ -61,6 +62,11 @@ class Rank:
         self._rank, self._ranks = rank, ranks
         self._trainer: RankTrainer | None = None
         self._weights: Iterator[tuple[str, Tensor]] | None = None
+        #: Of rank 0: the newest version that was packed here, and who is being sent one.
+        self._packer: Packer | None = None
+        self._packed: LocalParcel | None = None
+        self._whole: LocalParcel | None = None
+        self._sendings: list[Sending] = []
         torch.set_num_threads(threads)
 
     def address(self) -> tuple[str, int]:
@@ -88,7 +94,7 @@ class Rank:
 
     def release(self) -> None:
         """Give the model's memory back."""
-        self._trainer = self._weights = None
+        self._trainer = self._weights = self._packer = self._packed = self._whole = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -128,6 +134,56 @@ class Rank:
             if self._rank == 0:
                 found.append(named)
         return _Bucket.of(found) if self._rank == 0 else None
+
+    def pack(self, version: int, delta: bool) -> Manifest | None:
+        """Pack the weights as ``version`` in rank 0's memory, one tensor after the other; the others gather along."""
+        weights = self._opened.weights()
+        if self._rank:
+            for _ in weights:
+                pass
+            return None
+        if self._packer is None or self._packer.delta != delta:
+            self._packer = Packer(delta=delta)
+        self._packed = self._whole = None  # two versions are never held
+        self._packed = LocalParcel(self._packer.pack(weights, version), self._packer)
+        return self._packed.manifest
+
+    def send(self, version: int, whole: bool, members: int, options: GroupOptions) -> Meeting | None:
+        """Rank 0 begins to send ``version``, while it goes on with what it does; see ``Parcel.send``."""
+        parcel = self._parcel(version, whole)
+        if parcel is None:
+            return None
+        import ray
+
+        sending = Sending(parcel.buckets(), members, replace(options, host=ray.util.get_node_ip_address()))
+        self._sendings = [one for one in self._sendings if one.under_way] + [sending]
+        return sending.meeting
+
+    def end_sending(self, meeting: Meeting) -> None:
+        """See ``Departure.end``."""
+        for one in self._sendings:
+            if one.meeting == meeting:
+                one.end()
+
+    def whole(self, version: int) -> Manifest | None:
+        """See ``Parcel.whole``; the bytes stay here."""
+        parcel = self._parcel(version, True)
+        return None if parcel is None else parcel.manifest
+
+    def buckets(self, version: int, whole: bool) -> Sequence[Bytes] | None:
+        """For the report of a delivery that failed."""
+        parcel = self._parcel(version, whole)
+        return None if parcel is None else parcel.buckets()
+
+    def _parcel(self, version: int, whole: bool) -> LocalParcel | None:
+        parcel = self._packed
+        if parcel is None or parcel.manifest.version != version:
+            return None
+        if not whole or parcel.manifest.base is None:
+            return parcel
+        if self._whole is None or self._whole.manifest.version != version:
+            self._whole = parcel.whole()
+        return self._whole
 
     def save_state(self, folder: Path) -> None:
         """See ``RankTrainer``."""
@@ -248,11 +304,9 @@ class RayTrainer:
                     found[at] = answer
         return found
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See ``Trainer.weights``: gathered bucket by bucket, on the CPU of this process."""
-        self._ranks.ask("begin_weights")
-        for count in _bucket_counts(self._shape, self._dtype):
-            yield from self._ranks.ask("bucket", count)[0]
+    def weights(self) -> RankWeights:
+        """See ``Trainer.weights``."""
+        return RankWeights(self._ranks, self._shape, self._dtype)
 
     def expectations(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
         """See ``Trainer.expectations``."""
@@ -275,15 +329,3 @@ class RayTrainer:
         """See ``Trainer.close``."""
         if not self._ranks.closed:
             self._ranks.ask("release")
-
-
-def _bucket_counts(shape: Policy, dtype: torch.dtype) -> Iterator[int]:
-    """Tensors of each bucket, in the order of the model's state."""
-    count, size = 0, 0
-    for tensor in shape.model.state_dict().values():
-        count, size = count + 1, size + tensor.numel() * dtype.itemsize
-        if size >= BUCKET_BYTES:
-            yield count
-            count, size = 0, 0
-    if count:
-        yield count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -38,16 +38,18 @@ class StaleTensor(WeightReceiver):
     name = "model.layers.1.self_attn.o_proj.weight"
     first: Tensor | None = None
 
-    def _tensors(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        StaleTensor.first = weights[self.name].clone() if StaleTensor.first is None else StaleTensor.first
-        yield from {**weights, self.name: StaleTensor.first}.items()
+    def _tensors(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in weights:
+            if name == self.name and StaleTensor.first is None:
+                StaleTensor.first = tensor.clone()
+            yield name, (StaleTensor.first if name == self.name else tensor)  # type: ignore[misc]
 
 
 class DroppedTensor(WeightReceiver):
     """One tensor is not loaded."""
 
-    def _tensors(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        yield from ((name, tensor) for name, tensor in weights.items() if name != "model.norm.weight")
+    def _tensors(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        yield from ((name, tensor) for name, tensor in weights if name != "model.norm.weight")
 
 
 class ForgetfulEngine(VllmEngine):
@@ -94,3 +96,51 @@ class DyingWorker(RolloutWorker):
 
     def advance(self, jobs: Sequence[Job], seconds: float, steps: int | None = None) -> Progress:
         os._exit(1)
+
+
+class BackdatedReceiver(RolloutWorker):
+    """Says that it holds the version before, of weights that are broadcast."""
+
+    def receive(self, *arguments: object, **named: object) -> Receipt:
+        receipt = super().receive(*arguments, **named)  # type: ignore[arg-type]
+        return replace(receipt, version=max(0, receipt.version - 1))
+
+
+class BitFlippingReceiver(RolloutWorker):
+    """One bit of a broadcast flips on the way."""
+
+    def _load(self, manifest, buckets, *, keep):  # type: ignore[no-untyped-def]
+        def flipped():  # type: ignore[no-untyped-def]
+            for at, bucket in enumerate(buckets):
+                if at == 0:
+                    bucket[1] ^= 1
+                yield bucket
+
+        return super()._load(manifest, flipped(), keep=keep)
+
+
+#: Names a file that holds a signal for the first worker that sees it.
+STOP_FILE = "FAULTS_STOP_FILE"
+
+
+class SelfSignalling(RolloutWorker):
+    """Sends itself the signal of the marked file when it has the first bucket and is given the second."""
+
+    def _load(self, manifest, buckets, *, keep):  # type: ignore[no-untyped-def]
+        assert len(manifest.sizes) > 2, "it is to be in the middle"
+
+        def watched():  # type: ignore[no-untyped-def]
+            for at, bucket in enumerate(buckets):
+                mark = os.environ[STOP_FILE]
+                if at == 1 and os.path.exists(mark):
+                    try:
+                        os.rename(mark, taken := f"{mark}.{os.getpid()}")
+                    except OSError:  # the other was first
+                        pass
+                    else:
+                        with open(taken, encoding="utf-8") as file:
+                            number = int(file.read())
+                        os.kill(os.getpid(), number)
+                yield bucket
+
+        return super()._load(manifest, watched(), keep=keep)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlreason.sampler.delivery import DeliveryError, Packer, Receiver, checksums, few
+from rlreason.delivery.packing import DeliveryError, Packer, Receiver, checksums, few
 
 
 def weights_of(seed: int) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ import pytest
 from policies import PROBLEMS, make_policy, nudge, open_pool, publish, sample, tokens
 
 from rlreason.data.prompts import PromptFormat
-from rlreason.sampler.delivery import DeliveryError, Packer
+from rlreason.delivery.packing import DeliveryError, Packer
 from rlreason.sampler.handles import InlineCluster, InlineHandle, RayCluster, RayOptions, WorkerDied
 from rlreason.sampler.jobs import Job, Progress
 from rlreason.sampler.open import inline_sampler

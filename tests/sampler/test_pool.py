@@ -13,8 +13,8 @@ import pytest
 from policies import PROBLEMS, make_policy, nudge, open_pool, publish, sample, tokens
 
 from rlreason.data.prompts import PromptFormat
+from rlreason.delivery.packing import Bytes, DeliveryError, Packer
 from rlreason.policy.policies import Policy
-from rlreason.sampler.delivery import DeliveryError, PackedWeights, Packer
 from rlreason.sampler.groups import requests_of
 from rlreason.sampler.handles import InlineCluster, InlineHandle, WorkerDied
 from rlreason.sampler.jobs import Drawn, Job, Progress
@@ -137,11 +137,15 @@ def test_a_late_worker_gets_the_version_that_it_was_promised() -> None:
     main = threading.current_thread()
 
     class Slow(InlineCluster):
-        def store(self, packed: PackedWeights) -> Sequence[object]:
-            if packed.manifest.version == 2 and threading.current_thread() is main:
-                entered.set()
-                assert go.wait(60)
-            return super().store(packed)
+        published = 0
+
+        def store(self, buckets: Sequence[Bytes]) -> Sequence[object]:
+            if threading.current_thread() is main:
+                Slow.published += 1
+                if Slow.published == 3:  # of version 2
+                    entered.set()
+                    assert go.wait(60)
+            return super().store(buckets)
 
     policy = make_policy("qwen3")
     sampler = open_pool(policy, Slow(RolloutWorker), packer=Packer(delta=True), workers=1)

@@ -13,10 +13,10 @@ import torch
 from policies import PROBLEMS, make_policy, nudge, open_pool, publish, sample, tokens
 
 from rlreason.data.prompts import PromptFormat
+from rlreason.delivery.packing import DeliveryError, Packer
 from rlreason.policy.batch import collate, rollout_sample
 from rlreason.policy.policies import Policy
 from rlreason.sampler.canary import Canary
-from rlreason.sampler.delivery import DeliveryError, Packer
 from rlreason.sampler.groups import requests_of
 from rlreason.sampler.handles import RayCluster, RayOptions
 from rlreason.sampler.jobs import EngineSpec, VllmOptions

@@ -19,9 +19,9 @@ from torch.utils._pytree import tree_leaves
 
 from rlreason.config import PolicyConfig
 from rlreason.data.prompts import PromptFormat
+from rlreason.delivery.packing import DeliveryError
 from rlreason.policy.batch import collate, rollout_sample
 from rlreason.policy.policies import Policy, fresh_policy
-from rlreason.sampler.delivery import DeliveryError
 from rlreason.sampler.draw import uniforms
 from rlreason.sampler.groups import requests_of
 from rlreason.sampler.jobs import Job, Progress

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,6 +56,14 @@ class Manifest:
     def checksums(self) -> dict[str, int]:
         """Name -> CRC-32 of the tensor after this delivery."""
         return {entry.name: entry.checksum for entry in self.entries}
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of each bucket."""
+        ends: dict[int, int] = {}
+        for entry in self.entries:
+            ends[entry.bucket] = entry.offset + _aligned(entry.size)
+        return tuple(ends[bucket] for bucket in sorted(ends))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +153,10 @@ def _changes(before: Bytes, now: Bytes, width: int) -> tuple[list[Bytes], int]:
     return [places.astype(np.int64).view(np.uint8), new[places].view(np.uint8)], len(places)
 
 
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
 class _Buckets:
     """Buckets of about ``limit`` bytes, filled one after the other; what is larger fills its own."""
 
@@ -162,7 +174,7 @@ class _Buckets:
             self._close()
         place = (len(self._full), self._next, size)
         self._parts.append((self._next, parts))
-        self._next += -(-size // ALIGNMENT) * ALIGNMENT
+        self._next += _aligned(size)
         return place
 
     def end(self) -> tuple[Bytes, ...]:
@@ -189,27 +201,35 @@ class Receiver:
         self._held: dict[str, Bytes] = {}
         self._version: int | None = None
 
-    def open(self, manifest: Manifest, buckets: Sequence[Bytes], *, keep: bool) -> dict[str, Tensor]:
-        """The delivered state dict; without deltas its tensors lie in ``buckets``. ``keep``: deltas may follow.
+    def open(self, manifest: Manifest, buckets: Iterable[Bytes], *, keep: bool) -> dict[str, Tensor]:
+        """The delivered state dict; see ``stream``."""
+        return dict(self.stream(manifest, buckets, keep=keep))
 
-        Raises DeliveryError for a delta on another version than the one held.
+    def stream(self, manifest: Manifest, buckets: Iterable[Bytes], *, keep: bool) -> Iterator[tuple[str, Tensor]]:
+        """Every delivered tensor by name, of one bucket after the other; without deltas they lie in ``buckets``.
+
+        ``keep``: deltas may follow. Raises DeliveryError for a delta on another version than the one held; one that is
+        broken off leaves none.
         """
         if manifest.base is not None and manifest.base != self._version:
             raise DeliveryError(
                 f"version {manifest.version} was sent as changes since version {manifest.base}, but the worker holds "
                 f"{'nothing' if self._version is None else f'version {self._version}'}"
             )
-        weights = {}
+        self._version = None
+        arriving, at = iter(buckets), -1
+        bucket: Bytes = np.zeros(0, dtype=np.uint8)
         for entry in manifest.entries:
-            data = buckets[entry.bucket][entry.offset : entry.offset + entry.size]
+            while at < entry.bucket:
+                bucket, at = next(arriving), at + 1
+            data = bucket[entry.offset : entry.offset + entry.size]
             if entry.changed is not None:
                 data = self._changed(entry, data)
             elif keep:
                 data = self._held[entry.name] = data.copy()
             dtype: torch.dtype = getattr(torch, entry.dtype)
-            weights[entry.name] = _tensor(data).view(dtype).reshape(entry.shape)
+            yield entry.name, _tensor(data).view(dtype).reshape(entry.shape)
         self._version = manifest.version
-        return weights
 
     def _changed(self, entry: Entry, data: Bytes) -> Bytes:
         assert entry.changed is not None
@@ -231,6 +251,13 @@ def _tensor(data: Bytes) -> Tensor:
 
 def _crc(data: Bytes) -> int:
     return zlib.crc32(data.data)
+
+
+def summed(weights: Iterable[tuple[str, Tensor]], sums: dict[str, int]) -> Iterator[tuple[str, Tensor]]:
+    """``weights`` as they pass; ``sums`` is given each one's CRC-32, before anyone else sees it."""
+    for name, tensor in weights:
+        sums[name] = _crc(as_bytes(tensor))
+        yield name, tensor
 
 
 def checksums(weights: Mapping[str, Tensor]) -> dict[str, int]:

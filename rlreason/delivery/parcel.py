@@ -1,0 +1,84 @@
+"""A packed version, wherever its bytes lie: in the process of the run, or with the trainer's first rank."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from rlreason.delivery.group import GroupOptions, Meeting, Sending
+from rlreason.delivery.packing import Bytes, Manifest, PackedWeights, Packer
+
+
+class Departure(Protocol):
+    """A parcel on its way to a group (``group.Sending``, or one in another process)."""
+
+    @property
+    def meeting(self) -> Meeting:
+        """What a worker needs to join."""
+        ...
+
+    def end(self) -> None:
+        """A worker of the group is gone: have those that wait for it fail at once."""
+        ...
+
+
+class Parcel(Protocol):
+    """One version, packed."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it holds."""
+        ...
+
+    def whole(self) -> Parcel | None:
+        """All of the same version, where this one holds changes. None: a newer one took its place meanwhile."""
+        ...
+
+    def buckets(self) -> Sequence[Bytes]:
+        """Its bytes, in this process."""
+        ...
+
+    def send(self, members: int, options: GroupOptions) -> Departure | None:
+        """Begin to send it to so many workers. None as in ``whole``."""
+        ...
+
+
+class HeldWeights(ABC):
+    """Weights that lie in other processes: to be gathered here tensor by tensor, or packed where they are."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor, brought here."""
+
+    @abstractmethod
+    def pack(self, version: int, *, delta: bool) -> Parcel:
+        """Packed there as ``version``; with ``delta`` what changed since the last one."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalParcel:
+    """A parcel of this process."""
+
+    packed: PackedWeights
+    packer: Packer
+
+    @property
+    def manifest(self) -> Manifest:
+        """See ``Parcel.manifest``."""
+        return self.packed.manifest
+
+    def whole(self) -> LocalParcel:
+        """See ``Parcel.whole``."""
+        return LocalParcel(self.packer.whole(self.packed), self.packer)
+
+    def buckets(self) -> Sequence[Bytes]:
+        """See ``Parcel.buckets``."""
+        return self.packed.buckets
+
+    def send(self, members: int, options: GroupOptions) -> Departure:
+        """See ``Parcel.send``."""
+        return Sending(self.packed.buckets, members, options)

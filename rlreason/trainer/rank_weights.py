@@ -1,0 +1,87 @@
+"""The weights of many ranks, seen from the process of the run: gathered there, or packed and sent by the first rank."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlreason.cluster.actors import ActorGroup, ActorsDied
+from rlreason.delivery.group import GroupOptions, Meeting
+from rlreason.delivery.packing import Bytes, Manifest
+from rlreason.delivery.parcel import Departure, HeldWeights
+from rlreason.policy.policies import Policy
+
+#: Bytes of one bucket of weights on its way out of the ranks.
+BUCKET_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RankWeights(HeldWeights):
+    """The ranks' weights: gathered bucket by bucket on the CPU of this process, or packed and sent by rank 0."""
+
+    ranks: ActorGroup
+    shape: Policy
+    dtype: torch.dtype
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """See ``HeldWeights``."""
+        self.ranks.ask("begin_weights")
+        for count in _bucket_counts(self.shape, self.dtype):
+            yield from self.ranks.ask("bucket", count)[0]
+
+    def pack(self, version: int, *, delta: bool) -> RankParcel:
+        """See ``HeldWeights``."""
+        return RankParcel(self.ranks, self.ranks.ask("pack", version, delta)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class RankParcel:
+    """``delivery.parcel.Parcel`` in rank 0's memory. ``all_of_it``: not the changes that rank 0 may hold."""
+
+    ranks: ActorGroup
+    manifest: Manifest
+    all_of_it: bool = False
+
+    def whole(self) -> RankParcel | None:
+        """See ``Parcel.whole``."""
+        manifest = self.ranks.ask_beside(0, "whole", self.manifest.version)
+        return None if manifest is None else RankParcel(self.ranks, manifest, True)
+
+    def buckets(self) -> Sequence[Bytes]:
+        """See ``Parcel.buckets``. Raises LookupError where rank 0 holds a newer version."""
+        found: Sequence[Bytes] | None = self.ranks.ask_beside(0, "buckets", self.manifest.version, self.all_of_it)
+        if found is None:
+            raise LookupError(f"rank 0 holds a newer version than {self.manifest.version}")
+        return found
+
+    def send(self, members: int, options: GroupOptions) -> Departure | None:
+        """See ``Parcel.send``."""
+        meeting = self.ranks.ask_beside(0, "send", self.manifest.version, self.all_of_it, members, options)
+        return None if meeting is None else _RankSending(self.ranks, meeting)
+
+
+@dataclass(frozen=True, slots=True)
+class _RankSending:
+    ranks: ActorGroup
+    meeting: Meeting
+
+    def end(self) -> None:
+        with contextlib.suppress(ActorsDied):  # the trainer's next call says so
+            if not self.ranks.closed:
+                self.ranks.ask_beside(0, "end_sending", self.meeting)
+
+
+def _bucket_counts(shape: Policy, dtype: torch.dtype) -> Iterator[int]:
+    """Tensors of each bucket, in the order of the model's state."""
+    count, size = 0, 0
+    for tensor in shape.model.state_dict().values():
+        count, size = count + 1, size + tensor.numel() * dtype.itemsize
+        if size >= BUCKET_BYTES:
+            yield count
+            count, size = 0, 0
+    if count:
+        yield count

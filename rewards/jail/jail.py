@@ -121,6 +121,11 @@ class Capabilities:
         """Layers that do not hold, with the reason."""
         return {layer: reason for layer, reason in self.layers.items() if reason}
 
+    @property
+    def rank(self) -> int:
+        """Higher with a better level."""
+        return ("none", "landlock", "namespaces").index(self.level)
+
     def allows(self, require: Require) -> bool:
         """Whether this is enough for ``require``."""
         if require == "full":
@@ -346,7 +351,7 @@ def leased(require: Require = "best", visible: tuple[str, ...] = (), outer: Oute
             jail = mine[-1][1]
     if jail is None or not jail.alive:
         jail = Jail(visible=visible, outer=outer)
-    if not jail.capabilities.allows(require) or jail.capabilities.level != capable.level:
+    if not jail.capabilities.allows(require) or jail.capabilities.rank < capable.rank:
         found = jail.capabilities
         jail.close()  # what this one shows its programs is in the way of a layer that the host has
         raise JailUnavailable(f'require="{require}" is not met by a jail that shows {list(visible)}; {found}')

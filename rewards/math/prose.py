@@ -6,7 +6,7 @@ import re
 
 from rlreason.rewards.math.chain import chain
 from rlreason.rewards.math.read import read
-from rlreason.rewards.math.tree import EMPTY, Node, rational
+from rlreason.rewards.math.tree import EMPTY, Node, rational, symbols
 from rlreason.rewards.math.units import unit_word
 from rlreason.rewards.math.wording import (
     AFTERTHOUGHT,
@@ -126,6 +126,7 @@ def _harmless(match: re.Match[str]) -> str:
     return str(match[0]) if denied(inner) or changes(first) or _LEFT_OPEN.search(inner) else ""
 
 
+_GUESSED = re.compile(r"\b(?:guess\w*|unsure|not sure|probably)\b", re.IGNORECASE)
 _LEFT_OPEN = re.compile(
     r"^times\b|\b(?:or|maybe|perhaps|possibly|guess\w*|could|might|may be|unsure|not sure|probably)\b", re.IGNORECASE
 )
@@ -146,14 +147,14 @@ def _labelled(text: str) -> str | None:
     if _GROWN.match(text, number.end()) or _ADDRESS.match(text, number.end()):
         return None
     value, label = number[0].strip(), _FOR_HOW_MANY.sub("", text[number.end() :]).strip(" .,;!*\"'")
-    if re.search(r"\d", label) or _NOT_PROSE.search(label) or SPAN.search(label) or changes(label):
+    if re.search(r"\d", label) or any(p.search(label) for p in (_NOT_PROSE, SPAN, _GUESSED)) or changes(label):
         return None
     words = _WORD.findall(label)
     if len(words) > 12 or _VERB.match(label):
         return None
     if span is None and words:
         whole = read(f"{value} {label}")
-        if whole.node is not None and (whole.node.kind == "unit" or _scaled(whole.node)):
+        if whole.node is not None and not symbols(whole.node) and (whole.node.kind == "unit" or _scaled(whole.node)):
             return f"{value} {label}"
     return value if is_answer(value) else None
 

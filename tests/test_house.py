@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -174,6 +175,7 @@ def tree_content() -> set[str]:
 
 def test_wheel_holds_the_tree(tmp_path: Path) -> None:
     pytest.importorskip("build")
+    shutil.rmtree(ROOT / "build", ignore_errors=True)  # what an older tree left there would get into the wheel
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
         check=True,

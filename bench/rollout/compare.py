@@ -28,12 +28,12 @@ import torch
 from models import MODELS, PROBLEMS, SEQUENCES, make_policy
 
 from rlreason.data.prompts import PromptFormat
+from rlreason.delivery.packing import Packer, as_bytes, unique_tensors
 from rlreason.policy.batch import collate, rollout_sample
 from rlreason.policy.policies import Policy
 from rlreason.policy.process import prepare_process
 from rlreason.run.manifest import describe_hardware, installed_packages
 from rlreason.sampler.canary import Canary
-from rlreason.delivery.packing import Packer, as_bytes, unique_tensors
 from rlreason.sampler.groups import draw_groups
 from rlreason.sampler.handles import RayCluster, RayOptions
 from rlreason.sampler.open import engine_spec, inline_sampler

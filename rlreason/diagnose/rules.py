@@ -76,6 +76,9 @@ def groups_kept(history: History, limits: HealthConfig) -> str | None:
     totals, kept = history.last("groups/total", limits.window), history.last("groups/kept", limits.window)
     if not totals or sum(kept) >= limits.groups_kept * sum(totals):
         return None
+    unscored = history.last("groups/no_verdict", limits.window)
+    if sum(unscored) > 0.5 * (sum(totals) - sum(kept)):
+        return f"{sum(kept) / sum(totals):.0%} of the groups are learnt from; most of the others have no score at all"
     return (
         f"{sum(kept) / sum(totals):.0%} of the groups are learnt from, the others have equal rewards: the problems are "
         "too easy or too hard for the policy (other data, more samples a problem, or resample)"

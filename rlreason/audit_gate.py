@@ -57,8 +57,8 @@ def required_audits(recipe: Recipe, mix: RewardMix, files: RecipeFiles, verifier
             found.append(_entry(wanted.name, stored))
             continue
         reason = f" ({'; '.join(why[:3])})" if why else ""
-        shape = "" if wanted.verifier else " (with --kind shape where it says nothing of right and wrong)"
-        missing.append(f"{identity.reward} has no audit that it passed{reason}: {wanted.command}{shape}")
+        shape = "" if wanted.verifier else ", with --kind shape where it says nothing of right and wrong"
+        missing.append(f"{identity.reward} has no audit that it passed{reason}{shape}: {wanted.command}")
     if missing:
         raise UsageError("[reward] require_audit = true: " + "; ".join(missing))
     return found

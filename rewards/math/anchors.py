@@ -15,12 +15,13 @@ from rlreason.rewards.math.verdicts import BINARY, binary
 from rlreason.rewards.math.wording import BECAUSE, COPULA
 
 _ANSWER = (
-    r"(?:answers?|results?|solution|réponse|respuesta|antwort|risposta|resposta|odpowiedź|antwoord|cevap|đáp án|ответ"
+    r"(?:answers?|results?|solution|réponse|respuesta|antwort|risposta|resposta|odpowiedź|antwoord"
+    r"|svaret|svar|jawaban(?:nya)?|คำตอบ|cevap|đáp án|ответ"
     r"|答案|答え|故选|应选|答|정답|답|उत्तर|الإجابة|الجواب)"
 )
 ANCHOR = re.compile(
     rf"{_ANSWER}[\s*_]*(?:turns out to be\b|comes? out (?:to be|to|as)\b|works out to be\b|lautet\b|은|는"
-    r"|:|：|=|→|⇒|—|–|(?:is|are|was)\b|['’]s\b|(?:finale?\s+)?est\b|es\b|ist\b|è\b|é\b|是|为|為|は"
+    r"|:|：|=|→|⇒|—|–|(?:is|are|was)\b|['’]s\b|(?:finale?\s+)?est\b|es\b|ist\b|är\b|er\b|là\b|adalah\b|คือ|है|هي|هو|è\b|é\b|是|为|為|は"
     r"|(?:would|will|should|must) be\b)",
     re.IGNORECASE,
 )

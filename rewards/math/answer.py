@@ -18,6 +18,7 @@ from rlreason.rewards.math.compare import equal
 from rlreason.rewards.math.content import opened, plain_text
 from rlreason.rewards.math.evaluate import Undecided
 from rlreason.rewards.math.extract import extract, statement
+from rlreason.rewards.math.letters import small_choice
 from rlreason.rewards.math.marked import Found, Wanted, boxed
 from rlreason.rewards.math.parse import parse
 from rlreason.rewards.math.prose import stated
@@ -168,6 +169,8 @@ def _wanted(golds: list[Answer]) -> Wanted:
 def read_answer(text: str, wanted: Wanted) -> Answer:
     """Read an extracted answer; where it is a sentence, what the sentence states."""
     answer = read(text)
+    if wanted.letter and not answer.letter and (small := small_choice(text)):
+        return read(small)
     if wanted.letter and not answer.letter and " " in text:
         chosen = settled_choice(plain_text(text))
         return read(chosen) if chosen else answer

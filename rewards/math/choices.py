@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rlreason.rewards.math.letters import choice_letter, stands
+from rlreason.rewards.math.letters import choice_letter, small_choice, stands
 
 _LETTER = re.compile(r"(?<![A-Za-z'’\\])\(?([A-Z])\)?(?![A-Za-z'’])")
 _FIRST = re.compile(
@@ -61,7 +61,7 @@ def _stands(found: re.Match[str]) -> bool:
 def said_choice(phrase: str) -> str | None:
     """The choice of what follows "the answer is"; None where the phrase denies it."""
     sentence = phrase.partition("\n")[0] or phrase
-    letter = choice_letter(sentence.strip(" .*"))
+    letter = choice_letter(sentence.strip(" .*")) or small_choice(sentence)
     if letter:
         return letter
     found = _LETTER.search(_WHY.sub("", sentence))
@@ -80,6 +80,8 @@ def concluded_choice(text: str) -> str | None:
     """The choice that prose settles on; None if it names several and settles on none."""
     if "\n" not in text and choice_letter(text.strip(" .*")):
         return choice_letter(text.strip(" .*"))
+    if small_choice(text):
+        return small_choice(text)
     first = _FIRST.match(text)
     if first and _alone_at_first(first):
         return str(first[1])

@@ -23,6 +23,8 @@ from rlreason.rewards.math.wording import BECAUSE, COPULA, LEAD, denied, undecor
 #: Without a mark only the end of a response is read.
 _TAIL = 3000
 _STATED = 30_000
+#: A response that is nothing but one line in a fence.
+_FENCED = re.compile(r"\A```\w{0,10}\n([^\n`]{1,200})\n```\Z")
 _CLOSING = re.compile(r"I hope (?:it|this) is correct\.?\s*")
 
 
@@ -77,7 +79,7 @@ def _extract(text: str, wanted: Wanted, *, marked_only: bool) -> Found:
     hashed = _hashed(text, wanted)
     if hashed is not None:
         return hashed
-    tail = _without_closing(text[-_TAIL:]).strip()
+    tail = _FENCED.sub(r"\1", _without_closing(text[-_TAIL:]).strip())
     if not marked_only and not wanted.letter and len(text.strip()) < 200 and _is_whole(tail):
         return Found(text=tail, how="all of it")
     value = json_answer(tail)

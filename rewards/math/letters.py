@@ -30,6 +30,10 @@ _TURNED_DOWN = re.compile(
     r"|correct|true|works?|holds?|fits?|match(?:es)?|satisf(?:y|ies)|happen|so|what)\b"
     rf"|(?:no|nope|nah|not|never|fails?|failed|contradict(?:s|ion)|violates|{_BAD}|(?:the )?wrong \w+|distractor|trap"
     r"|not \w+|ruled out|(?:right|true|correct) elsewhere)\W*(?:$|[.!;?]\s)"
+    r"|(?:violates|contradicts)\s+(?:condition|rule|constraint|assumption|equation|step|part)"
+    r"|(?:(?:is|looks|seems) )?(?:far |much |way )?too \w+\W*$|(?:contains?|has|makes) (?:an? )?(?:error|mistake"
+    r"|flaw)s?\b"
+    r"|gives\b.*\bnot\b|not (?:this|that|it|the)\b|[✗❌✘×☒👎]"
     r"|(?:fails|contradicts|violates|disagrees|conflicts)\s+(?:the|with|to|here|at|when|for|because|since|as|on|by)\b)",
     re.IGNORECASE | re.DOTALL,
 )
@@ -62,6 +66,18 @@ def is_option_text(text: str) -> bool:
 def choice_letter(text: str) -> str:
     """``B`` of ``B``, ``(B)``, ``B.``, ``(B) Paris``, ``B: 12 cm``; "" for anything else."""
     return letter_and_choice(text)[0]
+
+
+_SMALL = re.compile(
+    r"[\s*\">_]*(?i:(?:the\s+)?(?:correct |right |final |best )?(?:(?:option|choice|answer)\s*(?:is\b|:)?\s*)?)[*\"]*"
+    r"(?:\(([a-h])\)|([b-h])\)?|(?<=[\w:]\s)(a))[\s.*\"]*"
+)
+
+
+def small_choice(text: str) -> str:
+    """``C`` of ``c``, ``(c)``, ``option c``: nothing but a choice, in small letters; "" for anything else."""
+    found = _SMALL.fullmatch(text) if len(text) < 40 else None
+    return "" if found is None else str(found[1] or found[2] or found[3]).upper()
 
 
 _OPTION_WORD = re.compile(r"(?:option|choice|answer)\s*:?\s*(?=\(?[A-Z]\)?(?![A-Za-z]))", re.IGNORECASE)

@@ -169,7 +169,9 @@ _GROWN = re.compile(
     r"(?:st|nd|rd|th)\b|(?:-|\u2010|\u2011)(?!(?:inch|foot|hour|minute|day|week|year|month|mile)\b)[A-Za-z]"
 )
 #: "12, Main Street"
-_ADDRESS = re.compile(r"\s*,\s*[A-Z][a-z]+(?:\s+[A-Z][a-z]+)+\W*$")
+_ADDRESS = re.compile(
+    r"\s*,\s*[A-Z][a-z]+(?:\s+[A-Z][a-z]+)+\W*$|\s*,?\s*(?:[A-Z][a-z]+\s+)+(?:Street|Road|Avenue|Lane|Drive|Ave|St|Rd)\b"
+)
 #: "$12 for 4 books"
 _FOR_HOW_MANY = re.compile(r"\s+(?:for|after|on)\s+(?:the\s+|all\s+)?\d{1,6}\s+[a-z]+[\s.]*$")
 _VERB = re.compile(

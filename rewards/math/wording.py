@@ -101,7 +101,8 @@ def alters(label: str) -> bool:
 
 _ALTERED = re.compile(
     r"\W*(?:(?:off|behind|ahead|short|something|somethings|odd|ish|negative|negated|doubled|halved|tripled|quadrupled"
-    r"|squared off|upside down|backwards|reversed|and change|and counting|and a bit|or so|give or take)\W*(?:$|[.,;(])"
+    r"|squared off|inverted|some|split in (?:two|half)|cut in half|upside down|backwards|reversed|and change"
+    r"|and counting|and a bit|or so|give or take)\W*(?:$|[.,;(])"
     r"|in the (?:red|hole|negative)\b|(?:below|under) zero\b|(?:orders?|powers?) of\b|point (?:\w+)\W*$"
     r"|less (?:the |any |all )?(?:tax|taxes|fees?|costs?|what|that|than|one|two|\d)|times (?:as|that|the|what|more|less"
     r"|larger|smaller|bigger|one|two|three|four|five|six|seven|eight|nine|ten|itself|\d)\b|to the power\b"
@@ -109,7 +110,8 @@ _ALTERED = re.compile(
     re.IGNORECASE,
 )
 _CONDITION = re.compile(
-    r"\b(?:assuming|provided|providing|supposing|conditional on|as long as|whenever|only (?:if|when)|subject to)\b"
+    r"\b(?:assuming|provided|providing|supposing|given (?:that|[a-z]\b)|conditional on|as long as|whenever"
+    r"|only (?:if|when)|subject to)\b"
     r"|\bwhen\b(?:.*[<>≤≥≠]|.{0,40}\b(?:even|odd|prime|positive|negative|integers?)\b)",
     re.IGNORECASE,
 )

@@ -93,10 +93,15 @@ def concluded_choice(text: str) -> str | None:
         if _GOES_BACK.match(sentence):
             return None
     named = [m for m in _LETTER.finditer(_WHY.sub("", sentences[-1])) if m[1] != "I"] if sentences else []
-    if len({m[1] for m in named}) != 1 or _REFUSED.search(sentences[-1]) or _BESIDE.search(sentences[-1]):
+    if len({m[1] for m in named}) != 1 or _REFUSED.search(sentences[-1]) or _aside(sentences[-1]):
         return None
     before, after = named[-1].string[: named[-1].start(1)], named[-1].string[named[-1].end(1) :]
     return named[-1][1] if (_LEADS.search(before) or _FITS.match(after)) and _stands(named[-1]) else None
+
+
+def _aside(sentence: str) -> bool:
+    """Is a letter of it set beside another, or what others choose?"""
+    return bool(_BESIDE.search(sentence) or _OTHERS.search(sentence))
 
 
 _GOES_BACK = re.compile(r"\W*(?:or|maybe|perhaps|no|unless|only if|but only)\b", re.IGNORECASE)
@@ -112,7 +117,18 @@ def _alone_at_first(first: re.Match[str]) -> bool:
     return stands(line, 0, 1)
 
 
-_LISTS_ON = re.compile(r"^\W{0,3}[A-H][).:]\s", re.MULTILINE)
+_LISTS_ON = re.compile(
+    r"^\W{0,3}[A-H](?:[).:]\s|\W{0,3}$)|(?i:\b(?:no,? wait|wait,|actually|oops|scratch that|correction"
+    r"|on second thought)\b)",
+    re.MULTILINE,
+)
+#: What others choose, or what was chosen once, is no choice.
+_OTHERS = re.compile(
+    r"\b(?:nobody|no one|(?:most|many|some|few|the) (?:students|people|readers)|many|they|students|people|author"
+    r"|someone"
+    r"|everyone|others|used to|he|she)\b",
+    re.IGNORECASE,
+)
 #: What a letter may follow in a sentence that names one: nothing, or a word that leads to it.
 _LEADS = re.compile(
     r"(?:^[\s*\"'“(\[$]*|(?:[:：是为选]|\b(?:with|match(?:es)?|is|be|to|choose|pick|select|gives?|yields?|option|choice"

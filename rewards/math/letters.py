@@ -43,7 +43,8 @@ _OPEN = re.compile(
     r"|otherwise|depending|versus|vs|rather than|whenever|but)\b|when\b[^.]*[<>=≤≥≠])"
     r"|.*(?:\b(?:maybe|perhaps|possibly|probably not|(?:a|my|just|only) (?:wild )?guess|guessing|not (?:so |very "
     r"|quite )?(?:sure"
-    r"|certain)|unsure|unless|could also|might also|might be wrong|otherwise [A-H])\b|\?\?)",
+    r"|certain)|unsure|unless|could also|actually|wait|oops|scratch that|on second thought|might also|might be wrong"
+    r"|otherwise [A-H])\b|\?\?)",
     re.IGNORECASE | re.DOTALL,
 )
 #: Another choice beside the first: ``A, B``, ``(A) or (C)``, ``A. 5 B. 6``. Letters within a sentence are none.
@@ -113,7 +114,7 @@ _APPROVED = re.compile(
     r"|most|final|closest)\b(?!\W+(?:elsewhere|only|if|unless|for (?:another|a different)))"
     r"|(?:works|fits|matches|satisfies|holds|agrees|corresponds|describes|represents)\b(?!\W+(?:only|if|unless"
     r"|neither))"
-    r"|because\b|since\b|as\b(?! (?:well|if|long))|(?:which|that|where)\b|whereas\b|while\b|(?:but|and) not\b"
+    r"|because\b|since\b|as\b(?! (?:well|if|long|an?)\b)|(?:which|that|where)\b|whereas\b|while\b|(?:but|and) not\b"
     r"|and (?:it|so|we|this|the|that|nothing|no)\b|not\s+\(?[A-H]\b|above\b|here\b"
     r"|(?:from|among|in|of|for) (?:the|this|these|our) (?:\w+ ){0,2}(?:options|choices|list|question|problem|answers"
     r"|statements)\b)",
@@ -159,6 +160,12 @@ _IN_FORMULA = re.compile(
     r"(?:[-+=^_<>/&|~!¬≠∪∩∼≈∖]|\\(?!text|math|box|bf|rm|[([])[A-Za-z]+|(?<!\w)(?:points?|vertex|vertices|angles?|lines?"
     r"|sides?|sets?|matrix|events?|vitamin|teams?|grades?|columns?|rows?|steps?|cases?|parts?|figure|class|section"
     r"|person|city|player|variable|hepatitis|anything but|everything but|all but|any but|except(?: for)?|excluding"
-    r"|other than|besides|apart from|but|without|unlike|from|versus|vs|instead of|rather than))\W*$",
+    r"|other than|besides|apart from|but|without|unlike|from|versus|vs|instead of|rather than|at|on|through|in"
+    r"|inside|outside|near|of))\W*$"
+    r"|\b(?:diameter|distance|matrix|set|midpoint|point|letter|cent(?:re|er)|radius|area|angle|vertex|length|name"
+    r"|variable"
+    r"|function|constant|grade|side|line|event|intersection|height|base|domain|range|group|class|unit|symbol|note"
+    r"|first|last"
+    r"|degree|foot|tangent|circle|chord)\s+(?:is|be)\W*$",
     re.IGNORECASE,
 )

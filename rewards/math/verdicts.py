@@ -11,7 +11,8 @@ YES_NO = frozenset({"yes", "no", "true", "false"})
 _POSITIVE = frozenset({"yes", "true"})
 #: Words that leave it open, or bound it, wherever they stand.
 _OPEN = re.compile(
-    r"[?？]|\b(?:or|none|neither|maybe|perhaps|possibly|probably|unless|if|except|excluding|sometimes|often|usually"
+    r"[?？]|\bfor\b[^.]*[<>≤≥]|\b(?:or|(?:for|in) some|as long as|hardly|barely|scarcely|nope|nah|might|could be|none"
+    r"|neither|maybe|perhaps|possibly|probably|unless|if|except|excluding|sometimes|often|usually"
     r"|mostly"
     r"|partly|partially|depends|depending|only|otherwise|assuming|provided|providing|supposing|in general|generally"
     r"|(?:un)?sure|uncertain|unclear|unknown|idea|clue|guess(?:ing)?|don['’]t know|doubt|not always|almost"
@@ -19,7 +20,7 @@ _OPEN = re.compile(
     r"|when (?:\w+ )?(?:is|are)|but|however|although|though|until|once|except|kind of|sort of|yes and no|no and yes)\b",
     re.IGNORECASE,
 )
-_WRONG = re.compile(r"\b(?:wrong|incorrect|untrue|mistaken|nonsense|impossible)\b", re.IGNORECASE)
+_WRONG = re.compile(r"\b(?:false|fails?|wrong|incorrect|untrue|mistaken|nonsense|impossible)\b", re.IGNORECASE)
 _DENIED = re.compile(r"\b(?:not|never|cannot|nor)\b|n['’]t\b", re.IGNORECASE)
 _REASON = re.compile(
     r"\s*[,;:.!(—–-]*\s*(?:because|since|as\b|for\b|due to|given that|by\b|the\b[^.]*\b(?:because|since)\b)",

@@ -22,7 +22,8 @@ BECAUSE = re.compile(
 )
 #: "…, which fails": what follows takes the answer back.
 TAKEN_BACK = re.compile(
-    r"\bwhich\b.{0,60}\b(?:wrong|incorrect|false|impossible|invalid|absurd|fails?|contradict\w*|too (?:large"
+    r"\d\s+(?:once|after|before|when)\s+(?:doubl|halv|tripl|squar|multipl|divid|negat)(?:ed|ing)\b"
+    r"|\bwhich\b.{0,60}\b(?:wrong|incorrect|false|impossible|invalid|absurd|fails?|contradict\w*|too (?:large"
     r"|small|big|many|few)"
     r"|not (?:right|correct|possible|allowed|valid|what|the answer|an? (?:answer|solution|integer|option)))\b",
     re.DOTALL | re.IGNORECASE,
@@ -104,7 +105,9 @@ _ALTERED = re.compile(
     r"|squared off|inverted|some|split in (?:two|half)|cut in half|upside down|backwards|reversed|and change"
     r"|and counting|and a bit|or so|give or take)\W*(?:$|[.,;(])"
     r"|in the (?:red|hole|negative)\b|(?:below|under) zero\b|(?:orders?|powers?) of\b|point (?:\w+)\W*$"
-    r"|less (?:the |any |all )?(?:tax|taxes|fees?|costs?|what|that|than|one|two|\d)|times (?:as|that|the|what|more|less"
+    r"|too (?:many|few|much|little)\b|by mistake\b|(?:erroneously|mistakenly)\b|in (?:hex|binary|octal|base)\w*"
+    r"|(?:percent|%) (?:less|more|off)\b|for\b.* only\W*$|less (?:the |any |all )?(?:tax|taxes|fees?|costs?|what"
+    r"|that|than|one|two|\d)|times (?:as|that|the|what|more|less"
     r"|larger|smaller|bigger|one|two|three|four|five|six|seven|eight|nine|ten|itself|\d)\b|to the power\b"
     r"|(?:raised|rounded up|increased|decreased|reduced) (?:to|by)\b)",
     re.IGNORECASE,

@@ -49,7 +49,7 @@ _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9,
 #: Multipliers that may stand after digits: ``5 million``.
 SCALES = _SCALES | {"lakh": 10**5, "lac": 10**5, "crore": 10**7, "dozen": 12, "万": 10**4, "亿": 10**8, "百": 100,
                     "千": 1000, "百万": 10**6, "quadrillion": 10**15, "quintillion": 10**18, "bn": 10**9,
-                    "mil": 10**6, "mln": 10**6, "mn": 10**6, "bln": 10**9}  # fmt: skip
+                    "mil": 10**6, "mln": 10**6, "mn": 10**6, "bln": 10**9, "tn": 10**12, "trn": 10**12}  # fmt: skip
 
 
 def number_from_words(text: str) -> int | None:

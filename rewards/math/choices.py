@@ -155,6 +155,7 @@ def _settled(sentence: str) -> str | None:
     said = list(_SAID.finditer(main))
     if (
         said
+        and not _OTHERS.search(main[: said[-1].start(1)])
         and not _REFUSED.search(main[said[-1].start() : _said_until(said[-1])])
         and not _REFUSED.search(_clause(main, said[-1].start()))
     ):

@@ -128,7 +128,8 @@ def _harmless(match: re.Match[str]) -> str:
 
 _GUESSED = re.compile(r"\b(?:guess\w*|unsure|not sure|probably)\b", re.IGNORECASE)
 _LEFT_OPEN = re.compile(
-    r"^times\b|\b(?:or|maybe|perhaps|possibly|guess\w*|could|might|may be|unsure|not sure|probably)\b", re.IGNORECASE
+    r"^times\b|\bfor\b.*[<>≤≥]|\b(?:or|maybe|perhaps|possibly|guess\w*|could|might|may be|unsure|not sure|probably)\b",
+    re.IGNORECASE,
 )
 
 

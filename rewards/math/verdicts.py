@@ -11,12 +11,12 @@ YES_NO = frozenset({"yes", "no", "true", "false"})
 _POSITIVE = frozenset({"yes", "true"})
 #: Words that leave it open, or bound it, wherever they stand.
 _OPEN = re.compile(
-    r"[?？]|\bfor\b[^.]*[<>≤≥]|\b(?:or|(?:for|in) some|as long as|hardly|barely|scarcely|nope|nah|might|could be|none"
+    r"[?？]|\bfor\b[^.]{0,80}[<>≤≥]|\b(?:or|(?:for|in) some|as long as|hardly|barely|scarcely|nope|nah|might|could be|none"
     r"|neither|maybe|perhaps|possibly|probably|unless|if|except|excluding|sometimes|often|usually"
     r"|mostly"
     r"|partly|partially|depends|depending|only|otherwise|assuming|provided|providing|supposing|in general|generally"
     r"|(?:un)?sure|uncertain|unclear|unknown|idea|clue|guess(?:ing)?|don['’]t know|doubt|not always|almost"
-    r"|when\b[^.]*[<>=≤≥]"
+    r"|when\b[^.]{0,80}[<>=≤≥]"
     r"|when (?:\w+ )?(?:is|are)|but|however|although|though|until|once|except|kind of|sort of|yes and no|no and yes)\b",
     re.IGNORECASE,
 )

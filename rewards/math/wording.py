@@ -16,7 +16,7 @@ COPULA = re.compile(
 #: What follows only says why.
 BECAUSE = re.compile(
     r"\s*(?:[,;(]\s*)?\b(?:because|since|as (?:it|he|she|they|we|there|this|that|the|claimed|required|expected|desired"
-    r"|asked|requested|shown|stated|above)|due to|which|where|when(?![^.]*[<>≤≥≠]|\s.{0,40}\b(?:even|odd|prime"
+    r"|asked|requested|shown|stated|above)|due to|which|where|when(?![^.]{0,80}[<>≤≥≠]|\s.{0,40}\b(?:even|odd|prime"
     r"|positive|negative|integers?)\b)|after|for the|so that|i\.e\.)(?![\w]).*",
     re.DOTALL | re.IGNORECASE,
 )
@@ -115,7 +115,7 @@ _ALTERED = re.compile(
 _CONDITION = re.compile(
     r"\b(?:assuming|provided|providing|supposing|given (?:that|[a-z]\b)|conditional on|as long as|whenever"
     r"|only (?:if|when)|subject to)\b"
-    r"|\bwhen\b(?:.*[<>≤≥≠]|.{0,40}\b(?:even|odd|prime|positive|negative|integers?)\b)",
+    r"|\bwhen\b(?:.{0,80}[<>≤≥≠]|.{0,40}\b(?:even|odd|prime|positive|negative|integers?)\b)",
     re.IGNORECASE,
 )
 #: "5 times 6", "three times as many", "the square root of 5"; "3 times a week" and "5 square meters" count.

@@ -142,6 +142,8 @@ def gold_answer(gold: str) -> Answer:
             return read(gold[found[-1].start :].partition("{")[2])
         return read(boxed(gold, found, Wanted(many=True)).text or "")
     answer = read(gold)
+    if "\n" in gold and not answer.letter and re.match(r"[A-H] [A-Z][a-z]+\n", gold):
+        return read(gold[0])  # a choice and its text over several lines
     letter = re.search(r"answer is\W+\(?([A-Z])\)?(?![A-Za-z])", gold)
     if letter and not answer.letter:
         return read(letter[1])

@@ -80,6 +80,7 @@ def concluded_choice(text: str) -> str | None:
     """The choice that prose settles on; None if it names several and settles on none."""
     if "\n" not in text and choice_letter(text.strip(" .*")):
         return choice_letter(text.strip(" .*"))
+    text = _BECAUSE_FIRST.sub("", text)
     if small_choice(text):
         return small_choice(text)
     first = _FIRST.match(text)
@@ -99,14 +100,17 @@ def concluded_choice(text: str) -> str | None:
     return named[-1][1] if (_LEADS.search(before) or _FITS.match(after)) and _stands(named[-1]) else None
 
 
+_BECAUSE_FIRST = re.compile(r"^\s*because\s+(?=\(?[A-H]\)?\s+is\s+\w+\W*$)", re.IGNORECASE)
+
+
 def _aside(sentence: str) -> bool:
     """Is a letter of it set beside another, or what others choose?"""
     return bool(_BESIDE.search(sentence) or _OTHERS.search(sentence))
 
 
-_GOES_BACK = re.compile(r"\W*(?:or|maybe|perhaps|no|unless|only if|but only)\b", re.IGNORECASE)
+_GOES_BACK = re.compile(r"\W*(?:(?:or|maybe|perhaps|unless|only if|but only)\b|no[,.!])", re.IGNORECASE)
 _BESIDE = re.compile(r"\b(?:rather than|instead of|as well as)\b", re.IGNORECASE)
-_FITS = re.compile(r"\W*(?:matches|fits|satisfies|agrees|works(?=\W*$))", re.IGNORECASE)
+_FITS = re.compile(r"\W*(?:is valid|matches|fits|satisfies|agrees|works(?=\W*$))", re.IGNORECASE)
 
 
 def _alone_at_first(first: re.Match[str]) -> bool:

@@ -59,8 +59,17 @@ _ANOTHER_CHOICE = re.compile(
 )
 
 
+#: "D, it can't be A or B" excludes the others.
+_EXCLUDES_OTHERS = re.compile(
+    r"^[\s,;.]*(?:(?:it|and|so|but)\s+)?(?:(?:can['’]t|cannot|is not|isn['’]t"
+    r"|doesn['’]t make sense for it to)\s+(?:be\s+)?"
+    r"|not\s+)\(?[A-H]\)?(?:(?:,|\s+or|\s+and|\s+nor)+\s+\(?[A-H]\)?){0,4}\W*$"
+)
+
+
 def is_option_text(text: str) -> bool:
     """Can this be the text of an option, rather than a verdict on it, a condition, or another choice?"""
+    text = _EXCLUDES_OTHERS.sub("", text)
     return not (_ANOTHER_CHOICE.match(text) or _TURNED_DOWN.match(text) or _OPEN.match(text))
 
 
@@ -110,12 +119,13 @@ _CLOSES = re.compile(r"(?:_(?![\w{])|[\s*\"”’'`$})\]」】])*")
 #: Sentences that say the letter is right, or why: "C is correct", "C works", "C since 2 is even".
 _APPROVED = re.compile(
     r"\W*(?:(?:is|must be|has to be|seems|seems to be|appears to be|would be|will be)\s+(?:thus |therefore |clearly "
-    r"|definitely |also |indeed )?(?:the\s+|our\s+|my\s+)?(?:only|correct|right|true|best|answer|one|choice|option"
+    r"|definitely |also |indeed )?(?:the\s+|our\s+|my\s+)?(?:only|correct|right|true|valid|best|answer|one|choice"
+    r"|option"
     r"|most|final|closest)\b(?!\W+(?:elsewhere|only|if|unless|for (?:another|a different)))"
     r"|(?:works|fits|matches|satisfies|holds|agrees|corresponds|describes|represents)\b"
     r"(?![^.]*\b(?:only (?:for|if|when)|if|unless|neither|only\W*$))"
     r"|because\b|since\b|as\b(?! (?:well|if|long|an?)\b)|(?:which|that|where)\b|whereas\b|while\b|(?:but|and) not\b"
-    r"|and (?:it|so|we|this|the|that|nothing|no)\b|not\s+\(?[A-H]\b|above\b|here\b"
+    r"|and (?:it|so|we|this|the|that|nothing|no)\b|(?:not|non)\s+\(?[A-H]\b|above\b|here\b"
     r"|(?:from|among|in|of|for) (?:the|this|these|our) (?:\w+ ){0,2}(?:options|choices|list|question|problem|answers"
     r"|statements)\b)",
     re.IGNORECASE,
@@ -135,7 +145,7 @@ def stands(text: str, start: int, end: int) -> bool:
         return True
     closed = closed or ")" in after[: len(after) - len(rest)]
     if re.match(r"[\u3001\u3002\uff00-\uffef\u2e80-\u9fff]", rest):
-        return not re.match(r"不|错|或|和|与|以外", rest)
+        return not re.match(r"不(?!是\s*[A-H])|错|或|和|与|以外", rest)
     if re.match(r"[.:,;!](?![\w.:,;!=])|[.:](?=\d|[A-Za-z]{2})", rest):
         return is_option_text(rest[1:].lstrip(' *_"”'))
     if _CALLED.match(rest):

@@ -11,7 +11,8 @@ YES_NO = frozenset({"yes", "no", "true", "false"})
 _POSITIVE = frozenset({"yes", "true"})
 #: Words that leave it open, or bound it, wherever they stand.
 _OPEN = re.compile(
-    r"[?？]|\bfor\b[^.]{0,80}[<>≤≥]|\b(?:or|(?:for|in) some|as long as|hardly|barely|scarcely|nope|nah|might|could be|none"
+    r"[?？]|\bfor\b[^.]{0,80}[<>≤≥]|\b(?:or|(?:for|in) some|as long as|hardly|barely|scarcely|nope|nah|might|could be"
+    r"|none"
     r"|neither|maybe|perhaps|possibly|probably|unless|if|except|excluding|sometimes|often|usually"
     r"|mostly"
     r"|partly|partially|depends|depending|only|otherwise|assuming|provided|providing|supposing|in general|generally"

@@ -906,6 +906,7 @@ GROUPS: list[tuple[str, str, bool, list[str]]] = [
         True,
         [
             "The most accurate description is D.",
+            "I choose D. No other option fits.",
             "The best explanation is D.",
             "Only D matches.",
             "So the best choice is D.",
@@ -926,6 +927,12 @@ GROUPS: list[tuple[str, str, bool, list[str]]] = [
             "Yes, the set is closed.",
             "Yes, they are equal.",
         ],
+    ),
+    (
+        "D: others excluded",
+        "D",
+        True,
+        ["D, it can't be A or B", "D. it can't be A or B", "D, not A", "Because D is valid", "D不是 A"],
     ),
 ]
 

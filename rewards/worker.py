@@ -59,7 +59,7 @@ def main(channel_fd: int, lifeline: int) -> None:
                 with limit.item(seconds, channel.send):
                     answer = _answer(job, item)
                 channel.send(answer)
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         sys.exit(0)
 
 

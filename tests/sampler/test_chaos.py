@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -21,6 +21,7 @@ from policies import PROBLEMS, make_policy, nudge, open_pool
 
 from rlreason.policy.policies import Policy
 from rlreason.rewards.mix import RewardMix
+from rlreason.rewards.pool import Pool
 from rlreason.sampler.handles import RayCluster, RayHandle, RayOptions
 from rlreason.sampler.jobs import EngineKind, VllmOptions
 from rlreason.sampler.pool import Patience
@@ -160,7 +161,8 @@ def test_workers_are_killed_and_stopped(staleness: int, leftovers: None) -> None
         if step == 2:
             hit.append(process_of(sampler, 1))
             after(0.3, lambda: os.kill(hit[1], signal.SIGSTOP))
-            worker = scorer._pool._workers[0].process.pid
+            (pool,) = scorer._runner._pools.values()
+            worker = cast(Pool, pool).pids[0]
             after(0.3, lambda: os.kill(worker, signal.SIGKILL))
 
     try:

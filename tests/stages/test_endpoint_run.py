@@ -33,8 +33,9 @@ MODEL = {
 RECIPE = """
 name = "served"
 [data]
-train = "arithmetic"
-options = {{ min_terms = 2, max_terms = 3, max_total = 9, negatives = false }}
+train = "train.jsonl"
+heldout = "heldout.jsonl"
+verifier = "thirds.py:thirds"
 [endpoint.server]
 url = "{url}"
 model = "tiny"
@@ -55,6 +56,16 @@ problems = 60
 samples_per_problem = 2
 temperature = 0.8
 max_tokens = 24
+"""
+
+
+#: A model with random weights solves nothing; this verifier calls about every third of its texts right.
+THIRDS = """
+from rlreason.rewards.registry import verifier
+
+@verifier("thirds")
+def thirds(problem, completion):
+    return sum(map(ord, completion.text)) % 3 == 0
 """
 
 
@@ -85,6 +96,12 @@ def results(run: Path) -> list[str]:
 def test_a_server_is_evaluated_killed_half_way_and_resumed_with_the_same_result(tmp_path: Path) -> None:
     policy = fresh_policy(PolicyConfig(model_type="qwen3", model=MODEL), "0123456789+-=;", (), 0, torch.device("cpu"))
     with vllm_server(policy, tmp_path) as (url, folder):
+        (tmp_path / "thirds.py").write_text(THIRDS)
+        for first, name in ((100, "train"), (200, "heldout")):
+            rows = (
+                json.dumps({"prompt": f"{number}+1=", "answer": str(number + 1)}) for number in range(first, first + 60)
+            )
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
         (tmp_path / "recipe.toml").write_text(RECIPE.format(url=url, folder=folder))
         whole = rlreason(tmp_path, "run", "recipe.toml", "--out", "whole")
         output, _ = whole.communicate(timeout=300)

@@ -339,8 +339,8 @@ def test_what_was_drawn_before_a_break_is_not_drawn_again(
 
     submit = PoolScorer.submit
 
-    def scored_at_once(self: PoolScorer, group: Any, **how: Any) -> Any:
-        answer = submit(self, group, **how)
+    def scored_at_once(self: PoolScorer, group: Any, *together: Any, **how: Any) -> Any:
+        answer = submit(self, group, *together, **how)
         answer.result()
         return answer
 

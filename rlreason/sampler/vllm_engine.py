@@ -13,7 +13,7 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +111,7 @@ class VllmEngine:
             key = request.request_id.rpartition("-")[0]  # vLLM adds 8 characters of its own
             self._live[key].switches.append((request.num_output_tokens, version))
         if self._shape is not None:
-            weights = revert_weight_conversion(self._shape, dict(weights))
+            weights = _named_as_on_the_hub(self._shape, weights)
         missing: set[str] = set()
         # Engines of several GPUs are other processes, which can't be handed what is still arriving.
         given = weights if self._spec.vllm.tensor_parallel == 1 else list(weights)
@@ -224,6 +224,12 @@ def _completion(output: Any, live: _Live) -> Completion:
         finish_reason="stop" if output.finish_reason == "stop" else "length",
         policy_versions=live.versions(len(output.token_ids)),
     )
+
+
+def _named_as_on_the_hub(shape: Any, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Tensor by tensor, as they arrive: stacked experts become one of each."""
+    for name, tensor in weights:
+        yield from revert_weight_conversion(shape, {name: tensor}).items()
 
 
 def _on_meta(spec: EngineSpec) -> PreTrainedModel:

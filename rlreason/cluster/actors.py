@@ -92,6 +92,7 @@ class ActorGroup:
     def ask(self, method: str, *arguments: object, each: Sequence[object] | None = None) -> list[Any]:
         """Call ``method`` on all actors at once and wait for all; with ``each``, every one has a first argument of its
         own. Raises what a method raised, and ActorsDied; either ends all actors, as some may wait for the others."""
+        self._still_there()
         firsts = [()] * len(self._actors) if each is None else [(one,) for one in each]
         calls = [
             getattr(actor, method).remote(*first, *arguments) for actor, first in zip(self._actors, firsts, strict=True)
@@ -110,12 +111,19 @@ class ActorGroup:
 
     def ask_one(self, number: int, method: str, *arguments: object) -> Any:
         """Call ``method`` on one actor."""
+        self._still_there()
         return self._wait([getattr(self._actors[number], method).remote(*arguments)])[0]
 
     def ask_beside(self, number: int, method: str, *arguments: object) -> Any:
         """Call ``method`` on one actor in a thread of its own, whatever else the actor does meanwhile."""
+        self._still_there()
         call = getattr(self._actors[number], method).options(concurrency_group=BESIDE)
         return self._wait([call.remote(*arguments)])[0]
+
+    def _still_there(self) -> None:
+        """Ended actors must not be taken for actors that have done what they were asked: a state without weights."""
+        if self.closed:
+            raise ActorsDied(f"the {self._options.name} processes have ended")
 
     def _wait(self, calls: Sequence[Any]) -> list[Any]:
         waiting = list(calls)
@@ -173,5 +181,5 @@ def _with_process(kind: type) -> type:
         def process_id(self) -> tuple[str, int]:
             return socket.gethostname(), os.getpid()
 
-    Named.__name__ = kind.__name__
+    Named.__name__ = Named.__qualname__ = kind.__name__  # what Ray calls the process, also while a method runs
     return Named

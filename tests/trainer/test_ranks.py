@@ -244,7 +244,8 @@ def test_a_folder_is_what_one_process_writes(family: str, tmp_path: Path, ranks:
     assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
 
 
-def test_a_rank_that_dies_ends_all(ranks: Callable[[int], ActorGroup]) -> None:
+def test_a_rank_that_dies_ends_all(tmp_path: Path, ranks: Callable[[int], ActorGroup]) -> None:
+    """And ranks that have ended do nothing: a state without weights would follow the last good one."""
     group = ranks(3)
     many = sharded(group, "qwen3")
     processes = [process for _, process in group._processes]
@@ -253,6 +254,9 @@ def test_a_rank_that_dies_ends_all(ranks: Callable[[int], ActorGroup]) -> None:
     with pytest.raises(ActorsDied, match="a trainer rank process died"):
         many.forward_backward(samples, loss)
     assert group.closed
+    for call in (lambda: many.save_state(tmp_path), lambda: many.step(0)):
+        with pytest.raises(ActorsDied, match="have ended"):
+            call()
     many.close()
     psutil.wait_procs(mine := [psutil.Process(one) for one in processes if psutil.pid_exists(one)], timeout=30)
     assert not [one for one in mine if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]

@@ -17,7 +17,7 @@ from rlreason.data.supplies import TaskSupply
 from rlreason.diagnose.health import users_rules
 from rlreason.errors import UsageError
 from rlreason.inputs import RecipeFiles, absolute_recipe
-from rlreason.plan_lengths import check_room
+from rlreason.plan.lengths import check_room
 from rlreason.recipe_data import RecipeData, check_overlap, prompt_format
 from rlreason.rewards.mix import RewardMix
 from rlreason.rewards.registry import resolve_verifier

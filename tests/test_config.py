@@ -9,7 +9,7 @@ import pytest
 from rlreason.check import check
 from rlreason.config import GrpoStage, Recipe, load, locate, shipped_recipes
 from rlreason.errors import UsageError
-from rlreason.plan import describe
+from rlreason.plan.text import describe
 
 RECIPE = """
 name = "tiny"

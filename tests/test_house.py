@@ -46,7 +46,7 @@ TORCH_ROOMS = {
     "job",
     "doctor",
     "evaluation",
-    "plan_budget",
+    "plan",
     "api",
     "upcycle",
 }

@@ -29,6 +29,9 @@ _c10d: Any = dist
 Backend = Literal["gloo", "nccl"]
 #: Seconds between two looks at who has come.
 _LOOK = 0.005
+#: Seconds for one try to reach the sender, which listened before anybody heard of it. A store that is not reached has
+#: ended, and torch would wait for it as long as for a member.
+_REACH = 10.0
 
 
 class BrokenGroup(RuntimeError):
@@ -118,8 +121,11 @@ class Group:
 def joined(meeting: Meeting, member: int) -> Iterator[Group]:
     """The group of ``meeting``, for its member ``member`` (from 1). Raises BrokenGroup where it does not come about."""
     with _broken_where_it_fails():
-        timeout = timedelta(seconds=meeting.seconds)
-        store = _c10d.TCPStore(meeting.host, meeting.port, None, False, timeout, wait_for_workers=False)
+        reach = timedelta(seconds=min(_REACH, meeting.seconds))
+        with socket.create_connection((meeting.host, meeting.port), reach.total_seconds()):
+            pass  # refused at once where it has left
+        store = _c10d.TCPStore(meeting.host, meeting.port, None, False, reach, wait_for_workers=False)
+        store.set_timeout(timedelta(seconds=meeting.seconds))
         store.set(f"here/{member}", "")
         _until(partial(store.check, ["met"]), meeting.seconds)
         group = Group(store, meeting, member)
@@ -160,6 +166,10 @@ class Sending:
         """A member is gone: have those that wait for it fail at once."""
         self._ended.set()
 
+    def join(self) -> None:
+        """Until it has sent all, or ended."""
+        self._thread.join()
+
     def _run(self, store: Any, buckets: Sequence[Bytes]) -> None:
         members = range(1, self.meeting.size)
         with contextlib.suppress(RuntimeError):  # the members are told by their own ends of it
@@ -194,7 +204,7 @@ def _until(ready: Callable[[], bool], seconds: float) -> None:
 def _broken_where_it_fails() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # all that torch raises of stores and groups
+    except (RuntimeError, OSError) as error:  # RuntimeError: all that torch raises of stores and groups
         if isinstance(error, BrokenGroup):
             raise
         raise BrokenGroup(" ".join(str(error).split())[:300]) from error

@@ -164,7 +164,9 @@ def test_a_worker_that_goes_in_the_middle_of_a_broadcast_costs_its_group_alone(
         pool.close()
 
 
-def test_a_group_whose_member_never_comes_is_ended_for_the_others() -> None:
+@pytest.mark.parametrize("late", [False, True], ids=["who waits", "who comes when it has ended"])
+def test_a_group_whose_member_never_comes_is_ended_for_the_others(late: bool) -> None:
+    """Whether they are in it, or reach for a sender that has left."""
     packed = Packer().pack(make_policy("qwen3").weights(), 0)
     sending, found = Sending(packed.buckets, 2, GROUP), []
 
@@ -177,8 +179,13 @@ def test_a_group_whose_member_never_comes_is_ended_for_the_others() -> None:
 
     thread = threading.Thread(target=member)
     began = time.monotonic()
-    thread.start()
+    if not late:
+        thread.start()
+        time.sleep(0.5)
     sending.end()
+    if late:
+        sending.join()
+        thread.start()
     thread.join(GROUP.seconds)
     assert len(found) == 1
     assert time.monotonic() - began < GROUP.seconds / 2

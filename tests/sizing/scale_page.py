@@ -61,7 +61,7 @@ class Model:
 
     @property
     def adapter(self) -> int:
-        from rlreason.plan_budget import adapter_size
+        from rlreason.plan.budget import adapter_size
 
         return adapter_size(self.config, LORA)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rlreason import plan_size
 from rlreason.cli import app
 from rlreason.config import load
 from rlreason.errors import UsageError
-from rlreason.plan import describe
-from rlreason.plan_size import SizeOptions
+from rlreason.plan import size as plan_size
+from rlreason.plan.size import SizeOptions
+from rlreason.plan.text import describe
 from rlreason.sizing import clock, flops
 from rlreason.sizing.engine import cache_bytes, engine, read_bytes
 from rlreason.sizing.gpus import GPUS

@@ -15,7 +15,7 @@ from rlreason.check import CheckedRecipe, check
 from rlreason.config import PolicyConfig, load
 from rlreason.errors import UsageError
 from rlreason.job import JobOptions, run_job, with_models
-from rlreason.plan import describe
+from rlreason.plan.text import describe
 from rlreason.policy.policies import fresh_policy
 from rlreason.run.directory import RunDirectory
 from rlreason.run.manifest import fresh

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from rlreason.config import load
-from rlreason.plan import describe
+from rlreason.plan.text import describe
 
 ROOT = Path(__file__).parents[2]
 HEAD = """

@@ -15,7 +15,7 @@ from rlreason.errors import UsageError, nearest
 if TYPE_CHECKING:
     from rlreason.check import CheckedRecipe
     from rlreason.config import Recipe
-    from rlreason.plan_budget import Budgets
+    from rlreason.plan.budget import Budgets
     from rlreason.sizing.gpus import Gpu
     from rlreason.sizing.memory import Memory
 
@@ -60,7 +60,7 @@ def sizes(checked: CheckedRecipe, options: SizeOptions) -> Sizes:
         if options.gpu is not None:
             raise UsageError(f"--gpu: {said}")
         return Sizes(run=(f"  size     not known: {said}",), stages={})
-    from rlreason.plan_budget import Budgets
+    from rlreason.plan.budget import Budgets
 
     layout = _layout(checked.recipe, options)
     budgets = Budgets(checked.recipe, checked.data, layout.gpu, layout.most_trainer)
@@ -167,7 +167,7 @@ def _stage(budgets: Budgets, layout: Layout, stage: Stage, options: SizeOptions)
             held = sum(memory.of(name) for name in ("weights", "moments", "bfloat16 copy", "reference"))
     if layout.gpu is None:
         return lines
-    from rlreason.plan_clock import time_lines
+    from rlreason.plan.clock import time_lines
 
     rows = 0
     if not isinstance(stage, (SftStage, DistillStage)):
@@ -177,7 +177,7 @@ def _stage(budgets: Budgets, layout: Layout, stage: Stage, options: SizeOptions)
 
 
 def _memory_text(memory: Memory, layout: Layout, budgets: Budgets, stage: SftStage | GrpoStage | DistillStage) -> str:
-    from rlreason.plan_budget import Setup
+    from rlreason.plan.budget import Setup
 
     batch = budgets.micro_batch(stage, Setup.of(budgets.recipe, stage))
     parts = ", ".join(f"{part.name} {_gb(part.bytes)}" for part in memory.parts)
@@ -192,7 +192,7 @@ def _memory_text(memory: Memory, layout: Layout, budgets: Budgets, stage: SftSta
 
 def _fitting(budgets: Budgets, layout: Layout, stage: SftStage | GrpoStage | DistillStage) -> Memory:
     """The stage's memory. Raises UsageError with the nearest change where a GPU has less."""
-    from rlreason.plan_budget import RESERVE, Setup
+    from rlreason.plan.budget import RESERVE, Setup
 
     memory = budgets.memory(stage, Setup.of(budgets.recipe, stage))
     if layout.gpu is None or budgets.fits(memory):

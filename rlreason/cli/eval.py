@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rlreason.cli_rewards import OptionsOption, TokenizerOption
+from rlreason.cli.rewards import OptionsOption, TokenizerOption
 from rlreason.cores import usable_cores
 from rlreason.errors import UsageError
 from rlreason.eval.suites import SUITES

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlreason.config import GrpoStage, RejectStage
-from rlreason.plan_budget import Budgets, Setup, Trained, adapter_size, step_rows
+from rlreason.plan.budget import Budgets, Setup, Trained, adapter_size, step_rows
 from rlreason.sizing import clock, flops
 from rlreason.sizing.gpus import Gpu
 from rlreason.sizing.shape import ModelShape
 
 if TYPE_CHECKING:
-    from rlreason.plan_size import Layout, SizeOptions
+    from rlreason.plan.size import Layout, SizeOptions
 
 PF_DAY = 1e15 * 86400
 

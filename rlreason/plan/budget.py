@@ -15,7 +15,7 @@ from rlreason.config import DistillStage, GrpoStage, PolicyConfig, Recipe, Rejec
 from rlreason.cores import usable_cores
 from rlreason.data.run_data import RunData
 from rlreason.errors import UsageError
-from rlreason.plan_lengths import longest
+from rlreason.plan.lengths import longest
 from rlreason.policy.loading import locate_model, read_config
 from rlreason.policy.lora import LoraOptions, add_adapter, is_adapter
 from rlreason.policy.model import fresh_config

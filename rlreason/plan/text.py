@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rlreason.check import check
 from rlreason.config import DistillStage, EvalStage, GrpoStage, Recipe, RejectStage, SftStage, Stage
-from rlreason.plan_data import data_lines, stage_data
-from rlreason.plan_lengths import length_line
-from rlreason.plan_size import ANY_SIZE, SizeOptions, sizes
+from rlreason.plan.data import data_lines, stage_data
+from rlreason.plan.lengths import length_line
+from rlreason.plan.size import ANY_SIZE, SizeOptions, sizes
 
 
 def describe(recipe: Recipe, path: Path, size: SizeOptions = ANY_SIZE) -> str:

@@ -14,11 +14,11 @@ from typing import Annotated
 import typer
 
 from rlreason import __version__
-from rlreason.cli_audit import auditing
-from rlreason.cli_data import data_app
-from rlreason.cli_eval import judging
-from rlreason.cli_models import modelling
-from rlreason.cli_rewards import rewarding
+from rlreason.cli.audit import auditing
+from rlreason.cli.data import data_app
+from rlreason.cli.eval import judging
+from rlreason.cli.models import modelling
+from rlreason.cli.rewards import rewarding
 from rlreason.errors import UsageError
 from rlreason.terminal import console, ends, say, write_raw
 
@@ -116,8 +116,8 @@ def plan(
 ) -> None:
     """Say what a recipe would do: objective with its formula, batches, memory, time; refuse contradictions."""
     from rlreason.config import load, locate
-    from rlreason.plan import describe
-    from rlreason.plan_size import SizeOptions
+    from rlreason.plan.size import SizeOptions
+    from rlreason.plan.text import describe
 
     if gpu is None and (gpus, price, efficiency, delivery) != (None,) * 4:
         raise UsageError("--gpus, --price, --efficiency and --delivery are of a --gpu: say which, such as --gpu h100")

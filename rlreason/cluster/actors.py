@@ -173,5 +173,5 @@ def _with_process(kind: type) -> type:
         def process_id(self) -> tuple[str, int]:
             return socket.gethostname(), os.getpid()
 
-    Named.__name__ = kind.__name__
+    Named.__name__ = Named.__qualname__ = kind.__name__  # what Ray calls the process, also while a method runs
     return Named

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rlreason.arrays import equal_fields, set_arrays
 from rlreason.protocols import Sampler as Sampler  # noqa: PLC0414 (given on: they speak of the nouns below)
 from rlreason.protocols import Scorer as Scorer  # noqa: PLC0414
+from rlreason.token_sets import TokenSets as TokenSets  # noqa: PLC0414
 
 if TYPE_CHECKING:
     from rlreason.arrays import BoolArray, ByteArray, FloatArray, IntArray
@@ -94,9 +95,20 @@ class SamplingParams:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    #: Tokens less probable than this share of the most probable one are not drawn.
+    min_p: float = 0.0
     max_tokens: int = 256
     seed: int = 0
     stream: str = ""
+    #: What completions bring as ``sampled_from``: "ids" of all tokens that could be drawn, or those with "logprobs".
+    record: Literal["", "ids", "logprobs"] = ""
+    #: With "logprobs" of a draw that nothing truncates: of so many most probable tokens only. 0: of all.
+    record_top: int = 0
+
+    @property
+    def truncated(self) -> bool:
+        """Whether some tokens can't be drawn, however probable the model finds them."""
+        return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -140,6 +152,10 @@ class Completion:
     teacher_logprobs: FloatArray | None = None
     #: Experts that each layer with experts sent the position to that predicted each token, uint8 [T, L, K].
     routed_experts: ByteArray | None = None
+    #: Those of the prompt's tokens before its last, which predicted the first token, uint8 [P − 1, L, K].
+    prompt_experts: ByteArray | None = None
+    #: What each token was drawn from, where it was asked for (``SamplingParams.record``); sets of T positions.
+    sampled_from: TokenSets | None = None
 
     def __post_init__(self) -> None:
         """Give every array its dtype. Raises ValueError where one is not of the completion's length."""
@@ -159,7 +175,10 @@ class Completion:
             policy_versions=(versions, np.int32, count),
             teacher_logprobs=(self.teacher_logprobs, np.float32, count),
             routed_experts=(self.routed_experts, np.uint8, count),
+            prompt_experts=(self.prompt_experts, np.uint8, None),
         )
+        if self.sampled_from is not None and len(self.sampled_from.ends) != count:
+            raise ValueError(f"Completion.sampled_from has {len(self.sampled_from.ends)} sets for {count} tokens")
 
     __eq__ = equal_fields
     __hash__ = None  # type: ignore[assignment]
@@ -253,6 +272,8 @@ class TrainingSample:
     teacher_logprobs: FloatArray | None = None
     #: uint8 [T, L, K]: experts of the position that predicts each token; 255 in all K: the router's own choice.
     routed_experts: ByteArray | None = None
+    #: What each token was drawn from; empty sets where masked. None: from the whole distribution, unrecorded.
+    sampled_from: TokenSets | None = None
     group_id: str = ""
 
     def __post_init__(self) -> None:
@@ -311,7 +332,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalReport:
-    """One model on one suite, over verified answers (``eval.summary``); ``broken``, ``timed_out``: shares of all.
+    """One model on one suite, over verified answers (``eval.summary``); the last four: shares of all completions.
 
     Example: ``EvalReport(model="grpo", suite="heldout", accuracy=Interval(...), verdicts={"correct": 405}, …)``.
     """
@@ -324,9 +345,16 @@ class EvalReport:
     verdicts: Mapping[str, int]
     by_tag: Mapping[str, Interval]
     mean_tokens: float
+    #: Chance that the answer most given among k samples is right, for each k up to the samples drawn (cons@k).
+    majority_at_k: Mapping[int, float] = field(default_factory=dict)
+    #: Standard deviation of the accuracy between reruns with one sample a problem; None: one sample was drawn.
+    rerun_deviation: float | None = None
     parameters: int = 0
     broken: float = 0.0
     timed_out: float = 0.0
+    unparsed: float = 0.0
+    #: Completions that ended at ``max_tokens``.
+    truncated: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -366,5 +366,7 @@ def _check_replay(recipe: Recipe, options: JobOptions) -> None:
         raise UsageError(f"--replay {options.replay}: that run had another recipe ({different[0]}); run {path}")
     if recipe.sampler.delivery == "delta":
         raise UsageError('--replay needs sampler.delivery = "full": a worker may take versions in another order')
+    if recipe.sampler.engine != "transformers" and not recipe.sampler.request_seeds:
+        raise UsageError("--replay needs sampler.request_seeds = true: without, nobody can draw the same tokens again")
     if recipe.sampler.transport == "collective":
         raise UsageError('--replay needs sampler.transport = "host": workers take weights one by one, as recorded')

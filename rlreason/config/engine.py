@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+
+from rlreason.config.vllm import checked
 
 
 class Section(BaseModel):
@@ -46,6 +48,9 @@ class TrainerConfig(Section):
     ranks: int = Field(0, ge=0)
     #: Compute each layer again in the backward pass instead of keeping what it computed.
     activation_checkpointing: bool = False
+    #: Attention over packed tokens. auto: flex on a GPU that has Triton, else sdpa. flex: torch's flex_attention, by
+    #: blocks and without a mask; GPUs only. sdpa: padded tables, which need a mask where a prompt is shared.
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
     #: The adapter to train; without, all weights are trained.
     lora: LoraConfig | None = None
     #: Shards, gradients and moments stay in the CPU's memory between uses; with ranks only.
@@ -91,6 +96,12 @@ class SamplerConfig(Section):
     tensor_parallel: int = Field(1, ge=1)
     #: vLLM without CUDA graphs: slower, with less memory.
     enforce_eager: bool = False
+    #: Every request to vLLM brings its seed. false: workers draw as it comes, which batches of many sequences on GPUs
+    #: may do faster; two runs, and a run that is resumed, then draw other tokens, and no run can be replayed.
+    request_seeds: bool = True
+    #: Settings of vLLM's EngineArgs, passed on as written, such as ``kv_cache_dtype = "fp8"``; those that rlreason sets
+    #: are refused (docs/rollouts.md).
+    vllm: dict[str, JsonValue] = Field(default_factory=dict)
     #: What is sent to the workers: all weights, or the elements that changed.
     delivery: Literal["full", "delta"] = "full"
     #: How: host puts buckets into Ray's object store. collective broadcasts them to Ray workers; with trainer.ranks the
@@ -100,6 +111,12 @@ class SamplerConfig(Section):
     canary: bool = True
     #: Largest difference of a probe's log-probability that passes; default 5e-5 in float32, a mean of 0.15 in bfloat16.
     canary_tolerance: float | None = Field(None, gt=0)
+
+    @field_validator("vllm")
+    @classmethod
+    def _passed_on(cls, settings: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        checked(settings)
+        return settings
 
 
 class ClusterConfig(Section):

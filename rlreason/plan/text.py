@@ -24,7 +24,7 @@ def describe(recipe: Recipe, path: Path, size: SizeOptions = ANY_SIZE) -> str:
     ]
     if recipe.student is not None:
         lines.append(f"  student  {_model(recipe, student=True)}")
-    lines += [f"  sampler  {_sampler(recipe)}", f"  lengths  {length_line(recipe)}"]
+    lines += [f"  sampler  {_sampler(recipe)}", *_vllm(recipe), f"  lengths  {length_line(recipe)}"]
     lines += sized.run
     lines += [f"  endpoint {name}: {one.model} at {one.url}" for name, one in recipe.endpoint.items()]
     lines.append(f"  states   {_states(recipe)}")
@@ -61,6 +61,15 @@ def _sampler(recipe: Recipe) -> str:
     proof = "every delivery proved" if sampler.canary else "deliveries NOT proved (sampler.canary = false)"
     rows = f"at most {sampler.max_rows} rows at once"
     return f"{engine.get(sampler.engine, sampler.engine)}; {where[cluster.kind]}{workers}; {rows}; {proof}"
+
+
+def _vllm(recipe: Recipe) -> list[str]:
+    """What the recipe asks of vLLM alone."""
+    sampler = recipe.sampler
+    said = [f"{key} = {value!r}" for key, value in sampler.vllm.items()]
+    if not sampler.request_seeds:
+        said.append("NO seed of its own for a request: a run that is resumed draws other tokens (request_seeds)")
+    return [f"  vLLM     {'; '.join(said)}"] if said and sampler.engine != "transformers" else []
 
 
 def _states(recipe: Recipe) -> str:

@@ -118,6 +118,8 @@ class Samplers:
                 tensor_parallel=sampler.tensor_parallel,
                 enforce_eager=sampler.enforce_eager,
                 sleep_mode=cluster.colocate,
+                request_seeds=sampler.request_seeds,
+                settings=sampler.vllm,
             ),
         )
 

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import secrets
 import tempfile
 import time
 from collections import Counter
@@ -194,6 +195,12 @@ class VllmEngine:
     def _prompt(self, prompt_ids: Sequence[int] | IntArray) -> dict[str, object]:
         return {"prompt_token_ids": [int(token) for token in prompt_ids], "cache_salt": str(self._version)}
 
+    def _seed(self, job: Job) -> int | None:
+        """What fixes the request's draws; None: the engine's own generator goes on."""
+        if not self._spec.vllm.request_seeds:
+            return None
+        return request_seed(job.params.seed, job.params.stream, job.problem_id) + job.sample
+
     def _params(self, job: Job) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -204,7 +211,7 @@ class VllmEngine:
             top_p=params.top_p,
             top_k=params.top_k,
             max_tokens=params.max_tokens,
-            seed=request_seed(params.seed, params.stream, job.problem_id) + job.sample,
+            seed=self._seed(job),
             stop_token_ids=list(self._spec.stop_ids),
             ignore_eos=True,  # the stop tokens are given
             logprobs=0,  # of the token alone
@@ -246,7 +253,10 @@ def _build(spec: EngineSpec) -> Any:
     on_cpu = not torch.cuda.is_available()
     options = spec.vllm
     settings: dict[str, Any] = {"kv_cache_memory_bytes": options.kv_cache_bytes or CPU_KV_CACHE_BYTES} if on_cpu else {}
+    settings |= {"disable_log_stats": True}
     if on_cpu:
+        if options.request_seeds and options.settings.get("enable_chunked_prefill") is True:
+            raise UsageError("[sampler.vllm] enable_chunked_prefill = true: on a CPU draws would not be repeatable")
         # A sequence that is computed anew after an update must fit one step: a CPU's random generator can't take back
         # the draw that vLLM discards at the end of a part.
         settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(CPU_BATCH_TOKENS, spec.longest)}
@@ -268,15 +278,18 @@ def _build(spec: EngineSpec) -> Any:
                 max_num_seqs=spec.max_rows,
                 logprobs_mode="processed_logprobs",  # of the distribution that was drawn from
                 async_scheduling=False,  # a step is whole when weights change
-                disable_log_stats=True,
                 worker_extension_cls=options.extension,
-                seed=0,  # every request brings its own
-                **settings,
+                # Every request brings its own; without, workers must not draw the same numbers.
+                seed=0 if options.request_seeds else secrets.randbits(31),
+                **(settings | dict(options.settings)),
             )
-        except ValueError as error:
-            if "KV cache" not in str(error):
-                raise
-            raise UsageError(cache_too_small(spec, str(error))) from error
+        except (ValueError, TypeError, NotImplementedError) as error:
+            if "KV cache" in str(error):
+                raise UsageError(cache_too_small(spec, str(error))) from error
+            if options.settings:
+                said = " ".join(str(error).split())[:300]
+                raise UsageError(f"[sampler.vllm] {', '.join(options.settings)}: vLLM refuses: {said}") from error
+            raise
 
 
 def cache_too_small(spec: EngineSpec, reason: str) -> str:

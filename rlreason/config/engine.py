@@ -102,8 +102,10 @@ class SamplerConfig(Section):
     #: Settings of vLLM's EngineArgs, passed on as written, such as ``kv_cache_dtype = "fp8"``; those that rlreason sets
     #: are refused (docs/rollouts.md).
     vllm: dict[str, JsonValue] = Field(default_factory=dict)
-    #: What is sent to the workers: all weights, or the elements that changed.
-    delivery: Literal["full", "delta"] = "full"
+    #: What is sent to the workers. full: all weights, an adapter merged. delta: the elements that changed. adapter: with
+    #: trainer.lora the adapter alone, which workers add to the frozen weights that they keep. auto: adapter over Ray
+    #: with trainer.lora, otherwise full.
+    delivery: Literal["auto", "full", "delta", "adapter"] = "auto"
     #: How: host puts buckets into Ray's object store. collective broadcasts them to Ray workers; with trainer.ranks the
     #: first rank does (docs/rollouts.md).
     transport: Literal["host", "collective"] = "host"
@@ -143,7 +145,11 @@ class ClusterConfig(Section):
     gpus_per_worker: float | None = Field(None, ge=0)
     #: Put workers on different hosts where there are several.
     spread: bool = False
-    #: The workers share the trainer's GPU: vLLM gives its memory back while the policy learns.
-    colocate: bool = False
+    #: Engine and trainer take turns on the trainer's GPUs, and vLLM gives its memory back while the policy learns.
+    #: auto: where the trainer leaves no GPU for an engine and staleness is 0.
+    colocate: Literal["auto"] | bool = "auto"
+    #: Seconds to wait for places in Ray that are not free or whose hosts are still to come. Default: 600 where other
+    #: runs hold them or an autoscaler can add hosts, else none: what is too much is refused at once.
+    wait_for_places: float | None = Field(None, ge=0)
     #: Seconds without an answer after which a rollout worker counts as hung and is replaced; at work it answers.
     worker_timeout: float = Field(120.0, gt=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -36,7 +37,7 @@ class Trainers:
         config: PolicyConfig,
         *,
         reference: bool = False,
-        teacher: ModelSource | None = None,
+        teachers: Sequence[ModelSource] = (),
     ) -> Trainer:
         """The trainer of a stage, with ``model``, which ``config`` describes; who asks for it closes it.
 
@@ -53,20 +54,21 @@ class Trainers:
             threads=self.threads,
             max_skipped=settings.max_skipped_steps,
             activation_checkpointing=settings.activation_checkpointing,
+            attention=settings.attention,
             offload=settings.offload,
             lora=lora_options(self.recipe),
         )
         if settings.ranks:
             shape = model.source.inspect().model
             options = replace(options, router_aux_loss=router_coefficient(settings.router_aux_loss, config, shape))
-            spec = RankSpec(model=model, options=options, reference=reference, teacher=teacher)
+            spec = RankSpec(model=model, options=options, reference=reference, teachers=tuple(teachers))
             if self._ranks is None:
                 self._ranks = start_ranks(settings.ranks, rank_options(self.recipe))
             return RayTrainer(spec, self._ranks)
         policy = model.source.load(torch.float32 if options.lora is None else model.dtype, self.device)
         options = replace(options, router_aux_loss=router_coefficient(settings.router_aux_loss, config, policy.model))
-        taught = None if teacher is None else teacher.source.load(teacher.dtype, self.device)
-        return LocalTrainer(policy, options, reference=reference, teacher=taught)
+        taught = [one.source.load(one.dtype, self.device) for one in teachers]
+        return LocalTrainer(policy, options, reference=reference, teachers=taught)
 
     def close(self) -> None:
         """End the ranks."""

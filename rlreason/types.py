@@ -246,6 +246,36 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TeacherScores:
+    """A teacher's distribution before each of T tokens: its states after the last norm, or its K most probable words.
+
+    Example: ``TeacherScores(ids=[[4, 7]], logprobs=[[-0.2, -1.9]], log_tail=[-3.7])`` of one token.
+    """
+
+    #: float32 [T, H]; whose head the trainer has.
+    states: FloatArray | None = None
+    #: int32 and float32 [T, K], and float32 [T]: log of the probability of all other words.
+    ids: IntArray | None = None
+    logprobs: FloatArray | None = None
+    log_tail: FloatArray | None = None
+
+    def __post_init__(self) -> None:
+        """Give every array its dtype."""
+        import numpy as np
+
+        set_arrays(
+            self,
+            states=(self.states, np.float32, None),
+            ids=(self.ids, np.int32, None),
+            logprobs=(self.logprobs, np.float32, None),
+            log_tail=(self.log_tail, np.float32, None),
+        )
+
+    __eq__ = equal_fields
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainingSample:
     """One training sequence: prompt and completion. Every array has one length; entry t describes token t.
 
@@ -270,6 +300,8 @@ class TrainingSample:
     reference_logprobs: FloatArray | None = None
     #: float32 [T]: log-probability under a teacher.
     teacher_logprobs: FloatArray | None = None
+    #: What else a teacher that is not in the trainer said of the tokens.
+    teacher: TeacherScores | None = None
     #: uint8 [T, L, K]: experts of the position that predicts each token; 255 in all K: the router's own choice.
     routed_experts: ByteArray | None = None
     #: What each token was drawn from; empty sets where masked. None: from the whole distribution, unrecorded.

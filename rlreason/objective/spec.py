@@ -24,6 +24,7 @@ Correction = Literal["none", "tis", "mis", "icepop"]
 Level = Literal["token", "sequence_mean", "sequence_product"]
 OldPolicy = Literal["trainer", "sampler"]
 Aggregation = Literal["token", "sequence", "sequence_sum", "group_token"]
+Centering = Literal["off", "top_k", "exact"]
 Overlong = Literal["keep", "mask", "mask_from_baseline", "soft_penalty"]
 
 
@@ -88,6 +89,12 @@ class ObjectiveSpec:
     correction_high: float = 2.0
     #: Leave out tokens with A < 0 of sequences whose mean log(π_sampler/π) exceeds this (DeepSeek-V3.2). 0: off.
     off_policy_delta: float = 0.0
+    #: Take out of each step what it would do whatever was rewarded, because the sampler's distribution is not the
+    #: policy's (arXiv 2609.20807). top_k: from its ``centering_top_k`` most probable tokens, the rest taken for the
+    #: policy's, rescaled; exact: from all that could be drawn.
+    centering: Centering = "off"
+    #: Most probable tokens of the sampler that come with each token for centering = "top_k".
+    centering_top_k: int = 20
     #: w. token: one mean over all tokens; sequence: mean of each sequence's mean; sequence_sum: sum of each sequence
     #: over max_tokens (Dr. GRPO); group_token: mean of each group's mean over its tokens.
     aggregation: Aggregation = "token"
@@ -118,11 +125,9 @@ class ObjectiveSpec:
 
     def formula(self) -> str:
         """The effective objective in one line, as `rlreason plan` prints it."""
-        gain = f"{_correction_text(self)}{_surrogate_text(self)}{_kl_text(self)}"
-        return (
-            f"J = {_AGGREGATIONS[self.aggregation]} [{gain}],  "
-            f"{_ratio_text(self)},  A = {_advantage_text(self)}{_OVERLONG[self.overlong]}"
-        )
+        from rlreason.objective.formula import formula
+
+        return formula(self)
 
 
 #: Values that had another name: "sequence" was a mean in one key and a product in the other.
@@ -229,6 +234,17 @@ def _kl(spec: ObjectiveSpec) -> str:
     return ""
 
 
+def _centering(spec: ObjectiveSpec) -> str:
+    if spec.centering_top_k < 1:
+        return f"centering_top_k must be at least 1, not {spec.centering_top_k}"
+    if spec.centering != "off" and spec.old == "sampler" and spec.ratio in ("sequence_mean", "clipped_mean"):
+        return (
+            f'centering = "{spec.centering}" with old = "sampler" asks what the clip would do with every token, and '
+            f'ratio = "{spec.ratio}" depends on the whole sequence: use ratio = "token", or old = "trainer"'
+        )
+    return ""
+
+
 def _corrections(spec: ObjectiveSpec) -> str:
     if spec.correction == "icepop" and spec.correction_level != "token":
         return 'correction = "icepop" masks single tokens: it needs correction_level = "token"'
@@ -258,6 +274,7 @@ _CHOICES = {
     "kl_in": ("loss", "reward"),
     "correction": get_args(Correction),
     "correction_level": get_args(Level),
+    "centering": get_args(Centering),
     "aggregation": get_args(Aggregation),
     "overlong": get_args(Overlong),
 }
@@ -270,84 +287,5 @@ _RULES: tuple[Callable[[ObjectiveSpec], str], ...] = (
     _clipping,
     _kl,
     _corrections,
+    _centering,
 )
-
-_AGGREGATIONS = {
-    "token": "1/N_tokens Σ_i Σ_t",
-    "sequence": "1/N_sequences Σ_i 1/|o_i| Σ_t",
-    "sequence_sum": "1/(N_sequences · max_tokens) Σ_i Σ_t",
-    "group_token": "1/N_groups Σ_g 1/|tokens_g| Σ_i Σ_t",
-}
-_RATIOS = {
-    "token": "ρ = π/π_old",
-    "sequence_mean": "ρ = (π(o)/π_old(o))^(1/|o|)",
-    "clipped_mean": "ρ = Π_t clip(π/π_old)^(1/|o|)",
-    "on_policy": "ρ = π/stop_gradient(π)",
-}
-_OVERLONG = {
-    "keep": "",
-    "mask": ",  truncated: no loss",
-    "mask_from_baseline": ",  truncated: neither loss nor baseline",
-    "soft_penalty": ",  r includes the length penalty",
-}
-_BASELINES = {
-    "mean": "r − mean_group",
-    "leave_one_out": "r − mean_others",
-    "length_weighted": "r − Σlr/Σl",
-    "batch": "r − mean_batch",
-    "given": "r − b",
-    "none": "r",
-}
-
-
-def _ratio_text(spec: ObjectiveSpec) -> str:
-    return _RATIOS[spec.ratio].replace("π_old", "π_sampler" if spec.old == "sampler" else "π_old")
-
-
-def _correction_text(spec: ObjectiveSpec) -> str:
-    if spec.correction == "none":
-        return ""
-    name = {
-        "token": "π_old/π_sampler",
-        "sequence_product": "Π_t π_old/π_sampler",
-        "sequence_mean": "(Π_t π_old/π_sampler)^(1/|o|)",
-    }
-    inner = name[spec.correction_level]
-    if spec.correction == "tis":
-        return f"min({inner}, {spec.correction_high:g}) · "
-    return f"mask({inner} in [{spec.correction_low:g}, {spec.correction_high:g}]) · "
-
-
-def _surrogate_text(spec: ObjectiveSpec) -> str:
-    bounds = f"{1 - spec.clip_low:g}, {1 + spec.clip_high:g}"
-    if spec.ratio == "clipped_mean":
-        return "ρ·A"
-    if spec.clip == "ppo":
-        first = f"min(ρ, {spec.delta:g})·A" if spec.delta else "ρ·A"
-        text = f"min({first}, clip(ρ, {bounds})·A)"
-        return f"max({text}, {spec.dual_clip:g}·A if A<0)" if spec.dual_clip else text
-    return {
-        "cispo": f"stop_gradient(clip(ρ, {bounds}))·A·log π",
-        "sapo": f"4/τ·σ(τ(ρ − 1))·A, τ = {spec.sapo_tau_positive:g} if A>0 else {spec.sapo_tau_negative:g}",
-        "dppo_tv": f"ρ·A·[π − π_sampler ≤ {spec.clip_high:g} if A>0, ≥ −{spec.clip_low:g} if A<0]",
-        "none": "ρ·A",
-    }[spec.clip]
-
-
-def _kl_text(spec: ObjectiveSpec) -> str:
-    return f" − {spec.kl_coef:g} · {spec.kl_estimator}(π, π_ref)" if spec.kl_coef and spec.kl_in == "loss" else ""
-
-
-def _advantage_text(spec: ObjectiveSpec) -> str:
-    text = _BASELINES[spec.baseline]
-    if spec.kl_coef and spec.kl_in == "reward":
-        text = text.replace("r", f"(r − {spec.kl_coef:g}·Σ_t {spec.kl_estimator})", 1)
-    text = f"({text})" if spec.scale != "none" and spec.baseline != "none" else text
-    epsilon = f" + {spec.std_epsilon:g})" if spec.std_epsilon else ")"
-    return {
-        "group_std": f"{text} / (std_group{epsilon}",
-        "batch_std": f"{text} / (std_batch{epsilon}",
-        "batch_whiten": f"whiten({text}) over the batch's tokens",
-        "group_mean": f"{text} / mean_group",
-        "none": text,
-    }[spec.scale]

@@ -31,6 +31,8 @@ class VllmOptions:
     tensor_parallel: int = 1
     enforce_eager: bool = False
     sleep_mode: bool = False
+    #: Bytes of the GPU that its other user will yet take.
+    beside: int = 0
     #: Every request brings its seed; otherwise each engine draws by a generator of its own, begun anywhere.
     request_seeds: bool = True
     #: Further fields of ``vllm.EngineArgs``, as they are.

@@ -312,17 +312,3 @@ def supervised_loss(logprobs_BT: Tensor, mask_BT: Tensor, denominator: float) ->
     """Token-mean cross-entropy over the whole step: −Σ log π / N. Shapes [B, T]."""
     negative = -(logprobs_BT * mask_BT).sum()
     return LossOutput(loss=negative / denominator, sums={"loss": negative.detach()})
-
-
-def distillation_loss(
-    student_logits_BTV: Tensor, teacher_logits_BTV: Tensor, mask_BT: Tensor, denominator: float
-) -> LossOutput:
-    """Forward KL(teacher || student) averaged over tokens (Hinton et al. 2015, arXiv 1503.02531; T = 1).
-
-    Logits [B, T, V] of any float dtype, computed in float32. The teacher's carry no gradient.
-    """
-    teacher_BTV = torch.log_softmax(teacher_logits_BTV.detach().float(), dim=-1)
-    student_BTV = torch.log_softmax(student_logits_BTV.float(), dim=-1)
-    divergence_BT = (teacher_BTV.exp() * (teacher_BTV - student_BTV)).sum(dim=-1)
-    total = (divergence_BT * mask_BT).sum()
-    return LossOutput(loss=total / denominator, sums={"teacher_kl": total.detach()})

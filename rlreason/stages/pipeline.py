@@ -18,6 +18,7 @@ from rlreason.policy.policies import PolicySource, fresh_tokenizer
 from rlreason.run import atomic
 from rlreason.run.interrupt import Interrupted, deferred
 from rlreason.run.manifest import StageEntry
+from rlreason.run.states import SavedState
 from rlreason.secrets import mask
 from rlreason.stages.context import Context, Recorder
 from rlreason.stages.distill import run_distill
@@ -28,6 +29,7 @@ from rlreason.stages.reject import CHUNK, run_reject
 from rlreason.stages.sft import run_sft
 from rlreason.trainer.options import ModelSource
 from rlreason.trainer.protocol import Trainer
+from rlreason.trainer.states import read_note
 
 #: Added to the seed for the student, so that its weights are not those of a policy of the same shape.
 STUDENT_SEED = 1_000_003
@@ -99,16 +101,17 @@ class Pipeline:
 
     def _trainer(self, stage: SftStage | GrpoStage | DistillStage, recorder: Recorder) -> Trainer:
         """The stage's trainer, with the weights that the stage begins with or those of its newest state."""
-        name, teacher = self._references.model_of(stage), None
+        name, teachers = self._references.model_of(stage), []
         if isinstance(stage, DistillStage) and stage.teacher_kl > 0:
             source = self._references.model_of(self._references.traces_of(stage))
-            teacher = ModelSource(source=self._source(source), dtype=self._compute_dtype(source))
+            teachers = [ModelSource(source=self._source(source), dtype=self._compute_dtype(source))]
+        self._context.samplers.rest()  # where the trainer's GPU is theirs too
         trainer = self._context.trainers.open(
             stage,
             ModelSource(source=self._source(name), dtype=self._compute_dtype(name)),
             self._references.config(name),
             reference=isinstance(stage, GrpoStage) and stage.objective.kl_coef > 0,
-            teacher=teacher,
+            teachers=teachers,
         )
         if trainer.rounded:
             self._context.display.note(
@@ -121,7 +124,21 @@ class Pipeline:
             except BaseException:
                 trainer.close()
                 raise
+            self._say_other_ranks(stage.name, recorder.saved)
         return trainer
+
+    def _say_other_ranks(self, stage: str, saved: SavedState) -> None:
+        """Note on the screen and in the manifest where a stage goes on with another number of ranks."""
+        before, now = read_note(saved.folder).ranks, self._recipe.trainer.ranks
+        if before == now:
+            return
+        said = [f"{count} ranks" if count else "one process (trainer.ranks = 0)" for count in (before, now)]
+        what = (
+            f"{stage}: its state of step {saved.step} was written by {said[0]} and goes on with {said[1]}: sums are "
+            "rounded in another order, so what follows is not bit for bit what it would have been"
+        )
+        self._context.display.note(what)
+        self._context.run.note_change(what)
 
     def _evaluate(self, stage: EvalStage, recorder: Recorder) -> str:
         parts = []
@@ -143,8 +160,9 @@ class Pipeline:
                 sampler.close()
             return
         policy = self._source(name).load(self._compute_dtype(name), self._context.device)
-        sampler = self._context.sampler(policy)
-        yield MeasuredModel(name=name, sampler=sampler, parameters=count_parameters(policy.model))
+        sampler, parameters = self._context.sampler(policy), count_parameters(policy.model)
+        del policy  # the engine has its weights, and may be on the same GPU
+        yield MeasuredModel(name=name, sampler=sampler, parameters=parameters)
 
     def _source(self, reference: str) -> PolicySource:
         """The policy called ``reference``: policy, student, or the checkpoint of an earlier stage."""
@@ -163,7 +181,7 @@ class Pipeline:
 
     def _compute_dtype(self, reference: str) -> torch.dtype:
         """What the model called ``reference`` computes in."""
-        return resolve_dtype(self._references.config(reference).dtype, self._context.device)
+        return resolve_dtype(self._references.config(reference).dtype, self._context.trainers.computes_on)
 
     def _save(self, name: str, trainer: Trainer, entry: StageEntry) -> None:
         run = self._context.run

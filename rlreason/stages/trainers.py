@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from rlreason.cluster.actors import ActorGroup, ActorOptions
+from rlreason.cluster.plan import RANK
+from rlreason.cluster.run_places import RunPlaces
 from rlreason.config import DistillStage, GrpoStage, PolicyConfig, Recipe, SftStage
 from rlreason.policy.lora import LoraOptions
 from rlreason.trainer.balance import router_coefficient
@@ -17,6 +19,8 @@ from rlreason.trainer.protocol import Trainer
 from rlreason.trainer.rank import RankSpec
 from rlreason.trainer.ray_trainer import RayTrainer, start_ranks
 
+#: Without GPUs ranks share the CPUs of the rollout workers.
+RANK_OPTIONS = ActorOptions(name=RANK, setting="trainer.ranks")
 _CHECKPOINT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}
 
 
@@ -28,7 +32,24 @@ class Trainers:
     device: torch.device
     #: CPU threads of a trainer in this process, each working on a micro-batch.
     threads: int = 1
+    #: Of the whole run, where it shares them with what draws.
+    places: RunPlaces = field(default=None)  # type: ignore[assignment]
     _ranks: ActorGroup | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.places = self.places or RunPlaces(self.recipe)
+
+    @property
+    def computes_on(self) -> torch.device:
+        """A device of the kind that models train on; ranks may have GPUs where this process has none."""
+        ranks = self.places.plan.ranks if self.recipe.trainer.ranks else None
+        return self.device if ranks is None or not ranks.gpus else torch.device("cuda")
+
+    def growth(self, trainer: Trainer) -> int:
+        """Bytes of each of its GPUs that the trainer will yet take and keep: moments, which the first step makes."""
+        settings = self.recipe.trainer
+        moments = 0 if settings.lora is not None or settings.offload else 8 * trainer.parameters[0]
+        return moments // max(1, settings.ranks)
 
     def open(
         self,
@@ -63,7 +84,7 @@ class Trainers:
             options = replace(options, router_aux_loss=router_coefficient(settings.router_aux_loss, config, shape))
             spec = RankSpec(model=model, options=options, reference=reference, teachers=tuple(teachers))
             if self._ranks is None:
-                self._ranks = start_ranks(settings.ranks, rank_options(self.recipe))
+                self._ranks = start_ranks(settings.ranks, RANK_OPTIONS, self.places.take(RANK))
             return RayTrainer(spec, self._ranks)
         policy = model.source.load(torch.float32 if options.lora is None else model.dtype, self.device)
         options = replace(options, router_aux_loss=router_coefficient(settings.router_aux_loss, config, policy.model))
@@ -75,12 +96,6 @@ class Trainers:
         if self._ranks is not None:
             self._ranks.close()
             self._ranks = None
-
-
-def rank_options(recipe: Recipe) -> ActorOptions:
-    """What each rank of the trainer may use: a GPU where there are any; CPUs it shares with the rollout workers."""
-    gpus = 1.0 if torch.cuda.is_available() else 0.0
-    return ActorOptions(name="trainer rank", setting="trainer.ranks", address=recipe.cluster.address, gpus=gpus)
 
 
 def lora_options(recipe: Recipe) -> LoraOptions | None:

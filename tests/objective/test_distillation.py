@@ -147,6 +147,13 @@ def test_directions_by_hand() -> None:
     assert float(closed.between(z, u, spec_of("forward")).value_R) == pytest.approx(1.6145, abs=1e-4)
 
 
+def test_forward_by_hand() -> None:
+    """Teacher (½, ½), student (¼, ¾): ½ ln 2 + ½ ln ⅔."""
+    z, u = (torch.tensor([one], dtype=torch.float64).log() for one in ([0.25, 0.75], [0.5, 0.5]))
+    found = float(closed.between(z, u, spec_of("forward")).value_R)
+    assert found == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), abs=1e-14)
+
+
 def test_reverse_sits_on_a_mode_and_forward_spans_both() -> None:
     """A teacher with two modes, and a student that can only be one bump."""
     places = torch.arange(41).double()

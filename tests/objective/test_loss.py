@@ -11,7 +11,7 @@ import torch
 
 from rlreason.objective.batch import Batch
 from rlreason.objective.kl import kl_estimate
-from rlreason.objective.loss import LossInputs, distillation_loss, evaluate, policy_loss, supervised_loss
+from rlreason.objective.loss import LossInputs, evaluate, policy_loss, supervised_loss
 from rlreason.objective.presets import PRESETS, TABLE, expand
 from rlreason.objective.spec import ObjectiveSpec
 
@@ -119,15 +119,6 @@ def test_supervised_loss_by_hand() -> None:
     # (0.5 + 1.5) / 2 tokens = 1.0; the masked −9 does not count
     output = supervised_loss(torch.tensor([[-0.5, -1.5, -9.0]]), torch.tensor([[1.0, 1.0, 0.0]]), 2.0)
     assert float(output.loss) == pytest.approx(1.0, abs=1e-7)
-
-
-def test_distillation_loss_is_kl() -> None:
-    # teacher (0.5, 0.5), student (0.25, 0.75): 0.5·ln 2 + 0.5·ln(2/3) = 0.143841
-    teacher = torch.log(torch.tensor([[[0.5, 0.5]]]))
-    student = torch.log(torch.tensor([[[0.25, 0.75]]]))
-    mask = torch.ones((1, 1))
-    assert float(distillation_loss(student, teacher, mask, 1.0).loss) == pytest.approx(0.143841, abs=1e-6)
-    assert float(distillation_loss(teacher, teacher, mask, 1.0).loss) == pytest.approx(0.0, abs=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,10 @@ from transformers import AutoModelForCausalLM
 from rlreason.cluster.actors import ActorGroup, ActorsDied
 from rlreason.config import OptimizerConfig
 from rlreason.errors import UsageError
+from rlreason.objective.distillation.spec import FORWARD
 from rlreason.policy.policies import PolicySource
-from rlreason.trainer.forward import CrossEntropyLoss, TeacherKlLoss
+from rlreason.trainer.distilling import DistillationLoss
+from rlreason.trainer.forward import CrossEntropyLoss
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.options import ModelSource
 from rlreason.trainer.protocol import Trainer
@@ -171,13 +173,13 @@ def test_reference_teacher_logprobs_and_expectations(ranks: Callable[[int], Acto
     samples, _ = demonstrations()
     teacher = source("qwen3", seed=5)
     settings = options()
-    kl = TeacherKlLoss(denominator=100.0, teacher_kl=0.5)
+    kl = DistillationLoss(spec=FORWARD, denominator=100.0, weight=0.5)
     one = LocalTrainer(
-        source("qwen3").load(torch.float32, CPU), settings, reference=True, teacher=teacher.load(torch.float32, CPU)
+        source("qwen3").load(torch.float32, CPU), settings, reference=True, teachers=[teacher.load(torch.float32, CPU)]
     )
     model = ModelSource(source=source("qwen3"), dtype=torch.float32)
     taught = ModelSource(source=teacher, dtype=torch.float32)
-    many = RayTrainer(RankSpec(model=model, options=settings, reference=True, teacher=taught), ranks(2))
+    many = RayTrainer(RankSpec(model=model, options=settings, reference=True, teachers=(taught,)), ranks(2))
     for trainer in (one, many):
         trainer.forward_backward(samples, kl)
         trainer.step(0)
@@ -244,15 +246,19 @@ def test_a_folder_is_what_one_process_writes(family: str, tmp_path: Path, ranks:
     assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
 
 
-def test_a_rank_that_dies_ends_all(ranks: Callable[[int], ActorGroup]) -> None:
+def test_a_rank_that_dies_ends_all(tmp_path: Path, ranks: Callable[[int], ActorGroup]) -> None:
+    """And nothing is taken for done by ranks that have ended: a state without weights would follow the last good one."""
     group = ranks(3)
     many = sharded(group, "qwen3")
-    processes = [process for _, process in group._processes]
+    processes = [home.process for home in group.homes]
     os.kill(processes[1], signal.SIGKILL)
     samples, loss = demonstrations()
-    with pytest.raises(ActorsDied, match="a trainer rank process died"):
+    with pytest.raises(ActorsDied, match="trainer rank 1: its process died"):
         many.forward_backward(samples, loss)
     assert group.closed
+    for call in (lambda: many.save_state(tmp_path), lambda: many.step(0), lambda: many.logprobs(samples, 1.0)):
+        with pytest.raises(ActorsDied, match="have ended"):
+            call()
     many.close()
     psutil.wait_procs(mine := [psutil.Process(one) for one in processes if psutil.pid_exists(one)], timeout=30)
     assert not [one for one in mine if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]

@@ -133,6 +133,7 @@ class _Pass:
                 self.teacher.rows(part).logits(u_CV[:size])
             total += self._tile(z_CV[:size], u_CV[:size], part)
             if of_hidden is not None:
+                assert wide_VH is not None
                 torch.mm(z_CV[:size], wide_VH, out=of_hidden[part])
             if of_weight is not None:
                 assert student.hidden_RH is not None

@@ -5,7 +5,7 @@ R = rows (loss tokens), H = the teacher's hidden size, V = its vocabulary, K = w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,11 @@ class OutputHead:
     bias_V: Tensor | None = None
     scale: float = 1.0
     soft_cap: float | None = None
+
+    def on(self, device: torch.device) -> OutputHead:
+        """The same on ``device``."""
+        bias = None if self.bias_V is None else self.bias_V.detach().to(device)
+        return replace(self, weight_VH=self.weight_VH.detach().to(device), bias_V=bias)
 
     def logits(self, hidden_RH: Tensor, out_RV: Tensor) -> Tensor:
         """Logits into ``out_RV``, in its dtype."""

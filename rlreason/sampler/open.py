@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from rlreason.data.prompts import PromptFormat
@@ -64,11 +63,11 @@ def installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def why_not_vllm(model: ServedModel) -> str:
+def why_not_vllm(model: ServedModel, *, on_gpu: bool) -> str:
     """Why vLLM can't run this model here, or "". It looks at what is known without building an engine."""
     if not installed("vllm"):
         return "vLLM is not installed"
-    if torch.cuda.is_available():
+    if on_gpu:
         return ""
     config: dict[str, Any] = dict(model.architecture)
     heads = config.get("num_attention_heads")
@@ -88,6 +87,7 @@ def engine_spec(
     max_length: int | None,
     threads: int = 1,
     vllm: VllmOptions | None = None,
+    experts: bool = False,
 ) -> EngineSpec:
     """The engine that draws with a model of ``model``'s architecture.
 
@@ -107,6 +107,7 @@ def engine_spec(
         max_length=max_length,
         threads=threads,
         vllm=vllm or VllmOptions(),
+        experts=experts,
     )
 
 

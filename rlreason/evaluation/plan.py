@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,8 @@ from rlreason.config import (
 from rlreason.config.errors import explain
 from rlreason.data.rows import Columns
 from rlreason.errors import UsageError, nearest
-from rlreason.eval.suites import SUITES, Suite
+from rlreason.eval.suites import HELDOUT, PROTOCOLS, SUITES, Suite, find_suite
+from rlreason.evaluation.request import EvalRequest, Measurement
 from rlreason.run import manifest
 from rlreason.run.directory import RunDirectory
 from rlreason.tasks.procedural import TASKS
@@ -30,73 +31,15 @@ from rlreason.tasks.procedural import TASKS
 _Table = TypeVar("_Table", Recipe, DataConfig, EvalStage, SamplerConfig, ClusterConfig, EndpointConfig)
 
 MANIFEST = "manifest.json"
-#: The suite that has no data of its own.
-HELDOUT = "heldout"
-#: What is asked where neither the request nor a run says it.
-PROBLEMS, MAX_TOKENS = 500, 512
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalRequest:
-    """What to measure and how. None: as the run has it, where ``model`` is one; otherwise the default.
-
-    Example: ``EvalRequest(model="runs/q:grpo")`` is what that run's eval stage measured;
-    ``EvalRequest(model="Qwen/Qwen3-0.6B", suites=("gsm8k",), samples=4)`` draws at temperature 1 and gives pass@k.
-    """
-
-    #: A Hugging Face folder, a hub id, RUN_DIR or RUN_DIR:STAGE; with ``url`` the name that the server gives its model.
-    model: str
-    #: Names of suites; empty: "heldout".
-    suites: tuple[str, ...] = ()
-    #: Problems of the suite "heldout": a file, hub id or task.
-    data: str | None = None
-    problems: int | None = None
-    samples: int | None = None
-    max_tokens: int | None = None
-    #: None: 0 for one sample, which is greedy; 1 for more.
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    #: System prompt; "": none.
-    system: str | None = None
-    answer_style: str | None = None
-    prompt_column: str | None = None
-    answer_column: str | None = None
-    #: "": the whole cell is the answer.
-    answer_after: str | None = None
-    verifier: str | None = None
-    engine: str | None = None
-    #: An OpenAI-compatible server that has the model.
-    url: str | None = None
-    #: Tokenizer of the server's model; None: the server's chat template makes the prompts.
-    tokenizer: str | None = None
-    api_key_env: str | None = None
-    #: Processes that check answers.
-    workers: int | None = None
-    #: Folder for results and completions; None: nothing is kept.
-    out: Path | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """One suite to measure: ``stage``, which measures one model, is an eval stage of ``recipe``."""
-
-    suite: str
-    #: What the model is called in results.
-    model: str
-    recipe: Recipe
-    stage: EvalStage
-    #: Folder that the recipe's files are looked for in.
-    base: Path
-    #: The run that has the model's checkpoint; None: the recipe names the model itself.
-    run: RunDirectory | None
-    seed: int
+#: Problems of tasks and of "heldout" that are asked where nobody says how many; of a suite that ends, all are.
+PROBLEMS, ALL_PROBLEMS = 500, 1_000_000
+MAX_TOKENS = 512
 
 
 def measurements(request: EvalRequest) -> list[Measurement]:
     """One a suite, in order. Raises UsageError for suites, stages, options and folders that there are not."""
-    suites = _suites(request.suites or (HELDOUT,))
+    suites = [find_suite(name) for name in request.suites or (HELDOUT,)]
+    _check(request, suites)
     folder, _, stage = request.model.rpartition(":")
     if request.url is None and (Path(request.model) / MANIFEST).is_file():
         return [_of_run(request, Path(request.model), None, suite) for suite in suites]
@@ -107,11 +50,30 @@ def measurements(request: EvalRequest) -> list[Measurement]:
     return [_of_model(request, suite) for suite in suites]
 
 
-def _suites(names: tuple[str, ...]) -> list[Suite]:
-    unknown = next((name for name in names if name not in SUITES), None)
-    if unknown is not None:
-        raise UsageError(f"unknown suite {unknown!r}{nearest(unknown, SUITES)}; suites: {', '.join(SUITES)}")
-    return [SUITES[name] for name in names]
+def _check(request: EvalRequest, suites: list[Suite]) -> None:
+    """Raise UsageError for options that don't go together."""
+    names = [suite.name for suite in suites]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"suite {twice!r} is named twice")
+    if request.data is not None and HELDOUT not in names and len(names) > 1:
+        raise UsageError(f"--data is the problems of one suite, and {len(names)} are named: give one, or {HELDOUT!r}")
+    if request.protocol is not None and request.protocol not in PROTOCOLS:
+        known = ", ".join(PROTOCOLS)
+        raise UsageError(f"no protocol {request.protocol!r}{nearest(request.protocol, PROTOCOLS)}; there is: {known}")
+    for option, day in (("--since", request.since), ("--until", request.until)):
+        if day is not None and not _is_day(day):
+            raise UsageError(f"{option} {day}: a day is written as 2024-08-01")
+        undated = next((suite.name for suite in suites if suite.date is None), None)
+        if day is not None and undated is not None:
+            raise UsageError(f"{option} is for suites whose problems have a day, and {undated!r} says of none")
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def _check_folder(model: str) -> None:
@@ -146,6 +108,7 @@ def _of_run(request: EvalRequest, root: Path, name: str | None, suite: Suite) ->
     if given is not None:
         raise UsageError(f"{given} says how --data is read: give --data too; a run reads its own data as before")
     data = {"system": request.system, "answer_style": request.answer_style, "verifier": request.verifier}
+    data["prompt_template"] = request.prompt_template
     kept = {key: value for key, value in data.items() if value is not None}
     asked = _engine(request, recipe)
     if kept and recipe.data.sets:
@@ -156,10 +119,11 @@ def _of_run(request: EvalRequest, root: Path, name: str | None, suite: Suite) ->
         asked["data"] = _validated(DataConfig, {**recipe.data.model_dump(), **kept}, request)
     recipe = recipe.model_copy(update=asked)
     return Measurement(
-        suite=suite.name,
+        suite=suite,
+        request=request,
         model=f"{root}:{model}",
         recipe=recipe,
-        stage=_asked(like, request),
+        stage=_asked(like, request, suite),
         base=root,
         run=run,
         seed=recipe.seed if request.seed is None else request.seed,
@@ -201,7 +165,8 @@ def _of_model(
     request: EvalRequest, suite: Suite, like: Recipe | None = None, stage: EvalStage | None = None, name: str = ""
 ) -> Measurement:
     """A model on data of its own. ``like``: the recipe whose model, prompts and engine it takes."""
-    data = request.data if suite.name == HELDOUT else suite.data
+    own = suite.name == HELDOUT or HELDOUT not in request.suites
+    data = request.data if request.data is not None and own else suite.data
     if data is None:
         raise UsageError(
             f"suite {suite.name!r} has no data of its own: give --data FILE, or a suite "
@@ -209,21 +174,34 @@ def _of_model(
         )
     style = request.answer_style or (suite.answer_style if like is None else like.data.answer_style)
     columns = Columns(prompt=request.prompt_column or suite.prompt, answer=request.answer_column or suite.answer)
+    template = suite.prompt_template if like is None else like.data.prompt_template
     task = data if isinstance(data, str) and data in TASKS else None
     system = request.system if request.system is not None or like is None else like.data.system
     table: dict[str, Any] = {
         # Nothing is trained on, and a recipe names something: a task costs nothing, and holds out problems of its own.
         "train": task or "arithmetic",
         "heldout": None if task else data if isinstance(data, str) else {"any_of": data},
-        "columns": columns,
+        "columns": Columns() if suite.convert else columns,
+        "convert": suite.convert,
+        "prompt_template": (template if request.prompt_template is None else request.prompt_template) or None,
         "answer_after": (suite.answer_after if request.answer_after is None else request.answer_after) or None,
         "verifier": request.verifier or suite.verifier,
         "system": system or None,
         "answer_style": style,
     }
     server = "server" if request.url is not None else "policy"
-    base = stage or EvalStage(kind="eval", name="eval", models=(server,), problems=PROBLEMS, max_tokens=MAX_TOKENS)
-    asked = _asked(base.model_copy(update={"models": (server,)}), request)
+    ends = task is None and suite.name != HELDOUT
+    count = ALL_PROBLEMS if ends else PROBLEMS if stage is None else stage.problems
+    base = stage or EvalStage(
+        kind="eval",
+        name="eval",
+        models=(server,),
+        max_tokens=suite.max_tokens,
+        samples_per_problem=suite.samples,
+        temperature=suite.temperature,
+        top_p=suite.top_p,
+    )
+    asked = _asked(base.model_copy(update={"models": (server,), "problems": count}), request, suite)
     policy = PolicyConfig() if request.url is not None else PolicyConfig(path=request.model)
     recipe = {
         "name": "eval",
@@ -233,7 +211,8 @@ def _of_model(
         **_engine(request, like),
     }
     return Measurement(
-        suite=suite.name,
+        suite=suite,
+        request=request,
         model=name or request.model,
         recipe=_validated(Recipe, recipe, request),
         stage=asked,
@@ -263,8 +242,12 @@ def _engine(request: EvalRequest, like: Recipe | None) -> dict[str, Any]:
     }
 
 
-def _asked(stage: EvalStage, request: EvalRequest) -> EvalStage:
+def _asked(stage: EvalStage, request: EvalRequest, suite: Suite) -> EvalStage:
     """``stage`` with what the request says otherwise."""
+    if request.protocol is not None:
+        protocol = PROTOCOLS[request.protocol]
+        drawn = {"temperature": protocol.temperature, "top_p": protocol.top_p, "max_tokens": protocol.max_tokens}
+        stage = stage.model_copy(update={**drawn, "samples_per_problem": suite.r1_samples})
     fields: dict[str, Any] = {
         "problems": request.problems,
         "samples_per_problem": request.samples,
@@ -274,7 +257,7 @@ def _asked(stage: EvalStage, request: EvalRequest) -> EvalStage:
         "top_k": request.top_k,
     }
     given = {key: value for key, value in fields.items() if value is not None}
-    if "samples_per_problem" in given and "temperature" not in given:
+    if "samples_per_problem" in given and "temperature" not in given and request.protocol is None:
         given["temperature"] = 0.0 if given["samples_per_problem"] == 1 else 1.0
     asked = _validated(EvalStage, {**stage.model_dump(), **given}, request)
     if asked.samples_per_problem > 1 and asked.temperature == 0:

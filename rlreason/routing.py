@@ -82,8 +82,12 @@ _NOW = threading.local()
 
 
 def expert_count(model: PreTrainedModel) -> int:
-    """Routed experts of a layer; 0 for a dense model. Architectures spell it differently."""
-    config = model.config.to_dict()
+    """Routed experts of a layer; 0 for a dense model."""
+    return experts_in(model.config.to_dict())
+
+
+def experts_in(config: Mapping[str, Any]) -> int:
+    """Routed experts of a layer by a model's config; 0 for a dense model. Architectures spell it differently."""
     spellings = ("num_local_experts", "num_experts", "n_routed_experts")
     return next((int(config[name]) for name in spellings if config.get(name)), 0)
 

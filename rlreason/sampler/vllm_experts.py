@@ -27,7 +27,7 @@ class ExpertCapture:
     """Notes the experts of every request under way, position by position."""
 
     def __init__(self, runner: Any) -> None:
-        """``runner``: vLLM's model runner, which goes on as it did. Raises RuntimeError where no router has the hook."""
+        """``runner``: vLLM's model runner, which goes on as it did. Raises RuntimeError where no router has a hook."""
         self._runner = runner
         self._layers: dict[int, Tensor] = {}
         #: By request: pieces, in order and without a gap. A position that is computed again, as after an update of the

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from rlreason.cluster.actors import ActorGroup, ActorOptions
 from rlreason.cluster.plan import RANK
 from rlreason.cluster.run_places import RunPlaces
-from rlreason.config import DistillStage, GrpoStage, PolicyConfig, Recipe, SftStage
+from rlreason.config import DistillStage, GrpoStage, OpdStage, PolicyConfig, Recipe, SftStage, Stage
 from rlreason.policy.lora import LoraOptions
 from rlreason.trainer.balance import router_coefficient
 from rlreason.trainer.local import LocalTrainer
@@ -53,7 +54,7 @@ class Trainers:
 
     def open(
         self,
-        stage: SftStage | GrpoStage | DistillStage,
+        stage: SftStage | GrpoStage | DistillStage | OpdStage,
         model: ModelSource,
         config: PolicyConfig,
         *,
@@ -71,13 +72,16 @@ class Trainers:
             total_steps=stage.steps,
             compute_dtype=model.dtype,
             checkpoint_dtype=_CHECKPOINT_DTYPES[settings.checkpoint_dtype],
-            micro_batch_tokens=stage.micro_batch_tokens,
+            micro_batch_tokens=stage.micro_batch,
             threads=self.threads,
             max_skipped=settings.max_skipped_steps,
             activation_checkpointing=settings.activation_checkpointing,
             attention=settings.attention,
             offload=settings.offload,
+            tensor_parallel=settings.tensor_parallel,
+            expert_parallel=settings.expert_parallel,
             lora=lora_options(self.recipe),
+            **router_options(stage),
         )
         if settings.ranks:
             shape = model.source.inspect().model
@@ -96,6 +100,18 @@ class Trainers:
         if self._ranks is not None:
             self._ranks.close()
             self._ranks = None
+
+
+def router_options(stage: Stage) -> dict[str, Any]:
+    """What a stage asks of the routers of a model with experts, as fields of ``TrainerOptions``."""
+    if isinstance(stage, SftStage):
+        return {"router_steps": stage.router_warmup_steps}
+    if not isinstance(stage, GrpoStage):
+        return {}
+    asked = [f'routing_replay = "{stage.routing_replay}"'] if stage.routing_replay != "off" else []
+    asked += ["report_experts = true"] if stage.report_experts else []
+    why = f"stage.{stage.name}.{asked[0]}" if asked else ""
+    return {"routing": why, "freeze_router": stage.freeze_router}
 
 
 def lora_options(recipe: Recipe) -> LoraOptions | None:

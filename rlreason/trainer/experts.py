@@ -10,12 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlreason.objective.batch import Batch, ExpertCounts
-from rlreason.routing import FREE, RoutedPass, find_routers
-from rlreason.trainer.options import of_tokens
+from rlreason.routing import FREE, RoutedPass, find_routers, is_router, routers_in
+from rlreason.trainer.optimizer import Trainable
+from rlreason.trainer.options import TrainerOptions, of_tokens
 from rlreason.trainer.protocol import Routed
 from rlreason.types import TrainingSample
 
@@ -89,3 +90,16 @@ def routed_rows(
         place: Routed(logprobs=of_tokens(logprobs_BT[row], samples[place], whole=whole), experts=experts[row])
         for row, place in enumerate(batch.places)
     }
+
+
+def hold_still(trainable: Trainable, model: nn.Module, options: TrainerOptions, step: int) -> None:
+    """Take the gradients away from what ``step`` (from 0) must not change: AdamW leaves it and its moments alone then.
+
+    The clipped norm is that of the rest.
+    """
+    if not options.freeze_router and step >= options.router_steps:
+        return
+    routers = [name for name, _ in routers_in(model)]
+    for name, parameter in zip(trainable.names, trainable.parameters, strict=True):
+        if is_router(name, routers) == options.freeze_router:
+            parameter.grad = None

@@ -23,7 +23,7 @@ from rlreason.policy.model import count_parameters
 from rlreason.policy.policies import Policy
 from rlreason.routing import RoutedPass, check_routing, find_routers
 from rlreason.trainer.adapted import ModelWeights
-from rlreason.trainer.experts import routed_pass, routed_rows
+from rlreason.trainer.experts import hold_still, routed_pass, routed_rows
 from rlreason.trainer.forward import loss_logprobs
 from rlreason.trainer.masters import Masters
 from rlreason.trainer.microbatches import accumulate_gradients
@@ -55,6 +55,8 @@ class LocalTrainer:
         if options.activation_checkpointing:
             checkpoint_activations(policy.model)
         find_routers(policy.model)  # asked now, as micro-batches come from several threads
+        if options.routing:
+            check_routing(policy.model, options.routing)
         self._masters = Masters(policy.model, options.compute_dtype)
         self._optimizer = PolicyOptimizer(self._masters, options.optimizer, options.total_steps, options.max_skipped)
         # With an adapter the reference is the model without it.
@@ -128,6 +130,7 @@ class LocalTrainer:
 
     def step(self, step: int) -> StepStats:
         """See ``Trainer.step``."""
+        hold_still(self._masters, self._policy.model, self._options, step)
         return self._optimizer.step(step)
 
     def logprobs(

@@ -17,7 +17,6 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 from transformers import PreTrainedModel
 
 from rlreason.objective.batch import Batch, ExpertCounts, LossOutput
@@ -30,7 +29,7 @@ from rlreason.policy.model import count_parameters
 from rlreason.policy.policies import Policy
 from rlreason.routing import RoutedPass, check_routing, find_routers, remember_routers
 from rlreason.trainer.adapted import ModelWeights
-from rlreason.trainer.experts import routed_pass, routed_rows
+from rlreason.trainer.experts import hold_still, routed_pass, routed_rows
 from rlreason.trainer.forward import loss_logprobs
 from rlreason.trainer.masters import round_ties
 from rlreason.trainer.optimizer import PolicyOptimizer
@@ -41,6 +40,7 @@ from rlreason.trainer.options import (
     of_tokens,
     switch_dropout_off,
 )
+from rlreason.trainer.parallel import Meshes, meshes
 from rlreason.trainer.protocol import Loss, LossSums, Models, Routed, StepStats
 from rlreason.trainer.sharding import ShardedParameters, cast, fill, inside, shard, whole
 from rlreason.trainer.states import StateNote, load_state, save_state
@@ -81,15 +81,17 @@ class RankTrainer:
     _reference: PreTrainedModel | None = field(init=False, default=None)
     _trainable: ShardedParameters = field(init=False)
     _optimizer: PolicyOptimizer = field(init=False)
-    _mesh: Any = field(init=False)
+    _meshes: Meshes = field(init=False)
 
     def __post_init__(self) -> None:
         spec, options = self.spec, self.spec.options
-        self._mesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
+        self._meshes = meshes(self.device.type, options.tensor_parallel, options.expert_parallel)
         # A base that is not trained needs no float32.
         stored = torch.float32 if options.lora is None else options.compute_dtype
         self.policy = self._open(spec.model, stored, options.lora)
         self.parameter_counts = count_parameters(self.policy.model)
+        if options.routing:
+            check_routing(self.policy.model, options.routing)
         switch_dropout_off(self.policy.model)
         if options.activation_checkpointing:
             checkpoint_activations(self.policy.model)
@@ -97,11 +99,16 @@ class RankTrainer:
             self._reference = self._open(spec.model, spec.model.dtype).freeze()
         teachers = tuple(self._open(one, one.dtype).freeze() for one in spec.teachers)
         self._models = Models(policy=self.policy.model, teachers=teachers, router_aux_loss=options.router_aux_loss)
-        self._trainable = ShardedParameters(self.policy.model, self._mesh)
+        self._trainable = ShardedParameters(self.policy.model, self._meshes.ranks)
         self._optimizer = PolicyOptimizer(self._trainable, options.optimizer, options.total_steps, options.max_skipped)
 
-    def _open(self, model: ModelSource, stored: torch.dtype, lora: LoraOptions | None = None) -> Policy:
-        """A sharded policy, its shards in ``stored``. Rank 0 reads the whole one and hands the numbers out."""
+    def _open(
+        self, model: ModelSource, stored: torch.dtype, lora: LoraOptions | None = None, *, cut: bool = True
+    ) -> Policy:
+        """A sharded policy, its shards in ``stored``. Rank 0 reads the whole one and hands the numbers out.
+
+        ``cut``: with the tensor and expert parallelism of the trainer.
+        """
         source = model.source.load(stored, torch.device("cpu")) if dist.get_rank() == 0 else None
         if source is not None and stored == torch.float32 != model.dtype:
             self.rounded = round_ties(list(source.model.parameters()))
@@ -116,8 +123,9 @@ class RankTrainer:
         if source is not None:
             found = [plain_head(source.model) is not None, takes_packed(source.model), find_routers(source.model)]
         dist.broadcast_object_list(found, src=0, device=self.device)
-        shard(cast(policy.model, stored), self._mesh, model.dtype, self.device, offload=self.spec.options.offload)
-        fill(policy.model, None if source is None else source.model, self._mesh)
+        rows = self._meshes if cut else Meshes(self._meshes.ranks, self._meshes.ranks)
+        shard(cast(policy.model, stored), rows, model.dtype, self.device, offload=self.spec.options.offload)
+        fill(policy.model, None if source is None else source.model, rows)
         remember(policy.model, plain=found[0], packed=found[1])
         remember_routers(policy.model, found[2])
         return policy
@@ -144,6 +152,7 @@ class RankTrainer:
 
     def step(self, step: int) -> StepStats:
         """See ``Trainer.step``."""
+        hold_still(self._trainable, self.policy.model, self.spec.options, step)
         return self._optimizer.step(step)
 
     @torch.no_grad()

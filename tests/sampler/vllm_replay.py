@@ -1,7 +1,7 @@
-"""Experts that vLLM says it sent tokens to, against the trainer's: ``python vllm_replay.py DTYPE`` prints JSON.
+"""Experts that vLLM says it sent tokens to, against the trainer's: ``python vllm_replay.py DTYPE...`` prints JSON.
 
-A program of its own, as vLLM sets threads and takes memory for the whole process. The numbers are those of
-``tests/trainer/test_replay.py``, of the same policy through the embedded engine.
+A program of its own, as vLLM sets threads and takes memory for the whole process. ``test_replay.py`` reads them, and
+asks the same of the embedded engine.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def trainer_of(policy: Any, moved: float = 0.0) -> LocalTrainer:
     with torch.no_grad():
         for name, one in policy.model.named_parameters():
             if name.endswith("mlp.gate.weight"):
-                one += moved * torch.randn(one.shape, generator=generator).to(one.dtype)
-    return LocalTrainer(policy, TrainerOptions(optimizer=OptimizerConfig(), total_steps=1, compute_dtype=policy.model.dtype))
+                one.add_(moved * torch.randn(one.shape, generator=generator).to(one.dtype))
+    options = TrainerOptions(optimizer=OptimizerConfig(), total_steps=1, compute_dtype=policy.model.dtype)
+    return LocalTrainer(policy, options)
 
 
 def measured(trainer: LocalTrainer, samples: list[TrainingSample], *, replay: bool) -> dict[str, Any]:
     """Agreement of the routers' own choice with the sampler's by layer, and the difference of log-probabilities."""
-    loss = PolicyGradientLoss(spec=ObjectiveSpec(), replay=replay)
-    sums = trainer.forward_backward(samples, loss)
+    sums = trainer.forward_backward(samples, PolicyGradientLoss(spec=ObjectiveSpec(), replay=replay))
     assert sums.experts is not None
     counts = sums.experts
     tokens = sum(int(one.loss_mask.sum()) for one in samples)
@@ -90,12 +90,16 @@ def measured(trainer: LocalTrainer, samples: list[TrainingSample], *, replay: bo
 
 def report(kind: EngineKind, dtype: torch.dtype) -> dict[str, Any]:
     """Off and on, of the same weights and of routers that moved; ``shifted``: the experts one token too late."""
+
     def policy() -> Any:
         made = make_policy("qwen3_moe")
         made.model.to(dtype)
         return made
 
     rows = completions(policy(), kind)
+    assert all(one.prompt_experts is not None and one.prompt_experts.max() < 4 for one in rows), (
+        "every position is known"
+    )
     samples = samples_of(rows)
     same, moved = trainer_of(policy()), trainer_of(policy(), 0.1)
     return {
@@ -109,4 +113,4 @@ def report(kind: EngineKind, dtype: torch.dtype) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(report("vllm", getattr(torch, sys.argv[1]))))
+    print(json.dumps({name: report("vllm", getattr(torch, name)) for name in sys.argv[1:]}))

@@ -46,6 +46,11 @@ class TrainerConfig(Section):
     router_aux_loss: Literal["auto", "off"] | Annotated[float, Field(ge=0)] = "auto"
     #: Processes that share the model in shards (FSDP2), as Ray actors with a GPU each; 0: one model in this process.
     ranks: int = Field(0, ge=0)
+    #: Ranks that compute each layer together, each with a part of its heads and matrices, on the same samples.
+    tensor_parallel: int = Field(1, ge=1)
+    #: Ranks that share the routed experts of a layer, each with whole ones, and send each other tokens; a multiple of
+    #: tensor_parallel.
+    expert_parallel: int = Field(1, ge=1)
     #: Compute each layer again in the backward pass instead of keeping what it computed.
     activation_checkpointing: bool = False
     #: Attention over packed tokens. auto: flex on a GPU that has Triton, else sdpa. flex: torch's flex_attention, by
@@ -102,7 +107,7 @@ class SamplerConfig(Section):
     #: Settings of vLLM's EngineArgs, passed on as written, such as ``kv_cache_dtype = "fp8"``; those that rlreason sets
     #: are refused (docs/rollouts.md).
     vllm: dict[str, JsonValue] = Field(default_factory=dict)
-    #: What is sent to the workers. full: all weights, an adapter merged. delta: the elements that changed. adapter: with
+    #: What is sent to the workers. full: all weights, an adapter merged. delta: the elements that changed. adapter: of
     #: trainer.lora the adapter alone, which workers add to the frozen weights that they keep. auto: adapter over Ray
     #: with trainer.lora, otherwise full.
     delivery: Literal["auto", "full", "delta", "adapter"] = "auto"

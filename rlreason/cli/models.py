@@ -1,4 +1,4 @@
-"""`rlreason upcycle`: what makes one model of another without training."""
+"""`rlreason upcycle`, `rlreason consolidate`: what makes a model of something else without training."""
 
 from __future__ import annotations
 
@@ -47,3 +47,25 @@ def upcycle(  # noqa: PLR0913, PLR0917  every option of the command
         say(f"logits at most {made.difference:.2g} from the dense model's, on one text, in float32")
     if not noise:
         say("noise 0: the experts are equal, and the router has no gradient until training has made them differ")
+
+
+@modelling.command()
+def consolidate(
+    state: Annotated[Path, typer.Argument(metavar="STATE", help="RUN/stages/NN-NAME/state/step-N.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder of the model or the adapter.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Of LoRA: the whole model with the adapter added.")] = False,
+    base: Annotated[str | None, typer.Option(help="Of LoRA: its base, where it was moved.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto (as the run's checkpoints), float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Write a training state as a Hugging Face folder, one tensor at a time; of LoRA as an adapter in peft's format.
+
+    The state may be of one process or of any number of ranks: docs/trainer.md.
+    """
+    from rlreason.consolidate import ConsolidateOptions
+    from rlreason.consolidate import consolidate as write
+
+    if dtype not in (*_DTYPES, "float16"):
+        raise UsageError(f"--dtype {dtype}: one of {', '.join((*_DTYPES, 'float16'))}")
+    made = write(state, out, ConsolidateOptions(dtype=dtype, merge=merge, base=base))
+    wrote = f"{made.ranks} ranks" if made.ranks else "one process"
+    say(f"wrote {out}: {made.what}, {made.dtype}, {made.parameters:,} numbers, of a state that {wrote} wrote")

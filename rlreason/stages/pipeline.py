@@ -8,11 +8,21 @@ A stage that is done is never run again: its checkpoint is the only thing later 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import torch
 
-from rlreason.config import DistillStage, EvalStage, GrpoStage, PolicyConfig, RejectStage, SftStage, Stage
+from rlreason.config import (
+    DistillStage,
+    EvalStage,
+    GrpoStage,
+    OpdStage,
+    PolicyConfig,
+    RejectStage,
+    SftStage,
+    Stage,
+    TeacherConfig,
+)
 from rlreason.policy.model import count_parameters, resolve_dtype
 from rlreason.policy.policies import PolicySource, fresh_tokenizer
 from rlreason.run import atomic
@@ -21,9 +31,12 @@ from rlreason.run.manifest import StageEntry
 from rlreason.run.states import SavedState
 from rlreason.secrets import mask
 from rlreason.stages.context import Context, Recorder
-from rlreason.stages.distill import run_distill
+from rlreason.stages.distill import run_distill, trace_samples
 from rlreason.stages.evaluate import MeasuredModel, read_accuracy, run_evaluation
 from rlreason.stages.grpo import run_grpo
+from rlreason.stages.loop import TrainedStage
+from rlreason.stages.opd import run_opd
+from rlreason.stages.opd_teachers import open_teachers
 from rlreason.stages.references import References
 from rlreason.stages.reject import CHUNK, run_reject
 from rlreason.stages.sft import run_sft
@@ -84,13 +97,15 @@ class Pipeline:
         with closing(self._trainer(stage, recorder)) as trainer:
             return self._train(stage, recorder, trainer)
 
-    def _train(self, stage: SftStage | GrpoStage | DistillStage, recorder: Recorder, trainer: Trainer) -> str:
+    def _train(self, stage: TrainedStage, recorder: Recorder, trainer: Trainer) -> str:
         parameters, active = trainer.parameters
         recorder.health.history.moe = parameters != active
         if isinstance(stage, SftStage):
             run_sft(stage, self._context, trainer, recorder)
         elif isinstance(stage, GrpoStage):
             run_grpo(stage, self._context, trainer, recorder)
+        elif isinstance(stage, OpdStage):
+            self._opd(stage, recorder, trainer)
         else:
             traces = self._context.run.stage_folder(self._references.traces_of(stage).name)
             run_distill(stage, self._context, trainer, recorder, traces)
@@ -99,12 +114,15 @@ class Pipeline:
             self._save(stage.name, trainer, recorder.entry)
         return f"{recorder.entry.trained_tokens:,} tokens trained"
 
-    def _trainer(self, stage: SftStage | GrpoStage | DistillStage, recorder: Recorder) -> Trainer:
+    def _trainer(self, stage: TrainedStage, recorder: Recorder) -> Trainer:
         """The stage's trainer, with the weights that the stage begins with or those of its newest state."""
         name, teachers = self._references.model_of(stage), []
         if isinstance(stage, DistillStage) and stage.teacher_kl > 0:
             source = self._references.model_of(self._references.traces_of(stage))
             teachers = [ModelSource(source=self._source(source), dtype=self._compute_dtype(source))]
+        if isinstance(stage, OpdStage):
+            tables = [self._recipe.teacher[one] for one in stage.teachers(self._recipe.teacher)]
+            teachers = [self._taught_by(one) for one in tables if one.where == "trainer"]
         self._context.samplers.rest()  # where the trainer's GPU is theirs too
         trainer = self._context.trainers.open(
             stage,
@@ -126,6 +144,26 @@ class Pipeline:
                 raise
             self._say_other_ranks(stage.name, recorder.saved)
         return trainer
+
+    def _taught_by(self, table: TeacherConfig) -> ModelSource:
+        """A teacher of an opd stage."""
+        if table.model is not None:
+            return ModelSource(source=self._source(table.model), dtype=self._compute_dtype(table.model))
+        return ModelSource(source=PolicySource(path=table.path), dtype=resolve_dtype("auto", self._context.device))
+
+    def _opd(self, stage: OpdStage, recorder: Recorder, trainer: Trainer) -> None:
+        tables = {name: self._recipe.teacher[name] for name in stage.teachers(self._recipe.teacher)}
+        sources = {name: self._taught_by(table) for name, table in tables.items()}
+        with ExitStack() as stack:
+            found = open_teachers(stage, self._context, trainer, tables, sources)
+            for one in found:
+                if one.elsewhere is not None:
+                    stack.callback(one.elsewhere.close)
+            traces = []
+            if stage.on_policy < 1:
+                folder = self._context.run.stage_folder(self._references.traces_of(stage).name)
+                traces = trace_samples(stage, self._context, trainer, folder)
+            run_opd(stage, self._context, trainer, recorder, found, traces)
 
     def _say_other_ranks(self, stage: str, saved: SavedState) -> None:
         """Note on the screen and in the manifest where a stage goes on with another number of ranks."""

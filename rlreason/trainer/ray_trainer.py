@@ -158,6 +158,7 @@ class RayTrainer:
         """Raises UsageError for a model that can't be loaded or sharded."""
         self._shape = spec.model.source.inspect()
         self._dtype = spec.model.dtype
+        self._tensor_parallel = spec.options.tensor_parallel
         self._ranks = ranks
         opened: tuple[tuple[int, int], float] = ranks.ask("open", spec)[0]
         self._parameters, self._rounded = opened
@@ -201,13 +202,15 @@ class RayTrainer:
         """See ``Trainer.forward_backward``."""
         sums = LossSums()
         if samples:
-            for one in self._ranks.ask("forward_backward", loss, each=self._shares(samples)[0]):
+            found = self._ranks.ask("forward_backward", loss, each=self._shares(samples)[0])
+            for one in found[:: self._tensor_parallel]:
                 sums.merge(one)
         return sums
 
     def _shares(self, samples: Sequence[TrainingSample]) -> tuple[list[Share], list[list[int]]]:
-        """What each rank is given, and the places of its samples."""
-        places = shares(samples, self._ranks.count)
+        """What each rank is given, and the places of its samples; neighbours that compute together have the same."""
+        together = self._tensor_parallel
+        places = [own for own in shares(samples, self._ranks.count // together) for _ in range(together)]
         filler = min(samples, key=lambda one: len(one.token_ids))
         return [Share(samples=[samples[at] for at in own], filler=filler) for own in places], places
 

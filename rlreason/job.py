@@ -23,6 +23,7 @@ from rlreason.data.run_data import told_of
 from rlreason.data.source import SourcePart
 from rlreason.display import ConsoleLog, RichDisplay
 from rlreason.errors import HealthStop, UsageError
+from rlreason.plan.micro_batches import settled, settled_as
 from rlreason.report import build
 from rlreason.run import lock, manifest
 from rlreason.run.directory import RunDirectory, now, refuse_used
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], None]
 
-ERROR_LOG, CONSOLE_LOG = "error.log", "console.log"
+ERROR_LOG, CONSOLE_LOG, ACTOR_LOGS = "error.log", "console.log", "logs"
 #: A run with more metrics and rollouts than this gets no report when it is interrupted: there may be 30 seconds left.
 QUICK_REPORT_BYTES = 256 << 20
 
@@ -79,15 +80,15 @@ def run_job(recipe: Recipe, path: Path, options: JobOptions, console: Console) -
             stack.enter_context(locked(options.folder, tell))
         elif options.folder is not None:
             _refuse_folder(options.folder, tell)
-        checked = check(recipe, path.parent, known)
+        checked = settled_as(check(recipe, path.parent, known), None if known is None else known.root)
         _check_replay(checked.recipe, options)
         _require_training_packages()
         if options.resume:
             assert known is not None
             run = _take_up(checked, known, tell)
-            checked = with_models(checked, tell, run)
+            checked = settled(with_models(checked, tell, run))
         else:
-            checked = with_models(checked, tell)
+            checked = settled(with_models(checked, tell))
             folder = options.folder or new_folder(recipe.name)
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder, tell))
@@ -144,7 +145,7 @@ def _run(checked: CheckedRecipe, run: RunDirectory, display: RichDisplay, option
         with (
             catching_signals(),
             open_scorer(checked, local=options.local_rewards) as scorer,
-            open_samplers(checked) as samplers,
+            open_samplers(checked, run) as samplers,
             open_trackers(checked.recipe, run, run.tell) as trackers,
         ):
             context = context_of(checked, run, scorer, samplers, display, options.replay)
@@ -313,12 +314,16 @@ def open_scorer(checked: CheckedRecipe, *, local: bool = False) -> PoolScorer:
 
 
 @contextmanager
-def open_samplers(checked: CheckedRecipe) -> Iterator[Samplers]:
-    """What opens the recipe's samplers, closed at the end."""
+def open_samplers(checked: CheckedRecipe, run: RunDirectory | None = None) -> Iterator[Samplers]:
+    """What opens the recipe's samplers, closed at the end. ``run``: where its Ray actors write."""
+    from rlreason.cluster.run_places import RunPlaces
     from rlreason.sampler.placement import Samplers
 
-    threads = checked.recipe.cluster.threads or usable_cores()
-    samplers = Samplers(checked.recipe, checked.prompt_format, threads)
+    recipe, threads = checked.recipe, checked.recipe.cluster.threads or usable_cores()
+    places = RunPlaces(recipe)
+    if run is not None:
+        places = RunPlaces(recipe, tell=run.tell, name=run.root.absolute().name, logs=run.root.absolute() / ACTOR_LOGS)
+    samplers = Samplers(recipe, checked.prompt_format, threads, places)
     try:
         yield samplers
     finally:
@@ -351,7 +356,7 @@ def context_of(
         display=display,
         device=device,
         samplers=samplers,
-        trainers=Trainers(checked.recipe, device, samplers.threads),
+        trainers=Trainers(checked.recipe, device, samplers.threads, samplers.places),
         replay=replay,
     )
 

@@ -2,15 +2,15 @@
 
 from rlreason.config.data import CurriculumConfig, DataChoice, DataConfig, DataSetConfig, Scalar
 from rlreason.config.engine import ClusterConfig, EndpointConfig, SamplerConfig, Section, TrainerConfig
+from rlreason.config.grpo import GrpoStage
 from rlreason.config.health import HealthConfig
 from rlreason.config.load import load, locate, recipe_toml, recipes_folder, shipped_recipes
 from rlreason.config.logging import LoggingConfig, RolloutLog
+from rlreason.config.opd import OpdStage, TeacherConfig
 from rlreason.config.recipe import (
     ACCURACY,
     DistillStage,
     EvalStage,
-    GrpoStage,
-    OptimizerConfig,
     PolicyConfig,
     Recipe,
     RejectStage,
@@ -18,11 +18,12 @@ from rlreason.config.recipe import (
     SftStage,
     Stage,
     TokenizerConfig,
-    TrainingStage,
 )
+from rlreason.config.training import MICRO_BATCH, OptimizerConfig, TrainingStage
 
 __all__ = [
     "ACCURACY",
+    "MICRO_BATCH",
     "ClusterConfig",
     "CurriculumConfig",
     "DataChoice",
@@ -34,6 +35,7 @@ __all__ = [
     "GrpoStage",
     "HealthConfig",
     "LoggingConfig",
+    "OpdStage",
     "OptimizerConfig",
     "PolicyConfig",
     "Recipe",
@@ -45,6 +47,7 @@ __all__ = [
     "Section",
     "SftStage",
     "Stage",
+    "TeacherConfig",
     "TokenizerConfig",
     "TrainerConfig",
     "TrainingStage",

@@ -6,13 +6,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import PretrainedConfig
 
-from rlreason.config import DistillStage, GrpoStage, PolicyConfig, Recipe, RejectStage, SftStage
-from rlreason.cores import usable_cores
+from rlreason.config import (
+    MICRO_BATCH,
+    DistillStage,
+    GrpoStage,
+    OpdStage,
+    PolicyConfig,
+    Recipe,
+    RejectStage,
+    SftStage,
+    TeacherConfig,
+)
+from rlreason.cores import usable_cores, usable_memory
 from rlreason.data.run_data import RunData
 from rlreason.errors import UsageError
 from rlreason.plan.lengths import longest
@@ -35,9 +46,18 @@ PROMPT = 256
 ANSWER = 2048
 #: Of a GPU's memory: CUDA's context, and what its allocator can't use.
 RESERVE = 0.05
+#: Of a GPU's memory, and of a CPU's, which samplers and rewards share: what a step with micro-batches of our choice
+#: takes at most.
+GPU_SHARE, CPU_SHARE = 0.85, 0.5
+#: Tokens of a micro-batch on a GPU at most; larger ones are no faster.
+MOST_TOKENS_GPU = 32768
 #: The adapter that is proposed where nothing else fits.
 PROPOSED_LORA = LoraOptions(rank=16, alpha=32.0)
-Trained = SftStage | GrpoStage | DistillStage
+#: What configs call the width inside of a feed-forward layer.
+_INNER = ("intermediate_size", "moe_intermediate_size")
+Trained = SftStage | GrpoStage | DistillStage | OpdStage
+#: Stages that draw.
+Drawing = GrpoStage | RejectStage | OpdStage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +71,7 @@ class Setup:
     micro_batch_tokens: int
 
     @staticmethod
-    def of(recipe: Recipe, stage: Trained) -> Setup:
+    def of(recipe: Recipe, tokens: int) -> Setup:
         """As the recipe has them."""
         trainer = recipe.trainer
         return Setup(
@@ -59,7 +79,7 @@ class Setup:
             offload=trainer.offload,
             checkpointing=trainer.activation_checkpointing,
             lora=lora_options(recipe),
-            micro_batch_tokens=stage.micro_batch_tokens,
+            micro_batch_tokens=tokens,
         )
 
 
@@ -75,6 +95,7 @@ class Budgets:
     _references: References = field(init=False)
     _configs: dict[str, PretrainedConfig] = field(default_factory=dict, init=False)
     _shapes: dict[str, ModelShape] = field(default_factory=dict, init=False)
+    _setups: dict[str, Setup] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._references = References(self.recipe)
@@ -83,6 +104,52 @@ class Budgets:
     def on_gpu(self) -> bool:
         """Whether a GPU is planned for."""
         return self.gpu is not None or torch.cuda.is_available()
+
+    @property
+    def flex(self) -> bool:
+        """Whether packed tokens are planned with flex_attention."""
+        return self.on_gpu and self.recipe.trainer.attention != "sdpa"
+
+    def setup(self, stage: Trained) -> Setup:
+        """The recipe's settings; where it says no ``micro_batch_tokens``, as many as fit.
+
+        Raises UsageError where the model's size is not known here, and CountingError as ``count_activations`` does.
+        """
+        if stage.name not in self._setups:
+            tokens = stage.micro_batch_tokens or self._tokens_that_fit(stage)
+            self._setups[stage.name] = Setup.of(self.recipe, tokens)
+        return self._setups[stage.name]
+
+    def _tokens_that_fit(self, stage: Trained) -> int:
+        """The most, halved from the cap, whose step fits; where none does, those of one row."""
+        tokens, row = (MOST_TOKENS_GPU if self.on_gpu else MICRO_BATCH), sum(self.rows(stage))
+        if self._is_small(stage, tokens):
+            return tokens
+        while tokens > row and self.memory(stage, Setup.of(self.recipe, tokens)).total > self.room:
+            tokens //= 2
+        return max(tokens, min(row, MICRO_BATCH))
+
+    def _is_small(self, stage: Trained, tokens: int) -> bool:
+        """Whether a model is so small that nothing need be counted: by more than any layer keeps."""
+        config: Any = self.config(self.policy_of(stage))
+        known = {*config.to_dict(), *config.attribute_map}
+        if self.on_gpu or not {"hidden_size", "num_hidden_layers"} <= known:
+            return False
+        inner = max(
+            (int(getattr(config, name) or 0) for name in _INNER if name in known), default=4 * config.hidden_size
+        )
+        layer = 4 * tokens * (40 * config.hidden_size + 12 * inner)
+        threads = self.recipe.cluster.threads or usable_cores()
+        return bool(threads * config.num_hidden_layers * layer < self.room / 4)
+
+    @property
+    def room(self) -> float:
+        """Bytes that a step may take where nothing else was asked for."""
+        if self.gpu is not None:
+            return GPU_SHARE * self.gpu.memory
+        if torch.cuda.is_available():
+            return GPU_SHARE * torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        return CPU_SHARE * usable_memory() / max(1, self.recipe.trainer.ranks)
 
     def width(self, config: PolicyConfig) -> int:
         """Bytes of a number that the model computes with."""
@@ -112,7 +179,7 @@ class Budgets:
         if policy.path is None:
             return fresh_config(self._with_vocabulary(policy))
         place = locate_model(policy.path)
-        if Path(place).is_dir():
+        if Path(place).exists():  # a folder, or a .gguf file
             return read_config(place)
         cached = try_to_load_from_cache(place, "config.json")
         if isinstance(cached, str):
@@ -134,8 +201,8 @@ class Budgets:
 
     def rows(self, stage: Trained | RejectStage) -> tuple[int, int]:
         """Tokens of (a prompt, an answer at most)."""
-        asked = [one.max_tokens for one in self.recipe.stage if isinstance(one, (GrpoStage, RejectStage))]
-        answer = stage.max_tokens if isinstance(stage, (GrpoStage, RejectStage)) else max(asked, default=ANSWER)
+        asked = [one.max_tokens for one in self.recipe.stage if isinstance(one, Drawing)]
+        answer = stage.max_tokens if isinstance(stage, Drawing) else max(asked, default=ANSWER)
         policy = self.policy_of(stage)
         limit = longest(self.recipe, policy) or longest_sequence(self.config(policy))
         if limit is None:
@@ -146,7 +213,7 @@ class Budgets:
     def micro_batch(self, stage: Trained, setup: Setup) -> MicroBatch:
         """The largest micro-batch of the stage, of answers at full length, on a rank that has so many."""
         prompt, answer = self.rows(stage)
-        group = stage.samples_per_problem if isinstance(stage, GrpoStage) else 1
+        group = stage.samples_per_problem if isinstance(stage, (GrpoStage, OpdStage)) else 1
         found = micro_batch(setup.micro_batch_tokens, prompt, answer, group)
         return replace(found, rows=max(1, min(found.rows, -(-step_rows(stage) // max(1, setup.ranks)))))
 
@@ -155,7 +222,9 @@ class Budgets:
         policy = self.policy_of(stage)
         config, width, batch = self.config(policy), self.width(policy), self.micro_batch(stage, setup)
         dtype = torch.bfloat16 if width == 2 else torch.float32
-        activations = count_activations(config, batch, dtype, checkpointing=setup.checkpointing, lora=setup.lora)
+        activations = count_activations(
+            config, batch, dtype, checkpointing=setup.checkpointing, lora=setup.lora, flex=self.flex
+        )
         training = Training(
             width=width,
             ranks=setup.ranks,
@@ -173,9 +242,17 @@ class Budgets:
         return max(1, min(self.recipe.cluster.threads or usable_cores(), step_rows(stage) // batch.rows))
 
     def _teacher(self, stage: Trained) -> int:
+        """Parameters of the teachers that are held beside the policy."""
+        if isinstance(stage, OpdStage):
+            tables = [self.recipe.teacher[name] for name in stage.teachers(self.recipe.teacher)]
+            return sum(self.shape(self.teacher_config(one)).total for one in tables if one.where == "trainer")
         if not isinstance(stage, DistillStage) or not stage.teacher_kl:
             return 0
         return self.shape(self.policy_of(self._references.traces_of(stage))).total
+
+    def teacher_config(self, table: TeacherConfig) -> PolicyConfig:
+        """The table of the model that a teacher is, or a table for its folder."""
+        return PolicyConfig(path=table.path) if table.model is None else self._references.config(table.model)
 
     def fits(self, memory: Memory) -> bool:
         """Whether the GPU holds it."""
@@ -184,7 +261,7 @@ class Budgets:
 
     def nearest(self, stage: Trained) -> tuple[tuple[str, ...], Memory] | None:
         """The fewest changes of the recipe with which the stage fits, and what it takes then."""
-        changes = list(_changes(self, stage, Setup.of(self.recipe, stage)))
+        changes = list(_changes(self, stage, self.setup(stage)))
         if not changes or not self.fits(self.memory(stage, changes[-1][1])):  # all of them at once
             return None
         for keys, changed in changes:
@@ -193,7 +270,7 @@ class Budgets:
                 return keys, memory
         return None
 
-    def engine(self, stage: GrpoStage | RejectStage, tensor_parallel: int, held: float = 0.0) -> engines.Engine:
+    def engine(self, stage: Drawing, tensor_parallel: int, held: float = 0.0) -> engines.Engine:
         """One GPU of an engine, of whose memory ``held`` bytes are the trainer's."""
         assert self.gpu is not None
         policy, sampler = self.policy_of(stage), self.recipe.sampler
@@ -211,7 +288,9 @@ class Budgets:
 
 def step_rows(stage: Trained) -> int:
     """Completions or demonstrations of one step."""
-    return stage.problems_per_step * stage.samples_per_problem if isinstance(stage, GrpoStage) else stage.batch_size
+    if isinstance(stage, (GrpoStage, OpdStage)):
+        return stage.problems_per_step * stage.samples_per_problem
+    return stage.batch_size
 
 
 def adapter_size(config: PretrainedConfig, lora: LoraOptions) -> int:

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rlreason.config import GrpoStage, RejectStage
-from rlreason.plan.budget import Budgets, Setup, Trained, adapter_size, step_rows
+from rlreason.config import GrpoStage, OpdStage, RejectStage
+from rlreason.plan.budget import Budgets, Drawing, Trained, adapter_size, step_rows
 from rlreason.sizing import clock, flops
 from rlreason.sizing.gpus import Gpu
 from rlreason.sizing.shape import ModelShape
@@ -60,7 +60,7 @@ def stage_work(budgets: Budgets, layout: Layout, stage: Trained | RejectStage, r
     drawn, learnt, parts = 0.0, 0.0, []
     done = 0.0
     count = stage.problems * stage.samples_per_problem if isinstance(stage, RejectStage) else step_rows(stage)
-    if isinstance(stage, (GrpoStage, RejectStage)):
+    if isinstance(stage, Drawing):
         parallel = budgets.recipe.sampler.tensor_parallel
         draw = clock.Draw(
             count=count,
@@ -81,7 +81,7 @@ def stage_work(budgets: Budgets, layout: Layout, stage: Trained | RejectStage, r
         learnt = bound.seconds / efficiency
         done += operations
         parts.append(f"learns {_time(learnt)} ({bound.by})")
-    if isinstance(stage, GrpoStage):
+    if isinstance(stage, (GrpoStage, OpdStage)):
         sent = clock.delivery_time(shape, width, options.delivery or clock.DELIVERY)
         learnt += sent
         parts.append(f"delivers {_time(sent)} ({_rate(options.delivery or clock.DELIVERY)})")
@@ -95,13 +95,21 @@ def stage_work(budgets: Budgets, layout: Layout, stage: Trained | RejectStage, r
 
 def _learning(budgets: Budgets, stage: Trained, shape: ModelShape, gpu: Gpu) -> tuple[clock.Bound, float]:
     """(time at the roofline, operations of all ranks) of one step."""
-    setup = Setup.of(budgets.recipe, stage)
+    setup = budgets.setup(stage)
     batch, ranks = budgets.micro_batch(stage, setup), max(1, setup.ranks)
     micro_batches = math.ceil(step_rows(stage) / batch.rows)
-    forward = flops.forward_packed(shape, batch)
+    forward = flops.forward_packed(shape, batch, flex=budgets.flex)
     operations = micro_batches * flops.training(forward, recompute=setup.checkpointing, lora=setup.lora is not None)
     if isinstance(stage, GrpoStage) and stage.objective.kl_coef > 0:
         operations += micro_batches * forward.total
+    if isinstance(stage, OpdStage):
+        for name in stage.teachers(budgets.recipe.teacher):  # each scores its share of the rows
+            teacher = budgets.shape(budgets.teacher_config(budgets.recipe.teacher[name]))
+            operations += (
+                micro_batches
+                * flops.forward_packed(teacher, batch, flex=budgets.flex).total
+                / len(budgets.recipe.teacher)
+            )
     policy = budgets.policy_of(stage)
     trained = shape.total if setup.lora is None else adapter_size(budgets.config(policy), setup.lora)
     frozen = 0 if setup.lora is None else shape.total

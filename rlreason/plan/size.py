@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from rlreason.config import DistillStage, EvalStage, GrpoStage, RejectStage, SftStage, Stage
+from rlreason.config import DistillStage, EvalStage, GrpoStage, OpdStage, RejectStage, SftStage, Stage
 from rlreason.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from rlreason.check import CheckedRecipe
     from rlreason.config import Recipe
-    from rlreason.plan.budget import Budgets
+    from rlreason.plan.budget import Budgets, Drawing, Trained
     from rlreason.sizing.gpus import Gpu
     from rlreason.sizing.memory import Memory
 
@@ -107,7 +107,7 @@ def _layout(recipe: Recipe, options: SizeOptions) -> Layout:
     gpu = None if options.gpu is None else GPUS[options.gpu]
     trainer = max(1, recipe.trainer.ranks)
     each, cluster = recipe.sampler.tensor_parallel, recipe.cluster
-    draws = any(isinstance(one, (GrpoStage, RejectStage)) for one in recipe.stage)
+    draws = any(isinstance(one, (GrpoStage, RejectStage, OpdStage)) for one in recipe.stage)
     shared = draws and cluster.colocate and not recipe.trainer.ranks
     wanted = 0 if not draws or shared else max(1, cluster.rollout_workers) * each
     gpus = options.gpus or trainer + wanted
@@ -176,25 +176,24 @@ def _stage(budgets: Budgets, layout: Layout, stage: Stage, options: SizeOptions)
     return lines + time_lines(budgets, layout, stage, rows, options)
 
 
-def _memory_text(memory: Memory, layout: Layout, budgets: Budgets, stage: SftStage | GrpoStage | DistillStage) -> str:
-    from rlreason.plan.budget import Setup
-
-    batch = budgets.micro_batch(stage, Setup.of(budgets.recipe, stage))
+def _memory_text(memory: Memory, layout: Layout, budgets: Budgets, stage: Trained) -> str:
+    batch = budgets.micro_batch(stage, budgets.setup(stage))
     parts = ", ".join(f"{part.name} {_gb(part.bytes)}" for part in memory.parts)
     where = f"of a GPU, {layout.trainer} rank(s)" if budgets.recipe.trainer.ranks else "of the trainer"
     limit = "" if layout.gpu is None else f" of {layout.gpu.gigabytes:g}"
+    chosen = "" if stage.micro_batch_tokens else f" (at most {budgets.setup(stage).micro_batch_tokens:,}: what fits)"
     host = f"; in the memory of the hosts {_gb(memory.host)} a rank" if memory.host else ""
     return (
-        f"{where}: {parts}: {_gb(memory.total)}{limit}{host}. Micro-batches of {batch.tokens:,} tokens: {batch.rows} "
-        f"answers of {batch.completion:,} behind prompts of {batch.prompt}"
+        f"{where}: {parts}: {_gb(memory.total)}{limit}{host}. Micro-batches of {batch.tokens:,} tokens{chosen}: "
+        f"{batch.rows} answers of {batch.completion:,} behind prompts of {batch.prompt}"
     )
 
 
-def _fitting(budgets: Budgets, layout: Layout, stage: SftStage | GrpoStage | DistillStage) -> Memory:
+def _fitting(budgets: Budgets, layout: Layout, stage: Trained) -> Memory:
     """The stage's memory. Raises UsageError with the nearest change where a GPU has less."""
-    from rlreason.plan.budget import RESERVE, Setup
+    from rlreason.plan.budget import RESERVE
 
-    memory = budgets.memory(stage, Setup.of(budgets.recipe, stage))
+    memory = budgets.memory(stage, budgets.setup(stage))
     if layout.gpu is None or budgets.fits(memory):
         return memory
     largest = sorted(memory.parts, key=lambda part: -part.bytes)[:3]
@@ -210,7 +209,7 @@ def _fitting(budgets: Budgets, layout: Layout, stage: SftStage | GrpoStage | Dis
     )
 
 
-def _drawing(budgets: Budgets, layout: Layout, stage: GrpoStage | RejectStage, held: float) -> tuple[int, str]:
+def _drawing(budgets: Budgets, layout: Layout, stage: Drawing, held: float) -> tuple[int, str]:
     """(rows that an engine draws at a time, a line). Raises UsageError where not one fits."""
     each = budgets.recipe.sampler.tensor_parallel
     engine = budgets.engine(stage, each, held)

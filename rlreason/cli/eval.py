@@ -10,7 +10,7 @@ import typer
 from rlreason.cli.rewards import OptionsOption, TokenizerOption
 from rlreason.cores import usable_cores
 from rlreason.errors import UsageError
-from rlreason.eval.suites import SUITES
+from rlreason.eval.suites import PROTOCOLS, SUITES, detectable
 from rlreason.terminal import console, say
 
 judging = typer.Typer()
@@ -19,15 +19,23 @@ _NAMES = ", ".join(SUITES)
 
 @judging.command(name="eval")
 def evaluate(  # noqa: PLR0913, PLR0917  every option of the command
-    model: Annotated[
-        str,
+    models: Annotated[
+        list[str],
         typer.Argument(
-            metavar="MODEL|RUN_DIR[:STAGE]", help="A Hugging Face folder, a hub id, or a run and its training stage."
+            metavar="MODEL|RUN_DIR[:STAGE]...",
+            help="Hugging Face folders, hub ids, or runs and their training stages; later ones are compared with the "
+            "first.",
         ),
     ],
-    suite: Annotated[str, typer.Option(help=f"Suites, comma separated: {_NAMES}.")] = "heldout",
+    against: Annotated[
+        str | None, typer.Option(help="Another such model, or a folder of results, that each is compared with.")
+    ] = None,
+    suite: Annotated[str, typer.Option(help=f"Suites, comma separated, or .toml files: {_NAMES}.")] = "heldout",
     data: Annotated[str | None, typer.Option(help="Problems: JSONL or Parquet file, hub id, or task name.")] = None,
     problems: Annotated[int | None, typer.Option(min=1, help="Problems per suite, at most.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="; ".join(f"{one.name}: {one.about}" for one in PROTOCOLS.values()) + ".")
+    ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Samples per problem; 1 is greedy.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
     temperature: Annotated[
@@ -37,6 +45,13 @@ def evaluate(  # noqa: PLR0913, PLR0917  every option of the command
     top_k: Annotated[int | None, typer.Option(min=0, help="Most probable tokens only; 0: all.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the draws.")] = None,
     system: Annotated[str | None, typer.Option(help='System prompt; "" for none.')] = None,
+    prompt_template: Annotated[
+        str | None, typer.Option(help='What each question is put into, with {prompt}; "" for the question alone.')
+    ] = None,
+    shots: Annotated[int, typer.Option(min=0, help="Solved problems shown before each question.")] = 0,
+    shots_from: Annotated[str | None, typer.Option(help="File or hub id with them; default the suite's own.")] = None,
+    since: Annotated[str | None, typer.Option(help="First day of a suite with dates, as 2024-08-01.")] = None,
+    until: Annotated[str | None, typer.Option(help="Last day.")] = None,
     answer_style: Annotated[str | None, typer.Option(help="tags or boxed: how answers are prompted.")] = None,
     prompt_column: Annotated[str | None, typer.Option(help="Column of --data with the question.")] = None,
     answer_column: Annotated[str | None, typer.Option(help="Column of --data with the gold answer.")] = None,
@@ -51,29 +66,34 @@ def evaluate(  # noqa: PLR0913, PLR0917  every option of the command
         Path | None, typer.Option(help="Folder for results and completions; a broken off one goes on.")
     ] = None,
 ) -> None:
-    """Measure a model on held-out problems, with 95 % intervals.
+    """Measure models on held-out problems, with 95 % intervals, and compare them problem by problem.
 
     A run directory brings its data, options, system prompt, format, verifier and engine: `rlreason eval runs/q:grpo`
     is what the run's report says of that stage. Without :STAGE it is the last one that trained. Options say what is
     different. docs/eval.md has examples.
     """
     options: dict[str, Any] = dict(locals())
-    from rlreason.evaluation import EvalRequest, evaluate_model
+    from rlreason.evaluation import EvalRequest
+    from rlreason.evaluation.against import evaluate_all
 
     given = (("--tokenizer", tokenizer), ("--api-key-env", api_key_env))
     lonely = next((name for name, value in given if value is not None), None)
     if url is None and lonely is not None:
         raise UsageError(f"{lonely} is of a server: give --url too")
     names = tuple(name.strip() for name in options.pop("suite").split(","))
-    evaluate_model(EvalRequest(suites=names, **options), console)
+    first, *others = options.pop("models")
+    other = options.pop("against")
+    evaluate_all(EvalRequest(model=first, suites=names, **options), others, other, console)
 
 
 @judging.command()
 def suites() -> None:
-    """List the suites of `rlreason eval --suite` and where their problems are looked for."""
+    """List the suites of `rlreason eval --suite`, how small a difference of two models each can show, and where their
+    problems are looked for."""
     for one in SUITES.values():
         names = (one.data,) if isinstance(one.data, str) else one.data or ("--data",)
-        say(f"{one.name:<12} {one.about}: {', else '.join(names)}")
+        shown = f"; {one.size:,} problems, differences from {100 * detectable(one.size):.1f} points" if one.size else ""
+        say(f"{one.name:<15} {one.about}{shown}: {', else '.join(names)}")
 
 
 @judging.command()

@@ -23,11 +23,12 @@ EXPECTED = 20.0
 Layers = Mapping[str, list[float]]
 
 
-def layers_of(counts: ExpertCounts) -> dict[str, list[float] | list[list[float]]]:
-    """Of each layer:
+def layers_of(counts: ExpertCounts, chosen: int) -> dict[str, list[float] | list[list[float]]]:
+    """Of each layer, with ``chosen`` experts a token:
 
     * ``load``: the share of all choices that each expert had, [L, E];
-    * ``entropy``: of that load, over the log of E, between 0 (one expert takes all) and 1 (balanced);
+    * ``entropy``: of that load, from 0 (the same K experts take every token) to 1 (balanced): (H − log K) / (log E −
+      log K), as no load can have less than log K;
     * ``max_violation``: the largest load over the mean load, less 1 (MaxVio, arXiv 2408.15664): 0 is balanced;
     * ``dead``: the share of experts without any token, where a balanced layer would give each ``EXPECTED``;
     * ``agreement``: of the tokens whose experts somebody had chosen before, the share for which the router's own choice
@@ -37,7 +38,9 @@ def layers_of(counts: ExpertCounts) -> dict[str, list[float] | list[list[float]]
     total_L1 = load_LE.sum(dim=1, keepdim=True).clamp(min=1.0)
     share_LE = load_LE / total_L1
     experts = load_LE.shape[1]
-    entropy_L = torch.special.entr(share_LE).sum(dim=1) / math.log(max(experts, 2))
+    least, most = math.log(chosen), math.log(experts)
+    entropy_L = torch.special.entr(share_LE).sum(dim=1)
+    entropy_L = (entropy_L - least) / (most - least) if experts > chosen else torch.ones_like(entropy_L)
     found: dict[str, list[float] | list[list[float]]] = {
         "load": [[round(one, 6) for one in row] for row in share_LE.tolist()],
         "entropy": entropy_L.tolist(),

@@ -6,7 +6,7 @@ B = rows, T = positions, L = packed tokens, G = prompts, P = longest prompt, S =
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -42,10 +42,10 @@ class Packing:
 class TeacherTable:
     """What a teacher elsewhere said of the targets: ``TrainingSample.teacher``, [B, T, …], 0 behind a row's end."""
 
-    states_BTH: Tensor | None
-    ids_BTK: Tensor | None
-    logprobs_BTK: Tensor | None
-    log_tail_BT: Tensor | None
+    states_BTH: Tensor | None = None
+    ids_BTK: Tensor | None = None
+    logprobs_BTK: Tensor | None = None
+    log_tail_BT: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +89,12 @@ class Batch:
 class ExpertCounts:
     """Where a model with experts sent the tokens that carry loss, added up over micro-batches and ranks.
 
-    Example: ``ExpertCounts(load_LE=tensor([[3, 1]]), compared_L=tensor([4]), agreed_L=tensor([4]))``. L = layers with
+    Example: ``ExpertCounts(chosen=1, load_LE=tensor([[3, 1]]), compared_L=tensor([4]), agreed_L=tensor([4]))``. L = layers with
     experts, E = experts; int64.
     """
 
+    #: Experts that each token goes to.
+    chosen: int
     #: How often each expert was chosen.
     load_LE: Tensor
     #: Tokens whose experts somebody else had chosen, too (the sampler, or the pass before the updates), and those of
@@ -102,6 +104,7 @@ class ExpertCounts:
 
     def __add__(self, other: ExpertCounts) -> ExpertCounts:
         return ExpertCounts(
+            chosen=self.chosen,
             load_LE=self.load_LE + other.load_LE,
             compared_L=self.compared_L + other.compared_L,
             agreed_L=self.agreed_L + other.agreed_L,
@@ -109,7 +112,9 @@ class ExpertCounts:
 
     def cpu(self) -> ExpertCounts:
         """The same in main memory."""
-        return ExpertCounts(load_LE=self.load_LE.cpu(), compared_L=self.compared_L.cpu(), agreed_L=self.agreed_L.cpu())
+        return replace(
+            self, load_LE=self.load_LE.cpu(), compared_L=self.compared_L.cpu(), agreed_L=self.agreed_L.cpu()
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

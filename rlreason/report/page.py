@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined, Undefined
 from markupsafe import Markup
 
 from rlreason.report import curve, findings, words
+from rlreason.report.experts import read_experts
 from rlreason.report.mismatch import read_doctor
 from rlreason.report.read import Json, Run, Stage, as_dict, as_list, heldout_points, number, whole
 from rlreason.report.rollouts import StageRollouts, read_rollouts, verdict_order
@@ -251,6 +252,7 @@ def context(run: Run) -> Json:
         "origins": [origin(run, stage) for stage in run.stages],
         "facts": [facts(stage) for stage in run.stages],
         "doctors": doctors,
+        "experts": [read_experts(run, stage) for stage in run.stages],
         "strides": [stage["stride"] for stage in stages],
         "rollouts": rollouts,
         "verdicts": sorted({verdict for one in rollouts for verdict in one.verdicts}, key=verdict_order),

@@ -13,6 +13,7 @@ from rlreason.policy.batch import supervised_sample
 from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.stages.context import Context, Recorder
 from rlreason.stages.loop import Commit, StepLoop
+from rlreason.stages.replay import record_experts
 from rlreason.streams import permutation
 from rlreason.trainer.distilling import DistillationLoss
 from rlreason.trainer.forward import CrossEntropyLoss
@@ -45,7 +46,8 @@ class SupervisedWork:
         commit()
         stats = self.trainer.step(step)
         self.recorder.entry.trained_tokens += int(tokens)
-        return sums.read(tokens) | stats.scalars() | {"tokens": tokens}
+        experts = record_experts(self.context.run, self.stage.name, step, sums)
+        return sums.read(tokens) | stats.scalars() | experts | {"tokens": tokens}
 
     def publish(self, version: int) -> None:
         """Nobody draws but for an evaluation, which takes the newest weights itself."""

@@ -55,7 +55,7 @@ def counts_of(model: PreTrainedModel, routed: RoutedPass | None, batch: Batch) -
             same_R = (given_RK.sort(dim=1).values == routed.own[layer][at_R].sort(dim=1).values).all(dim=1)
             compared_L[layer] = set_R.sum()
             agreed_L[layer] = (same_R & set_R).sum()
-    return ExpertCounts(load_LE=load_LE, compared_L=compared_L, agreed_L=agreed_L)
+    return ExpertCounts(chosen=known.chosen, load_LE=load_LE, compared_L=compared_L, agreed_L=agreed_L)
 
 
 def _sources(batch: Batch) -> Tensor:

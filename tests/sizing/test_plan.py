@@ -121,7 +121,9 @@ def test_an_engine_that_does_not_fit_is_spread(recipe: Path) -> None:
 
 
 def test_too_few_gpus_and_unknown_ones(recipe: Path) -> None:
-    assert "the trainer holds 8 (trainer.ranks)" in refused(recipe, "trainer.ranks=8", gpu="h100", gpus=8)
+    assert "the trainer holds 8 (trainer.ranks)" in refused(
+        recipe, "trainer.ranks=8", "cluster.colocate=false", gpu="h100", gpus=8
+    )
     assert "did you mean 'h100'" in refused(recipe, gpu="h10")
     done = CliRunner().invoke(app, ["plan", str(recipe), "--gpus", "8"])
     assert "say which" in str(done.exception)
@@ -133,8 +135,20 @@ def test_in_turns_on_one_gpu(recipe: Path) -> None:
     turns += ("trainer.activation_checkpointing=true",)
     text = planned(recipe, *turns, gpu="h100", gpus=1)
     assert "1 engine(s) of 1 on the trainer's GPU in turns" in text
+    assert "over Ray, 1 workers, in turns with the trainer on its GPUs; " in text
     # 95 % of 80 GB without masters, moments and copy (14 bytes a parameter); 95 % of that without the weights.
     assert "weights 3.4 GB, keys and values 45.9 GB" in text
+
+
+def test_turns_are_the_default_where_the_trainer_leaves_no_gpu(recipe: Path) -> None:
+    ray = ("cluster.kind=ray", "trainer.activation_checkpointing=true")
+    text = planned(recipe, *ray, gpu="h100", gpus=1)
+    assert "1 engine(s) of 1 on the trainer's GPU in turns" in text
+    assert "over Ray, in turns with the trainer where it leaves no GPU; " in text
+    assert "1 engine(s) of 1 beside it" in planned(recipe, *ray, gpu="h100", gpus=2)
+    assert "4 engine(s) of 1 on the trainer's GPUs in turns" in planned(
+        recipe, *ray, "trainer.ranks=4", gpu="h100", gpus=4
+    )
 
 
 def test_nothing_fits(recipe: Path) -> None:

@@ -83,7 +83,7 @@ class TokenSets:
 
         sizes = np.diff(self.ends, prepend=0)
         if self.ids is None:
-            return token_ids >= np.where(sizes > 0, sizes, np.iinfo(np.int32).max)  # type: ignore[no-any-return]
+            return token_ids >= np.where(sizes > 0, sizes, np.iinfo(np.int32).max)
         there = np.zeros(len(self.ends), dtype=np.bool_)
         position = np.repeat(np.arange(len(self.ends)), sizes)
         there[position[self.ids == token_ids[position]]] = True

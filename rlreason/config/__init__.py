@@ -19,6 +19,7 @@ from rlreason.config.recipe import (
     Stage,
     TokenizerConfig,
 )
+from rlreason.config.traces import Decontamination, Difficulty, TraceFilters
 from rlreason.config.training import MICRO_BATCH, OptimizerConfig, TrainingStage
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "DataChoice",
     "DataConfig",
     "DataSetConfig",
+    "Decontamination",
+    "Difficulty",
     "DistillStage",
     "EndpointConfig",
     "EvalStage",
@@ -49,6 +52,7 @@ __all__ = [
     "Stage",
     "TeacherConfig",
     "TokenizerConfig",
+    "TraceFilters",
     "TrainerConfig",
     "TrainingStage",
     "load",

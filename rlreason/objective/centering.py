@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rlreason.objective.batch import Batch, LossOutput
-from rlreason.objective.correction import correction_weights, off_policy_mask
+from rlreason.objective.correction import correction_weights, sequence_gates
 from rlreason.objective.kl import LOG_RATIO_LIMIT
 from rlreason.objective.loss import LossAndGrad, LossInputs
 from rlreason.objective.spec import ObjectiveSpec
@@ -92,9 +92,9 @@ def gains(logprobs_BT: Tensor, inputs: LossInputs, spec: ObjectiveSpec) -> Tenso
         old_BT = logprobs_BT if inputs.old_logprobs_BT is None else inputs.old_logprobs_BT
         mismatch_BT = torch.where(kept_BT, old_BT - inputs.sampler_logprobs_BT, 0.0)
         gains_BT = gains_BT * correction_weights(mismatch_BT, mask_BT, spec)
-    if spec.off_policy_delta:
-        gains_BT = gains_BT * off_policy_mask(
-            logprobs_BT, inputs.sampler_logprobs_BT, mask_BT, inputs.advantages_BT, spec.off_policy_delta
+    if spec.gates_sequences:
+        gains_BT = gains_BT * sequence_gates(
+            logprobs_BT, inputs.sampler_logprobs_BT, mask_BT, inputs.advantages_BT, spec
         )
     return gains_BT
 

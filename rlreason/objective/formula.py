@@ -7,7 +7,7 @@ from rlreason.objective.spec import ObjectiveSpec
 
 def formula(spec: ObjectiveSpec) -> str:
     """J of ``spec``, with every number that it has."""
-    gain = f"{_correction_text(spec)}{_surrogate_text(spec)}{_centering_text(spec)}{_kl_text(spec)}"
+    gain = f"{_gate_text(spec)}{_correction_text(spec)}{_surrogate_text(spec)}{_centering_text(spec)}{_kl_text(spec)}"
     return (
         f"J = {_AGGREGATIONS[spec.aggregation]} [{gain}],  "
         f"{_ratio_text(spec)},  A = {_advantage_text(spec)}{_OVERLONG[spec.overlong]}"
@@ -72,8 +72,19 @@ def _surrogate_text(spec: ObjectiveSpec) -> str:
         "cispo": f"stop_gradient(clip(ρ, {bounds}))·A·log π",
         "sapo": f"4/τ·σ(τ(ρ − 1))·A, τ = {spec.sapo_tau_positive:g} if A>0 else {spec.sapo_tau_negative:g}",
         "dppo_tv": f"ρ·A·[π − π_sampler ≤ {spec.clip_high:g} if A>0, ≥ −{spec.clip_low:g} if A<0]",
+        "dppo_kl": f"ρ·A·[KL₂(π_sampler, π) ≤ {spec.clip_high:g} or π<π_sampler if A>0, "
+        f"≤ {spec.clip_low:g} or π>π_sampler if A<0]",
         "none": "ρ·A",
     }[spec.clip]
+
+
+def _gate_text(spec: ObjectiveSpec) -> str:
+    found = ""
+    if spec.off_policy_delta:
+        found += f"[A≥0 or mean_t log π_sampler/π ≤ {spec.off_policy_delta:g}] · "
+    if spec.sequence_kl_max:
+        found += f"[mean_t KL₂(π_sampler, π) ≤ {spec.sequence_kl_max:g}] · "
+    return found
 
 
 def _centering_text(spec: ObjectiveSpec) -> str:
@@ -89,6 +100,9 @@ def _kl_text(spec: ObjectiveSpec) -> str:
 
 
 def _advantage_text(spec: ObjectiveSpec) -> str:
+    if spec.rewards == "apart":
+        part = f"(r_k − mean_group) / (std_group + {spec.std_epsilon:g})"
+        return f"(x − mean_batch) / (std_batch + {spec.std_epsilon:g}) of x = Σ_k weight_k · {part}"
     text = _BASELINES[spec.baseline]
     if spec.kl_coef and spec.kl_in == "reward":
         text = text.replace("r", f"(r − {spec.kl_coef:g}·Σ_t {spec.kl_estimator})", 1)

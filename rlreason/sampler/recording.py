@@ -13,7 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rlreason.errors import UsageError
 from rlreason.types import SamplingParams, TokenSets
+
+#: Tokens that vLLM may be asked for at each position.
+MOST_OF_VLLM = 512
 
 
 class SetRecorder:
@@ -66,3 +70,49 @@ def _split(
     cuts = np.cumsum(sizes)[:-1]
     ids, logprobs = ids_E.to(torch.int32).cpu().numpy(), logprobs_E.float().cpu().numpy()
     return list(zip(np.split(ids, cuts), np.split(logprobs, cuts), strict=True))
+
+
+def asked_of_vllm(params: SamplingParams) -> int:
+    """How many of the most probable tokens vLLM must give at each position so that none is missing; 0: none.
+
+    Raises UsageError where that has no bound, or too large a one.
+    """
+    if not params.record:
+        return 0
+    wanted = params.top_k if params.truncated else params.record_top
+    if 0 < wanted <= MOST_OF_VLLM:
+        return wanted
+    if params.truncated:
+        raise UsageError(
+            f"top_p = {params.top_p:g}, top_k = {params.top_k}, min_p = {params.min_p:g}: vLLM names at most "
+            f"{MOST_OF_VLLM} tokens that a draw was between, so training needs top_k from 1 to {MOST_OF_VLLM} (beside "
+            'top_p or min_p), or sampler.engine = "transformers"'
+        )
+    how = f"objective.centering_top_k = {wanted}" if wanted else 'objective.centering = "exact"'
+    raise UsageError(
+        f'{how}: vLLM gives at most {MOST_OF_VLLM} tokens of a position. Use centering = "top_k" with '
+        f"centering_top_k up to {MOST_OF_VLLM}, a top_k (then what could be drawn is known, and centering over it "
+        'exact), or sampler.engine = "transformers"'
+    )
+
+
+def sets_of_vllm(flat: Any, params: SamplingParams) -> tuple[npt.NDArray[np.float32], TokenSets]:
+    """(log-probability of each token, its set) from vLLM's ``FlatLogprobs``: at each position the drawn token, then the
+    most probable ones; −inf where they could not be drawn."""
+    starts = np.asarray(flat.start_indices, dtype=np.int64)
+    ids = np.asarray(flat.token_ids, dtype=np.int32)
+    logprobs = np.asarray(flat.logprobs, dtype=np.float32)
+    position = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(ids)))
+    drawn = ids[starts]
+    first = np.zeros(len(ids), dtype=np.bool_)
+    first[starts] = True
+    again = np.zeros(len(starts), dtype=np.bool_)
+    again[position[~first & (ids == drawn[position])]] = True
+    kept = np.isfinite(logprobs) & ~(first & again[position])
+    sizes = np.bincount(position[kept], minlength=len(starts))
+    return logprobs[starts], TokenSets(
+        ends=np.cumsum(sizes, dtype=np.int32),
+        ids=ids[kept],
+        logprobs=logprobs[kept] if params.record == "logprobs" else None,
+        whole=params.truncated,
+    )

@@ -47,7 +47,7 @@ CPU_BATCH_TOKENS = 8192
 #: Share of a GPU that stays free where a trainer is on it too: for CUDA's contexts and what allocators can't join.
 SLACK = 0.05
 #: Types whose modules vLLM calls by the hub's names alone, not by transformers' (Mixtral's ``block_sparse_moe``).
-HUB_NAMED = ("mixtral",)
+HUB_NAMED = ("mixtral", "deepseek_v2", "deepseek_v3")
 
 
 @dataclass(slots=True)

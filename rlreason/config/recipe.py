@@ -18,6 +18,7 @@ from rlreason.config.logging import LoggingConfig
 from rlreason.config.opd import OpdStage, TeacherConfig
 from rlreason.config.reward_audit import KEYS_SCHEMA, AuditedRewards
 from rlreason.config.secret import FromEnvironment, OptionTable
+from rlreason.config.traces import TraceFilters
 from rlreason.config.training import NAME, TrainingStage
 from rlreason.errors import nearest
 
@@ -80,6 +81,11 @@ class RejectStage(Section):
     samples_per_problem: int = Field(4, ge=1)
     #: Distinct correct completions kept of one problem.
     keep_per_problem: int = Field(1, ge=1)
+    #: Filters beside correct and finished, with an exact ledger and a card (docs/distill.md); an empty table takes the
+    #: defaults. Default: none, and traces are kept as they are drawn.
+    filters: TraceFilters | None = None
+    #: Write what was not kept to traces_rejected.jsonl, with the first reason; needs filters.
+    keep_rejected: bool = False
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
@@ -94,6 +100,8 @@ class DistillStage(TrainingStage):
     #: Name of the ``reject`` stage; default the last one.
     traces: str | None = None
     batch_size: int = Field(64, ge=1)
+    #: Which rows of a reject stage with filters: kept, wrong (stopped as incorrect alone), or all that were drawn.
+    which: Literal["kept", "wrong", "all"] = "kept"
     #: Weight of KL(teacher || student) on the traces, between 0 (traces only) and 1; needs one tokenizer for both.
     teacher_kl: float = Field(0.0, ge=0, le=1)
 
@@ -222,6 +230,8 @@ class Recipe(AuditedRewards):
             raise ValueError(
                 f"stage {stage.name!r}: at temperature 0 all {stage.samples_per_problem} samples are equal"
             )
+        if isinstance(stage, RejectStage) and stage.keep_rejected and stage.filters is None:
+            raise ValueError(f"stage {stage.name!r}: keep_rejected needs filters: filters = {{}} takes the defaults")
         if isinstance(stage, DistillStage):
             if not rejects:
                 raise ValueError(f"stage {stage.name!r} needs the traces of an earlier stage of kind reject")
@@ -231,6 +241,12 @@ class Recipe(AuditedRewards):
                     f"({', '.join(rejects)}){nearest(stage.traces, rejects)}"
                 )
             self._check_teacher(stage, stage.traces or rejects[-1])
+            source = next(one for one in self.stage if one.name == (stage.traces or rejects[-1]))
+            if stage.which != "kept" and isinstance(source, RejectStage) and source.filters is None:
+                raise ValueError(
+                    f"stage {stage.name!r}: which = {stage.which!r} reads all draws, which {source.name!r} keeps with "
+                    "filters only: give it filters = {}"
+                )
         if isinstance(stage, OpdStage):
             self._check_opd(stage, trained, rejects)
 

@@ -271,7 +271,7 @@ def rollout_sample(
         raise ValueError("the completion has no sampler log-probabilities: it can be scored, not trained on")
     before, count = len(completion.prompt_ids), len(completion.token_ids)
     mask_T, sets = trained_tokens(completion), completion.sampled_from
-    if sets is not None and sets.lacks(completion.token_ids).any():
+    if sets is not None and sets.whole and sets.lacks(completion.token_ids).any():
         raise ValueError("the engine drew a token that is not among those that it says it could draw")
 
     def behind_prompt(values: npt.ArrayLike | None, fill: float, dtype: Any) -> Any:

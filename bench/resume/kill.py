@@ -118,8 +118,8 @@ models = ["cold_start", "grpo", "distilled"]
 problems = 80
 max_tokens = 32
 """
-#: Metrics that measure time.
-CLOCKS = ("time", "seconds", "tokens_per_second", "delivery/seconds")
+#: Metrics that measure time, and the count of workers that were killed.
+CLOCKS = ("time", "seconds", "tokens_per_second", "delivery/seconds", "workers/replaced")
 #: What Ray calls the processes of a part of the run.
 TITLES = {"rank": "Rank", "worker": "Worker"}
 
@@ -341,6 +341,7 @@ def document() -> None:
         found = json.loads(path.read_text())
         points = found["points"]
         by_stage = ", ".join(f"{stage} {count}" for stage, count in Counter(p["stage"] for p in points).items())
+        by_stage = by_stage.replace("after the end", "ended by itself")
         equal, wrong = sum(not point["differs"] for point in points), sum(bool(point["wrong"]) for point in points)
         lag = staleness.removeprefix("staleness")
         number, _, victim = how.partition("_")

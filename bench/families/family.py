@@ -1,4 +1,4 @@
-"""One family through everything, tiny and in float32 on a CPU: ``python bench/families/family.py NAME`` prints a line of
+"""One family through everything, tiny, float32, on a CPU: ``python bench/families/family.py NAME`` prints one line of
 JSON, a cell for each column: {"ok": …, "value": largest difference or None, "error": "" or why not}.
 
 A process of its own for each family, as vLLM sets threads and takes memory for the whole process.

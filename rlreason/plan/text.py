@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlreason.check import check
-from rlreason.config import DistillStage, EvalStage, GrpoStage, Recipe, RejectStage, SftStage, Stage
-from rlreason.plan.data import data_lines, stage_data
+from rlreason.cluster.plan import colocates
+from rlreason.config import DistillStage, EvalStage, GrpoStage, OpdStage, Recipe, RejectStage, SftStage, Stage
+from rlreason.plan.data import check_alphabet, data_lines, stage_data
+from rlreason.plan.experts import expert_lines
 from rlreason.plan.lengths import length_line
+from rlreason.plan.opd import opd_lines
 from rlreason.plan.size import ANY_SIZE, SizeOptions, sizes
 
 
@@ -15,10 +18,11 @@ def describe(recipe: Recipe, path: Path, size: SizeOptions = ANY_SIZE) -> str:
     """The effective plan as text. Raises UsageError where the recipe, its rewards or its data are wrong, and where it
     can't fit the GPUs of ``size``."""
     checked = check(recipe, path.parent)
+    check_alphabet(checked)
     sized = sizes(checked, size)
     lines = [
         f"{recipe.name}  (seed {recipe.seed})  {recipe.description}",
-        *data_lines(checked),
+        *data_lines(checked, path.parent),
         f"  reward   {_rewards(recipe)}",
         f"  policy   {_model(recipe, student=False)}",
     ]
@@ -30,7 +34,7 @@ def describe(recipe: Recipe, path: Path, size: SizeOptions = ANY_SIZE) -> str:
     lines.append(f"  states   {_states(recipe)}")
     for number, stage in enumerate(recipe.stage, start=1):
         lines.append(f"{number:>3}. {stage.name} ({stage.kind})")
-        lines += [f"       {line}" for line in (*_stage(stage), *stage_data(stage), *sized.stages.get(stage.name, ()))]
+        lines += [f"       {line}" for line in (*_stage(stage, recipe), *stage_data(stage), *sized.stages.get(stage.name, ()))]
     return "\n".join(lines)
 
 
@@ -60,7 +64,16 @@ def _sampler(recipe: Recipe) -> str:
     workers = f", {cluster.rollout_workers} workers" if cluster.rollout_workers else ""
     proof = "every delivery proved" if sampler.canary else "deliveries NOT proved (sampler.canary = false)"
     rows = f"at most {sampler.max_rows} rows at once"
-    return f"{engine.get(sampler.engine, sampler.engine)}; {where[cluster.kind]}{workers}; {rows}; {proof}"
+    drawn = f"{engine.get(sampler.engine, sampler.engine)}; {where[cluster.kind]}{workers}{_turns(recipe)}"
+    return f"{drawn}; {rows}; {proof}"
+
+
+def _turns(recipe: Recipe) -> str:
+    """Whether engines and trainer share GPUs (docs/cluster.md)."""
+    said = recipe.cluster.colocate
+    if said is True:
+        return ", in turns with the trainer on its GPUs"
+    return ", in turns with the trainer where it leaves no GPU" if said and colocates(recipe, 1.0) else ""
 
 
 def _vllm(recipe: Recipe) -> list[str]:
@@ -120,7 +133,9 @@ def _batch(stage: GrpoStage) -> str:
     )
 
 
-def _stage(stage: Stage) -> list[str]:
+def _stage(stage: Stage, recipe: Recipe) -> list[str]:
+    if isinstance(stage, OpdStage):
+        return opd_lines(stage, recipe)
     if isinstance(stage, GrpoStage):
         rollouts = stage.problems_per_step * stage.samples_per_problem
         return [
@@ -131,6 +146,7 @@ def _stage(stage: Stage) -> list[str]:
             f"{stage.updates_per_step} update(s) per batch of rollouts: {_ratio(stage)}",
             _batch(stage),
             _staleness(stage),
+            *expert_lines(stage, recipe),
             f"lr {stage.optimizer.lr:g} {stage.optimizer.schedule}",
         ]
     if isinstance(stage, (SftStage, DistillStage)):
@@ -141,7 +157,8 @@ def _stage(stage: Stage) -> list[str]:
             extra = f" ({stage.demonstrations:,} demonstrations, {epochs:.1f} epochs)"
         if isinstance(stage, DistillStage) and stage.teacher_kl > 0:
             extra = f"; loss = {1 - stage.teacher_kl:g} CE + {stage.teacher_kl:g} KL(teacher || student)"
-        return [f"{rows}{extra}; lr {stage.optimizer.lr:g} {stage.optimizer.schedule}"]
+        experts = expert_lines(stage, recipe) if isinstance(stage, SftStage) else []
+        return [f"{rows}{extra}; lr {stage.optimizer.lr:g} {stage.optimizer.schedule}", *experts]
     if isinstance(stage, RejectStage):
         return [
             f"{stage.problems:,} problems x {stage.samples_per_problem} samples at temperature {stage.temperature:g}; "

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from rlreason.config import load
 from rlreason.errors import UsageError
+from rlreason.plan.text import describe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -117,6 +118,14 @@ def test_frozen_routers_stay_and_a_warm_up_moves_nothing_else(recipe: Path, tmp_
     assert {name for name, one in first.items() if not one.equal(second[name])} == gates
     trained = weights(tmp_path / "two", "rl")
     assert {name for name, one in second.items() if one.equal(trained[name])} == gates
+
+
+def test_the_plan_says_what_becomes_of_the_routers(recipe: Path) -> None:
+    said = describe(load(recipe), recipe)
+    assert "experts: only the routers learn in the first 2 steps" in said
+    assert "no load-balancing loss; the routers learn; tokens go where the trainer's own routers say" in said
+    said = describe(load(recipe, ["stage.rl.routing_replay=rollout", "stage.rl.freeze_router=true"]), recipe)
+    assert "the routers stay as they are; tokens go where the sampler sent them (R3); the sampler reports" in said
 
 
 def test_what_can_not_be_is_refused_before_the_run(recipe: Path, tmp_path: Path) -> None:

@@ -86,10 +86,16 @@ class LossSums:
         self._count(other.experts)
 
     def read(self, denominator: float) -> dict[str, float]:
-        """The summed loss, sums divided by ``denominator`` (loss tokens), and maxima, as numbers."""
-        scalars = {"loss": float(torch.stack(self.losses).sum())} if self.losses else {}
-        scalars |= {key: float(torch.stack(values).sum()) / denominator for key, values in self.sums.items()}
-        return scalars | {key: float(torch.stack(values).max()) for key, values in self.maxima.items()}
+        """The summed loss, sums divided by ``denominator`` (loss tokens), and maxima, as numbers: read at once, so that
+        the device is waited for once."""
+        found = {"loss": torch.stack(self.losses).sum()} if self.losses else {}
+        found |= {key: torch.stack(values).sum() for key, values in self.sums.items()}
+        found |= {key: torch.stack(values).max() for key, values in self.maxima.items()}
+        if not found:
+            return {}
+        numbers = torch.stack([value.double() for value in found.values()]).tolist()
+        scalars = dict(zip(found, numbers, strict=True))
+        return {key: value / denominator if key in self.sums else value for key, value in scalars.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

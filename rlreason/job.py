@@ -18,6 +18,7 @@ import rlreason
 from rlreason.check import CheckedRecipe, check
 from rlreason.config import Recipe, load, recipe_toml
 from rlreason.config.changes import allowed_changes, differences
+from rlreason.contamination import contamination_of_run
 from rlreason.cores import usable_cores
 from rlreason.data.run_data import told_of
 from rlreason.data.source import SourcePart
@@ -30,7 +31,7 @@ from rlreason.run.directory import RunDirectory, now, refuse_used
 from rlreason.run.inputs import KnownInputs, keep_inputs
 from rlreason.run.interrupt import Interrupted, catching_signals
 from rlreason.run.lock import locked
-from rlreason.run.manifest import DataEntry, StageEntry, fresh
+from rlreason.run.manifest import DataEntry, StageEntry, WarningEntry, fresh
 from rlreason.scorer import PoolScorer
 from rlreason.secrets import mask
 from rlreason.tracking import check_secrets, open_trackers
@@ -98,6 +99,8 @@ def run_job(recipe: Recipe, path: Path, options: JobOptions, console: Console) -
         tell(f"{recipe.name}: {len(recipe.stage)} stages, seed {recipe.seed} -> {run.root}")
         for line in told_of(checked.data):
             tell(line)
+        if not options.resume:
+            _compare_suites(checked, run, path.parent)
         _run(checked, run, RichDisplay(console, log), options)
         return build(run.root)
 
@@ -250,6 +253,17 @@ def _changed_problems(checked: CheckedRecipe, run: RunDirectory, *, accept: bool
             )
         what.append(f"problems of data.{name}: sha256 was {before[:16]}… and is {part.fingerprint[:16]}…")
     return what
+
+
+def _compare_suites(checked: CheckedRecipe, run: RunDirectory, base: Path) -> None:
+    """Note in the manifest which suites' problems are trained on, and warn of them."""
+    found = contamination_of_run(checked.data, base)
+    run.manifest.contamination = list(map(str, found))
+    run.save()
+    for one in found:
+        if one.matches:
+            run.warn(WarningEntry(stage="data", rule="contamination", step=0, text=str(one)))
+            run.tell(f"WARNING: {one}")
 
 
 def _parts(checked: CheckedRecipe) -> dict[str, SourcePart]:

@@ -157,7 +157,7 @@ def rlreason(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 SHAPE = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
     "intermediate_size": 64, "max_position_embeddings": 256,
 }  # fmt: skip
 OWN = """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +13,7 @@ from rlreason.cli.rewards import OptionsOption, TokenizerOption
 from rlreason.cores import usable_cores
 from rlreason.errors import UsageError
 from rlreason.eval.suites import PROTOCOLS, SUITES, detectable
+from rlreason.run import atomic
 from rlreason.terminal import console, say
 
 judging = typer.Typer()
@@ -94,6 +97,34 @@ def suites() -> None:
         names = (one.data,) if isinstance(one.data, str) else one.data or ("--data",)
         shown = f"; {one.size:,} problems, differences from {100 * detectable(one.size):.1f} points" if one.size else ""
         say(f"{one.name:<15} {one.about}{shown}: {', else '.join(names)}")
+
+
+@judging.command()
+def contamination(
+    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Training data: files or hub ids.")],
+    suite: Annotated[
+        str, typer.Option(help="Suites, comma separated, or .toml files; all of them by default.")
+    ] = "all",
+    prompt_column: Annotated[str | None, typer.Option(help="Column of DATA with the question.")] = None,
+    answer_column: Annotated[str | None, typer.Option(help="Column of DATA with the answer.")] = None,
+    local: Annotated[bool, typer.Option("--local", help="Only suites whose file is on this machine.")] = False,
+    out: Annotated[Path | None, typer.Option(help="JSONL file for every match.")] = None,
+) -> None:
+    """Find problems of evaluation suites in training data: word for word, in other LaTeX, inside of other texts, with
+    other numbers. A paraphrase is not found."""
+    from rlreason.contamination import contamination_of, named, training_problems
+    from rlreason.data.rows import Columns
+
+    names = {"prompt": prompt_column, "answer": answer_column}
+    columns = Columns(**{key: name for key, name in names.items() if name is not None})
+    found = contamination_of(training_problems(data, columns), named(suite), local=local)
+    if not found:
+        raise UsageError("no suite's file is on this machine: leave out --local, or set $RLREASON_DATA to their folder")
+    for one in found:
+        say(str(one))
+    if out is not None:
+        rows = [{"suite": one.suite, **asdict(match)} for one in found for match in one.matches]
+        atomic.write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 @judging.command()

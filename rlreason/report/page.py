@@ -205,6 +205,7 @@ def provenance(manifest: Json) -> Json:
         "gpus": gpus,
         "machine": words.plural(len(gpus), "GPU") if gpus else words.plural(cores, "CPU core") if cores else None,
         "packages": sorted(as_dict(manifest.get("packages")).items()),
+        "contamination": [mask(line) for line in as_list(manifest.get("contamination")) if isinstance(line, str)],
         "data": [
             (part, entry.get("source"), number(entry.get("size")), entry.get("fingerprint"))
             for part, entry in as_dict(manifest.get("data")).items()

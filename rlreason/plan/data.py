@@ -10,12 +10,17 @@ from typing import Any
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rlreason.check import CheckedRecipe
-from rlreason.config import EvalStage, GrpoStage, Recipe, RejectStage, SftStage, Stage
+from rlreason.config import EvalStage, GrpoStage, OpdStage, Recipe, RejectStage, SftStage, Stage
+from rlreason.contamination import contamination_of_run
 from rlreason.data.prompts import PLAIN_CHAT_TEMPLATE, Tokenizer
 from rlreason.data.source import SourcePart
+from rlreason.errors import UsageError
 
 #: Characters of the first prompt that are shown.
 SHOWN = 600
+
+#: Stages that are given training problems.
+Trains = SftStage | GrpoStage | RejectStage | OpdStage
 
 
 class PlainTemplate:
@@ -38,8 +43,21 @@ class PlainTemplate:
         return ()
 
 
-def data_lines(checked: CheckedRecipe) -> list[str]:
-    """The sets that are trained on and measured, and the first prompt as the model reads it."""
+def check_alphabet(checked: CheckedRecipe) -> None:
+    """Raise UsageError, as a run would, for a tokenizer of characters where the data has no fixed alphabet."""
+    if checked.data.alphabet is not None:
+        return
+    for name, table in (("policy", checked.recipe.policy), ("student", checked.recipe.student)):
+        if table is not None and table.path is None and table.tokenizer.kind == "characters":
+            raise UsageError(
+                f'[{name}.tokenizer] kind = "characters" needs a procedural task with a fixed alphabet; use '
+                'kind = "bpe" for data from files'
+            )
+
+
+def data_lines(checked: CheckedRecipe, base: Path | None = None) -> list[str]:
+    """The sets that are trained on and measured, suites whose files are here (``base``: the recipe's folder) and what
+    they have in common with what is trained on, and the first prompt as the model reads it."""
     recipe, data = checked.recipe, checked.data
     lines = [f"  data     {name}: {_part(part)}" for name, part in data.parts().items()]
     styles = {table.answer_style for table in recipe.data.sets.values()}
@@ -47,6 +65,7 @@ def data_lines(checked: CheckedRecipe) -> list[str]:
         styles.add(recipe.data.answer_style)
     lines.append(f"           answers in {' and '.join(sorted(styles))}")
     lines += [f"  WARNING  {overlap}" for overlap in data.overlaps()]
+    lines += [f"  {'WARNING ' if one.matches else 'suite   '} {one}" for one in contamination_of_run(data, base)]
     text = first_prompt(checked)
     lines += [] if text is None else [f"  prompt   {text}"]
     return lines
@@ -71,7 +90,7 @@ def first_prompt(checked: CheckedRecipe) -> str | None:
     tokenizer = _tokenizer(checked.recipe)
     if tokenizer is None:
         return None
-    stage = next((one for one in checked.recipe.stage if isinstance(one, (SftStage, GrpoStage, RejectStage))), None)
+    stage = next((one for one in checked.recipe.stage if isinstance(one, Trains)), None)
     source = checked.source if stage is None else checked.data.of(stage.name)
     (problem,) = source.heldout(1)[:1] if stage is None else source.train(0, 1)
     text = checked.prompt_format.render(problem, tokenizer).text
@@ -94,7 +113,7 @@ def stage_data(stage: Stage) -> list[str]:
     lines = []
     if isinstance(stage, EvalStage):
         return [f"measured on {stage.data}"] if stage.data is not None else []
-    if isinstance(stage, (SftStage, GrpoStage, RejectStage)) and stage.data is not None:
+    if isinstance(stage, Trains) and stage.data is not None:
         mix = {stage.data: 1.0} if isinstance(stage.data, str) else stage.data
         total = sum(mix.values())
         lines.append("on " + " + ".join(f"{name} ({share / total:.1%})" for name, share in mix.items()))

@@ -98,7 +98,7 @@ def test_with_a_gpu_time_and_money(recipe: Path) -> None:
 
 def test_what_is_proposed_fits(recipe: Path) -> None:
     for size, overrides in (
-        ({"gpu": "h100", "gpus": 8}, ()),
+        ({"gpu": "h100", "gpus": 8}, ("stage.grpo.micro_batch_tokens=16384",)),
         ({"gpu": "l4", "gpus": 8}, ("trainer.activation_checkpointing=true",)),
     ):
         message = refused(recipe, *overrides, **size)
@@ -215,3 +215,14 @@ def test_every_gpu_names_its_source() -> None:
         assert "data sheet" in gpu.source or "paper" in gpu.source
         assert gpu.flops / gpu.bandwidth > 50  # FLOP a byte: no unit is off by a thousand
         assert gpu.flops / gpu.bandwidth < 500
+
+
+def test_a_tokenizer_that_a_run_would_refuse(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(f'{{"question": "{n} + 1?", "answer": "{n + 1}"}}\n' for n in range(20)))
+    path = tmp_path / "recipe.toml"
+    text = RECIPE.replace('path = "not/here"\n', "").replace('train = "arithmetic"', 'train = "data.jsonl"')
+    text = text.replace("[policy.model]", '[policy.tokenizer]\nkind = "characters"\n[policy.model]')
+    path.write_text(text)
+    assert '"characters" needs a procedural task' in refused(path)
+    assert "size     policy" in planned(path, "policy.tokenizer.kind=bpe", "policy.tokenizer.vocab_size=500")

@@ -15,6 +15,7 @@ from rlreason.contamination import contamination_of_run
 from rlreason.data.prompts import PLAIN_CHAT_TEMPLATE, Tokenizer
 from rlreason.data.source import SourcePart
 from rlreason.errors import UsageError
+from rlreason.stages.references import References
 
 #: Characters of the first prompt that are shown.
 SHOWN = 600
@@ -44,15 +45,19 @@ class PlainTemplate:
 
 
 def check_alphabet(checked: CheckedRecipe) -> None:
-    """Raise UsageError, as a run would, for a tokenizer of characters where the data has no fixed alphabet."""
+    """Raise UsageError, as a run would, for a model with a tokenizer of characters where the data has no fixed
+    alphabet."""
+    recipe, references = checked.recipe, References(checked.recipe)
     if checked.data.alphabet is not None:
         return
-    for name, table in (("policy", checked.recipe.policy), ("student", checked.recipe.student)):
-        if table is not None and table.path is None and table.tokenizer.kind == "characters":
-            raise UsageError(
-                f'[{name}.tokenizer] kind = "characters" needs a procedural task with a fixed alphabet; use '
-                'kind = "bpe" for data from files'
-            )
+    for stage in recipe.stage:
+        names = stage.models if isinstance(stage, EvalStage) else (references.model_of(stage),)
+        for table in (references.config(name) for name in names if name not in recipe.endpoint):
+            if table.path is None and table.tokenizer.kind == "characters":
+                raise UsageError(
+                    f'stage {stage.name!r}: a model built from nothing with tokenizer.kind = "characters" needs a '
+                    'procedural task with a fixed alphabet; use kind = "bpe" for data from files'
+                )
 
 
 def data_lines(checked: CheckedRecipe, base: Path | None = None) -> list[str]:

@@ -219,7 +219,7 @@ def test_every_gpu_names_its_source() -> None:
 
 def test_a_tokenizer_that_a_run_would_refuse(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
-    data.write_text("".join(f'{{"question": "{n} + 1?", "answer": "{n + 1}"}}\n' for n in range(20)))
+    data.write_text("".join(f'{{"prompt": "{n} + 1?", "answer": "{n + 1}"}}\n' for n in range(20)))
     path = tmp_path / "recipe.toml"
     text = RECIPE.replace('path = "not/here"\n', "").replace('train = "arithmetic"', 'train = "data.jsonl"')
     text = text.replace("[policy.model]", '[policy.tokenizer]\nkind = "characters"\n[policy.model]')

@@ -237,6 +237,16 @@ def test_a_suite_of_ones_own_is_ten_lines(tmp_path: Path, monkeypatch: pytest.Mo
     assert (one.stage.top_p, one.stage.max_tokens) == (0.9, 64)
 
 
+def test_the_page_names_every_suite_and_its_own_one_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "eval.md").read_text(encoding="utf-8")
+    for suite in SUITES.values():
+        if suite.size is not None:
+            shown = f"{100 / suite.size:.2f} points | {100 * detectable(suite.size):.1f} points"
+            assert f"| `{suite.name}` | {suite.size:,} | {shown} |" in page
+    (tmp_path / "ours.toml").write_text(page.split("```text\n")[1].split("```")[0])
+    assert find_suite(str(tmp_path / "ours.toml")).prompt_template == "{prompt} Put your answer in \\boxed{}."
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -90,4 +90,4 @@ def _signed(share: float) -> str:
 
 
 def _p(value: float) -> str:
-    return f"{value:.2g}" if value >= 0.001 else f"{value:.0e}"
+    return f"{value:.2g}" if value >= 0.01 else f"{value:.1g}"

@@ -21,6 +21,7 @@ from rlreason.report.experts import read_experts
 from rlreason.report.mismatch import read_doctor
 from rlreason.report.read import Json, Run, Stage, as_dict, as_list, heldout_points, number, whole
 from rlreason.report.rollouts import StageRollouts, read_rollouts, verdict_order
+from rlreason.report.verdicts import verdicts
 from rlreason.secrets import mask
 
 #: Steps of one stage that the charts carry. Beyond it they are thinned evenly, and the page says so.
@@ -247,6 +248,7 @@ def context(run: Run) -> Json:
         "warnings": findings.warnings(run),
         "notes": [*run.notes, *rollout_notes(rollouts), *(note for one in doctors if one for note in one.notes)],
         "suites": suites,
+        "paired": verdicts(run, suites),
         "accuracy": accuracy,
         # An arrow is drawn only where a stage was made from the one before it: a control student was not.
         "follows": {b.name for a, b in pairwise(run.stages) if a in findings.parents(run, b)},

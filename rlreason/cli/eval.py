@@ -18,27 +18,29 @@ from rlreason.terminal import console, say
 
 judging = typer.Typer()
 _NAMES = ", ".join(SUITES)
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL|RUN_DIR[:STAGE]",
+        help="Hugging Face folders, hub ids, or runs and their training stages; later ones are compared with the "
+        "first.",
+    ),
+]
+ProtocolOption = Annotated[
+    str | None, typer.Option(help="; ".join(f"{one.name}: {one.about}" for one in PROTOCOLS.values()) + ".")
+]
 
 
 @judging.command(name="eval")
 def evaluate(  # noqa: PLR0913, PLR0917  every option of the command
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL|RUN_DIR[:STAGE]...",
-            help="Hugging Face folders, hub ids, or runs and their training stages; later ones are compared with the "
-            "first.",
-        ),
-    ],
+    models: Models,
     against: Annotated[
         str | None, typer.Option(help="Another such model, or a folder of results, that each is compared with.")
     ] = None,
     suite: Annotated[str, typer.Option(help=f"Suites, comma separated, or .toml files: {_NAMES}.")] = "heldout",
     data: Annotated[str | None, typer.Option(help="Problems: JSONL or Parquet file, hub id, or task name.")] = None,
     problems: Annotated[int | None, typer.Option(min=1, help="Problems per suite, at most.")] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="; ".join(f"{one.name}: {one.about}" for one in PROTOCOLS.values()) + ".")
-    ] = None,
+    protocol: ProtocolOption = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Samples per problem; 1 is greedy.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
     temperature: Annotated[

@@ -16,15 +16,12 @@ from rlreason.objective.batch import ExpertCounts
 #: One line for each step.
 EXPERTS = "experts.jsonl"
 #: Choices that an expert would have in a balanced layer, from which on one without any is called dead: by chance alone
-#: it has none once in e ** 20 layers.
+#: that happens once in e ** 20 times.
 EXPECTED = 20.0
 
-#: By number of the layer: [L] each, and the loads [L, E].
-Layers = Mapping[str, list[float]]
 
-
-def layers_of(counts: ExpertCounts, chosen: int) -> dict[str, list[float] | list[list[float]]]:
-    """Of each layer, with ``chosen`` experts a token:
+def layers_of(counts: ExpertCounts) -> dict[str, list[float] | list[list[float]]]:
+    """Of each layer, by name:
 
     * ``load``: the share of all choices that each expert had, [L, E];
     * ``entropy``: of that load, from 0 (the same K experts take every token) to 1 (balanced): (H − log K) / (log E −
@@ -37,7 +34,7 @@ def layers_of(counts: ExpertCounts, chosen: int) -> dict[str, list[float] | list
     load_LE = counts.load_LE.double()
     total_L1 = load_LE.sum(dim=1, keepdim=True).clamp(min=1.0)
     share_LE = load_LE / total_L1
-    experts = load_LE.shape[1]
+    experts, chosen = load_LE.shape[1], counts.chosen
     least, most = math.log(chosen), math.log(experts)
     entropy_L = torch.special.entr(share_LE).sum(dim=1)
     entropy_L = (entropy_L - least) / (most - least) if experts > chosen else torch.ones_like(entropy_L)

@@ -61,6 +61,6 @@ def record_experts(run: RunDirectory, stage: str, step: int, sums: LossSums) -> 
     without experts."""
     if sums.experts is None:
         return {}
-    layers = layers_of(sums.experts, sums.experts.chosen)
+    layers = layers_of(sums.experts)
     run.append(stage, EXPERTS, {"step": step, **layers})
     return scalars_of(layers)

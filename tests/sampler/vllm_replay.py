@@ -16,13 +16,16 @@ import torch
 from policies import PROBLEMS, make_policy, open_pool, sample
 
 from rlreason.config import OptimizerConfig
+from rlreason.data.prompts import PromptFormat
 from rlreason.objective.spec import ObjectiveSpec
-from rlreason.policy.batch import rollout_sample
+from rlreason.policy.batch import collate, rollout_sample
+from rlreason.routing import RoutedPass, find_routers
 from rlreason.sampler.handles import InlineCluster
-from rlreason.sampler.jobs import EngineKind, VllmOptions
+from rlreason.sampler.jobs import EngineKind, Job, VllmOptions
+from rlreason.sampler.open import engine_spec
 from rlreason.sampler.transformers_engine import TransformersEngine
 from rlreason.sampler.worker import RolloutWorker
-from rlreason.trainer.forward import PolicyGradientLoss
+from rlreason.trainer.forward import PolicyGradientLoss, loss_logprobs
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.options import TrainerOptions
 from rlreason.types import Completion, SamplingParams, TrainingSample
@@ -111,6 +114,43 @@ def report(kind: EngineKind, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+def in_flight() -> dict[str, int]:
+    """New weights in the middle of completions: tokens whose experts are not those of the weights that drew them."""
+    from rlreason.sampler.vllm_engine import VllmEngine
+
+    models = [make_policy("qwen3_moe", seed) for seed in (0, 1)]
+    options = VllmOptions(kv_cache_bytes=64 << 20)
+    engine = VllmEngine(engine_spec("vllm", models[0], max_rows=8, max_length=None, vllm=options, experts=True))
+    engine.load(models[0].weights(), 0)
+    for problem in PROBLEMS[:2]:
+        ids = np.asarray(PromptFormat().render(problem, models[0].tokenizer).ids, dtype=np.int32)
+        name = problem.id
+        engine.submit(
+            [
+                Job(key=f"{name}/{at}", group_id=name, problem_id=name, sample=at, prompt_ids=ids, params=PARAMS)
+                for at in range(4)
+            ]
+        )
+    drawn = [*engine.advance(1e9, 8).drawn]
+    engine.load(models[1].weights(), 1)
+    drawn += engine.advance(1e9).drawn
+    engine.close()
+    found = {"completions": len(drawn), "mixed": 0, "wrong": 0}
+    for one in (each.completion for each in drawn):
+        found["mixed"] += len(set(one.policy_versions.tolist())) > 1
+        batch = collate([rollout_sample(one)], 0, torch.device("cpu"))
+        for version, policy in enumerate(models):
+            assert find_routers(policy.model) is not None
+            routed = RoutedPass()
+            loss_logprobs(policy.model, batch, routed=routed)
+            own_TLK = routed.used_NLK().numpy()[len(one.prompt_ids) - 1 :]
+            assert one.routed_experts is not None
+            differs_T = (np.sort(own_TLK, -1) != np.sort(one.routed_experts, -1)).any((1, 2))
+            found["wrong"] += int(differs_T[one.policy_versions == version].sum())
+    return found
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps({name: report("vllm", getattr(torch, name)) for name in sys.argv[1:]}))
+    reports = {name: report("vllm", getattr(torch, name)) for name in sys.argv[1:]}
+    print(json.dumps({**reports, "in_flight": in_flight()}))

@@ -242,7 +242,7 @@ def page() -> str:
     )  # fmt: skip
     lines += [
         "",
-        "Six ranks leave two GPUs for one engine; ranks and engines don't share GPUs yet. With checkpointing throughout.",
+        "Six ranks leave two GPUs for one engine. With checkpointing throughout.",
     ]
     lines += [
         "",

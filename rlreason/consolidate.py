@@ -87,7 +87,8 @@ def consolidate(state: Path, out: Path, options: ConsolidateOptions) -> Consolid
         atomic.write_folder(out, lambda folder: _write_whole(folder, policy, saved, options, _card(made, state)))
         return made
     base = _base(state, note, options)
-    names = {name.removeprefix(MODEL): name for name in saved.shapes if is_adapter(name)}
+    trained = [name for name in saved.shapes if name.startswith(MODEL) and is_adapter(name)]
+    names = {name.removeprefix(MODEL): name for name in trained}
     if not options.merge:
         made = replace(made, dtype="float32", parameters=sum(saved.shapes[key].numel() for key in names.values()))
     add_adapter(policy.model, note.lora)

@@ -10,7 +10,8 @@ fused loss needs the head whole.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -86,12 +87,25 @@ def cut_layers(model: PreTrainedModel, meshes: Meshes) -> list[nn.Module]:
     model.tp_plan = {name: style for name, style in model.tp_plan.items() if name not in names}
     settings = DistributedConfig(fsdp_size=meshes.data.size(), tp_size=tensor, ep_size=experts)
     dense_plan, sparse_plan = resolve_parallel_plans(model, settings)
+    _refuse_packed(model, dense_plan)
     if meshes.tensor is not None:
         apply_tensor_parallelism(model, meshes.tensor, dense_plan)
     if meshes.experts is None:
         return []
     apply_expert_parallelism(model, meshes.experts, meshes.tensor or _alone(meshes), sparse_plan)
     return [module for name, module in _cut(model) if name.endswith("experts")]
+
+
+def _refuse_packed(model: PreTrainedModel, plan: Mapping[str, str]) -> None:
+    """Two matrices in one (gate and up) are cut in the middle of each, which torch's checkpoints (2.13) take for parts
+    that overlap: no state could be saved."""
+    for name, style in plan.items():
+        pattern = re.compile(re.escape(name).replace(r"\*", r"\d+") + r"(\.weight)?")
+        if style.startswith("packed") and any(pattern.fullmatch(one) for one, _ in model.named_parameters()):
+            raise UsageError(
+                f"trainer.tensor_parallel: {type(model).__name__} has two matrices in one ({name}), whose parts can't "
+                "be saved as a state; of experts, set trainer.expert_parallel to the same number"
+            )
 
 
 def _alone(meshes: Meshes) -> DeviceMesh:
@@ -118,9 +132,7 @@ def check_division(model: PreTrainedModel, tensor: int, experts: int) -> None:
         counts |= {key: config[key] for key in config if key.endswith("intermediate_size") and config[key]}
         for key, count in counts.items():
             if isinstance(count, int) and count % tensor:
-                raise UsageError(
-                    f"trainer.tensor_parallel = {tensor}: {name} has {key} = {count}, which it must divide"
-                )
+                raise UsageError(f"trainer.tensor_parallel = {tensor} must divide {name}'s {key} = {count}")
     if experts > 1:
         count = expert_count(model)
         if not count:

@@ -20,9 +20,10 @@ ALLOWED = {
     "eval": {"rewards"},
     "objective": set(),
     "run": set(),
-    "report": set(),
+    "report": {"eval"},
     "data": {"tasks"},
     "tasks": set(),
+    "traces": {"rewards", "run", "config"},
     "policy": {"objective", "data", "config", "delivery"},
     "cluster": {"config"},
     "delivery": set(),
@@ -30,7 +31,7 @@ ALLOWED = {
     "sizing": {"objective", "policy", "trainer"},
     "sampler": {"data", "cluster", "delivery", "config"},
     "diagnose": {"objective", "policy", "trainer", "run", "config"},
-    "stages": {"diagnose", "objective", "policy", "cluster", "trainer", "sampler", "data", "run", "config"},
+    "stages": {"diagnose", "objective", "policy", "cluster", "trainer", "sampler", "data", "run", "config", "traces"},
 }
 #: Files outside the rooms that may import what they need: they wire.
 TORCH_ROOMS = {

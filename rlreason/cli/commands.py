@@ -19,6 +19,7 @@ from rlreason.cli.data import data_app
 from rlreason.cli.eval import judging
 from rlreason.cli.models import modelling
 from rlreason.cli.rewards import rewarding
+from rlreason.cli.traces import traces_app
 from rlreason.errors import UsageError
 from rlreason.terminal import console, ends, say, write_raw
 
@@ -35,6 +36,7 @@ app.add_typer(rewarding)
 app.add_typer(modelling)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
+app.add_typer(traces_app, name="traces")
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a .toml path.")]
 OverridesArgument = Annotated[

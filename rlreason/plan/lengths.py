@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlreason.config import EvalStage, GrpoStage, PolicyConfig, Recipe, RejectStage
+from rlreason.config import EvalStage, GrpoStage, OpdStage, PolicyConfig, Recipe, RejectStage
 from rlreason.errors import UsageError
 from rlreason.stages.references import References
 
@@ -11,7 +11,7 @@ def check_room(recipe: Recipe) -> None:
     """Raise UsageError for a stage whose ``max_tokens`` leaves no room for a prompt in what the recipe allows."""
     references = References(recipe)
     for stage in recipe.stage:
-        if not isinstance(stage, (GrpoStage, RejectStage, EvalStage)):
+        if not isinstance(stage, (GrpoStage, RejectStage, EvalStage, OpdStage)):
             continue
         names = stage.models if isinstance(stage, EvalStage) else (references.model_of(stage),)
         for name in names:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from rlreason.cluster.plan import colocates
 from rlreason.config import DistillStage, EvalStage, GrpoStage, OpdStage, RejectStage, SftStage, Stage
 from rlreason.errors import UsageError, nearest
 
@@ -94,7 +95,7 @@ class Layout:
         assert self.gpu is not None
         one = f"{self.gpus} x {self.gpu.name} ({self.gpu.gigabytes:g} GB, {self.gpu.teraflops:,g} TFLOP/s in bfloat16, "
         one += f"{self.gpu.terabytes_per_second:g} TB/s: {self.gpu.source})"
-        where = "on the trainer's GPU in turns" if self.shared else "beside it"
+        where = f"on the trainer's GPU{'s' if self.trainer > 1 else ''} in turns" if self.shared else "beside it"
         drawn = f"{self.engines} engine(s) of {recipe.sampler.tensor_parallel} {where}" if self.engines else "no engine"
         return f"{one}; the trainer on {self.trainer}, {drawn}"
 
@@ -108,7 +109,7 @@ def _layout(recipe: Recipe, options: SizeOptions) -> Layout:
     trainer = max(1, recipe.trainer.ranks)
     each, cluster = recipe.sampler.tensor_parallel, recipe.cluster
     draws = any(isinstance(one, (GrpoStage, RejectStage, OpdStage)) for one in recipe.stage)
-    shared = draws and cluster.colocate and not recipe.trainer.ranks
+    shared = draws and colocates(recipe, options.gpus or 0.0)
     wanted = 0 if not draws or shared else max(1, cluster.rollout_workers) * each
     gpus = options.gpus or trainer + wanted
     if gpu is not None and gpus < trainer + wanted:
@@ -118,9 +119,12 @@ def _layout(recipe: Recipe, options: SizeOptions) -> Layout:
             "Give it fewer of both, or more GPUs"
         )
     left = gpus - trainer
-    engines = 0 if not draws else 1 if shared else cluster.rollout_workers or left // each
+    engines = cluster.rollout_workers or (trainer if shared else left // each)
+    engines = min(engines, trainer) if shared else engines  # one on each of the trainer's GPUs
     most = gpus if shared or not draws else max(trainer, gpus - each)
-    return Layout(gpu=gpu, gpus=gpus, trainer=trainer, most_trainer=most, engines=engines, shared=shared)
+    return Layout(
+        gpu=gpu, gpus=gpus, trainer=trainer, most_trainer=most, engines=engines if draws else 0, shared=shared
+    )
 
 
 def _gb(count: float) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from rlreason.objective.batch import Batch, LossOutput
+from rlreason.objective.batch import Batch, LossOutput, TeacherTable
 from rlreason.objective.distillation.head import (
     CHUNK,
     DistillationOptions,
@@ -47,6 +47,8 @@ class DistillationLoss:
     #: Ids below it are one word to both models. None: all are.
     shared: int | None = None
     teacher: int = 0
+    #: What the teacher says comes with the samples.
+    elsewhere: bool = False
     chunk: int = CHUNK
     takes_packed: bool = True
 
@@ -86,9 +88,9 @@ class DistillationLoss:
         return replace(found, hidden_RH=hidden_BTH.flatten(0, 1).index_select(0, rows_R), weight_VH=weight_VH)
 
     def _teacher(self, models: Models, batch: Batch, rows_R: Tensor) -> TeacherRows:
-        said = batch.teacher
-        if said is None:
+        if not self.elsewhere:
             return _asked(models.teachers[self.teacher], batch, rows_R)
+        said = batch.teacher or TeacherTable()
 
         def at(values: Tensor | None) -> Tensor | None:
             return None if values is None else values.flatten(0, 1).index_select(0, rows_R)

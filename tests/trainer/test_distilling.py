@@ -159,13 +159,15 @@ def test_a_teacher_elsewhere_says_what_one_here_says(make: Any) -> None:
     here = Models(policy=ours, teachers=(theirs,))
     elsewhere = Models(policy=ours, heads=(head,))
     exact = DistillationLoss(spec=DistillationSpec())(here, make(rows(), 0, CPU)).loss
-    sent = DistillationLoss(spec=DistillationSpec())(elsewhere, make(scored(rows(), theirs, "states"), 0, CPU)).loss
-    words = DistillationLoss(spec=DistillationSpec(support="tail"))(
+    sent = DistillationLoss(spec=DistillationSpec(), elsewhere=True)(
+        elsewhere, make(scored(rows(), theirs, "states"), 0, CPU)
+    ).loss
+    words = DistillationLoss(spec=DistillationSpec(support="tail"), elsewhere=True)(
         elsewhere, make(scored(rows(), theirs, "words"), 0, CPU)
     ).loss
     assert float((sent - exact).detach()) == pytest.approx(0.0, abs=1e-6)  # states travel in float32
     assert float((words - exact).detach()) == pytest.approx(0.0, abs=1e-5)
-    few = DistillationLoss(spec=DistillationSpec(support="tail"))(
+    few = DistillationLoss(spec=DistillationSpec(support="tail"), elsewhere=True)(
         elsewhere, make(scored(rows(), theirs, "words", 2), 0, CPU)
     ).loss
     assert 0.0 < float(few.detach()) < float(exact.detach()) - 1e-3

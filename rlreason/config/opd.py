@@ -102,6 +102,7 @@ class OpdStage(TrainingStage):
     #: teacher: learn from one. fixed: advantage ``value`` on the least probable tokens and no teacher (arXiv
     #: 2608.31046). fixed_entropy: −½ to −1 by the entropy there (OPSA).
     advantage: Literal["teacher", "fixed", "fixed_entropy"] = "teacher"
+    #: The advantage of fixed.
     value: float = -0.5
     #: Share of each response's tokens, the least probable first, that fixed advantages are of.
     lowest: float = Field(0.2, gt=0, le=1)

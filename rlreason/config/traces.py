@@ -21,9 +21,9 @@ class Decontamination(Section):
 class Difficulty(Section):
     """Problems by the share of their draws that are correct."""
 
-    #: A problem's share of correct draws must be more than this,
+    #: Least share of correct draws, which is left out itself.
     above: float = Field(0.0, ge=0, lt=1)
-    #: and at most this.
+    #: Largest share of correct draws.
     at_most: float = Field(0.9, gt=0, le=1)
     #: A problem with fewer draws is not judged.
     min_draws: int = Field(8, ge=1)

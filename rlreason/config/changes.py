@@ -21,6 +21,8 @@ FREE = (
     "trainer.best_metric",
     "trainer.max_skipped_steps",
     "trainer.ranks",
+    "trainer.tensor_parallel",
+    "trainer.expert_parallel",
     "trainer.activation_checkpointing",
     "trainer.attention",
     "trainer.offload",

@@ -31,7 +31,7 @@ def _formula(stage: OpdStage) -> str:
         )
     if stage.advantage == "fixed_entropy":
         return (
-            f"A = −½ − (H − H_min)/(2(H_max − H_min)) on the {stage.lowest:.0%} least probable tokens of each response; "
+            f"A = −½ − (H − H_min)/(2(H_max − H_min)) on the {stage.lowest:.0%} least probable tokens; "
             "no teacher"
         )
     return f"loss of a token: {stage.spec.formula(stage.k)}"

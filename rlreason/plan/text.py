@@ -34,7 +34,8 @@ def describe(recipe: Recipe, path: Path, size: SizeOptions = ANY_SIZE) -> str:
     lines.append(f"  states   {_states(recipe)}")
     for number, stage in enumerate(recipe.stage, start=1):
         lines.append(f"{number:>3}. {stage.name} ({stage.kind})")
-        lines += [f"       {line}" for line in (*_stage(stage, recipe), *stage_data(stage), *sized.stages.get(stage.name, ()))]
+        said = (*_stage(stage, recipe), *stage_data(stage), *sized.stages.get(stage.name, ()))
+        lines += [f"       {line}" for line in said]
     return "\n".join(lines)
 
 

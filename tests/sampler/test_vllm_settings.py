@@ -17,7 +17,7 @@ from rlreason.config.vllm import RESERVED, known_settings
 from rlreason.errors import UsageError
 from rlreason.plan.text import describe
 from rlreason.policy.batch import collate, rollout_sample
-from rlreason.sampler.handles import RayCluster, RayOptions, WorkerFailed
+from rlreason.sampler.handles import RayCluster, RayOptions
 from rlreason.sampler.jobs import VllmOptions
 from rlreason.trainer.forward import loss_logprobs
 from rlreason.types import SamplingParams
@@ -107,7 +107,7 @@ def test_what_vllm_refuses_names_the_table(local_ray: None, given: dict[str, obj
     vllm = VllmOptions(kv_cache_bytes=64 << 20, settings=given)
     sampler = open_pool(make_policy("qwen3"), RayCluster(RayOptions(workers=1)), "vllm", 1, vllm=vllm)
     try:
-        with pytest.raises(WorkerFailed, match=words):
+        with pytest.raises(UsageError, match=words):
             sampler.pool.settle_deliveries()
     finally:
         sampler.close()

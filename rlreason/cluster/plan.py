@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from rlreason.cluster.needs import Need
-from rlreason.config import DistillStage, EvalStage, GrpoStage, Recipe, RejectStage, SftStage
+from rlreason.config import DistillStage, EvalStage, GrpoStage, Recipe, RejectStage, SftStage, Stage
 from rlreason.errors import UsageError
 
 RANK, WORKER = "trainer rank", "rollout worker"
@@ -38,16 +38,15 @@ class ClusterPlan:
 
 def draws(recipe: Recipe) -> bool:
     """Whether any stage draws with the run's own models."""
-    for stage in recipe.stage:
-        if isinstance(stage, GrpoStage):
-            return True
-        if isinstance(stage, RejectStage) and stage.model not in recipe.endpoint:
-            return True
-        if isinstance(stage, EvalStage) and any(one not in recipe.endpoint for one in stage.models):
-            return True
-        if isinstance(stage, (SftStage, DistillStage)) and stage.eval_every:
-            return True
-    return False
+    return any(_draws(recipe, stage) for stage in recipe.stage)
+
+
+def _draws(recipe: Recipe, stage: Stage) -> bool:
+    if isinstance(stage, RejectStage):
+        return stage.model not in recipe.endpoint
+    if isinstance(stage, EvalStage):
+        return any(one not in recipe.endpoint for one in stage.models)
+    return not isinstance(stage, (SftStage, DistillStage)) or stage.eval_every > 0
 
 
 def over_ray(recipe: Recipe, gpus: float) -> bool:
@@ -75,8 +74,7 @@ def colocates(recipe: Recipe, gpus: float) -> bool:
 
 def trains_and_draws(recipe: Recipe) -> bool:
     """Whether the run has a trainer and an engine."""
-    trains = any(isinstance(one, (SftStage, GrpoStage, DistillStage)) for one in recipe.stage)
-    return trains and draws(recipe)
+    return draws(recipe) and not all(isinstance(one, (RejectStage, EvalStage)) for one in recipe.stage)
 
 
 def plan_places(recipe: Recipe, gpus: float, cores: int) -> ClusterPlan:

@@ -34,7 +34,7 @@ from rlreason.config import (
 )
 from rlreason.config.errors import explain
 from rlreason.errors import UsageError, nearest
-from rlreason.eval_plan import EvalRequest
+from rlreason.evaluation.request import EvalRequest
 from rlreason.given import Problems, Reward
 from rlreason.run.directory import GIVEN
 from rlreason.types import EvalReport, RewardResult

@@ -8,10 +8,12 @@ would be left out in the trainer and the sampler alike, where no comparison of t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rlreason.errors import UsageError
 
+#: How attention over packed tokens is computed, ``trainer.attention``: see ``policy.layouts``.
+AttentionWay = Literal["auto", "sdpa", "flex"]
 #: Options of a layer's attention that "sdpa" honours, or that say nothing of its result: windows are in the mask.
 HONOURED = frozenset(
     {

@@ -9,7 +9,7 @@ import numpy as np
 
 from rlreason import extensions
 from rlreason.audit_gate import required_audits
-from rlreason.config import EvalStage, GrpoStage, Recipe, RejectStage, SftStage, TrainingStage
+from rlreason.config import EvalStage, GrpoStage, OpdStage, Recipe, RejectStage, SftStage, TrainingStage
 from rlreason.data.prompts import PromptFormat
 from rlreason.data.run_data import RunData
 from rlreason.data.source import ProblemSource
@@ -17,7 +17,7 @@ from rlreason.data.supplies import TaskSupply
 from rlreason.diagnose.health import users_rules
 from rlreason.errors import UsageError
 from rlreason.inputs import RecipeFiles, absolute_recipe
-from rlreason.plan_lengths import check_room
+from rlreason.plan.lengths import check_room
 from rlreason.recipe_data import RecipeData, check_overlap, prompt_format
 from rlreason.rewards.mix import RewardMix
 from rlreason.rewards.registry import resolve_verifier
@@ -129,7 +129,7 @@ def _check_needs(recipe: Recipe, data: RunData) -> None:
             source.demonstrations(0, 1)
             if stage.demonstrations is not None:
                 source.check_distinct(stage.demonstrations)
-        if isinstance(stage, (GrpoStage, RejectStage)):
+        if isinstance(stage, (GrpoStage, RejectStage, OpdStage)):
             source.train(0, 1)
         if isinstance(stage, GrpoStage) and stage.curriculum is not None and source.train_size is None:
             raise UsageError(
@@ -144,7 +144,7 @@ def _check_needs(recipe: Recipe, data: RunData) -> None:
 
 def _check_golds(recipe: Recipe, data: RunData) -> None:
     """The first gold answers of what is scored can be used by their verifier: not every answer would be BROKEN."""
-    scored = any(isinstance(stage, (GrpoStage, RejectStage)) for stage in recipe.stage)
+    scored = any(isinstance(stage, (GrpoStage, RejectStage, OpdStage)) for stage in recipe.stage)
     supplies = data.supplies() if scored else data.measured
     for name, supply in supplies.items():
         if isinstance(supply, TaskSupply):
@@ -168,7 +168,7 @@ def _check_golds(recipe: Recipe, data: RunData) -> None:
 def _is_scored(recipe: Recipe, name: str) -> bool:
     """Whether a stage that draws from the training set ``name`` scores its answers."""
     for stage in recipe.stage:
-        if isinstance(stage, (GrpoStage, RejectStage)):
+        if isinstance(stage, (GrpoStage, RejectStage, OpdStage)):
             train = recipe.data.train
             default = train if isinstance(train, str) and train in recipe.data.sets else "train"
             names = default if stage.data is None else stage.data

@@ -1,4 +1,5 @@
-"""How many CPU cores this process may use: what its affinity and its control group leave of the machine's."""
+"""How many CPU cores and how much memory this process may use: what its affinity and its control group leave of the
+machine's."""
 
 from __future__ import annotations
 
@@ -54,3 +55,20 @@ def _quota_of(folder: Path) -> float | None:
         return None if int(quota) <= 0 else int(quota) / int(period)
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+def usable_memory(cgroups: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes of memory that this process may use, of the machine or of its control group: used or free, so that two runs
+    are given the same."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    folders = [*_groups(cgroups, membership), *_groups(cgroups / "memory", membership), cgroups / "memory"]
+    return min([total, *(limit for folder in folders if (limit := _memory_of(folder)) is not None)])
+
+
+def _memory_of(folder: Path) -> int | None:
+    for name in ("memory.max", "memory.limit_in_bytes"):  # version 2 and version 1; "max": no limit
+        try:
+            return int((folder / name).read_text())
+        except (OSError, ValueError):
+            continue
+    return None

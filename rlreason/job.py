@@ -18,18 +18,20 @@ import rlreason
 from rlreason.check import CheckedRecipe, check
 from rlreason.config import Recipe, load, recipe_toml
 from rlreason.config.changes import allowed_changes, differences
+from rlreason.contamination import contamination_of_run
 from rlreason.cores import usable_cores
 from rlreason.data.run_data import told_of
 from rlreason.data.source import SourcePart
 from rlreason.display import ConsoleLog, RichDisplay
 from rlreason.errors import HealthStop, UsageError
+from rlreason.plan.micro_batches import settled, settled_as
 from rlreason.report import build
 from rlreason.run import lock, manifest
 from rlreason.run.directory import RunDirectory, now, refuse_used
 from rlreason.run.inputs import KnownInputs, keep_inputs
 from rlreason.run.interrupt import Interrupted, catching_signals
 from rlreason.run.lock import locked
-from rlreason.run.manifest import DataEntry, StageEntry, fresh
+from rlreason.run.manifest import DataEntry, StageEntry, WarningEntry, fresh
 from rlreason.scorer import PoolScorer
 from rlreason.secrets import mask
 from rlreason.tracking import check_secrets, open_trackers
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], None]
 
-ERROR_LOG, CONSOLE_LOG = "error.log", "console.log"
+ERROR_LOG, CONSOLE_LOG, ACTOR_LOGS = "error.log", "console.log", "logs"
 #: A run with more metrics and rollouts than this gets no report when it is interrupted: there may be 30 seconds left.
 QUICK_REPORT_BYTES = 256 << 20
 
@@ -79,15 +81,15 @@ def run_job(recipe: Recipe, path: Path, options: JobOptions, console: Console) -
             stack.enter_context(locked(options.folder, tell))
         elif options.folder is not None:
             _refuse_folder(options.folder, tell)
-        checked = check(recipe, path.parent, known)
+        checked = settled_as(check(recipe, path.parent, known), None if known is None else known.root)
         _check_replay(checked.recipe, options)
         _require_training_packages()
         if options.resume:
             assert known is not None
             run = _take_up(checked, known, tell)
-            checked = with_models(checked, tell, run)
+            checked = settled(with_models(checked, tell, run))
         else:
-            checked = with_models(checked, tell)
+            checked = settled(with_models(checked, tell))
             folder = options.folder or new_folder(recipe.name)
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder, tell))
@@ -97,6 +99,8 @@ def run_job(recipe: Recipe, path: Path, options: JobOptions, console: Console) -
         tell(f"{recipe.name}: {len(recipe.stage)} stages, seed {recipe.seed} -> {run.root}")
         for line in told_of(checked.data):
             tell(line)
+        if not options.resume:
+            _compare_suites(checked, run, path.parent)
         _run(checked, run, RichDisplay(console, log), options)
         return build(run.root)
 
@@ -144,7 +148,7 @@ def _run(checked: CheckedRecipe, run: RunDirectory, display: RichDisplay, option
         with (
             catching_signals(),
             open_scorer(checked, local=options.local_rewards) as scorer,
-            open_samplers(checked) as samplers,
+            open_samplers(checked, run) as samplers,
             open_trackers(checked.recipe, run, run.tell) as trackers,
         ):
             context = context_of(checked, run, scorer, samplers, display, options.replay)
@@ -251,6 +255,17 @@ def _changed_problems(checked: CheckedRecipe, run: RunDirectory, *, accept: bool
     return what
 
 
+def _compare_suites(checked: CheckedRecipe, run: RunDirectory, base: Path) -> None:
+    """Note in the manifest which suites' problems are trained on, and warn of them."""
+    found = contamination_of_run(checked.data, base)
+    run.manifest.contamination = list(map(str, found))
+    run.save()
+    for one in found:
+        if one.matches:
+            run.warn(WarningEntry(stage="data", rule="contamination", step=0, text=str(one)))
+            run.tell(f"WARNING: {one}")
+
+
 def _parts(checked: CheckedRecipe) -> dict[str, SourcePart]:
     """Every set that is trained on or measured; of a recipe with one set "train" and, where there is one, "heldout"."""
     return checked.data.parts()
@@ -313,12 +328,16 @@ def open_scorer(checked: CheckedRecipe, *, local: bool = False) -> PoolScorer:
 
 
 @contextmanager
-def open_samplers(checked: CheckedRecipe) -> Iterator[Samplers]:
-    """What opens the recipe's samplers, closed at the end."""
+def open_samplers(checked: CheckedRecipe, run: RunDirectory | None = None) -> Iterator[Samplers]:
+    """What opens the recipe's samplers, closed at the end. ``run``: where its Ray actors write."""
+    from rlreason.cluster.run_places import RunPlaces
     from rlreason.sampler.placement import Samplers
 
-    threads = checked.recipe.cluster.threads or usable_cores()
-    samplers = Samplers(checked.recipe, checked.prompt_format, threads)
+    recipe, threads = checked.recipe, checked.recipe.cluster.threads or usable_cores()
+    places = RunPlaces(recipe)
+    if run is not None:
+        places = RunPlaces(recipe, tell=run.tell, name=run.root.absolute().name, logs=run.root.absolute() / ACTOR_LOGS)
+    samplers = Samplers(recipe, checked.prompt_format, threads, places)
     try:
         yield samplers
     finally:
@@ -351,7 +370,7 @@ def context_of(
         display=display,
         device=device,
         samplers=samplers,
-        trainers=Trainers(checked.recipe, device, samplers.threads),
+        trainers=Trainers(checked.recipe, device, samplers.threads, samplers.places),
         replay=replay,
     )
 
@@ -366,5 +385,7 @@ def _check_replay(recipe: Recipe, options: JobOptions) -> None:
         raise UsageError(f"--replay {options.replay}: that run had another recipe ({different[0]}); run {path}")
     if recipe.sampler.delivery == "delta":
         raise UsageError('--replay needs sampler.delivery = "full": a worker may take versions in another order')
+    if recipe.sampler.engine != "transformers" and not recipe.sampler.request_seeds:
+        raise UsageError("--replay needs sampler.request_seeds = true: without, nobody can draw the same tokens again")
     if recipe.sampler.transport == "collective":
         raise UsageError('--replay needs sampler.transport = "host": workers take weights one by one, as recorded')

@@ -1,4 +1,4 @@
-"""A file that a command writes: looked at before the work begins, and there only when it is whole."""
+"""A file or folder that a command writes: looked at before the work begins, and there only when it is whole."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ def checked_output(path: Path, option: str) -> Path:
     if not os.access(path if _is_special(path) else path.parent, os.W_OK):
         raise UsageError(f"{option} {path}: no right to write there")
     return path
+
+
+def check_new_folder(path: Path) -> None:
+    """Raise UsageError where ``path`` can't become a new folder."""
+    if path.exists():
+        raise UsageError(f"{path} exists: name a new folder")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"the folder {path.absolute().parent} does not exist")
 
 
 def _is_special(path: Path) -> bool:

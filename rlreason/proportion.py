@@ -17,11 +17,15 @@ def wilson(successes: float, count: int) -> Interval:
     """
     if count < 1:
         raise ValueError("an interval needs at least one observation")
-    share = successes / count
-    spread = Z95**2 / count
+    return score_interval(successes / count, count, count)
+
+
+def score_interval(share: float, effective: float, count: int) -> Interval:
+    """The same of a share whose standard error is that of ``effective`` independent observations, of ``count``."""
+    spread = Z95**2 / effective
     centre = (share + spread / 2) / (1 + spread)
-    half = Z95 * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    half = Z95 * math.sqrt(share * (1 - share) / effective + spread / (4 * effective)) / (1 + spread)
     # At the ends the bound is the end itself; the formula would leave a rounding error such as 5.6e-17 there.
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == count else min(1.0, centre + half)
+    low = 0.0 if share == 0 else max(0.0, centre - half)
+    high = 1.0 if share == 1 else min(1.0, centre + half)
     return Interval(value=share, low=low, high=high, count=count)

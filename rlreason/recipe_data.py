@@ -10,11 +10,13 @@ from rlreason.config import (
     DataSetConfig,
     EvalStage,
     GrpoStage,
+    OpdStage,
     Recipe,
     RejectStage,
     SftStage,
     Stage,
 )
+from rlreason.data.code_sets.sets import CODE_SETS
 from rlreason.data.places import Where
 from rlreason.data.prompts import PromptFormat
 from rlreason.data.rows import RowFormat
@@ -59,14 +61,14 @@ class RecipeData:
         return data.model_copy(update=update)
 
     def _source(self, stage: Stage) -> ProblemSource:
-        if isinstance(stage, (SftStage, GrpoStage, RejectStage)):
+        if isinstance(stage, (SftStage, GrpoStage, RejectStage, OpdStage)):
             return ProblemSource(self._training(stage), self._heldout(stage))
         heldout = self._heldout(stage)
         # Nothing is trained on here, or traces are: a source needs some problems all the same.
         train = heldout or next(iter(self.trained.values()), None) or self._default().train
         return ProblemSource(train, heldout)
 
-    def _training(self, stage: SftStage | GrpoStage | RejectStage) -> Supply:
+    def _training(self, stage: SftStage | GrpoStage | RejectStage | OpdStage) -> Supply:
         choice = stage.data
         if choice is None:
             train = self.recipe.data.train
@@ -88,7 +90,7 @@ class RecipeData:
             named = stage.data
         else:
             named = None if isinstance(stage, RejectStage) else stage.heldout
-            if named is None and isinstance(stage, (SftStage, GrpoStage)) and isinstance(stage.data, str):
+            if named is None and isinstance(stage, (SftStage, GrpoStage, OpdStage)) and isinstance(stage.data, str):
                 own = self._set(stage.data)
                 if own.heldout is not None:
                     return self._measure(stage.data, own)
@@ -144,7 +146,9 @@ class RecipeData:
                 answer_after=table.answer_after,
                 convert=table.convert,
                 # Tests are the code verifier's, and "math" is only what a table says that names none.
-                verifier=self.files.loaded("code" if table.convert and table.verifier == "math" else table.verifier),
+                verifier=self.files.loaded(
+                    "code" if table.convert in CODE_SETS and table.verifier == "math" else table.verifier
+                ),
                 skip_bad_rows=table.skip_bad_rows,
                 pass_rate=None if held_out else table.pass_rate,
             ),
@@ -168,7 +172,12 @@ def prompt_format(data: DataConfig) -> PromptFormat:
     """How the problems of each set become prompts."""
 
     def of(table: DataConfig | DataSetConfig) -> PromptFormat:
-        return PromptFormat(system=table.system, style=table.answer_style, template=table.chat_template_kwargs)
+        return PromptFormat(
+            system=table.system,
+            style=table.answer_style,
+            template=table.chat_template_kwargs,
+            ask=table.prompt_template,
+        )
 
     return replace(of(data), sets={name: of(table) for name, table in data.sets.items()})
 

@@ -121,7 +121,14 @@ def step_of(group_id: str) -> int:
 
 
 def _without_numbers(completion: Completion) -> Completion:
-    return replace(completion, sampler_logprobs=None, routed_experts=None, teacher_logprobs=None)
+    return replace(
+        completion,
+        sampler_logprobs=None,
+        routed_experts=None,
+        prompt_experts=None,
+        teacher_logprobs=None,
+        sampled_from=None,
+    )
 
 
 @dataclass(frozen=True, slots=True)

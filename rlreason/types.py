@@ -6,17 +6,20 @@ L = layers with experts, K = experts per token, V = vocabulary. NumPy is importe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlreason.arrays import equal_fields, set_arrays
+from rlreason.protocols import Sampler as Sampler  # noqa: PLC0414 (given on: they speak of the nouns below)
+from rlreason.protocols import Scorer as Scorer  # noqa: PLC0414
+from rlreason.reports import EvalReport as EvalReport  # noqa: PLC0414
+from rlreason.reports import Interval as Interval  # noqa: PLC0414
+from rlreason.reports import StepReport as StepReport  # noqa: PLC0414
+from rlreason.token_sets import TokenSets as TokenSets  # noqa: PLC0414
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from rlreason.arrays import BoolArray, ByteArray, FloatArray, IntArray
 
 #: What a verifier checks against: one gold answer, several accepted ones, or structured data (tests, numbers…).
@@ -95,9 +98,20 @@ class SamplingParams:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    #: Tokens less probable than this share of the most probable one are not drawn.
+    min_p: float = 0.0
     max_tokens: int = 256
     seed: int = 0
     stream: str = ""
+    #: What completions bring as ``sampled_from``: "ids" of all tokens that could be drawn, or those with "logprobs".
+    record: Literal["", "ids", "logprobs"] = ""
+    #: With "logprobs" of a draw that nothing truncates: of so many most probable tokens only. 0: of all.
+    record_top: int = 0
+
+    @property
+    def truncated(self) -> bool:
+        """Whether some tokens can't be drawn, however probable the model finds them."""
+        return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -141,6 +155,10 @@ class Completion:
     teacher_logprobs: FloatArray | None = None
     #: Experts that each layer with experts sent the position to that predicted each token, uint8 [T, L, K].
     routed_experts: ByteArray | None = None
+    #: Those of the prompt's tokens before its last, which predicted the first token, uint8 [P − 1, L, K].
+    prompt_experts: ByteArray | None = None
+    #: What each token was drawn from, where it was asked for (``SamplingParams.record``); sets of T positions.
+    sampled_from: TokenSets | None = None
 
     def __post_init__(self) -> None:
         """Give every array its dtype. Raises ValueError where one is not of the completion's length."""
@@ -160,7 +178,10 @@ class Completion:
             policy_versions=(versions, np.int32, count),
             teacher_logprobs=(self.teacher_logprobs, np.float32, count),
             routed_experts=(self.routed_experts, np.uint8, count),
+            prompt_experts=(self.prompt_experts, np.uint8, None),
         )
+        if self.sampled_from is not None and len(self.sampled_from.ends) != count:
+            raise ValueError(f"Completion.sampled_from has {len(self.sampled_from.ends)} sets for {count} tokens")
 
     __eq__ = equal_fields
     __hash__ = None  # type: ignore[assignment]
@@ -228,6 +249,36 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TeacherScores:
+    """A teacher's distribution before each of T tokens: its states after the last norm, or its K most probable words.
+
+    Example: ``TeacherScores(ids=[[4, 7]], logprobs=[[-0.2, -1.9]], log_tail=[-3.7])`` of one token.
+    """
+
+    #: float32 [T, H]; whose head the trainer has.
+    states: FloatArray | None = None
+    #: int32 and float32 [T, K], and float32 [T]: log of the probability of all other words.
+    ids: IntArray | None = None
+    logprobs: FloatArray | None = None
+    log_tail: FloatArray | None = None
+
+    def __post_init__(self) -> None:
+        """Give every array its dtype."""
+        import numpy as np
+
+        set_arrays(
+            self,
+            states=(self.states, np.float32, None),
+            ids=(self.ids, np.int32, None),
+            logprobs=(self.logprobs, np.float32, None),
+            log_tail=(self.log_tail, np.float32, None),
+        )
+
+    __eq__ = equal_fields
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainingSample:
     """One training sequence: prompt and completion. Every array has one length; entry t describes token t.
 
@@ -252,8 +303,12 @@ class TrainingSample:
     reference_logprobs: FloatArray | None = None
     #: float32 [T]: log-probability under a teacher.
     teacher_logprobs: FloatArray | None = None
+    #: What else a teacher that is not in the trainer said of the tokens.
+    teacher: TeacherScores | None = None
     #: uint8 [T, L, K]: experts of the position that predicts each token; 255 in all K: the router's own choice.
     routed_experts: ByteArray | None = None
+    #: What each token was drawn from; empty sets where masked. None: from the whole distribution, unrecorded.
+    sampled_from: TokenSets | None = None
     group_id: str = ""
 
     def __post_init__(self) -> None:
@@ -289,48 +344,6 @@ class TrainingSample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepReport:
-    """One metrics line. Example: ``StepReport(stage="grpo", kind="grpo", step=3, policy_version=3,
-    scalars={"reward/mean": 0.61, "length/mean": 31.2})``."""
-
-    stage: str
-    kind: str
-    step: int
-    policy_version: int
-    scalars: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interval:
-    """A proportion with its 95 % interval. Example: ``Interval(value=0.81, low=0.773, high=0.842, count=500)``."""
-
-    value: float
-    low: float
-    high: float
-    count: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalReport:
-    """One model on one suite, over verified answers (``eval.summary``); ``broken``, ``timed_out``: shares of all.
-
-    Example: ``EvalReport(model="grpo", suite="heldout", accuracy=Interval(...), verdicts={"correct": 405}, …)``.
-    """
-
-    model: str
-    suite: str
-    accuracy: Interval
-    #: Unbiased pass@k (Chen et al. 2021, arXiv 2107.03374) for each k up to the samples drawn.
-    pass_at_k: Mapping[int, float]
-    verdicts: Mapping[str, int]
-    by_tag: Mapping[str, Interval]
-    mean_tokens: float
-    parameters: int = 0
-    broken: float = 0.0
-    timed_out: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One completion to draw: the unit that samplers work on. Groups are put together by who asked.
 
@@ -349,52 +362,3 @@ class Request:
     def key(self) -> str:
         """Unique among the requests under way."""
         return f"{self.group_id}/{self.sample}"
-
-
-class Sampler(Protocol):
-    """Draws completions: a pool of rollout workers with the policy's weights, or a server that has a model of its own.
-
-    Engines: ``rlreason.sampler``.
-    """
-
-    @property
-    def version(self) -> int:
-        """Version of the weights that the next token will be drawn with; 0 where they never change."""
-        ...
-
-    @property
-    def gives_logprobs(self) -> bool:
-        """Whether completions carry ``sampler_logprobs``, without which nothing can be trained on them."""
-        ...
-
-    def ask(self, requests: Sequence[Request]) -> None:
-        """Have these completions drawn."""
-        ...
-
-    def poll(self, seconds: float) -> list[tuple[Request, Completion]]:
-        """What has been drawn since the last call, waiting up to ``seconds`` for the first."""
-        ...
-
-    def publish(self, weights: Iterable[tuple[str, Tensor]], version: int, expected: Sequence[Tensor] = ()) -> None:
-        """Take over new weights; every later token is drawn with them and stamped ``version``.
-
-        ``expected``: what the trainer says after each of the sampler's probe prompts, log-probabilities [V] float32,
-        which the delivery is proved with. Raises UsageError where the sampler takes no weights.
-        """
-        ...
-
-    def close(self) -> None:
-        """End what was started for it."""
-        ...
-
-
-class Scorer(Protocol):
-    """Gives every completion of every group its reward; never raises for what a completion contains."""
-
-    def submit(self, group: Group, together: Sequence[str] = ()) -> Future[Group]:
-        """The group with ``rewards_G`` filled, some time. ``together``: ids of all that are drawn for its step."""
-        ...
-
-    def score(self, groups: Sequence[Group]) -> list[Group]:
-        """The same groups with ``rewards_G`` filled."""
-        ...

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from rlreason import __version__
-from rlreason.errors import UsageError
+from rlreason.outputs import check_new_folder
 from rlreason.policy.loading import load_model, load_tokenizer, locate_model, read_config
 from rlreason.policy.model import count_parameters, quiet_loading
 from rlreason.policy.policies import Policy
@@ -58,10 +58,7 @@ def upcycle(
     ``dtype`` "auto": that of the dense model. Raises UsageError for what can't be upcycled, and RuntimeError where the
     models should compute the same and don't; then nothing is left in ``out``.
     """
-    if out.exists():
-        raise UsageError(f"{out} exists: name a new folder")
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"the folder {out.absolute().parent} does not exist")
+    check_new_folder(out)
     quiet_loading()
     place = locate_model(source)
     config = read_config(place)
@@ -92,7 +89,7 @@ def upcycle(
             tell("comparing the two on one text")
             exact = not options.noise and stored == written
             made = replace(made, difference=_compared(before, folder, ids, exact=exact))
-        card = _card(made, options, _source(source, place, config))
+        card = _card(made, options, describe_source(source, place, config))
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     atomic.write_folder(out, fill)
@@ -119,8 +116,8 @@ def _compared(before: Tensor, folder: Path, ids: list[int], *, exact: bool) -> f
     return difference
 
 
-def _source(source: str, place: str, config: PretrainedConfig) -> str:
-    """What the dense model was, so that it can be told from another of its name."""
+def describe_source(source: str, place: str, config: PretrainedConfig) -> str:
+    """What a model was, for a card: so that it can be told from another of its name."""
     path = Path(place)
     if path.is_file():
         return f"`{source}`, sha256 `{atomic.file_sha256(path)}`"

@@ -9,7 +9,7 @@ import pytest
 from rlreason.check import check
 from rlreason.config import GrpoStage, Recipe, load, locate, shipped_recipes
 from rlreason.errors import UsageError
-from rlreason.plan import describe
+from rlreason.plan.text import describe
 
 RECIPE = """
 name = "tiny"
@@ -59,7 +59,7 @@ def test_an_override_that_is_no_toml_is_text(path: Path) -> None:
         ("data.optoins.a=1", ["data.optoins", "did you mean 'options'"]),
         ("stage.rl.samples_per_problem=1", ["stage.rl", "samples_per_problem = 1", "at least 2"]),
         ("stage.rl.objective.clip_high=0.1", ["clip_high (0.1)", "clip_low (0.2)"]),
-        ("stage.rl.top_p=0.9", ["stage.rl", "top_p"]),
+        ("stage.rl.min_p=1", ["stage.rl.min_p", "less than 1"]),
         ("stage.rl.temperature=0", ["stage.rl.temperature", "more than 0"]),
         ("stage.rl.model=cald", ["'cald'", "did you mean 'cold'"]),
         ("stage.rl.kind=gppo", ["stage.rl", "'gppo'", "'grpo'"]),

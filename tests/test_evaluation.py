@@ -16,7 +16,6 @@ from rich.console import Console
 
 from rlreason.config import PolicyConfig, load
 from rlreason.errors import UsageError
-from rlreason.eval.suites import SUITES
 from rlreason.evaluation import EvalRequest, evaluate_model
 from rlreason.job import JobOptions, run_job
 from rlreason.policy.policies import fresh_policy
@@ -219,59 +218,10 @@ def test_options_change_the_draws(run: Path) -> None:
 def test_what_cannot_be_is_said_before_a_model_is_loaded(
     run: Path, model: Path, tmp_path: Path, fields: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlreason.evaluation._measure", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("rlreason.evaluation.run._measure", lambda *_: pytest.fail("a model was loaded"))
     place = fields["model"].format(run=run, model=model, empty=tmp_path)
     with pytest.raises(UsageError, match=message):
         measured(**{**fields, "model": place})
-
-
-@pytest.mark.parametrize(
-    ("suite", "hub_row", "reference"),
-    [
-        (
-            "gsm8k",
-            {"question": "Two eggs and three?", "answer": "2 + 3 = <<2+3=5>>5\n#### 5"},
-            "5",
-        ),
-        (
-            "math500",
-            {
-                "problem": "Find $1/2 + 1/2$.",
-                "solution": "It is $\\boxed{1}$.",
-                "answer": "1",
-                "subject": "Algebra",
-                "level": 1,
-                "unique_id": "test/algebra/1.json",
-            },
-            "1",
-        ),
-    ],
-)
-def test_every_suite_with_data_of_a_hub_reads_the_hubs_columns(
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    suite: str,
-    hub_row: dict[str, object],
-    reference: str,
-) -> None:
-    """Rows as the hub has them, under the file name that the suite looks for first."""
-    assert {name for name, one in SUITES.items() if isinstance(one.data, tuple)} == {"gsm8k", "math500"}
-    data = SUITES[suite].data
-    assert isinstance(data, tuple)
-    (tmp_path / data[0]).write_text(json.dumps(hub_row) + "\n")
-    monkeypatch.chdir(tmp_path)
-    (report,) = measured(model=str(model), suites=(suite,), max_tokens=4, out=tmp_path / "out")
-    assert report.accuracy.count == 1
-    (line,) = (tmp_path / "out" / f"{suite}.completions.jsonl").read_text().splitlines()
-    assert json.loads(line)["completions"][0]["reward"]["verdict"] in {"wrong", "unparsed"}
-    from rlreason.eval_plan import measurements
-
-    (one,) = measurements(EvalRequest(model=str(model), suites=(suite,)))
-    from rlreason.check import check
-
-    (problem,) = check(one.recipe, one.base).source.heldout(1)
-    assert problem.reference == reference
 
 
 def test_own_columns_and_the_message_names_the_option(model: Path, tmp_path: Path) -> None:
@@ -310,7 +260,7 @@ def test_a_suite_is_printed_and_written_when_it_is_done(
             raise Broken
         path.write_text(text)
 
-    monkeypatch.setattr("rlreason.evaluation.atomic.write_text", write)
+    monkeypatch.setattr("rlreason.evaluation.results.atomic.write_text", write)
     with pytest.raises(Broken):
         evaluate_model(request, Console(file=screen, width=200))
     shown = screen.getvalue().splitlines()

@@ -17,8 +17,7 @@ from rlreason.data.source import SetSpec, SourceSpec, open_set, open_source
 from rlreason.diagnose.health import StageHealth
 from rlreason.diagnose.rules import History
 from rlreason.errors import UsageError
-from rlreason.eval_plan import EvalRequest
-from rlreason.evaluation import evaluate_model
+from rlreason.evaluation import EvalRequest, evaluate_model
 from rlreason.job import JobOptions, run_job
 from rlreason.run.manifest import read as read_manifest
 from rlreason.run.trackers import make_trackers

@@ -20,17 +20,18 @@ ALLOWED = {
     "eval": {"rewards"},
     "objective": set(),
     "run": set(),
-    "report": set(),
+    "report": {"eval"},
     "data": {"tasks"},
     "tasks": set(),
-    "policy": {"objective", "data", "config"},
-    "cluster": set(),
+    "traces": {"rewards", "run", "config"},
+    "policy": {"objective", "data", "config", "delivery"},
+    "cluster": {"config"},
     "delivery": set(),
     "trainer": {"objective", "policy", "cluster", "delivery", "config"},
     "sizing": {"objective", "policy", "trainer"},
     "sampler": {"data", "cluster", "delivery", "config"},
     "diagnose": {"objective", "policy", "trainer", "run", "config"},
-    "stages": {"diagnose", "objective", "policy", "cluster", "trainer", "sampler", "data", "run", "config"},
+    "stages": {"diagnose", "objective", "policy", "cluster", "trainer", "sampler", "data", "run", "config", "traces"},
 }
 #: Files outside the rooms that may import what they need: they wire.
 TORCH_ROOMS = {
@@ -46,9 +47,11 @@ TORCH_ROOMS = {
     "job",
     "doctor",
     "evaluation",
-    "plan_budget",
+    "plan",
     "api",
     "upcycle",
+    "routing",
+    "consolidate",
 }
 MAX_FUNCTION, MAX_FILE, MAX_PARAMETERS = 60, 400, 7
 
@@ -91,6 +94,7 @@ def imports_of(path: Path) -> list[str]:
 
 def wrong_imports(room: str, names: list[str]) -> list[str]:
     always = {"types", "errors", "cores", "streams", "secrets", "attention_options", "extensions", "proportion"}
+    always |= {"routing"}  # of policies, and of the embedded engine's models
     allowed = ALLOWED[room] | {room} | always
     return [name for name in names if name.startswith("rlreason.") and name.split(".")[1] not in allowed]
 

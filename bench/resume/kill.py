@@ -3,11 +3,13 @@
     python bench/resume/kill.py --points 40                     # staleness 0, transformers
     python bench/resume/kill.py --points 5 --engine vllm        # two vLLM workers over Ray
     python bench/resume/kill.py --points 5 --staleness 1        # how far an asynchronous run differs
+    python bench/resume/kill.py --points 5 --engine vllm --ranks 2 --victim rank    # and: worker
 
 A point is a random stage, a random number of its steps, and a random part of the step behind them. The run is ended
 there with SIGKILL (``--signal TERM``: SIGTERM), resumed with `rlreason resume`, and must leave the same
-weights, metrics (clocks aside), rollouts, traces and evaluations. Writes bench/resume/results/<name>.json and the
-marked block of docs/run_directory.md.
+weights, metrics (clocks aside), rollouts, traces and evaluations. ``--ranks``: a sharded trainer that broadcasts its
+weights; ``--victim``: one of its ranks, or one rollout worker (the run must then end well by itself). No process of a
+run may be left. Writes bench/resume/results/<name>.json and the marked block of docs/run_directory.md.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench"))
@@ -64,12 +68,15 @@ accuracy = 1.0
 format = 0.1
 [trainer]
 save_every = 3
+ranks = RANKS
 [sampler]
 engine = "ENGINE"
+transport = "TRANSPORT"
 kv_cache_gib = 0.0625
 [cluster]
 kind = "KIND"
 rollout_workers = 2
+cpus_per_worker = 0.5
 threads = 1
 [[stage]]
 kind = "sft"
@@ -111,8 +118,10 @@ models = ["cold_start", "grpo", "distilled"]
 problems = 80
 max_tokens = 32
 """
-#: Metrics that measure time.
-CLOCKS = ("time", "seconds", "tokens_per_second", "delivery/seconds")
+#: Metrics that measure time, and the count of workers that were killed.
+CLOCKS = ("time", "seconds", "tokens_per_second", "delivery/seconds", "workers/replaced")
+#: What Ray calls the processes of a part of the run.
+TITLES = {"rank": "Rank", "worker": "Worker"}
 
 
 def rlreason(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -148,9 +157,20 @@ def running(run: Path) -> str | None:
     return next((entry["name"] for entry in stages(run) if entry["status"] == "running"), None)
 
 
-def kill_at(folder: Path, stage: str, steps: int, delay: float, number: signal.Signals) -> tuple[str, float]:
-    """Start a run and end it ``delay`` seconds after ``stage`` had so many lines of metrics; (stage that was under
-    way, seconds it took to end)."""
+def victims(process: subprocess.Popen[str], victim: str) -> list[psutil.Process]:
+    """The ranks or rollout workers of a run, as far as they have begun."""
+    return [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if (title := " ".join(child.cmdline())).startswith("ray::") and TITLES[victim] in title
+    ]
+
+
+def kill_at(
+    folder: Path, stage: str, steps: int, delay: float, number: signal.Signals, victim: str
+) -> tuple[str, float]:
+    """Start a run and end it, or its ``victim``, ``delay`` seconds after ``stage`` had so many lines of metrics; (stage
+    that was under way, seconds it took to end)."""
     process, run = rlreason(folder, "run", "recipe.toml", "--out", "run"), folder / "run"
 
     def reached() -> bool:
@@ -164,11 +184,20 @@ def kill_at(folder: Path, stage: str, steps: int, delay: float, number: signal.S
     time.sleep(delay)
     under_way = running(run) or "between"
     began = time.monotonic()
-    if number is signal.SIGKILL:
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    if process.poll() is not None:
+        pass  # it was faster
+    elif victim != "run":
+        for one in victims(process, victim)[-1:]:
+            one.send_signal(number)
+    elif number is signal.SIGKILL:
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    process.communicate(timeout=300)
+    process.communicate(timeout=900)
+    _, left = psutil.wait_procs(family, timeout=60)
+    if left:
+        raise RuntimeError(f"left behind: {left}")
     return (under_way if process.returncode else "after the end"), time.monotonic() - began
 
 
@@ -242,11 +271,14 @@ def main() -> None:
     parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
     parser.add_argument("--staleness", type=int, default=0)
     parser.add_argument("--signal", choices=["KILL", "TERM"], default="KILL")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--victim", choices=["run", *TITLES], default="run")
     arguments = parser.parse_args()
     number = signal.Signals[f"SIG{arguments.signal}"]
-    over_ray = arguments.engine == "vllm" or arguments.staleness
+    over_ray = arguments.engine == "vllm" or arguments.staleness or arguments.ranks > 1
     text = RECIPE.replace("ENGINE", arguments.engine).replace("KIND", "ray" if over_ray else "inline")
-    text = text.replace("STALENESS", str(arguments.staleness))
+    text = text.replace("STALENESS", str(arguments.staleness)).replace("RANKS", str(arguments.ranks))
+    text = text.replace("TRANSPORT", "collective" if arguments.ranks > 1 else "host")
     rng, rows = random.Random(arguments.seed), []
     with tempfile.TemporaryDirectory() as temporary:
         whole = Path(temporary, "whole")
@@ -265,7 +297,7 @@ def main() -> None:
             aim = rng.choice(list(counts))
             steps = rng.randrange(counts[aim])
             delay = rng.uniform(0.0, 1.2 * taken[aim] / counts[aim])
-            stage, took = kill_at(folder, aim, steps, delay, number)
+            stage, took = kill_at(folder, aim, steps, delay, number, arguments.victim)
             if stage != "after the end":
                 finish(rlreason(folder, "resume", "run"))
             wrong = lost_or_doubled(folder / "run")
@@ -288,7 +320,9 @@ def main() -> None:
 
 def write(arguments: argparse.Namespace, rows: list[dict[str, Any]], uninterrupted: list[dict[str, float]]) -> None:
     """Results as data, and their line in the documentation."""
-    name = f"{arguments.engine}-staleness{arguments.staleness}-{arguments.signal.lower()}"
+    engine = arguments.engine if arguments.ranks == 1 else f"{arguments.engine}+{arguments.ranks}ranks"
+    how = arguments.signal.lower() if arguments.victim == "run" else f"{arguments.signal.lower()}_{arguments.victim}"
+    name = f"{engine}-staleness{arguments.staleness}-{how}"
     RESULTS.mkdir(exist_ok=True)
     result = {"points": rows, "uninterrupted": uninterrupted}
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -307,11 +341,13 @@ def document() -> None:
         found = json.loads(path.read_text())
         points = found["points"]
         by_stage = ", ".join(f"{stage} {count}" for stage, count in Counter(p["stage"] for p in points).items())
+        by_stage = by_stage.replace("after the end", "ended by itself")
         equal, wrong = sum(not point["differs"] for point in points), sum(bool(point["wrong"]) for point in points)
         lag = staleness.removeprefix("staleness")
-        table.append(
-            f"| SIG{how.upper()} | {engine} | {lag} | {len(points)}: {by_stage} | {equal} of {len(points)} | {wrong} |"
-        )
+        number, _, victim = how.partition("_")
+        ended = f"SIG{number.upper()}{f' of a {victim}' if victim else ''}"
+        engine = engine.replace("+", ", ").replace("ranks", " ranks, collective")
+        table.append(f"| {ended} | {engine} | {lag} | {len(points)}: {by_stage} | {equal} of {len(points)} | {wrong} |")
         slowest = max(point["ended"] for point in points)
         if how == "term":
             notes.append(f"SIGTERM, {engine}, staleness {lag}: ended within {slowest:.1f} s at most, state saved.")

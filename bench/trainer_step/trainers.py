@@ -52,7 +52,7 @@ class Ours:
         options = TrainerOptions(
             optimizer=self.stage.optimizer,
             total_steps=self.stage.steps,
-            micro_batch_tokens=self.stage.micro_batch_tokens,
+            micro_batch_tokens=self.stage.micro_batch,
             threads=threads,
         )
         self.trainer = LocalTrainer(Policy(model=model, tokenizer=tokenizer), options)

@@ -1,4 +1,4 @@
-"""N actors in one placement group that work as one: asked all at once, ended all at once."""
+"""N actors that work as one: asked all at once, ended all at once."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlreason.cluster.session import RaySession
-from rlreason.errors import UsageError
+from rlreason.cluster.actor import Where, log_of, make_actor
+from rlreason.cluster.failures import said, usable
+from rlreason.cluster.needs import Need
+from rlreason.cluster.places import Reservation, reserve
 
 #: A thread of its own in each actor, which answers while the actor is at work.
 BESIDE = "beside"
-#: Seconds in which an autoscaling cluster must have made room.
-PLACE_SECONDS = 600.0
 #: Seconds in which Ray says that a process is gone, after others have lost it.
 DEATH_SECONDS = 10.0
 
@@ -41,63 +41,46 @@ class ActorOptions:
 class ActorGroup:
     """``count`` actors of a class; actor i is made with (i, count, *arguments)."""
 
-    def __init__(self, kind: type, count: int, options: ActorOptions, *arguments: object) -> None:
-        """Raises UsageError where Ray is absent, unreachable, or has too little."""
-        self._session = RaySession(options.address)
-        self._session.held_gpus = count * options.gpus
-        self._ray, self._options = self._session.ray, options
-        self._group: Any = None
+    def __init__(
+        self, kind: type, count: int, options: ActorOptions, *arguments: object, places: Reservation | None = None
+    ) -> None:
+        """``places``: of a plan, which then says how many there are and what each may use. Raises UsageError where Ray
+        is absent, unreachable, or has too little."""
+        need = Need(kind=options.name, setting=options.setting, count=count, cpus=options.cpus, gpus=options.gpus)
+        self._places = reserve(need, options.address) if places is None else places
+        self._ray, self._name = self._places.ray, options.name
         self._actors: list[Any] = []
-        self._processes: list[tuple[str, int]] = []
+        #: Where each is.
+        self.homes: list[Where] = []
         try:
-            self._place(count)
-            self._start(kind, count, arguments)
+            count = self._places.need.count
+            for number in range(count):
+                self._actors.append(
+                    make_actor(
+                        self._places,
+                        kind,
+                        number,
+                        *(number, count, *arguments),
+                        lane=BESIDE,
+                        environment=options.environment,
+                    )
+                )
+            self.homes = self.ask("where")
         except BaseException:
             self.close()
             raise
-
-    def _place(self, count: int) -> None:
-        options, ray = self._options, self._ray
-        bundle = {key: need for key, need in (("CPU", options.cpus), ("GPU", options.gpus)) if need}
-        bundle = bundle or {"memory": 1.0}  # a place must ask for something: a byte
-        self._group = ray.util.placement_group([bundle] * count, strategy="PACK")
-        total = ray.cluster_resources()
-        short = {key for key, need in bundle.items() if total.get(key, 0) < need * count}
-        if short or not self._group.wait(timeout_seconds=PLACE_SECONDS):
-            needs = ", ".join(f"{need * count:g} {key}" for key, need in bundle.items())
-            has = ", ".join(f"{total.get(key, 0):g} {key}" for key in bundle)
-            raise UsageError(
-                f"{options.setting} = {count} needs {needs}, and Ray has {has}"
-                f"{'' if short else ' with too little of it free'}: use fewer or a larger cluster"
-            )
-
-    def _start(self, kind: type, count: int, arguments: Sequence[object]) -> None:
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        options = self._options
-        for number in range(count):
-            strategy = PlacementGroupSchedulingStrategy(
-                placement_group=self._group, placement_group_bundle_index=number
-            )
-            actor = self._ray.remote(concurrency_groups={BESIDE: 1})(_with_process(kind)).options(
-                num_cpus=options.cpus,
-                num_gpus=options.gpus,
-                max_restarts=0,
-                scheduling_strategy=strategy,
-                runtime_env={"env_vars": dict(options.environment)},
-            )
-            self._actors.append(actor.remote(number, count, *arguments))
-        self._processes = self.ask("process_id")
 
     def ask(self, method: str, *arguments: object, each: Sequence[object] | None = None) -> list[Any]:
         """Call ``method`` on all actors at once and wait for all; with ``each``, every one has a first argument of its
         own. Raises what a method raised, and ActorsDied; either ends all actors, as some may wait for the others."""
         self._still_there()
         firsts = [()] * len(self._actors) if each is None else [(one,) for one in each]
-        calls = [
-            getattr(actor, method).remote(*first, *arguments) for actor, first in zip(self._actors, firsts, strict=True)
-        ]
-        return self._wait(calls)
+        return self._wait(
+            {
+                number: lambda actor=actor, first=first: getattr(actor, method).remote(*first, *arguments)
+                for number, (actor, first) in enumerate(zip(self._actors, firsts, strict=True))
+            }
+        )
 
     @property
     def count(self) -> int:
@@ -112,74 +95,77 @@ class ActorGroup:
     def ask_one(self, number: int, method: str, *arguments: object) -> Any:
         """Call ``method`` on one actor."""
         self._still_there()
-        return self._wait([getattr(self._actors[number], method).remote(*arguments)])[0]
+        return self._wait({number: lambda: getattr(self._actors[number], method).remote(*arguments)})[0]
 
     def ask_beside(self, number: int, method: str, *arguments: object) -> Any:
         """Call ``method`` on one actor in a thread of its own, whatever else the actor does meanwhile."""
         self._still_there()
         call = getattr(self._actors[number], method).options(concurrency_group=BESIDE)
-        return self._wait([call.remote(*arguments)])[0]
+        return self._wait({number: lambda: call.remote(*arguments)})[0]
 
     def _still_there(self) -> None:
         """Ended actors must not be taken for actors that have done what they were asked: a state without weights."""
         if self.closed:
-            raise ActorsDied(f"the {self._options.name} processes have ended")
+            raise ActorsDied(f"the {self._name} processes have ended")
 
-    def _wait(self, calls: Sequence[Any]) -> list[Any]:
-        waiting = list(calls)
+    def _wait(self, asking: Mapping[int, Any]) -> list[Any]:
+        """What the calls of some actors give, by their numbers; ``asking`` begins them."""
+        calls: dict[int, Any] = {}
+        number = next(iter(asking), 0)
         try:
+            with usable(self._ray):
+                calls = {number: ask() for number, ask in asking.items()}
+            of = {call: number for number, call in calls.items()}
+            waiting = list(calls.values())
             while waiting:  # the first failure is seen while others still wait for that actor
                 done, waiting = self._ray.wait(waiting, num_returns=1)
+                number = of[done[0]]
                 self._ray.get(done)
-            found: list[Any] = self._ray.get(list(calls))
+            found: list[Any] = self._ray.get(list(calls.values()))
         except self._ray.exceptions.RayTaskError as error:
             died = self._died(calls)
             self.close()
-            raise error.cause if died is None else died from None
+            raise _cause(error) if died is None else died from None
         except self._ray.exceptions.RayError as error:
             self.close()
-            raise self._death(error) from error
+            raise self._death(number, error) from error
         except BaseException:
             self.close()
             raise
         return found
 
-    def _died(self, calls: Sequence[Any]) -> ActorsDied | None:
+    def _died(self, calls: Mapping[int, Any]) -> ActorsDied | None:
         """Where one actor died, the others say only that they lost it: the death, if there was one."""
-        done, _ = self._ray.wait(list(calls), num_returns=len(calls), timeout=DEATH_SECONDS)
-        for call in done:
+        done, _ = self._ray.wait(list(calls.values()), num_returns=len(calls), timeout=DEATH_SECONDS)
+        for number, call in calls.items():
             try:
-                self._ray.get(call)
+                if call in done:
+                    self._ray.get(call)
             except self._ray.exceptions.RayTaskError:
                 continue
             except self._ray.exceptions.RayError as error:
-                return self._death(error)
+                return self._death(number, error)
         return None
 
-    def _death(self, error: Exception) -> ActorsDied:
-        return ActorsDied(f"a {self._options.name} process died: {' '.join(str(error).split())[:300]}")
+    def _death(self, number: int, error: Exception) -> ActorsDied:
+        log = log_of(self._places, number)
+        named = "" if log is None else f"; what it wrote is in {log}"
+        return ActorsDied(f"{self._name} {number}: its process died: {said(error)}{named}")
 
     def close(self) -> None:
         """End the actors, give their place back, and leave Ray; a second time does nothing."""
         for actor in self._actors:
             with contextlib.suppress(Exception):
                 self._ray.kill(actor, no_restart=True)
-        for host, process in self._processes:  # a stopped one (SIGSTOP) hears nothing else
-            if host == socket.gethostname():
+        for one in self.homes:  # a stopped one (SIGSTOP) hears nothing else
+            if one.host == socket.gethostname():
                 with contextlib.suppress(OSError):
-                    os.kill(process, signal.SIGKILL)
-        self._actors, self._processes = [], []
-        if self._group is not None:
-            with contextlib.suppress(Exception):
-                self._ray.util.remove_placement_group(self._group)
-            self._group = None
-        self._session.close()
+                    os.kill(one.process, signal.SIGKILL)
+        self._actors, self.homes = [], []
+        self._places.close()
 
 
-def _with_process(kind: type) -> type:
-    class Named(kind):  # type: ignore[misc]
-        def process_id(self) -> tuple[str, int]:
-            return socket.gethostname(), os.getpid()
-
-    Named.__name__ = Named.__qualname__ = kind.__name__  # what Ray calls the process, also while a method runs
-    return Named
+def _cause(error: Any) -> BaseException:
+    """What the method raised; Ray's own error where that can't be rebuilt here."""
+    cause = error.cause
+    return cause if isinstance(cause, BaseException) else RuntimeError(said(error))

@@ -26,16 +26,18 @@ class RaySession:
         Raises UsageError where Ray is absent or unreachable.
         """
         self.ray = import_ray()
-        #: GPUs that this use has a place for.
-        self.held_gpus = 0.0
         if start_ray(self.ray, address, own_gpu=own_gpu):
             _STARTED.append(True)
         _OPEN.append(self)
 
-    def free_gpus(self) -> float:
-        """GPUs of the cluster that no other use of this run holds. Not what Ray calls available, which lags behind."""
-        total = float(self.ray.cluster_resources().get("GPU", 0.0))
-        return total - sum(one.held_gpus for one in _OPEN if one is not self)
+    def gpus(self) -> float:
+        """GPUs of the cluster, whoever holds them."""
+        return float(self.ray.cluster_resources().get("GPU", 0.0))
+
+    def gpus_here(self) -> float:
+        """GPUs that Ray has on the host of this process."""
+        here = self.ray.get_runtime_context().get_node_id()
+        return sum(float(one["Resources"].get("GPU", 0.0)) for one in self.ray.nodes() if one["NodeID"] == here)
 
     def close(self) -> None:
         """End Ray where it was started here and nobody else uses it; a second time does nothing."""
@@ -83,7 +85,7 @@ def start_ray(ray: Any, address: str | None, *, own_gpu: bool = False) -> bool:
 def _without_first_gpu(count: int) -> Iterator[None]:
     """While Ray starts, it sees all of this process's ``count`` GPUs but the first, unless that is the only one."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    seen = [str(number) for number in range(count)] if before is None else before.split(",")
+    seen = _visible(count)
     if len(seen) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(seen[1:])
     try:
@@ -93,6 +95,17 @@ def _without_first_gpu(count: int) -> Iterator[None]:
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         else:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def own_gpus(count: int) -> str:
+    """The first ``count`` GPUs of this process, as CUDA_VISIBLE_DEVICES has them."""
+    return ",".join(_visible(torch.cuda.device_count() or count)[:count])
+
+
+def _visible(count: int) -> list[str]:
+    """This process's GPUs, of which torch sees ``count``."""
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(number) for number in range(count)] if said is None else said.split(",")
 
 
 def import_ray() -> Any:

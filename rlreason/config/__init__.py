@@ -2,15 +2,15 @@
 
 from rlreason.config.data import CurriculumConfig, DataChoice, DataConfig, DataSetConfig, Scalar
 from rlreason.config.engine import ClusterConfig, EndpointConfig, SamplerConfig, Section, TrainerConfig
+from rlreason.config.grpo import GrpoStage
 from rlreason.config.health import HealthConfig
 from rlreason.config.load import load, locate, recipe_toml, recipes_folder, shipped_recipes
 from rlreason.config.logging import LoggingConfig, RolloutLog
+from rlreason.config.opd import OpdStage, TeacherConfig
 from rlreason.config.recipe import (
     ACCURACY,
     DistillStage,
     EvalStage,
-    GrpoStage,
-    OptimizerConfig,
     PolicyConfig,
     Recipe,
     RejectStage,
@@ -18,22 +18,27 @@ from rlreason.config.recipe import (
     SftStage,
     Stage,
     TokenizerConfig,
-    TrainingStage,
 )
+from rlreason.config.traces import Decontamination, Difficulty, TraceFilters
+from rlreason.config.training import MICRO_BATCH, OptimizerConfig, TrainingStage
 
 __all__ = [
     "ACCURACY",
+    "MICRO_BATCH",
     "ClusterConfig",
     "CurriculumConfig",
     "DataChoice",
     "DataConfig",
     "DataSetConfig",
+    "Decontamination",
+    "Difficulty",
     "DistillStage",
     "EndpointConfig",
     "EvalStage",
     "GrpoStage",
     "HealthConfig",
     "LoggingConfig",
+    "OpdStage",
     "OptimizerConfig",
     "PolicyConfig",
     "Recipe",
@@ -45,7 +50,9 @@ __all__ = [
     "Section",
     "SftStage",
     "Stage",
+    "TeacherConfig",
     "TokenizerConfig",
+    "TraceFilters",
     "TrainerConfig",
     "TrainingStage",
     "load",

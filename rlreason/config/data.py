@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from rlreason.config.engine import Section
+from rlreason.data.choice_sets import CHOICE_SETS
 from rlreason.data.code_sets.sets import CODE_SETS
 from rlreason.data.places import AnyOf, PassRate, Where
 from rlreason.data.rows import Columns
@@ -47,12 +48,15 @@ class ProblemTable(Section):
     columns: Columns = Columns()
     #: The gold answer is what follows this marker in the answer column.
     answer_after: str | None = None
-    #: Read the rows as the hub has them of this code data set, such as ``apps``; see ``rlreason data``.
+    #: Read the rows as the hub has them of this code data set, such as ``apps`` (see ``rlreason data``), or of this
+    #: multiple-choice set: arc, gpqa, mmlu, mmlu_pro.
     convert: str | None = None
     #: How answers of file and hub data are checked; procedural tasks name their own.
     verifier: str = "math"
     #: System prompt of problems that bring none of their own.
     system: str | None = None
+    #: What each question is put into, with {prompt} where it stands; default: the question alone.
+    prompt_template: str | None = None
     #: Where the final answer stands: <answer>…</answer> or \boxed{…}.
     answer_style: Literal["tags", "boxed"] = "tags"
     #: Arguments for the tokenizer's chat template, such as ``enable_thinking = false``.
@@ -121,10 +125,11 @@ class DataConfig(ProblemTable):
             rate = one.pass_rate
             if rate is not None and not rate.min <= rate.max:
                 raise ValueError(f"{place}.pass_rate: min = {rate.min:g} is over max = {rate.max:g}")
-            if one.convert is not None and one.convert not in CODE_SETS:
-                raise ValueError(
-                    f"{place}.convert: no code data set {one.convert!r}: {suggest(one.convert, CODE_SETS)}"
-                )
+            if one.prompt_template is not None and "{prompt}" not in one.prompt_template:
+                raise ValueError(f"{place}.prompt_template has no {{prompt}}, where the question is to stand")
+            if one.convert is not None and one.convert not in {**CODE_SETS, **CHOICE_SETS}:
+                known = {**CODE_SETS, **CHOICE_SETS}
+                raise ValueError(f"{place}.convert: no code data set {one.convert!r}: {suggest(one.convert, known)}")
             if one.convert is not None and one.columns != Columns():
                 raise ValueError(f"{place}.convert reads the columns that {one.convert} has: leave {place}.columns out")
         return self

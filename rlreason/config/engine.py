@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+
+from rlreason.config.vllm import checked
 
 
 class Section(BaseModel):
@@ -44,8 +46,16 @@ class TrainerConfig(Section):
     router_aux_loss: Literal["auto", "off"] | Annotated[float, Field(ge=0)] = "auto"
     #: Processes that share the model in shards (FSDP2), as Ray actors with a GPU each; 0: one model in this process.
     ranks: int = Field(0, ge=0)
+    #: Ranks that compute each layer together, each with a part of its heads and matrices, on the same samples.
+    tensor_parallel: int = Field(1, ge=1)
+    #: Ranks that share the routed experts of a layer, each with whole ones, and send each other tokens; a multiple of
+    #: tensor_parallel.
+    expert_parallel: int = Field(1, ge=1)
     #: Compute each layer again in the backward pass instead of keeping what it computed.
     activation_checkpointing: bool = False
+    #: Attention over packed tokens. auto: flex on a GPU that has Triton, else sdpa. flex: torch's flex_attention, by
+    #: blocks and without a mask; GPUs only. sdpa: padded tables, which need a mask where a prompt is shared.
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
     #: The adapter to train; without, all weights are trained.
     lora: LoraConfig | None = None
     #: Shards, gradients and moments stay in the CPU's memory between uses; with ranks only.
@@ -91,8 +101,16 @@ class SamplerConfig(Section):
     tensor_parallel: int = Field(1, ge=1)
     #: vLLM without CUDA graphs: slower, with less memory.
     enforce_eager: bool = False
-    #: What is sent to the workers: all weights, or the elements that changed.
-    delivery: Literal["full", "delta"] = "full"
+    #: Every request to vLLM brings its seed. false: workers draw as it comes, which batches of many sequences on GPUs
+    #: may do faster; two runs, and a run that is resumed, then draw other tokens, and no run can be replayed.
+    request_seeds: bool = True
+    #: Settings of vLLM's EngineArgs, passed on as written, such as ``kv_cache_dtype = "fp8"``; those that rlreason sets
+    #: are refused (docs/rollouts.md).
+    vllm: dict[str, JsonValue] = Field(default_factory=dict)
+    #: What is sent to the workers. full: all weights, an adapter merged. delta: the elements that changed. adapter: of
+    #: trainer.lora the adapter alone, which workers add to the frozen weights that they keep. auto: adapter over Ray
+    #: with trainer.lora, otherwise full.
+    delivery: Literal["auto", "full", "delta", "adapter"] = "auto"
     #: How: host puts buckets into Ray's object store. collective broadcasts them to Ray workers; with trainer.ranks the
     #: first rank does (docs/rollouts.md).
     transport: Literal["host", "collective"] = "host"
@@ -100,6 +118,12 @@ class SamplerConfig(Section):
     canary: bool = True
     #: Largest difference of a probe's log-probability that passes; default 5e-5 in float32, a mean of 0.15 in bfloat16.
     canary_tolerance: float | None = Field(None, gt=0)
+
+    @field_validator("vllm")
+    @classmethod
+    def _passed_on(cls, settings: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        checked(settings)
+        return settings
 
 
 class ClusterConfig(Section):
@@ -126,7 +150,11 @@ class ClusterConfig(Section):
     gpus_per_worker: float | None = Field(None, ge=0)
     #: Put workers on different hosts where there are several.
     spread: bool = False
-    #: The workers share the trainer's GPU: vLLM gives its memory back while the policy learns.
-    colocate: bool = False
+    #: Engine and trainer take turns on the trainer's GPUs, and vLLM gives its memory back while the policy learns.
+    #: auto: where the trainer leaves no GPU for an engine and staleness is 0.
+    colocate: Literal["auto"] | bool = "auto"
+    #: Seconds to wait for places in Ray that are not free or whose hosts are still to come. Default: 600 where other
+    #: runs hold them or an autoscaler can add hosts, else none: what is too much is refused at once.
+    wait_for_places: float | None = Field(None, ge=0)
     #: Seconds without an answer after which a rollout worker counts as hung and is replaced; at work it answers.
     worker_timeout: float = Field(120.0, gt=0)

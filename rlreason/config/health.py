@@ -39,6 +39,11 @@ class HealthConfig(Section):
     kl_dense: float = Field(1e-3, gt=0)
     #: The same limit for a mixture of experts.
     kl_moe: float = Field(5e-3, gt=0)
+    #: Smallest entropy of a layer's load of experts, between 0 (every token goes to the same experts) and 1 (balanced),
+    #: in the layer with the least of it.
+    experts_entropy: float = Field(0.25, ge=0, le=1)
+    #: Largest share of a model's experts that get no token, in steps whose tokens could reach each of them 20 times.
+    experts_dead: float = Field(0.25, ge=0, le=1)
     #: Rules of your own beside those: `path/file.py:function`, `pkg.mod:function`, or a name that an installed package
     #: offers (docs/extending.md).
     rules: tuple[str, ...] = ()

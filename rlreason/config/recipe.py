@@ -8,20 +8,19 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from rlreason.config.data import CurriculumConfig, DataChoice, DataConfig, Scalar
+from rlreason.config.data import DataChoice, DataConfig, Scalar
 from rlreason.config.engine import ClusterConfig, EndpointConfig, SamplerConfig, Section, TrainerConfig
+from rlreason.config.grpo import GrpoStage
 from rlreason.config.health import HealthConfig
 from rlreason.config.logging import LoggingConfig
+from rlreason.config.opd import OpdStage, TeacherConfig
 from rlreason.config.reward_audit import KEYS_SCHEMA, AuditedRewards
 from rlreason.config.secret import FromEnvironment, OptionTable
+from rlreason.config.traces import TraceFilters
+from rlreason.config.training import NAME, TrainingStage
 from rlreason.errors import nearest
-from rlreason.objective.presets import expand
-from rlreason.objective.spec import ObjectiveSpec
-
-#: Names of stages and endpoints.
-NAME = r"^[a-z0-9][a-z0-9_]*$"
 
 
 class TokenizerConfig(Section):
@@ -49,45 +48,6 @@ class PolicyConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
-class OptimizerConfig(Section):
-    """AdamW and its schedule."""
-
-    #: Learning rate after the warm-up.
-    lr: float = Field(1e-6, gt=0)
-    #: Decay of the running means of the gradient and of its square.
-    betas: tuple[float, float] = (0.9, 0.95)
-    #: Of matrices; norms and biases have none.
-    weight_decay: float = Field(0.0, ge=0)
-    #: Steps in which the learning rate rises from 0.
-    warmup_steps: int = Field(0, ge=0)
-    #: How the learning rate falls after the warm-up.
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    #: Learning rate of the last step, as a share of lr; not of constant.
-    final_lr_ratio: float = Field(0.1, ge=0, le=1)
-    #: Gradients with a larger norm are scaled down to it.
-    max_grad_norm: float = Field(1.0, gt=0)
-
-
-class TrainingStage(Section):
-    """What all stages that train share."""
-
-    #: Name of the stage in overrides, folders and reports; other stages refer to it.
-    name: str = Field(pattern=NAME)
-    #: Optimizer steps; of a grpo stage batches of rollouts, each with ``updates_per_step`` optimizer steps.
-    steps: int = Field(ge=1)
-    optimizer: OptimizerConfig = OptimizerConfig()
-    #: Tokens that one micro-batch computes at most, a shared prompt counted once; changes memory and speed, never the
-    #: loss.
-    micro_batch_tokens: int = Field(16384, ge=1)
-    #: Named set whose held-out problems are evaluated; default: those of the stage's own set, or ``data.heldout``.
-    heldout: str | None = None
-    #: Steps between held-out evaluations; 0 never, the last step always counts when it is not 0.
-    eval_every: int = Field(0, ge=0)
-    #: Held-out problems of each of these evaluations.
-    eval_problems: int = Field(200, ge=1)
-    eval_max_tokens: int = Field(64, ge=1)
-
-
 class SftStage(TrainingStage):
     """Supervised fine-tuning on demonstrations."""
 
@@ -100,101 +60,8 @@ class SftStage(TrainingStage):
     batch_size: int = Field(64, ge=1)
     #: Distinct demonstrations; default: all that there are (a procedural task never runs out).
     demonstrations: int | None = Field(None, ge=1)
-
-
-class GrpoStage(TrainingStage):
-    """Group-relative policy optimisation with verified rewards."""
-
-    kind: Literal["grpo"]
-    model: str | None = None
-    #: Named set that is trained on, or a mix of several with their shares; default ``data.train``.
-    data: DataChoice | None = None
-    #: Pass over problems that are always solved, and ask them again later; needs ``staleness = 0``.
-    curriculum: CurriculumConfig | None = None
-    #: Training problems to pass over first, such as those that the cold start showed.
-    first_problem: int = Field(0, ge=0)
-    problems_per_step: int = Field(ge=1)
-    #: Completions drawn of each problem, which are a group: at least 2.
-    samples_per_problem: int = Field(8)
-    max_tokens: int = Field(ge=1)
-    #: Divides the logits that completions are drawn from, and those of the trainer's log-probabilities.
-    temperature: float = Field(1.0, gt=0)
-    #: Must stay 1 in training: the trainer's log-probabilities are those of the full distribution.
-    top_p: float = Field(1.0, gt=0, le=1)
-    #: Must stay 0 in training: the trainer's log-probabilities are those of the full distribution.
-    top_k: int = Field(0, ge=0)
-    #: Optimizer steps on each batch of rollouts; more than 1 is off-policy and relies on the clip.
-    updates_per_step: int = Field(1, ge=1)
-    #: Do not compute completions whose advantage is 0 and that carry no KL term, such as those of groups of equal
-    #: rewards. It saves time and changes nothing: statistics and denominators are of all completions.
-    filter_zero_variance: bool = True
-    #: Draw up to this many more batches of problems in a step, until ``problems_per_step`` groups have both correct and
-    #: wrong completions, and learn from those (DAPO's dynamic sampling, arXiv 2503.14476). Needs staleness 0.
-    resample: int = Field(0, ge=0)
-    #: A preset's name, a table with ``preset`` and what differs from it, or a table of all that differs from DAPO.
-    objective: Annotated[ObjectiveSpec, BeforeValidator(expand)] = ObjectiveSpec()
-    #: Groups of each step kept in rollouts.jsonl; default: ``logging.rollouts.groups``.
-    logged_groups: int | None = Field(None, ge=0)
-    #: Versions that the weights may be ahead of those that began a group. 0: sampling and training take turns, exactly
-    #: on-policy. 1: the next step's groups are drawn while this one is learnt from.
-    staleness: int = Field(0, ge=0)
-    #: With staleness: groups under way take new weights between two tokens, instead of ending with the old ones.
-    in_flight_updates: bool = True
-    #: Steps between splits of the sampler-trainer difference by cause (mismatch.jsonl); 0 never.
-    diagnose_every: int = Field(0, ge=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _renamed(cls, values: object) -> object:
-        if isinstance(values, dict) and "drop_zero_variance" in values:
-            raise ValueError(
-                "drop_zero_variance is called filter_zero_variance now: it saves computing, and no longer changes "
-                "denominators. DAPO's dynamic sampling is resample = N"
-            )
-        return values
-
-    @model_validator(mode="after")
-    def _possible(self) -> GrpoStage:
-        if self.resample and self.staleness:
-            raise ValueError(
-                f"resample = {self.resample} draws more in the middle of a step, and staleness = {self.staleness} has "
-                "the step drawn before it: use one of them"
-            )
-        if self.samples_per_problem < 2:
-            raise ValueError(
-                f"samples_per_problem = {self.samples_per_problem}: a group needs at least 2 completions, "
-                "or its advantage is 0 by definition"
-            )
-        if self.top_p < 1.0 or self.top_k > 0:
-            raise ValueError(
-                "top_p and top_k must stay at 1 and 0 in training: the trainer's log-probabilities are those of the "
-                "full distribution, so a truncated sampler would bias the ratio"
-            )
-        if self.updates_per_step > 1 and self.objective.ratio == "on_policy":
-            raise ValueError(
-                'objective ratio = "on_policy" takes one update per step: from the second on the batch is off-policy, '
-                'and nothing would correct for it. Use ratio = "token" or updates_per_step = 1'
-            )
-        weighed = self.objective.correction != "none" or self.objective.old == "sampler"
-        if self.staleness and not weighed and self.objective.clip != "dppo_tv":
-            raise ValueError(
-                f"staleness = {self.staleness} trains on completions of older weights, and objective.correction = "
-                '"none" would not weigh them: use correction = "tis" (the default), "mis" or "icepop", '
-                'old = "sampler", or staleness = 0'
-            )
-        if self.staleness and self.curriculum is not None:
-            raise ValueError(
-                f"staleness = {self.staleness} asks for problems before it is known how the last ones went, so that a "
-                "curriculum could not be resumed exactly: use staleness = 0 or no curriculum"
-            )
-        if self.objective.baseline == "given":
-            raise ValueError('objective baseline = "given" needs baselines from a critic, which no stage trains yet')
-        if self.updates_per_step > self.problems_per_step:
-            raise ValueError(
-                f"updates_per_step ({self.updates_per_step}) must not exceed problems_per_step "
-                f"({self.problems_per_step})"
-            )
-        return self
+    #: First steps, in which only the routers of a mixture of experts learn, such as those that upcycling made.
+    router_warmup_steps: int = Field(0, ge=0)
 
 
 class RejectStage(Section):
@@ -214,6 +81,11 @@ class RejectStage(Section):
     samples_per_problem: int = Field(4, ge=1)
     #: Distinct correct completions kept of one problem.
     keep_per_problem: int = Field(1, ge=1)
+    #: Filters beside correct and finished, with an exact ledger and a card (docs/distill.md); an empty table takes the
+    #: defaults. Default: none, and traces are kept as they are drawn.
+    filters: TraceFilters | None = None
+    #: Write what was not kept to traces_rejected.jsonl, with the first reason; needs filters.
+    keep_rejected: bool = False
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
@@ -228,6 +100,8 @@ class DistillStage(TrainingStage):
     #: Name of the ``reject`` stage; default the last one.
     traces: str | None = None
     batch_size: int = Field(64, ge=1)
+    #: Which rows of a reject stage with filters: kept, wrong (stopped as incorrect alone), or all that were drawn.
+    which: Literal["kept", "wrong", "all"] = "kept"
     #: Weight of KL(teacher || student) on the traces, between 0 (traces only) and 1; needs one tokenizer for both.
     teacher_kl: float = Field(0.0, ge=0, le=1)
 
@@ -251,7 +125,7 @@ class EvalStage(Section):
     max_tokens: int = Field(ge=1)
 
 
-Stage = Annotated[SftStage | GrpoStage | RejectStage | DistillStage | EvalStage, Field(discriminator="kind")]
+Stage = Annotated[SftStage | GrpoStage | RejectStage | DistillStage | OpdStage | EvalStage, Field(discriminator="kind")]
 RewardOption = Scalar | FromEnvironment | list[Scalar | list[Scalar]] | OptionTable
 RewardTerm = float | dict[str, RewardOption]
 #: The reward of a recipe that names none.
@@ -273,6 +147,8 @@ class Recipe(AuditedRewards):
     student: PolicyConfig | None = None
     #: OpenAI-compatible servers by name, each a model that ``reject`` and ``eval`` stages may draw from.
     endpoint: dict[str, EndpointConfig] = Field(default_factory=dict)
+    #: Models by name that opd stages learn from.
+    teacher: dict[str, TeacherConfig] = Field(default_factory=dict)
     trainer: TrainerConfig = TrainerConfig()
     data: DataConfig
     #: Rewards by name or plug-in, with their weights: ``accuracy = 1.0``, or with options
@@ -291,7 +167,7 @@ class Recipe(AuditedRewards):
             raise ValueError(
                 f'cluster.address = {self.cluster.address!r} is of a Ray cluster: say cluster.kind = "ray"'
             )
-        if self.cluster.colocate and any(isinstance(one, GrpoStage) and one.staleness for one in self.stage):
+        if self.cluster.colocate is True and any(isinstance(one, GrpoStage) and one.staleness for one in self.stage):
             raise ValueError(
                 "cluster.colocate takes turns on one GPU, and staleness > 0 samples while the policy learns: use one"
             )
@@ -318,6 +194,18 @@ class Recipe(AuditedRewards):
         trainer = self.trainer
         if trainer.offload and not trainer.ranks:
             raise ValueError("trainer.offload is of a sharded model: set trainer.ranks (1 is a single shard)")
+        for key, size in (("tensor_parallel", trainer.tensor_parallel), ("expert_parallel", trainer.expert_parallel)):
+            if size > 1 and (trainer.ranks == 0 or trainer.ranks % size):
+                raise ValueError(f"trainer.{key} = {size} must divide trainer.ranks = {trainer.ranks}")
+            if size > 1 and trainer.lora is not None:
+                raise ValueError(f"trainer.{key} is for training all weights: leave it out, or trainer.lora")
+        if trainer.expert_parallel > 1 and trainer.expert_parallel % trainer.tensor_parallel:
+            raise ValueError(
+                f"trainer.expert_parallel = {trainer.expert_parallel} must be a multiple of trainer.tensor_parallel = "
+                f"{trainer.tensor_parallel}"
+            )
+        if self.sampler.delivery == "adapter" and trainer.lora is None:
+            raise ValueError('sampler.delivery = "adapter" sends an adapter: train one ([trainer.lora]) or say "full"')
         for stage in self.stage if trainer.ranks else ():
             if isinstance(stage, GrpoStage) and stage.diagnose_every:
                 raise ValueError(
@@ -342,6 +230,8 @@ class Recipe(AuditedRewards):
             raise ValueError(
                 f"stage {stage.name!r}: at temperature 0 all {stage.samples_per_problem} samples are equal"
             )
+        if isinstance(stage, RejectStage) and stage.keep_rejected and stage.filters is None:
+            raise ValueError(f"stage {stage.name!r}: keep_rejected needs filters: filters = {{}} takes the defaults")
         if isinstance(stage, DistillStage):
             if not rejects:
                 raise ValueError(f"stage {stage.name!r} needs the traces of an earlier stage of kind reject")
@@ -351,10 +241,49 @@ class Recipe(AuditedRewards):
                     f"({', '.join(rejects)}){nearest(stage.traces, rejects)}"
                 )
             self._check_teacher(stage, stage.traces or rejects[-1])
+            source = next(one for one in self.stage if one.name == (stage.traces or rejects[-1]))
+            if stage.which != "kept" and isinstance(source, RejectStage) and source.filters is None:
+                raise ValueError(
+                    f"stage {stage.name!r}: which = {stage.which!r} reads all draws, which {source.name!r} keeps with "
+                    "filters only: give it filters = {}"
+                )
+        if isinstance(stage, OpdStage):
+            self._check_opd(stage, trained, rejects)
+
+    def _check_opd(self, stage: OpdStage, trained: list[str], rejects: list[str]) -> None:
+        where = f"stage {stage.name!r}: "
+        try:
+            names = stage.teachers(self.teacher)
+        except ValueError as error:
+            raise ValueError(f"{where}{error}") from error
+        for name in names:
+            one = self.teacher[name]
+            if one.model is not None and one.model not in {"policy", "student", *trained}:
+                raise ValueError(
+                    f"{where}teacher.{name}.model = {one.model!r} is neither policy, student nor an earlier training "
+                    f"stage ({', '.join(trained) or 'none yet'}){nearest(one.model, trained)}"
+                )
+            if one.model is not None and one.model == stage.model:
+                raise ValueError(
+                    f"{where}the teacher {name!r} is what the stage begins with: its gradient is 0, and Adam would "
+                    "make steps of the rounding noise. Name another model"
+                )
+            if not one.gives(stage.support):
+                gives = [support for support in ("full", "tail", "unbiased", "sampled") if one.gives(support)]
+                raise ValueError(
+                    f'{where}support = "{stage.support}" can\'t be computed from the teacher {name!r} '
+                    f'(where = "{one.where}", payload = "{one.payload}"), which gives {" or ".join(gives)}: say that, '
+                    'or where = "worker" with payload = "topk"'
+                )
+        if stage.on_policy < 1 and (not rejects or stage.traces not in {None, *rejects}):
+            raise ValueError(
+                f"{where}on_policy = {stage.on_policy:g} mixes traces in: of an earlier stage of kind reject "
+                f"({', '.join(rejects) or 'none yet'})"
+            )
 
     def _check_data(self, stage: Stage) -> None:
         place = f"stage.{stage.name}."
-        if isinstance(stage, (SftStage, GrpoStage, RejectStage)):
+        if isinstance(stage, (SftStage, GrpoStage, RejectStage, OpdStage)):
             self.data.check_choice(stage.data, place + "data")
         asked = (
             stage.data if isinstance(stage, EvalStage) else stage.heldout if isinstance(stage, TrainingStage) else None

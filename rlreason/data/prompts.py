@@ -163,6 +163,10 @@ class PromptFormat:
     style: AnswerStyle = "tags"
     #: Arguments of the chat template beside the turns, such as ``{"enable_thinking": False}``.
     template: Mapping[str, object] = field(default_factory=dict)
+    #: What the question is put into, with {prompt} where it stands; None: the question alone.
+    ask: str | None = None
+    #: Questions with the answers that are shown before it, as turns of the chat (few-shot).
+    shots: tuple[tuple[str, str], ...] = ()
     #: Of the problems of a named set instead of the above, by its name.
     sets: Mapping[str, "PromptFormat"] = field(default_factory=dict)
     #: What templates take for today (Llama 3, SmolLM3, gpt-oss write it into the prompt): the day when the run began,
@@ -179,19 +183,36 @@ class PromptFormat:
         """The format of ``problem``: that of its set."""
         return self.sets.get(problem.data_set, self)
 
+    def turns(self, problem: Problem) -> list[tuple[str, str]]:
+        """(role, text) of every turn of the prompt, the system prompt first where there is one."""
+        form = self.of(problem)
+        asked = [(str(one.role), one.content) for one in problem.messages] or [("user", problem.prompt)]
+        asked[-1] = (asked[-1][0], form.asked(asked[-1][1]))
+        shown = [
+            turn for question, answer in form.shots for turn in (("user", form.asked(question)), ("assistant", answer))
+        ]
+        if asked[0][0] == "system":
+            return [asked[0], *shown, *asked[1:]]
+        return [*([("system", form.system)] if form.system else []), *shown, *asked]
+
+    def asked(self, question: str) -> str:
+        """The question as it is put to the model."""
+        return question if self.ask is None else self.ask.replace("{prompt}", question)
+
     def render(self, problem: Problem, tokenizer: Tokenizer) -> RenderedPrompt:
         """The prompt of ``problem`` by the tokenizer's chat template, ready to be continued by the model.
 
         Raises UsageError where the tokenizer has no chat template or the template refuses the turns.
         """
-        form, options = self.of(problem), self.template_options(problem)
+        options = self.template_options(problem)
         pattern = _control_pattern(_control_ids(tokenizer))
         hidden: list[str] = []
-        asked = [(message.role, message.content) for message in problem.messages] or [("user", problem.prompt)]
-        safe = [{"role": role, "content": _hide(content, pattern, hidden)} for role, content in asked]
-        if form.system and safe[0]["role"] != "system":
-            # The recipe's own words: control tokens in them are meant.
-            safe.insert(0, {"role": "system", "content": form.system})
+        own = not (problem.messages and problem.messages[0].role == "system")
+        safe = [
+            # A recipe's own system prompt: control tokens in it are meant.
+            {"role": role, "content": text if role == "system" and own else _hide(text, pattern, hidden)}
+            for role, text in self.turns(problem)
+        ]
         text = _apply(tokenizer, safe, generate=True, options=options)
         prefill = ""
         found = _PREFILL.search(text)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlreason.data.cells import Cells, Column, Columns, Row, kind_of, response_in, structure, turns_in
+from rlreason.data.choice_sets import CHOICE_SETS, choices_asked
 from rlreason.data.code_sets.sets import BadRow, code_set
 from rlreason.data.places import PassRate
 from rlreason.data.prompts import THINK_CLOSE, thought_in
@@ -31,7 +32,7 @@ class RowFormat:
     verifier: str = "math"
     #: Leave rows out that can't be read, instead of raising at the first.
     skip_bad_rows: bool = False
-    #: The code data set whose rows they are: see ``code_sets``.
+    #: The code or multiple-choice data set whose rows they are: see ``code_sets`` and ``choice_sets``.
     convert: str | None = None
     #: Leave rows out whose pass rate lies elsewhere.
     pass_rate: PassRate | None = None
@@ -105,6 +106,8 @@ def _converted(cells: Cells, form: RowFormat, where: str) -> Cells:
     if form.convert is None:
         return cells
     try:
+        if form.convert in CHOICE_SETS:
+            return choices_asked(CHOICE_SETS[form.convert], cells)
         return code_set(form.convert).problem(cells)
     except BadRow as error:
         raise UsageError(f"{where}: {error}, as a row of {form.convert}") from None
@@ -122,7 +125,7 @@ def _problem(row: Row, form: RowFormat, place: _Place, number: int) -> Problem:
     turns = turns_in(row)
     prompt = row.text("prompt", required=True) if not turns.asked else turns.asked[-1].content
     assert prompt is not None
-    solution = row.text("solution")
+    solution = _solution(row)
     response = turns.response or response_in(row)
     if response is None and solution and THINK_CLOSE in solution:
         response = solution  # a reasoning model's whole turn, with what it wrote after its thought
@@ -141,6 +144,14 @@ def _problem(row: Row, form: RowFormat, place: _Place, number: int) -> Problem:
         data_set=form.data_set,
         extra=row.rest(),
     )
+
+
+def _solution(row: Row) -> str | None:
+    """The solution; of a list of them, as OlympiadBench has, the first."""
+    value = row.value("solution")
+    if isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value):
+        return str(value[0])
+    return row.text("solution")
 
 
 def _stem(source: str) -> str:

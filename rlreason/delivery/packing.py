@@ -45,12 +45,46 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Factor:
+    """Which weight a pair of an adapter's matrices is added to.
+
+    Example: ``Factor(weight="model.layers.0.self_attn.q_proj.weight", scaling=2.0)``.
+    """
+
+    weight: str
+    scaling: float
+    #: 0: a linear layer; otherwise the weights of so many experts in one tensor, [E, O, I].
+    experts: int = 0
+    #: The tensor of experts is [E, I, O].
+    input_first: bool = False
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What A and B are called on their way."""
+        return f"{self.weight}:A", f"{self.weight}:B"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What a delivery holds. ``base`` None: everything; otherwise changes since version ``base``."""
 
     version: int
     base: int | None
     entries: tuple[Entry, ...]
+    #: Of weights with an adapter: where its matrices go. They are the first entries.
+    factors: tuple[Factor, ...] = ()
+    #: The matrices alone: for a worker that holds the weights beneath.
+    on_base: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether a worker that holds nothing can take it."""
+        return self.base is None and not self.on_base
+
+    def fits(self, version: int | None, *, on_base: bool) -> bool:
+        """Whether a worker can take it that holds ``version`` (None: nothing that is used) and maybe the ``factors``'
+        weights beneath."""
+        return on_base if self.on_base else self.base is None or self.base == version
 
     @property
     def checksums(self) -> dict[str, int]:
@@ -96,10 +130,11 @@ def unique_tensors(weights: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str,
 
 
 class Packer:
-    """Packs weights. With ``delta`` it packs what changed since the last call."""
+    """Packs weights. With ``delta`` it packs what changed since the last call; ``adapter``: of weights with an adapter
+    whoever holds the rest is sent the adapter alone."""
 
-    def __init__(self, *, delta: bool = False, bucket_bytes: int = BUCKET_BYTES) -> None:
-        self.delta = delta
+    def __init__(self, *, delta: bool = False, adapter: bool = False, bucket_bytes: int = BUCKET_BYTES) -> None:
+        self.delta, self.adapter = delta, adapter
         self._bucket_bytes = bucket_bytes
         self._last: PackedWeights | None = None
 
@@ -111,6 +146,19 @@ class Packer:
         packed = self._packed(contents.items(), version, self._last)
         self._last = PackedWeights(manifest=packed.manifest, buckets=(), contents=contents)
         return replace(packed, contents=contents)
+
+    def pack_adapter(
+        self, matrices: Iterable[tuple[str, Tensor]], factors: tuple[Factor, ...], version: int
+    ) -> PackedWeights:
+        """An adapter's matrices alone, named as ``factors`` have it, in their order."""
+        names = (name for factor in factors for name in factor.names)
+        named = ((name, tensor) for name, (_, tensor) in zip(names, matrices, strict=True))
+        packed = self._packed(named, version, None)
+        return replace(packed, manifest=replace(packed.manifest, factors=factors, on_base=True))
+
+    def pack_base(self, weights: Iterable[tuple[str, Tensor]]) -> PackedWeights:
+        """The frozen weights beneath an adapter, which are of no version; see ``with_base``."""
+        return self._packed(unique_tensors(weights), 0, None)
 
     def whole(self, packed: PackedWeights) -> PackedWeights:
         """All of ``packed``'s version, for a worker that can't take its changes. Only with ``delta``."""
@@ -143,6 +191,14 @@ class Packer:
             )
         manifest = Manifest(version=version, base=base.manifest.version if base else None, entries=tuple(entries))
         return PackedWeights(manifest=manifest, buckets=buckets.end())
+
+
+def with_base(adapter: PackedWeights, base: PackedWeights) -> PackedWeights:
+    """All of the adapter's version: its matrices, then what they are added to. No byte is copied."""
+    behind = len(adapter.buckets)
+    entries = [replace(entry, bucket=entry.bucket + behind) for entry in base.manifest.entries]
+    manifest = replace(adapter.manifest, entries=(*adapter.manifest.entries, *entries), on_base=False)
+    return PackedWeights(manifest=manifest, buckets=(*adapter.buckets, *base.buckets))
 
 
 def _changes(before: Bytes, now: Bytes, width: int) -> tuple[list[Bytes], int]:

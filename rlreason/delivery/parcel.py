@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from rlreason.delivery.group import GroupOptions, Meeting, Sending
-from rlreason.delivery.packing import Bytes, Manifest, PackedWeights, Packer
+from rlreason.delivery.packing import Bytes, Manifest, PackedWeights
 
 
 class Departure(Protocol):
@@ -55,16 +55,16 @@ class HeldWeights(ABC):
         """Every tensor, brought here."""
 
     @abstractmethod
-    def pack(self, version: int, *, delta: bool) -> Parcel:
-        """Packed there as ``version``; with ``delta`` what changed since the last one."""
+    def pack(self, version: int, *, delta: bool, adapter: bool) -> Parcel:
+        """Packed there as ``version``, as a ``Packer(delta=delta, adapter=adapter)`` does."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalParcel:
-    """A parcel of this process."""
+    """A parcel of this process; ``make_whole`` packs all of its version."""
 
     packed: PackedWeights
-    packer: Packer
+    make_whole: Callable[[], PackedWeights]
 
     @property
     def manifest(self) -> Manifest:
@@ -73,7 +73,7 @@ class LocalParcel:
 
     def whole(self) -> LocalParcel:
         """See ``Parcel.whole``."""
-        return LocalParcel(self.packer.whole(self.packed), self.packer)
+        return LocalParcel(self.make_whole(), self.make_whole)
 
     def buckets(self) -> Sequence[Bytes]:
         """See ``Parcel.buckets``."""

@@ -105,7 +105,7 @@ def diagnose(
     taken = _taken(at_hand)
     if not taken:
         return None
-    rescorer = Rescorer(model, step, history, taken, stage.micro_batch_tokens)
+    rescorer = Rescorer(model, step, history, taken, stage.micro_batch)
     found = split(rescorer, taken, step, stage.temperature, (model.dtype, dtype))
     total, parts = _measure(found)
     versions = [version for completion in taken for version in completion.policy_versions.tolist()]
@@ -153,6 +153,7 @@ def _cut(completion: Completion, length: int) -> Completion:
     if len(completion.token_ids) <= length:
         return completion
     logprobs_T, experts = completion.sampler_logprobs, completion.routed_experts
+    sets = completion.sampled_from
     return replace(
         completion,
         token_ids=completion.token_ids[:length],
@@ -161,6 +162,7 @@ def _cut(completion: Completion, length: int) -> Completion:
         policy_versions=completion.policy_versions[:length],
         teacher_logprobs=None,
         routed_experts=None if experts is None else experts[:length],
+        sampled_from=None if sets is None else sets.head(length),
     )
 
 

@@ -127,7 +127,7 @@ def _reported(completions: Sequence[Completion], rescorer: Rescorer) -> Tensor |
     if len(found) < len(completions):
         return None
     experts_NLK = torch.from_numpy(np.concatenate(found)).long()
-    shape = (rescorer.count, len(rescorer.routers.modules), rescorer.routers.chosen)
+    shape = (rescorer.count, rescorer.routers.layers, rescorer.routers.chosen)
     return experts_NLK if experts_NLK.shape == shape else None
 
 

@@ -171,6 +171,29 @@ def sampler_kl(history: History, limits: HealthConfig) -> str | None:
     )
 
 
+def router_collapse(history: History, limits: HealthConfig) -> str | None:
+    """A layer that sends nearly every token to the same experts."""
+    value = history.mean("experts/entropy_worst", limits.window)
+    if len(history.points("experts/entropy_worst")) < FIRST or not value < limits.experts_entropy:
+        return None
+    return (
+        f"a router has collapsed: in one layer the load's entropy is {value:.2g} (1 is balanced, 0 always the same "
+        "experts; experts.jsonl has each layer). Freeze the routers (freeze_router) or lower the learning rate; in "
+        "supervised stages set trainer.router_aux_loss"
+    )
+
+
+def dead_experts(history: History, limits: HealthConfig) -> str | None:
+    """Experts that no token goes to: parameters that are paid for and learn nothing."""
+    value = history.mean("experts/dead", limits.window)
+    if len(history.points("experts/dead")) < FIRST or not value > limits.experts_dead:
+        return None
+    return (
+        f"{value:.0%} of the experts get no token: they learn nothing. In supervised stages a load-balancing loss "
+        "(trainer.router_aux_loss) brings them back; a router warm-up (router_warmup_steps) helps upcycled models"
+    )
+
+
 def worker_replaced(history: History, limits: HealthConfig) -> str | None:
     """A rollout worker that died or hung."""
     count = history.last("workers/replaced", 1)
@@ -201,6 +224,8 @@ WARNINGS: Mapping[str, Rule] = {
     "heldout_falls": heldout_falls,
     "length_explosion": length_explosion,
     "sampler_kl": sampler_kl,
+    "router_collapse": router_collapse,
+    "dead_experts": dead_experts,
     "worker_replaced": worker_replaced,
     "worker_lost": worker_lost,
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlreason.objective.kl import LOG_RATIO_LIMIT
+from rlreason.objective.kl import LOG_RATIO_LIMIT, binary_kl
 from rlreason.objective.spec import Level, ObjectiveSpec
 
 
@@ -38,11 +38,20 @@ def correction_weights(mismatch_BT: Tensor, mask_BT: Tensor, spec: ObjectiveSpec
     return ratio.masked_fill(outside, 0.0)
 
 
-def off_policy_mask(
-    logprobs_BT: Tensor, sampler_logprobs_BT: Tensor, mask_BT: Tensor, advantages_BT: Tensor, delta: float
+def sequence_gates(
+    logprobs_BT: Tensor, sampler_logprobs_BT: Tensor, mask_BT: Tensor, advantages_BT: Tensor, spec: ObjectiveSpec
 ) -> Tensor:
-    """1 where a token stays, [B, T]; 0 where its A < 0 and its sequence's mean log(π_sampler/π) > delta
-    (DeepSeek-V3.2)."""
-    drift_BT = torch.where(mask_BT > 0, sampler_logprobs_BT - logprobs_BT, 0.0)
-    drift_B1 = at_level(drift_BT, mask_BT, "sequence_mean")
-    return 1.0 - ((advantages_BT < 0) & (drift_B1 > delta)).to(logprobs_BT.dtype)
+    """1 where a token stays, [B, T]; 0 where its sequence has drifted too far from the sampler.
+
+    ``off_policy_delta``: of tokens with A < 0, where the mean log(π_sampler/π) is above it (DeepSeek-V3.2, arXiv
+    2512.02556). ``sequence_kl_max``: of all, where the mean binary divergence is (FlashREINFORCE).
+    """
+    kept_BT = torch.ones_like(logprobs_BT)
+    if spec.off_policy_delta:
+        drift_BT = torch.where(mask_BT > 0, sampler_logprobs_BT - logprobs_BT, 0.0)
+        drift_B1 = at_level(drift_BT, mask_BT, "sequence_mean")
+        kept_BT.masked_fill_((advantages_BT < 0) & (drift_B1 > spec.off_policy_delta), 0.0)
+    if spec.sequence_kl_max:
+        divergence_BT = torch.where(mask_BT > 0, binary_kl(sampler_logprobs_BT, logprobs_BT), 0.0)
+        kept_BT.masked_fill_(at_level(divergence_BT, mask_BT, "sequence_mean") > spec.sequence_kl_max, 0.0)
+    return kept_BT

@@ -41,6 +41,15 @@ def kl_estimate(
     return value, grad
 
 
+def binary_kl(sampler_logprobs: Tensor, logprobs: Tensor) -> Tensor:
+    """KL₂ = μ log(μ/π) + (1 − μ) log((1 − μ)/(1 − π)): between drawing one token or any other, of the sampler and the
+    policy (DPPO, arXiv 2602.04879). 1e-8 is added to both complements, as verl does. Without gradient; a
+    log-probability that rounding left above 0 counts as 0."""
+    log_q, log_p = sampler_logprobs.clamp(max=0.0), logprobs.clamp(max=0.0)
+    others_q, others_p = -torch.expm1(log_q), -torch.expm1(log_p)
+    return log_q.exp() * (log_q - log_p) + others_q * ((others_q + 1e-8) / (others_p + 1e-8)).log()
+
+
 def beyond_limit(log_ratio: Tensor) -> Tensor | None:
     """Where a log-ratio is clamped, which stops its gradient; None where a CPU sees that none is."""
     if log_ratio.device.type == "cpu" and log_ratio.numel():

@@ -10,6 +10,10 @@ products, or three where one tile holds all rows.
 With e = exp(z − max z), s = Σ e and g = dL/d log π, the gradient by the logits is −g/s · e, but g · (1 − π) at the
 target. The factor −g/s of a row is applied to its hidden state [H] and not to its logits [V], which saves a pass over
 the tile, and the target's entry is −expm1(log π), which keeps its digits where π is near 1.
+
+Where draws were truncated (``Batch.sampled_from``), logits of all other tokens are cut off first, so that π is over the
+tokens that could be drawn. Score centering (``objective.centering``) adds its own row to the gradient's while the tile
+is there: no product more.
 """
 
 from __future__ import annotations
@@ -22,8 +26,10 @@ import torch
 from torch import Tensor
 
 from rlreason.objective.batch import Batch, LossOutput
+from rlreason.objective.centering import CentredRows, centred, gains, with_centering
 from rlreason.objective.loss import LossAndGrad, LossInputs, evaluate, with_gradient
 from rlreason.objective.spec import ObjectiveSpec
+from rlreason.objective.token_rows import TokenRows
 
 #: Elements of a tile: 160 MB of float32. Smaller tiles make the weight's gradient pass through memory more often.
 _TILE = 40_000_000
@@ -77,13 +83,20 @@ def linear_policy_loss(
     if options.gradient == "forward" and not local:
         raise ValueError('gradient = "forward": a token\'s gradient depends on its sequence here. Use "auto"')
     head = _Head.from_hidden(hidden_BTH, weight_VH, batch, options)
+    if spec.centering != "off":
+        head.centring = _Centring.of(head, inputs, spec)
     if local and options.gradient != "recompute" and head.rows:
         done = _forward_gradient(head, inputs, spec)
     else:
         for part in head.tiles():
             head.measure(part)
-        done = evaluate(head.in_place(head.logprobs_R), inputs, spec)
+        logprobs_BT = head.in_place(head.logprobs_R)
+        done = evaluate(logprobs_BT, inputs, spec)
+        if head.centring is not None:  # the sequences' weights are known now
+            head.centring.gains_R = gains(logprobs_BT, inputs, spec).reshape(-1)[head.places_R]
         _backward_gradient(head, done.grad_logprobs_BT.reshape(-1)[head.places_R])
+    if head.centring is not None:
+        done = with_centering(done, head.centring.gains_R, head.centring.value_R)
     return head.output(done)
 
 
@@ -137,6 +150,31 @@ def _backward_gradient(head: _Head, grad_logprobs_R: Tensor) -> None:
 
 
 @dataclass(slots=True, kw_only=True)
+class _Centring:
+    """What score centering knows of the rows; ``newest``: of the newest tile."""
+
+    spec: ObjectiveSpec
+    advantages_R: Tensor
+    #: w A, and of objectives with weights of sequences, those in it once they are known.
+    gains_R: Tensor
+    value_R: Tensor
+    newest: CentredRows | None = None
+
+    @staticmethod
+    def of(head: _Head, inputs: LossInputs, spec: ObjectiveSpec) -> _Centring:
+        if head.sets is None:
+            raise ValueError(f'centering = "{spec.centering}" needs to know what the tokens were drawn from')
+        advantages_R = inputs.advantages_BT.reshape(-1)[head.places_R].to(head.logprobs_R.dtype)
+        weights_R = inputs.weights_BT.reshape(-1)[head.places_R].to(head.logprobs_R.dtype)
+        return _Centring(
+            spec=spec,
+            advantages_R=advantages_R,
+            gains_R=weights_R * advantages_R,
+            value_R=torch.zeros_like(advantages_R),
+        )
+
+
+@dataclass(slots=True, kw_only=True)
 class _Head:
     """The buffers of one call."""
 
@@ -147,6 +185,8 @@ class _Head:
     wide_VH: Tensor
     places_R: Tensor
     targets_R1: Tensor
+    #: What the rows were drawn from, where that is known.
+    sets: TokenRows | None
     temperature: float
     tile_rows: int
     #: exp(z − max z) of the newest tile; its target entries are changed by ``add_gradient``.
@@ -157,6 +197,7 @@ class _Head:
     entropies_R: Tensor
     gradient_RH: Tensor | None
     gradient_VH: Tensor | None
+    centring: _Centring | None = None
 
     @staticmethod
     def from_hidden(hidden_BTH: Tensor, weight_VH: Tensor, batch: Batch, options: HeadOptions) -> _Head:
@@ -170,6 +211,9 @@ class _Head:
         rows, vocabulary = len(places_R), len(weight_VH)
         tile_rows = min(options.tile_rows or max(1, _TILE // vocabulary), max(1, rows))
         grad = torch.is_grad_enabled()
+        sets = batch.sampled_from
+        if sets is not None and len(sets.ends) != rows:
+            raise ValueError(f"the batch says of {len(sets.ends)} rows what they were drawn from, and {rows} have loss")
 
         def empty(*shape: int) -> Tensor:
             return torch.empty(shape, dtype=wide, device=weight_VH.device)
@@ -181,6 +225,7 @@ class _Head:
             wide_VH=weight_VH.detach().to(wide),
             places_R=places_R,
             targets_R1=batch.targets_BT.reshape(-1)[places_R].unsqueeze(1),
+            sets=sets,
             temperature=options.temperature,
             tile_rows=tile_rows,
             memory_CV=empty(tile_rows, vocabulary),
@@ -210,15 +255,29 @@ class _Head:
         """Logits of a tile -> exp(z − max z) in the tile; sums, log π and entropy of its rows."""
         tile_CV = self.memory_CV[: part.stop - part.start]
         torch.mm(self.scaled_RH[part], self.wide_VH.t(), out=tile_CV)
+        sets = None if self.sets is None else self.sets.part(part)
+        logits_E = None
+        if sets is not None:
+            sets.cut(tile_CV)
+            logits_E = tile_CV[sets.row_E, sets.ids_E] if self.centring is not None else None
+        largest_C1 = tile_CV.new_empty((len(tile_CV), 1))
         for start in range(0, len(tile_CV), len(self.scratch)):
             block = tile_CV[start : start + len(self.scratch)]
             at = slice(part.start + start, part.start + start + len(block))
-            z = torch.sub(block, block.amax(dim=1, keepdim=True), out=self.scratch[: len(block)])
+            largest = torch.amax(block, dim=1, keepdim=True, out=largest_C1[start : start + len(block)])
+            z = torch.sub(block, largest, out=self.scratch[: len(block)])
             chosen = z.gather(1, self.targets_R1[at]).squeeze(1)
             total = torch.sum(torch.exp(z, out=block), dim=1, out=self.sums_R[at])
             log_total = total.log()
             torch.sub(chosen, log_total, out=self.logprobs_R[at])
             torch.sub(log_total, z.mul_(block).sum(dim=1).div_(total), out=self.entropies_R[at])
+        if self.centring is not None and sets is not None and logits_E is not None:
+            normaliser_C = largest_C1.squeeze(1) + self.sums_R[part].log()
+            newest = centred(
+                sets, logits_E - normaliser_C[sets.row_E], self.centring.advantages_R[part], self.centring.spec
+            )
+            self.centring.newest = newest
+            self.centring.value_R[part] = newest.value_R
 
     def add_gradient(self, part: slice, grad_logprobs_C: Tensor) -> None:
         """Gradients of the newest tile, whose rows have dL/d log π = ``grad_logprobs_C``."""
@@ -228,6 +287,9 @@ class _Head:
         sums_C1 = self.sums_R[part].unsqueeze(1)
         tile_CV.scatter_(1, self.targets_R1[part], sums_C1 * torch.expm1(self.logprobs_R[part].unsqueeze(1)))
         factor_C1 = -grad_logprobs_C.unsqueeze(1) / sums_C1
+        if self.centring is not None:
+            self._add_centring(tile_CV, part, grad_logprobs_C)
+            factor_C1 = torch.ones_like(factor_C1)
         if self.gradient_RH is not None:
             torch.mm(tile_CV, self.wide_VH, out=self.gradient_RH[part])
             self.gradient_RH[part] *= factor_C1 / self.temperature
@@ -237,6 +299,17 @@ class _Head:
                 torch.mm(tile_CV.t(), factored_CH, out=self.gradient_VH)
             else:
                 self.gradient_VH.addmm_(tile_CV.t(), factored_CH)
+
+    def _add_centring(self, tile_CV: Tensor, part: slice, grad_logprobs_C: Tensor) -> None:
+        """The tile -> dL/dlogits: g (e_y − π) of the objective, and w A (coefficients − π · their sum)."""
+        assert self.sets is not None
+        assert self.centring is not None
+        assert self.centring.newest is not None
+        sets, newest, gains_C = self.sets.part(part), self.centring.newest, self.centring.gains_R[part]
+        at_all_C = gains_C * newest.total_R
+        tile_CV *= (-(grad_logprobs_C + at_all_C) / self.sums_R[part]).unsqueeze(1)
+        tile_CV.scatter_add_(1, self.targets_R1[part], -at_all_C.unsqueeze(1))
+        tile_CV.index_put_((sets.row_E, sets.ids_E), gains_C[sets.row_E] * newest.coefficients_E, accumulate=True)
 
     def in_place(self, values_R: Tensor) -> Tensor:
         """Values of the loss rows where they belong, [B, T]; 0 elsewhere."""

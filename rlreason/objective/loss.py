@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rlreason.objective.batch import Batch, LossOutput
-from rlreason.objective.correction import at_level, correction_weights, off_policy_mask
+from rlreason.objective.correction import at_level, correction_weights, sequence_gates
 from rlreason.objective.kl import LOG_RATIO_LIMIT, beyond_limit, kl_estimate
 from rlreason.objective.spec import ObjectiveSpec
 from rlreason.objective.surrogate import Surrogate, SurrogateInputs, surrogate
@@ -199,7 +199,7 @@ def _compute_block(
     product_BT = torch.empty_like(logprobs_BT)  # of one sum after the other: new memory costs more than the product
     loss = -_sum(torch.mul(part.value, gains_BT, out=product_BT))
     sums["clip_fraction"] = torch.mul(part.clipped, mask_BT, out=product_BT).sum()
-    if spec.correction in ("mis", "icepop") or spec.off_policy_delta:
+    if spec.correction in ("mis", "icepop") or spec.gates_sequences:
         sums["correction/masked"] = ((gains_BT == 0) & (weights_BT != 0)).sum()
     if inputs.reference_logprobs_BT is not None:
         ratio_BT = None
@@ -251,10 +251,8 @@ def _token_weights(logprobs_BT: Tensor, mismatch_BT: Tensor, inputs: LossInputs,
     weights: Tensor | None = None
     if spec.correction != "none":
         weights = correction_weights(mismatch_BT, inputs.mask_BT, spec)
-    if spec.off_policy_delta:
-        kept_BT = off_policy_mask(
-            logprobs_BT, inputs.sampler_logprobs_BT, inputs.mask_BT, inputs.advantages_BT, spec.off_policy_delta
-        )
+    if spec.gates_sequences:
+        kept_BT = sequence_gates(logprobs_BT, inputs.sampler_logprobs_BT, inputs.mask_BT, inputs.advantages_BT, spec)
         weights = kept_BT if weights is None else weights * kept_BT
     return weights
 
@@ -312,17 +310,3 @@ def supervised_loss(logprobs_BT: Tensor, mask_BT: Tensor, denominator: float) ->
     """Token-mean cross-entropy over the whole step: −Σ log π / N. Shapes [B, T]."""
     negative = -(logprobs_BT * mask_BT).sum()
     return LossOutput(loss=negative / denominator, sums={"loss": negative.detach()})
-
-
-def distillation_loss(
-    student_logits_BTV: Tensor, teacher_logits_BTV: Tensor, mask_BT: Tensor, denominator: float
-) -> LossOutput:
-    """Forward KL(teacher || student) averaged over tokens (Hinton et al. 2015, arXiv 1503.02531; T = 1).
-
-    Logits [B, T, V] of any float dtype, computed in float32. The teacher's carry no gradient.
-    """
-    teacher_BTV = torch.log_softmax(teacher_logits_BTV.detach().float(), dim=-1)
-    student_BTV = torch.log_softmax(student_logits_BTV.float(), dim=-1)
-    divergence_BT = (teacher_BTV.exp() * (teacher_BTV - student_BTV)).sum(dim=-1)
-    total = (divergence_BT * mask_BT).sum()
-    return LossOutput(loss=total / denominator, sums={"teacher_kl": total.detach()})

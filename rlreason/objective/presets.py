@@ -42,11 +42,69 @@ TABLE: Mapping[str, Preset] = MappingProxyType(
             "as in the paper: 4,096 of 20,480 tokens.",
             spec=ObjectiveSpec(clip_low=0.2, clip_high=0.28, overlong="soft_penalty", overlong_share=0.2),
         ),
+        "deepseek_v32": Preset(
+            paper="DeepSeek-V3.2's GRPO (arXiv 2512.02556, 3.1): mean-only advantage, unbiased KL, no token with A < 0 "
+            "of sequences that the policy has moved away from",
+            formula="J = 1/N Σ_i 1/|o_i| Σ_t [ min(ρ_it A_i, clip(ρ_it, 0.8, 1.2) A_i) M_i − 0.001 · ρ_it k3_it ],   "
+            "A_i = r_i − mean_g,   M_i = 0 where A_i < 0 and mean_t log(π_sampler/π) > 0.5, else 1",
+            note="The paper gives no numbers for the KL and the mask: 0.001 is R1's, 0.5 TRL's example. Its other two "
+            "parts are no objective: the sampling mask is kept wherever top_p, top_k or min_p truncates; experts are "
+            "kept by the stage's routing replay.",
+            spec=ObjectiveSpec(
+                scale="none",
+                aggregation="sequence",
+                clip_low=0.2,
+                clip_high=0.2,
+                kl_coef=0.001,
+                kl_estimator="k3_unbiased",
+                off_policy_delta=0.5,
+            ),
+        ),
+        "dppo_kl": Preset(
+            paper="DPPO with the binary KL (arXiv 2602.04879): a trust region of divergence, where PPO clips a ratio",
+            formula="J = 1/Σ|o_i| Σ_i Σ_t ρ_it A_i M_it,   ρ = π/π_sampler,   M_it = 0 where A_i pushes π further from "
+            "π_sampler and KL(Bern(π_sampler) || Bern(π)) > 0.05, else 1,   A_i = (r_i − mean_g) / std_g",
+            note="The bound is the recipe's to tune; 0.05 is where we begin.",
+            spec=ObjectiveSpec(old="sampler", correction="none", clip="dppo_kl", clip_low=0.05, clip_high=0.05),
+        ),
+        "dppo_tv": Preset(
+            paper="DPPO with total variation (arXiv 2602.04879): the probability itself may move so far and no further",
+            formula="J = 1/Σ|o_i| Σ_i Σ_t ρ_it A_i M_it,   ρ = π/π_sampler,   M_it = 0 where A_i pushes π further from "
+            "π_sampler and |π − π_sampler| > 0.2, else 1,   A_i = (r_i − mean_g) / std_g",
+            note="verl and SkyRL bound the ratio by 20 beside it; here log-ratios are bounded by ±20.",
+            spec=ObjectiveSpec(old="sampler", correction="none", clip="dppo_tv", clip_low=0.2, clip_high=0.2),
+        ),
         "dr_grpo": Preset(
             paper="Dr. GRPO (arXiv 2503.20783): neither the length nor the deviation of a group changes a token's "
             "weight",
             formula="J = 1/(N · max_tokens) Σ_i Σ_t min(ρ_it A_i, clip(ρ_it, 0.8, 1.2) A_i),   A_i = r_i − mean_g",
             spec=ObjectiveSpec(scale="none", aggregation="sequence_sum", clip_low=0.2, clip_high=0.2),
+        ),
+        "flash_reinforce": Preset(
+            paper="FlashREINFORCE (github.com/yifanzhang-pro/FlashREINFORCE, September 2026): one completion of a "
+            "problem, the batch's mean as baseline, token ratios to the sampler, a trust region of whole sequences",
+            formula="J = 1/N Σ_i 1/|o_i| Σ_t ρ_it A_i M_i,   ρ = π/π_sampler,   A_i = r_i − mean of the batch,   "
+            "M_i = 0 where mean_t KL(Bern(π_sampler) || Bern(π)) > 0.003, else 1",
+            note="As OpenRLHF 0.11.2 has it (seq mask, binary_kl), whose tests bound the divergence by 0.003; the "
+            "paper itself was not at hand. Its filter of failed tokens by entropy is not here. Takes "
+            "samples_per_problem = 1.",
+            spec=ObjectiveSpec(
+                baseline="batch",
+                scale="none",
+                old="sampler",
+                correction="none",
+                clip="none",
+                aggregation="sequence",
+                sequence_kl_max=0.003,
+            ),
+        ),
+        "gdpo": Preset(
+            paper="GDPO (arXiv 2601.05242): several rewards, each normalised in its group before they are added, so "
+            "that a rare or narrow one is not drowned",
+            formula="J = 1/N Σ_i 1/|o_i| Σ_t min(ρ_it A_i, clip(ρ_it, 0.8, 1.2) A_i),   A_i = (x_i − mean x) / std x "
+            "over the batch,   x_i = Σ_k weight_k (r_ik − mean_g r_k) / std_g r_k",
+            note="The rewards are the parts of [reward]; the paper's KL is left out, as in TRL's normalize_then_sum.",
+            spec=ObjectiveSpec(rewards="apart", aggregation="sequence", clip_low=0.2, clip_high=0.2),
         ),
         "grpo": Preset(
             paper="GRPO as published (DeepSeekMath, arXiv 2402.03300, eq. 3 and 4; outcome supervision)",

@@ -18,12 +18,14 @@ from typing import ClassVar, Literal, get_args
 Baseline = Literal["mean", "leave_one_out", "length_weighted", "batch", "given", "none"]
 Scale = Literal["group_std", "batch_std", "batch_whiten", "group_mean", "none"]
 RatioLevel = Literal["token", "sequence_mean", "clipped_mean", "on_policy"]
-Clip = Literal["ppo", "cispo", "sapo", "dppo_tv", "none"]
+Clip = Literal["ppo", "cispo", "sapo", "dppo_tv", "dppo_kl", "none"]
 KlEstimator = Literal["k1", "k2", "k3", "k3_unbiased"]
 Correction = Literal["none", "tis", "mis", "icepop"]
 Level = Literal["token", "sequence_mean", "sequence_product"]
 OldPolicy = Literal["trainer", "sampler"]
 Aggregation = Literal["token", "sequence", "sequence_sum", "group_token"]
+Centering = Literal["off", "top_k", "exact"]
+Rewards = Literal["sum", "apart"]
 Overlong = Literal["keep", "mask", "mask_from_baseline", "soft_penalty"]
 
 
@@ -38,6 +40,9 @@ class ObjectiveSpec:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
+    #: sum: the mixed score is the reward. apart: each part of [reward] is a reward of its own, normalised in its group;
+    #: their sum with the recipe's weights is then normalised over the batch (GDPO, arXiv 2601.05242).
+    rewards: Rewards = "sum"
     #: Subtracted from the reward. mean: of the group; leave_one_out: of the others in the group (RLOO);
     #: length_weighted: Σ l r / Σ l of the group (OPO); batch: of all rewards; given: one number per completion
     #: (a critic, ReMax).
@@ -57,11 +62,14 @@ class ObjectiveSpec:
     #: (verl's bypass mode, TRL, prime-rl): ρ = π/π_sampler, and the clip acts on stale rollouts too.
     old: OldPolicy = "trainer"
     #: S. ppo: min(ρA, clip(ρ)A); cispo: stop_gradient(clip(ρ))·A·log π; sapo: a soft gate; dppo_tv: ρA, but 0 where
-    #: the probability has moved further than the bounds already, away from the sampler's; none: ρA.
+    #: the probability has moved further than the bounds already, away from the sampler's; dppo_kl: the same of the
+    #: divergence KL(sampler || policy) between drawing this token and any other; none: ρA.
     clip: Clip = "ppo"
-    #: Lower bound is 1 − clip_low: any number, as a ratio is positive. For dppo_tv: largest fall of the probability.
+    #: Lower bound is 1 − clip_low: any number, as a ratio is positive. For dppo_tv: largest fall of the probability;
+    #: for dppo_kl: largest divergence, in nats, of one that falls.
     clip_low: float = 0.2
-    #: Upper bound is 1 + clip_high. For dppo_tv: largest rise of the probability.
+    #: Upper bound is 1 + clip_high. For dppo_tv: largest rise of the probability; for dppo_kl: largest divergence of
+    #: one that rises.
     clip_high: float = 0.28
     #: Dual clip: where A < 0, S ≥ dual_clip · A (arXiv 1912.09729). 0: off.
     dual_clip: float = 0.0
@@ -88,6 +96,15 @@ class ObjectiveSpec:
     correction_high: float = 2.0
     #: Leave out tokens with A < 0 of sequences whose mean log(π_sampler/π) exceeds this (DeepSeek-V3.2). 0: off.
     off_policy_delta: float = 0.0
+    #: Leave out sequences whose mean divergence of dppo_kl's kind exceeds this, in nats a token (FlashREINFORCE's trust
+    #: region). 0: off.
+    sequence_kl_max: float = 0.0
+    #: Take out of each step what it would do whatever was rewarded, because the sampler's distribution is not the
+    #: policy's (arXiv 2609.20807). top_k: from its ``centering_top_k`` most probable tokens, the rest taken for the
+    #: policy's, rescaled; exact: from all that could be drawn.
+    centering: Centering = "off"
+    #: Most probable tokens of the sampler that come with each token for centering = "top_k".
+    centering_top_k: int = 20
     #: w. token: one mean over all tokens; sequence: mean of each sequence's mean; sequence_sum: sum of each sequence
     #: over max_tokens (Dr. GRPO); group_token: mean of each group's mean over its tokens.
     aggregation: Aggregation = "token"
@@ -108,21 +125,24 @@ class ObjectiveSpec:
         """Whether the baseline is the group's own: then equal rewards, or a single one, mean advantage 0."""
         return self.baseline in ("mean", "leave_one_out", "length_weighted")
 
+    @property
+    def gates_sequences(self) -> bool:
+        """Whether the whole sequence decides if a token stays."""
+        return self.off_policy_delta > 0 or self.sequence_kl_max > 0
+
     def is_row_local(self, *, has_old: bool) -> bool:
         """Whether a token's loss and gradient follow from its own log-probability. At π = π_old (not ``has_old``) the
         ratio is 1 at every level, so only what weighs whole sequences stands against it."""
         has_old = has_old or self.old == "sampler"
-        if (self.correction != "none" and self.correction_level != "token") or self.off_policy_delta > 0:
+        if (self.correction != "none" and self.correction_level != "token") or self.gates_sequences:
             return False
         return self.ratio in ("token", "on_policy") or not has_old
 
     def formula(self) -> str:
         """The effective objective in one line, as `rlreason plan` prints it."""
-        gain = f"{_correction_text(self)}{_surrogate_text(self)}{_kl_text(self)}"
-        return (
-            f"J = {_AGGREGATIONS[self.aggregation]} [{gain}],  "
-            f"{_ratio_text(self)},  A = {_advantage_text(self)}{_OVERLONG[self.overlong]}"
-        )
+        from rlreason.objective.formula import formula
+
+        return formula(self)
 
 
 #: Values that had another name: "sequence" was a mean in one key and a product in the other.
@@ -154,7 +174,8 @@ def _positive(spec: ObjectiveSpec) -> str:
     for name in ("clip_low", "clip_high", "sapo_tau_positive", "sapo_tau_negative", "correction_high"):
         if not getattr(spec, name) > 0.0:
             return f"{name} must be positive, not {getattr(spec, name)}"
-    for name in ("std_epsilon", "dual_clip", "delta", "kl_coef", "correction_low", "off_policy_delta"):
+    gates = ("off_policy_delta", "sequence_kl_max")
+    for name in ("std_epsilon", "dual_clip", "delta", "kl_coef", "correction_low", *gates):
         if not getattr(spec, name) >= 0.0:
             return f"{name} must not be negative, but it is {getattr(spec, name)}"
     if spec.std_ddof not in (0, 1):
@@ -163,6 +184,13 @@ def _positive(spec: ObjectiveSpec) -> str:
 
 
 def _advantage(spec: ObjectiveSpec) -> str:
+    if spec.rewards == "apart" and (spec.baseline, spec.scale) != ("mean", "group_std"):
+        return 'rewards = "apart" (GDPO) normalises each part as GRPO does: baseline = "mean", scale = "group_std"'
+    if spec.rewards == "apart" and (spec.overlong == "soft_penalty" or (spec.kl_coef and spec.kl_in == "reward")):
+        return (
+            'rewards = "apart" (GDPO) has no one reward that overlong = "soft_penalty" or kl_in = "reward" could take '
+            'off from: use overlong = "mask" or "keep", and kl_in = "loss"'
+        )
     if spec.baseline == "leave_one_out" and spec.scale == "group_std":
         return (
             'baseline = "leave_one_out" with scale = "group_std" divides by the deviation twice over: on groups of '
@@ -201,8 +229,8 @@ def _clipping(spec: ObjectiveSpec) -> str:
         return f'ratio = "on_policy" is always 1: clip = "{spec.clip}" can never act. Use clip = "none"'
     if spec.ratio == "clipped_mean" and spec.clip != "ppo":
         return f'ratio = "clipped_mean" (GMPO) clips token ratios itself: it needs clip = "ppo", not "{spec.clip}"'
-    if spec.ratio == "sequence_mean" and spec.clip == "dppo_tv":
-        return 'clip = "dppo_tv" bounds the probability of a token: it needs ratio = "token"'
+    if spec.ratio == "sequence_mean" and spec.clip in ("dppo_tv", "dppo_kl"):
+        return f'clip = "{spec.clip}" bounds the probability of a token: it needs ratio = "token"'
     if spec.clip in ("ppo", "cispo") and spec.clip_high < spec.clip_low < 1.0:
         return f"clip_high ({spec.clip_high}) must not be below clip_low ({spec.clip_low})"
     if spec.dual_clip and (spec.clip != "ppo" or spec.ratio == "clipped_mean"):
@@ -229,6 +257,17 @@ def _kl(spec: ObjectiveSpec) -> str:
     return ""
 
 
+def _centering(spec: ObjectiveSpec) -> str:
+    if spec.centering_top_k < 1:
+        return f"centering_top_k must be at least 1, not {spec.centering_top_k}"
+    if spec.centering != "off" and spec.old == "sampler" and spec.ratio in ("sequence_mean", "clipped_mean"):
+        return (
+            f'centering = "{spec.centering}" with old = "sampler" asks what the clip would do with every token, and '
+            f'ratio = "{spec.ratio}" depends on the whole sequence: use ratio = "token", or old = "trainer"'
+        )
+    return ""
+
+
 def _corrections(spec: ObjectiveSpec) -> str:
     if spec.correction == "icepop" and spec.correction_level != "token":
         return 'correction = "icepop" masks single tokens: it needs correction_level = "token"'
@@ -249,6 +288,7 @@ def _corrections(spec: ObjectiveSpec) -> str:
 
 #: The values of each axis that has names.
 _CHOICES = {
+    "rewards": get_args(Rewards),
     "baseline": get_args(Baseline),
     "scale": get_args(Scale),
     "ratio": get_args(RatioLevel),
@@ -258,6 +298,7 @@ _CHOICES = {
     "kl_in": ("loss", "reward"),
     "correction": get_args(Correction),
     "correction_level": get_args(Level),
+    "centering": get_args(Centering),
     "aggregation": get_args(Aggregation),
     "overlong": get_args(Overlong),
 }
@@ -270,84 +311,5 @@ _RULES: tuple[Callable[[ObjectiveSpec], str], ...] = (
     _clipping,
     _kl,
     _corrections,
+    _centering,
 )
-
-_AGGREGATIONS = {
-    "token": "1/N_tokens Σ_i Σ_t",
-    "sequence": "1/N_sequences Σ_i 1/|o_i| Σ_t",
-    "sequence_sum": "1/(N_sequences · max_tokens) Σ_i Σ_t",
-    "group_token": "1/N_groups Σ_g 1/|tokens_g| Σ_i Σ_t",
-}
-_RATIOS = {
-    "token": "ρ = π/π_old",
-    "sequence_mean": "ρ = (π(o)/π_old(o))^(1/|o|)",
-    "clipped_mean": "ρ = Π_t clip(π/π_old)^(1/|o|)",
-    "on_policy": "ρ = π/stop_gradient(π)",
-}
-_OVERLONG = {
-    "keep": "",
-    "mask": ",  truncated: no loss",
-    "mask_from_baseline": ",  truncated: neither loss nor baseline",
-    "soft_penalty": ",  r includes the length penalty",
-}
-_BASELINES = {
-    "mean": "r − mean_group",
-    "leave_one_out": "r − mean_others",
-    "length_weighted": "r − Σlr/Σl",
-    "batch": "r − mean_batch",
-    "given": "r − b",
-    "none": "r",
-}
-
-
-def _ratio_text(spec: ObjectiveSpec) -> str:
-    return _RATIOS[spec.ratio].replace("π_old", "π_sampler" if spec.old == "sampler" else "π_old")
-
-
-def _correction_text(spec: ObjectiveSpec) -> str:
-    if spec.correction == "none":
-        return ""
-    name = {
-        "token": "π_old/π_sampler",
-        "sequence_product": "Π_t π_old/π_sampler",
-        "sequence_mean": "(Π_t π_old/π_sampler)^(1/|o|)",
-    }
-    inner = name[spec.correction_level]
-    if spec.correction == "tis":
-        return f"min({inner}, {spec.correction_high:g}) · "
-    return f"mask({inner} in [{spec.correction_low:g}, {spec.correction_high:g}]) · "
-
-
-def _surrogate_text(spec: ObjectiveSpec) -> str:
-    bounds = f"{1 - spec.clip_low:g}, {1 + spec.clip_high:g}"
-    if spec.ratio == "clipped_mean":
-        return "ρ·A"
-    if spec.clip == "ppo":
-        first = f"min(ρ, {spec.delta:g})·A" if spec.delta else "ρ·A"
-        text = f"min({first}, clip(ρ, {bounds})·A)"
-        return f"max({text}, {spec.dual_clip:g}·A if A<0)" if spec.dual_clip else text
-    return {
-        "cispo": f"stop_gradient(clip(ρ, {bounds}))·A·log π",
-        "sapo": f"4/τ·σ(τ(ρ − 1))·A, τ = {spec.sapo_tau_positive:g} if A>0 else {spec.sapo_tau_negative:g}",
-        "dppo_tv": f"ρ·A·[π − π_sampler ≤ {spec.clip_high:g} if A>0, ≥ −{spec.clip_low:g} if A<0]",
-        "none": "ρ·A",
-    }[spec.clip]
-
-
-def _kl_text(spec: ObjectiveSpec) -> str:
-    return f" − {spec.kl_coef:g} · {spec.kl_estimator}(π, π_ref)" if spec.kl_coef and spec.kl_in == "loss" else ""
-
-
-def _advantage_text(spec: ObjectiveSpec) -> str:
-    text = _BASELINES[spec.baseline]
-    if spec.kl_coef and spec.kl_in == "reward":
-        text = text.replace("r", f"(r − {spec.kl_coef:g}·Σ_t {spec.kl_estimator})", 1)
-    text = f"({text})" if spec.scale != "none" and spec.baseline != "none" else text
-    epsilon = f" + {spec.std_epsilon:g})" if spec.std_epsilon else ")"
-    return {
-        "group_std": f"{text} / (std_group{epsilon}",
-        "batch_std": f"{text} / (std_batch{epsilon}",
-        "batch_whiten": f"whiten({text}) over the batch's tokens",
-        "group_mean": f"{text} / mean_group",
-        "none": text,
-    }[spec.scale]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlreason.objective.kl import binary_kl
 from rlreason.objective.spec import ObjectiveSpec
 
 
@@ -47,6 +48,8 @@ def surrogate(inputs: SurrogateInputs, spec: ObjectiveSpec) -> Surrogate:
     unclipped = inputs.ratio * inputs.advantages
     if spec.clip == "dppo_tv":
         return _masked(unclipped, dppo_tv_mask(inputs, spec))
+    if spec.clip == "dppo_kl":
+        return _masked(unclipped, dppo_kl_mask(inputs, spec))
     return Surrogate(value=unclipped, grad_logprob=unclipped, clipped=unclipped.new_zeros((1, 1)))
 
 
@@ -102,6 +105,14 @@ def dppo_tv_mask(inputs: SurrogateInputs, spec: ObjectiveSpec) -> Tensor:
     than the bound, on the side that the advantage pushes to."""
     change = inputs.logprobs.exp() - inputs.sampler_logprobs.exp()
     return torch.where(inputs.advantages > 0, change > spec.clip_high, change < -spec.clip_low)
+
+
+def dppo_kl_mask(inputs: SurrogateInputs, spec: ObjectiveSpec) -> Tensor:
+    """As ``dppo_tv_mask``, of the binary divergence (arXiv 2602.04879)."""
+    divergence, rises = binary_kl(inputs.sampler_logprobs, inputs.logprobs), inputs.logprobs > inputs.sampler_logprobs
+    falls = inputs.logprobs < inputs.sampler_logprobs
+    up, down = rises & (divergence > spec.clip_high), falls & (divergence > spec.clip_low)
+    return torch.where(inputs.advantages > 0, up, down)
 
 
 def _masked(unclipped: Tensor, dropped: Tensor) -> Surrogate:

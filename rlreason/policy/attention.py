@@ -1,64 +1,102 @@
 """Attention over packed tokens: each prompt once, then its completions, without padding anywhere else in the model.
 
-G = prompts, P = longest prompt, B = rows, S = positions that a row's completion computes, K = P + S, L = packed tokens.
-Everything between attentions works on the [1, L] tokens as they are. Here they are laid out as a padded table of
-prompts and one of completions that see their prompt and themselves: what PrefixGrouper (arXiv 2506.05433) does by a
-mask over one long sequence, at the cost of separate rows.
+Everything between attentions works on the [1, L] tokens as they are (L = packed tokens, H = hidden size, D = size of a
+head); how attention itself is laid out, and which kernel computes it, is for ``policy.layouts`` and ``policy.blocks``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rlreason.attention_options import check_options
+from rlreason.attention_options import AttentionWay, check_options
+from rlreason.errors import UsageError
 from rlreason.objective.batch import Packing
+from rlreason.policy.blocks import SMALLEST_HEAD, FlexLayout
+from rlreason.policy.layouts import Call, Layout, SdpaLayout
 
-#: The attention of every policy: transformers' "sdpa", unless a forward call brings a ``PackedLayout``.
+#: The attention of every policy: transformers' "sdpa", unless a forward call brings a ``Layout``.
 ATTENTION = "rlreason"
+#: A policy's attention by how packed tokens are computed: the name that transformers knows it by.
+_NAMES: dict[AttentionWay, str] = {"auto": ATTENTION, "sdpa": f"{ATTENTION}_sdpa", "flex": f"{ATTENTION}_flex"}
 _LAYOUT = "packed_layout"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackedLayout:
-    """A micro-batch's packing, and what of the keys its completions see: 0 or −inf, [B, 1, S, K]."""
+def set_attention(model: PreTrainedModel, way: AttentionWay, device: torch.device) -> None:
+    """Say how ``model``, which computes on ``device``, attends over packed tokens; ``trainer.attention`` is ``way``.
 
-    packing: Packing
-    key_at_BK: Tensor
-    bias_B1SK: Tensor
+    A model whose attention is not ours, which takes no packed tokens, is left as it is. Raises UsageError where
+    flex_attention can't compute it.
+    """
+    if not has_own_attention(model):
+        return
+    if way == "flex":
+        _check_flex(model, device)
+    model.config._attn_implementation = _NAMES[way]
 
-    @staticmethod
-    def of(packing: Packing, dtype: torch.dtype) -> PackedLayout:
-        """The layout in the model's dtype: made once, read by every layer."""
-        width, steps = packing.prompt_at_GP.shape[1], packing.row_at_BS.shape[1]
-        device = packing.row_at_BS.device
-        inside_BP = torch.arange(width, device=device) < packing.prompt_lengths_G[packing.prompt_of_B].unsqueeze(1)
-        hidden_BSP = ~inside_BP.unsqueeze(1).expand(-1, steps, -1)
-        later_SS = torch.ones((steps, steps), dtype=torch.bool, device=device).triu(1)
-        hidden_BSK = torch.cat([hidden_BSP, later_SS.expand(len(inside_BP), -1, -1)], dim=2)
-        bias_BSK = torch.zeros(hidden_BSK.shape, dtype=dtype, device=device).masked_fill_(hidden_BSK, -torch.inf)
-        return PackedLayout(
-            packing=packing,
-            key_at_BK=torch.cat([packing.prompt_at_GP[packing.prompt_of_B], packing.row_at_BS], dim=1),
-            bias_B1SK=bias_BSK.unsqueeze(1),
+
+def has_own_attention(model: PreTrainedModel) -> bool:
+    """Whether the model's attention is ``ATTENTION``, in any of its ways."""
+    return model.config._attn_implementation in _NAMES.values()
+
+
+def _check_flex(model: PreTrainedModel, device: torch.device) -> None:
+    asked = 'trainer.attention = "flex"'
+    instead = 'use "auto", which takes "sdpa" where it can\'t'
+    if device.type != "cuda":
+        raise UsageError(f"{asked} needs a GPU: torch's flex_attention has no backward pass on a CPU; {instead}")
+    if not has_triton():
+        raise UsageError(f"{asked} needs Triton, which is not installed here; {instead}")
+    if smallest_head(model.config) < SMALLEST_HEAD:
+        raise UsageError(
+            f"{asked} needs heads of {SMALLEST_HEAD} numbers, {type(model).__name__}'s are smaller; {instead}"
         )
 
 
+def has_triton() -> bool:
+    """Whether what compiles flex_attention is installed."""
+    return find_spec("triton") is not None
+
+
+def smallest_head(config: Any) -> int:
+    """Numbers of the smaller of a head's queries and values, of a model's ``config``."""
+    known = {*config.to_dict(), *config.attribute_map}
+    if "kv_lora_rank" in known and config.kv_lora_rank:  # multi-head latent attention
+        return int(min(config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim))
+    if "head_dim" in known and config.head_dim:
+        return int(config.head_dim)
+    return int(config.hidden_size // config.num_attention_heads)
+
+
+def layout_of(model: nn.Module, packing: Packing) -> Layout:
+    """How ``model`` attends over ``packing``: as it was told, else by flex_attention on a GPU that has it."""
+    config: Any = model.config
+    flex = config._attn_implementation == _NAMES["flex"]
+    if config._attn_implementation == ATTENTION and packing.back_L.is_cuda:
+        flex = has_triton() and smallest_head(config) >= SMALLEST_HEAD
+    return FlexLayout(packing) if flex else SdpaLayout(packing)
+
+
 def packed_states(
-    model: nn.Module, token_ids_1L: Tensor, packing: Packing, router_logits: list[Tensor] | None = None
+    model: nn.Module,
+    token_ids_1L: Tensor,
+    packing: Packing,
+    router_logits: list[Tensor] | None = None,
+    layout: Layout | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Last hidden states of packed tokens, [L, H], of a model whose attention is ``ATTENTION``.
 
-    A list as ``router_logits`` is filled with those of each layer with experts, [L, experts].
+    A list as ``router_logits`` is filled with those of each layer with experts, [L, experts]. ``layout``: in place of
+    ``layout_of``. ``more``: other arguments of the forward pass.
     """
-    layout = PackedLayout.of(packing, next(model.parameters()).dtype)
     options = {} if router_logits is None else {"output_router_logits": True}
     output = model(
         input_ids=token_ids_1L,
@@ -66,8 +104,9 @@ def packed_states(
         # Of four dimensions: transformers takes it as it is, and makes no L × L mask.
         attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=token_ids_1L.device),
         use_cache=False,
-        **{_LAYOUT: layout},
+        **{_LAYOUT: layout or layout_of(model, packing)},
         **options,
+        **(more or {}),
     )
     if router_logits is not None:
         router_logits += output.router_logits
@@ -89,45 +128,17 @@ def attend(
 
     Raises UsageError for an option that "sdpa" would drop, such as the sinks of gpt-oss or Gemma 2's soft cap.
     """
-    layout = options.pop(_LAYOUT, None)
+    layout: Layout | None = options.pop(_LAYOUT, None)
     check_options(options)
     if layout is None:
         plain: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return plain
-    packing = layout.packing
-    query_L, key_L, value_L = (states[0].transpose(0, 1) for states in (query, key, value))
-    grouped = query.shape[1] != key.shape[1]
-    prompts = scaled_dot_product_attention(
-        _table(query_L, packing.prompt_at_GP),
-        _table(key_L, packing.prompt_at_GP),
-        _table(value_L, packing.prompt_at_GP),
-        dropout_p=dropout,
-        is_causal=True,
-        scale=scaling,
-        enable_gqa=grouped,
-    )
-    tables = [prompts.transpose(1, 2).flatten(0, 1)]
-    if packing.row_at_BS.numel():
-        repeats = query.shape[1] // key.shape[1]
-        rows = scaled_dot_product_attention(
-            _table(query_L, packing.row_at_BS),
-            _table(key_L, layout.key_at_BK, repeats),
-            _table(value_L, layout.key_at_BK, repeats),
-            attn_mask=layout.bias_B1SK,
-            dropout_p=dropout,
-            scale=scaling,
-        )
-        tables.append(rows.transpose(1, 2).flatten(0, 1))
-    return torch.cat(tables).index_select(0, packing.back_L).unsqueeze(0), None
+    call = Call(scale=scaling, dropout=dropout, window=options.pop("sliding_window", None))
+    return layout.attend(query, key, value, call), None
 
 
-def _table(states_L: Tensor, place: Tensor, repeats: int = 1) -> Tensor:
-    """[rows, heads, columns, D] of packed [L, heads, D]."""
-    table = states_L.index_select(0, place.flatten()).view(*place.shape, *states_L.shape[1:]).transpose(1, 2)
-    return table.repeat_interleave(repeats, dim=1) if repeats > 1 else table
-
-
-AttentionInterface.register(ATTENTION, attend)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+for _name in _NAMES.values():
+    AttentionInterface.register(_name, attend)
+    AttentionMaskInterface.register(_name, sdpa_mask)

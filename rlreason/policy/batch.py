@@ -8,6 +8,7 @@ same size. Which samples share a micro-batch never changes the loss: every sum i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -16,8 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlreason.objective.batch import Batch, Packing
-from rlreason.types import Completion, TrainingSample
+from rlreason.objective.batch import Batch, Packing, TeacherTable
+from rlreason.policy.token_rows import token_rows
+from rlreason.types import Completion, TeacherScores, TrainingSample
 
 #: Trials of smaller budgets.
 _HALVINGS = 5
@@ -33,6 +35,8 @@ def make_batches(
     ``packed``: for models that ``logprobs.takes_packed`` approves of; rows need a token before their first loss.
     """
     packed = packed and all(row.prompt_length for row in rows)
+    if not all(row.routed_experts is not None for row in rows):  # all of them, or none
+        rows = [row if row.routed_experts is None else replace(row, routed_experts=None) for row in rows]
     chunks = _balanced(_packed_cut(rows) if packed else _whole_cut(rows), max_tokens)
     make = pack if packed else collate
     return [make([rows[at] for at in chunk], pad_id, device, chunk) for chunk in chunks]
@@ -71,7 +75,7 @@ def _whole_cut(rows: Sequence[TrainingSample]) -> Cut:
 def _packed_cut(rows: Sequence[TrainingSample]) -> Cut:
     """Rows prompt by prompt, those with short completions first, which keeps the tables of attention narrow."""
     before = [row.prompt_length for row in rows]
-    prompt, prompts = _distinct([row.token_ids[:n] for row, n in zip(rows, before, strict=True)])
+    prompt, prompts = _distinct(_prompts(rows, before))
     # The last token of a completion is predicted, but predicts nothing.
     behind = [len(row.token_ids) - n - 1 for row, n in zip(rows, before, strict=True)]
     longest = [0] * len(prompts)
@@ -98,13 +102,19 @@ def collate(rows: Sequence[TrainingSample], pad_id: int, device: torch.device, p
     """Right-pad whole ``rows`` to one length and shift: inputs are tokens 0..T-1, targets tokens 1..T."""
     ids = _padded([row.token_ids for row in rows], pad_id, np.int64)
     inputs = torch.from_numpy(np.ascontiguousarray(ids[:, :-1])).to(device)
-    return _batch(rows, [1] * len(rows), inputs, pad_id, None, places)
+    width = inputs.shape[1]
+    first = np.array([-1])
+    predicted_by = [
+        np.concatenate([first, at * width + np.arange(len(row.token_ids) - 1)]) for at, row in enumerate(rows)
+    ]
+    return _batch(rows, [1] * len(rows), inputs, pad_id, None, places, predicted_by)
 
 
 def pack(rows: Sequence[TrainingSample], pad_id: int, device: torch.device, places: Sequence[int] = ()) -> Batch:
     """Prompts of ``rows``, each once, followed by their completions; the rows of the batch are completions."""
     starts = [row.prompt_length for row in rows]
-    prompt_of_B, prompts = _distinct([row.token_ids[:n] for row, n in zip(rows, starts, strict=True)])
+    prompt_of_B, different = _distinct(_prompts(rows, starts))
+    prompts = [token_ids for token_ids, _ in different]
     pieces = [*prompts, *(row.token_ids[n:-1] for row, n in zip(rows, starts, strict=True))]
     lengths = [len(piece) for piece in pieces]
     first = [0, *accumulate(lengths)]
@@ -130,8 +140,13 @@ def pack(rows: Sequence[TrainingSample], pad_id: int, device: torch.device, plac
         row_at_BS=on_device(_padded(places_of[count:], 0, np.int64)),
         back_L=ranges(table),
         source_BT=on_device(_padded(sources, 0, np.int64)),
+        longest=max(start + behind for start, behind in zip(starts, lengths[count:], strict=True)),
     )
-    return _batch(rows, starts, on_device(np.concatenate(pieces)).unsqueeze(0), pad_id, packing, places)
+    predicted_by = [
+        np.concatenate([[-1], places_of[prompt][:-1], own]) for prompt, own in zip(prompt_of_B, sources, strict=True)
+    ]
+    inputs = on_device(np.concatenate(pieces)).unsqueeze(0)
+    return _batch(rows, starts, inputs, pad_id, packing, places, predicted_by)
 
 
 def _batch(
@@ -141,6 +156,7 @@ def _batch(
     pad_id: int,
     packing: Packing | None,
     places: Sequence[int],
+    predicted_by: Sequence[npt.NDArray[np.int64]],
 ) -> Batch:
     """The tensors of the targets, which begin at ``starts`` of each row."""
 
@@ -166,22 +182,65 @@ def _batch(
         old_logprobs_BT=table([row.old_logprobs for row in rows], 0.0),
         reference_logprobs_BT=table([row.reference_logprobs for row in rows], 0.0),
         teacher_logprobs_BT=table([row.teacher_logprobs for row in rows], 0.0),
-        routed_experts=table([row.routed_experts for row in rows], 255, np.uint8),
+        teacher=_teacher_table([row.teacher for row in rows], table),
+        routed_experts_NLK=_routed(rows, inputs, predicted_by),
         packing=packing,
+        sampled_from=token_rows(rows, starts, mask, inputs.device),
         loss_rows_R=torch.from_numpy(np.flatnonzero(mask)).to(inputs.device),
         places=tuple(places),
+        predicted_by=tuple(predicted_by),
     )
 
 
-def _distinct(arrays: Arrays) -> tuple[list[int], list[npt.NDArray[Any]]]:
-    """(number of each array, the different ones in order of appearance)."""
-    numbers: dict[bytes, int] = {}
-    different: list[npt.NDArray[Any]] = []
+def _teacher_table(scores: Sequence[TeacherScores | None], table: Callable[..., Tensor | None]) -> TeacherTable | None:
+    """What teachers elsewhere said of the targets; None where one row has nothing."""
+    said = [one for one in scores if one is not None]
+    if len(said) < len(scores):
+        return None
+    return TeacherTable(
+        states_BTH=table([one.states for one in said], 0.0),
+        ids_BTK=table([one.ids for one in said], 0, np.int64),
+        logprobs_BTK=table([one.logprobs for one in said], 0.0),
+        log_tail_BT=table([one.log_tail for one in said], 0.0),
+    )
+
+
+def _routed(
+    rows: Sequence[TrainingSample], inputs: Tensor, predicted_by: Sequence[npt.NDArray[np.int64]]
+) -> Tensor | None:
+    """The experts of the rows' tokens at the input tokens that predict them."""
+    experts = [row.routed_experts for row in rows if row.routed_experts is not None]
+    if len(experts) < len(rows):
+        return None
+    table = np.full((inputs.numel(), *experts[0].shape[1:]), 255, dtype=np.uint8)
+    for one, places in zip(experts, predicted_by, strict=True):
+        table[places[1:]] = one[1:]
+    return torch.from_numpy(table).to(inputs.device)
+
+
+Prompt = tuple[npt.NDArray[Any], npt.NDArray[Any] | None]
+
+
+def _prompts(rows: Sequence[TrainingSample], lengths: Sequence[int]) -> list[Prompt]:
+    """The tokens of each prompt, and their experts up to the one that chose the first token behind it."""
+    return [
+        (row.token_ids[:n], None if row.routed_experts is None else row.routed_experts[1 : n + 1])
+        for row, n in zip(rows, lengths, strict=True)
+    ]
+
+
+def _distinct(prompts: Sequence[Prompt]) -> tuple[list[int], list[Prompt]]:
+    """(number of each prompt, the different ones in order of appearance). A prompt that was sent to other experts, such
+    as by another engine, is another one."""
+    numbers: dict[tuple[bytes, bytes], int] = {}
+    different: list[Prompt] = []
     found = []
-    for array in arrays:
-        number = numbers.setdefault(array.tobytes(), len(numbers))
+    for one in prompts:
+        token_ids, experts = one
+        key = token_ids.tobytes(), b"" if experts is None else experts.tobytes()
+        number = numbers.setdefault(key, len(numbers))
         if number == len(different):
-            different.append(array)
+            different.append(one)
         found.append(number)
     return found, different
 
@@ -211,7 +270,9 @@ def rollout_sample(
     if completion.sampler_logprobs is None:
         raise ValueError("the completion has no sampler log-probabilities: it can be scored, not trained on")
     before, count = len(completion.prompt_ids), len(completion.token_ids)
-    mask_T = trained_tokens(completion)
+    mask_T, sets = trained_tokens(completion), completion.sampled_from
+    if sets is not None and sets.whole and sets.lacks(completion.token_ids).any():
+        raise ValueError("the engine drew a token that is not among those that it says it could draw")
 
     def behind_prompt(values: npt.ArrayLike | None, fill: float, dtype: Any) -> Any:
         if values is None:
@@ -231,9 +292,17 @@ def rollout_sample(
         advantages=of_loss_tokens(advantages),
         weights=of_loss_tokens(weights),
         teacher_logprobs=behind_prompt(completion.teacher_logprobs, 0.0, np.float32),
-        routed_experts=behind_prompt(completion.routed_experts, 255, np.uint8),
+        routed_experts=_experts_of(completion, behind_prompt(completion.routed_experts, 255, np.uint8)),
+        sampled_from=None if sets is None else sets.behind(before),
         group_id=group_id,
     )
+
+
+def _experts_of(completion: Completion, experts: Any) -> Any:
+    """``experts`` [P + T, L, K] with the prompt's filled in, where the engine gave them."""
+    if experts is not None and completion.prompt_experts is not None:
+        experts[1 : len(completion.prompt_ids)] = completion.prompt_experts
+    return experts
 
 
 def trained_tokens(completion: Completion) -> npt.NDArray[np.bool_]:

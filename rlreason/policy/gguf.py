@@ -165,6 +165,7 @@ def finish(file: str, model: PreTrainedModel) -> None:
             f"{file} has {found.weights:,} weights, and {type(model).__name__} of its config {own:,}: it is one part "
             "of several (join them by llama-gguf-split --merge), or a model that transformers does not read whole"
         )
+    model.name_or_path = file  # transformers says its folder
     settings = model.generation_config or GenerationConfig.from_model_config(model.config)
     if found.stop_ids:
         settings.eos_token_id = found.stop_ids[0] if len(found.stop_ids) == 1 else list(found.stop_ids)

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlreason.objective.batch import Batch
-from rlreason.policy.attention import ATTENTION, packed_states
+from rlreason.objective.batch import Batch, Packing
+from rlreason.policy.attention import has_own_attention, packed_states
 from rlreason.policy.batch import collate, pack, supervised_sample
+from rlreason.policy.layouts import Call, Layout, SdpaLayout
+from rlreason.routing import RoutedPass, options_of
 
 _PLAIN_HEADS: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 _PACKED: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
@@ -85,24 +87,35 @@ def _tolerance(dtype: torch.dtype) -> float:
     return 1e-4 if dtype in (torch.float32, torch.float64) else 3e-2
 
 
-def hidden_states(model: PreTrainedModel, batch: Batch, router_logits: list[Tensor] | None = None) -> Tensor:
+def hidden_states(
+    model: PreTrainedModel, batch: Batch, router_logits: list[Tensor] | None = None, routed: RoutedPass | None = None
+) -> Tensor:
     """What the head reads to predict each target, [B, T, H], in the model's dtype.
 
-    A list as ``router_logits`` is filled with those of each layer with experts, [tokens, experts].
+    A list as ``router_logits`` is filled with those of each layer with experts, [tokens, experts]. ``routed``: of a
+    model that ``find_routers`` approves of.
     """
     body = body_of(model)
     assert body is not None, "a model with a plain head has a body"
     if batch.packing is None:
-        hidden_BTH: Tensor = _forward(body, batch, router_logits).last_hidden_state
+        hidden_BTH: Tensor = _forward(body, batch, router_logits, routed).last_hidden_state
         return hidden_BTH
-    source_BT = batch.packing.source_BT
-    hidden_LH = packed_states(body, batch.token_ids_BT, batch.packing, router_logits)
+    hidden_LH = packed_states(body, batch.token_ids_BT, batch.packing, router_logits, more=options_of(routed))
+    return _at_sources(hidden_LH, batch.packing)
+
+
+def _at_sources(hidden_LH: Tensor, packing: Packing) -> Tensor:
+    """The states that predict each target, [B, T, H]."""
+    source_BT = packing.source_BT
     return hidden_LH.index_select(0, source_BT.flatten()).view(*source_BT.shape, -1)
 
 
-def _forward(model: nn.Module, batch: Batch, router_logits: list[Tensor] | None) -> Any:
+def _forward(
+    model: nn.Module, batch: Batch, router_logits: list[Tensor] | None, routed: RoutedPass | None = None
+) -> Any:
     """A pass over whole rows."""
-    options = {} if router_logits is None else {"output_router_logits": True}
+    options: dict[str, Any] = {} if router_logits is None else {"output_router_logits": True}
+    options |= options_of(routed)
     # Not model(...): a sharded model is entered before, and its hooks would free what is still read.
     output = model.forward(input_ids=batch.token_ids_BT, use_cache=False, **options)
     if router_logits is not None:
@@ -111,34 +124,58 @@ def _forward(model: nn.Module, batch: Batch, router_logits: list[Tensor] | None)
 
 
 def takes_packed(model: PreTrainedModel) -> bool:
-    """Whether the model may be given packed micro-batches: its attention is ours, nothing else carries the past, at
-    any distance, and a trial gives the states of whole rows."""
-    if model.config._attn_implementation != ATTENTION or plain_head(model) is None:
+    """Whether the model may be given packed micro-batches: its attention is ours, its layers look back as far as its
+    config says, nothing else carries the past, and a trial gives the states of whole rows."""
+    if not has_own_attention(model) or plain_head(model) is None:
         return False
     with _LOCK:
         if model not in _PACKED:
             with _full_precision(model):
-                _PACKED[model] = _sees_all_of_the_past(model) and _packs_alike(model)
+                _PACKED[model] = _packs_alike(model)
     return _PACKED[model]
 
 
-def _sees_all_of_the_past(model: PreTrainedModel) -> bool:
+def _windows(model: PreTrainedModel) -> list[int | None] | None:
+    """How far each layer looks back, None: at all of the past. None for a model with layers of another kind."""
     config = model.config.to_dict()
-    return not (set(config.get("layer_types") or ()) - {"full_attention"} or config.get("sliding_window"))
+    kinds, window = config.get("layer_types"), config.get("sliding_window")
+    if kinds is None:
+        return [window] * int(model.config.num_hidden_layers)
+    if set(kinds) - {"full_attention", "sliding_attention"}:
+        return None
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+class _Noted:
+    """A layout that notes how far each layer looks back: rows of a trial are shorter than any window."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.windows: list[int | None] = []
+        self._layout = layout
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+        self.windows.append(call.window)
+        return self._layout.attend(query, key, value, call)
 
 
 @torch.no_grad()
 def _packs_alike(model: PreTrainedModel) -> bool:
     """Three rows of two prompts, whole and packed."""
-    training = model.training
+    training, body, expected = model.training, body_of(model), _windows(model)
+    if body is None or expected is None:
+        return False
     model.eval()
     last_id = len(model.get_output_embeddings().weight) - 1
     rows = [
         supervised_sample([min(token, last_id) for token in (*prompt, *behind)], [0] * len(prompt) + [1] * len(behind))
         for prompt, behind in (((2, 3, 4), (5, 6, 7)), ((4, 3), (6,)), ((2, 3, 4), (7, 5)))
     ]
-    packed = hidden_states(model, pack(rows, 0, model.device)).double()
-    alike = True
+    batch = pack(rows, 0, model.device)
+    assert batch.packing is not None
+    noted = _Noted(SdpaLayout(batch.packing))
+    states_LH = packed_states(body, batch.token_ids_BT, batch.packing, layout=noted)
+    packed = _at_sources(states_LH, batch.packing).double()
+    alike = noted.windows == expected
     for row, states in zip(rows, packed, strict=True):
         whole = hidden_states(model, collate([row], 0, model.device))[0, row.prompt_length - 1 :].double()
         apart = (states[: len(whole)] - whole).abs().max()
@@ -154,14 +191,16 @@ def next_logprobs(model: PreTrainedModel, prompt_ids: tuple[int, ...]) -> Tensor
     return torch.log_softmax(model.forward(input_ids=ids, use_cache=False).logits[0, -1].float(), dim=-1)
 
 
-def target_logits(model: PreTrainedModel, batch: Batch, router_logits: list[Tensor] | None = None) -> Tensor:
-    """Float32 logits [B, T, V] that predict ``batch.targets_BT``, whole; ``router_logits`` as in ``hidden_states``.
+def target_logits(
+    model: PreTrainedModel, batch: Batch, router_logits: list[Tensor] | None = None, routed: RoutedPass | None = None
+) -> Tensor:
+    """Float32 logits [B, T, V] that predict ``batch.targets_BT``, whole; the rest as in ``hidden_states``.
 
     Raises ValueError for a packed micro-batch: only a plain head reads those (``takes_packed`` says of which models).
     """
     if batch.packing is not None:
         raise ValueError(f"whole logits of {type(model).__name__} are computed of whole rows, not of packed ones")
-    logits: Tensor = _forward(model, batch, router_logits).logits
+    logits: Tensor = _forward(model, batch, router_logits, routed).logits
     return logits.float()
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlreason.delivery.adapter import delta
+from rlreason.delivery.packing import Factor
 from rlreason.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ Gather = Callable[[Tensor], Tensor]
 class LoraOptions:
     """Example: ``LoraOptions(rank=16, alpha=32.0)``: scaling alpha / rank = 2 on every linear layer but the head.
 
-    Of DeepSeek's family peft leaves out dense MLPs and shared experts (0.21.2 reads their names as the experts').
+    Of the families of DeepSeek and GLM dense MLPs and shared experts are left out: peft (0.21.2) takes their names for
+    those of routed experts in checkpoints of transformers 4, here and where the saved adapter is loaded.
     """
 
     rank: int
@@ -71,9 +73,7 @@ def add_adapter(model: PreTrainedModel, options: LoraOptions) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         try:
-            with warnings.catch_warnings():  # of patterns of its own making
-                warnings.filterwarnings("ignore", message=".*(rank|alpha)_pattern keys")
-                inject_adapter_in_model(config, model, _ADAPTER)
+            inject_adapter_in_model(config, model, _ADAPTER)
         except ValueError as error:
             raise UsageError(f"trainer.lora: {str(error).splitlines()[0]}") from error
 
@@ -81,13 +81,36 @@ def add_adapter(model: PreTrainedModel, options: LoraOptions) -> None:
 def _targets(model: PreTrainedModel, named: tuple[str, ...]) -> str:
     """Layers by a pattern over their last names; without names all linear ones but the head and routers.
 
-    Not as a list: peft reads "up_proj" in a list as the experts', as checkpoints of transformers 4 have it.
+    Raises UsageError for a name that peft would take for the routed experts'.
     """
-    if not named:
-        head = model.get_output_embeddings()
-        linear = [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head]
-        named = tuple(sorted({name.rpartition(".")[2] for name in linear} - set(_ROUTERS)))
-    return rf".*\.(?:{'|'.join(map(re.escape, named))})"
+    if named:
+        taken = ", ".join(sorted(set(named) - _kept_by_peft(model, set(named))))
+        if taken:
+            raise UsageError(
+                f"trainer.lora.targets: peft takes {taken} of {type(model).__name__} for its routed experts: leave it "
+                "out (trainer.lora.experts = true adapts those)"
+            )
+        return _pattern(named)
+    head = model.get_output_embeddings()
+    linear = [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head]
+    return _pattern(_kept_by_peft(model, {name.rpartition(".")[2] for name in linear} - set(_ROUTERS)))
+
+
+def _pattern(names: Iterable[str]) -> str:
+    return rf".*\.(?:{'|'.join(map(re.escape, sorted(names)))})"
+
+
+def _kept_by_peft(model: PreTrainedModel, names: set[str]) -> set[str]:
+    """Those that peft does not turn into parameters of the stacked experts, as it does for adapters of old."""
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    probe = LoraConfig(target_modules=sorted(names))
+    try:
+        convert_peft_config_for_transformers(probe, model=model, conversions=None)
+    except ValueError as error:  # one of two names that it would turn into one
+        raise UsageError(f"trainer.lora.targets: {str(error).splitlines()[0]}") from error
+    return names & set(probe.target_modules or ())
 
 
 def _has_experts(model: nn.Module, name: str) -> bool:
@@ -112,16 +135,32 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(enabled=True)
 
 
+def plain_shapes(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """What ``merged_weights`` gives, on the meta device."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, tensor in model.state_dict().items():
+        if not is_adapter(name):
+            own = dtype if name in parameters else tensor.dtype
+            yield name.replace(".base_layer", ""), torch.empty(tensor.shape, dtype=own, device="meta")
+
+
 @torch.no_grad()
-def merged_weights(model: PreTrainedModel, dtype: torch.dtype, whole: Gather) -> Iterator[tuple[str, Tensor]]:
+def merged_weights(
+    model: PreTrainedModel, dtype: torch.dtype, whole: Gather, base: Callable[[str], Tensor] | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the model without an adapter, by transformers' names, W + scaling · B A where there is one, added
-    in float32 and rounded to ``dtype`` once; buffers as they are. ``whole`` makes a whole tensor of a shard."""
+    in float32 and rounded to ``dtype`` once; buffers as they are.
+
+    ``whole`` makes a whole tensor of a shard. ``base`` reads a tensor by transformers' name, where the model's own have
+    no numbers.
+    """
     owners = _adapted(model)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, tensor in model.state_dict().items():
         if is_adapter(name):
             continue
-        found, plain = whole(tensor), name.replace(".base_layer", "")
+        plain = name.replace(".base_layer", "")
+        found = whole(tensor) if base is None else base(plain)
         if name not in parameters:
             yield plain, found
             continue
@@ -161,19 +200,70 @@ def _is_stacked(layer: LoraLayer) -> bool:
 
 def _delta(layer: LoraLayer, whole: Gather) -> Tensor:
     """scaling · B A, float32, in the shape of the weight."""
-    a, b = (whole(matrices[_ADAPTER].weight).float() for matrices in (layer.lora_A, layer.lora_B))
-    scaling: float = layer.scaling[_ADAPTER]
-    if not _is_stacked(layer):
-        return scaling * (b @ a)
-    experts = layer.num_experts
-    a_ERI, b_ORE = a.reshape(experts, -1, a.shape[-1]), b.reshape(b.shape[0], -1, experts)
-    delta_EOI = torch.einsum("ore,eri->eoi", b_ORE, a_ERI)
-    return scaling * (delta_EOI if layer._did_swap_in_out_features else delta_EOI.transpose(1, 2))
+    return delta(_factor("", layer), *(whole(one) for one in _matrices(layer)))
+
+
+def _matrices(layer: LoraLayer) -> tuple[Tensor, Tensor]:
+    """A and B."""
+    return layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
+
+
+def _factor(weight: str, layer: LoraLayer) -> Factor:
+    stacked = _is_stacked(layer)
+    return Factor(
+        weight=weight,
+        scaling=float(layer.scaling[_ADAPTER]),
+        experts=int(layer.num_experts) if stacked else 0,
+        input_first=stacked and not layer._did_swap_in_out_features,
+    )
+
+
+def _targets_of(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    """Each weight with an adapter, by transformers' names, in the order of the model's state."""
+    owners = _adapted(model)
+    for name, _ in model.named_parameters():
+        if not is_adapter(name) and (owner := _owner(owners, name)) is not None:
+            yield name.replace(".base_layer", ""), owner
+
+
+def adapter_factors(model: nn.Module) -> tuple[Factor, ...]:
+    """Where the adapter's matrices go."""
+    return tuple(_factor(name, layer) for name, layer in _targets_of(model))
 
 
 @torch.no_grad()
-def save_adapter(model: PreTrainedModel, folder: Path, whole: Gather, *, write: bool = True) -> None:
-    """The adapter in peft's format, for ``PeftModel.from_pretrained`` and vLLM.
+def adapter_matrices(model: nn.Module, whole: Gather) -> Iterator[tuple[str, Tensor]]:
+    """A, then B of each of ``adapter_factors``, as the model computes with them now."""
+    for name, layer in _targets_of(model):
+        for one, matrix in zip(_factor(name, layer).names, _matrices(layer), strict=True):
+            yield one, whole(matrix.detach())
+
+
+@torch.no_grad()
+def base_weights(model: PreTrainedModel, dtype: torch.dtype, whole: Gather) -> Iterator[tuple[str, Tensor]]:
+    """What ``merged_weights`` gives before any training: the frozen weights and the buffers."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, tensor in model.state_dict().items():
+        if not is_adapter(name):
+            found = whole(tensor)
+            yield name.replace(".base_layer", ""), found.to(dtype) if name in parameters else found
+
+
+def give_adapter(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Numbers for the adapter of a model on the meta device. Raises UsageError where they are another one's."""
+    own = {name: one.shape for name, one in model.state_dict().items() if is_adapter(name)}
+    given = {name: one.shape for name, one in tensors.items()}
+    differs = sorted(own.items() ^ given.items())
+    if differs:
+        raise UsageError(f"the adapter is of another model: {differs[0][0]} differs")
+    model.load_state_dict(dict(tensors), strict=False, assign=True)
+
+
+@torch.no_grad()
+def save_adapter(
+    model: PreTrainedModel, folder: Path, whole: Gather, *, base: str | None = None, write: bool = True
+) -> None:
+    """The adapter in peft's format, for ``PeftModel.from_pretrained`` and vLLM. ``base``: where its base is.
 
     Of shards: called on all ranks, of which one is to ``write``.
     """
@@ -189,6 +279,6 @@ def save_adapter(model: PreTrainedModel, folder: Path, whole: Gather, *, write: 
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config: Any = next(iter(model.peft_config.values()))
     settings = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    settings |= {"inference_mode": True, "task_type": "CAUSAL_LM"}
+    settings |= {"inference_mode": True, "task_type": "CAUSAL_LM", "base_model_name_or_path": base}
     text = json.dumps(settings, indent=2, sort_keys=True, default=str)
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from rlreason.errors import UsageError
 from rlreason.policy.attention import ATTENTION
 from rlreason.policy.support import check_supported, own_attention
+from rlreason.routing import expert_count
 
 if TYPE_CHECKING:
     from rlreason.config import PolicyConfig
@@ -89,13 +90,6 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-
-
-def expert_count(model: PreTrainedModel) -> int:
-    """Routed experts of a layer; 0 for a dense model. Architectures spell it differently."""
-    config = model.config.to_dict()
-    spellings = ("num_local_experts", "num_experts", "n_routed_experts")
-    return next((int(config[name]) for name in spellings if config.get(name)), 0)
 
 
 def count_parameters(model: PreTrainedModel) -> tuple[int, int]:

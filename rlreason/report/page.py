@@ -17,9 +17,11 @@ from jinja2 import Environment, StrictUndefined, Undefined
 from markupsafe import Markup
 
 from rlreason.report import curve, findings, words
+from rlreason.report.experts import read_experts
 from rlreason.report.mismatch import read_doctor
 from rlreason.report.read import Json, Run, Stage, as_dict, as_list, heldout_points, number, whole
 from rlreason.report.rollouts import StageRollouts, read_rollouts, verdict_order
+from rlreason.report.verdicts import verdicts
 from rlreason.secrets import mask
 
 #: Steps of one stage that the charts carry. Beyond it they are thinned evenly, and the page says so.
@@ -204,6 +206,7 @@ def provenance(manifest: Json) -> Json:
         "gpus": gpus,
         "machine": words.plural(len(gpus), "GPU") if gpus else words.plural(cores, "CPU core") if cores else None,
         "packages": sorted(as_dict(manifest.get("packages")).items()),
+        "contamination": [mask(line) for line in as_list(manifest.get("contamination")) if isinstance(line, str)],
         "data": [
             (part, entry.get("source"), number(entry.get("size")), entry.get("fingerprint"))
             for part, entry in as_dict(manifest.get("data")).items()
@@ -245,12 +248,14 @@ def context(run: Run) -> Json:
         "warnings": findings.warnings(run),
         "notes": [*run.notes, *rollout_notes(rollouts), *(note for one in doctors if one for note in one.notes)],
         "suites": suites,
+        "paired": verdicts(run, suites),
         "accuracy": accuracy,
         # An arrow is drawn only where a stage was made from the one before it: a control student was not.
         "follows": {b.name for a, b in pairwise(run.stages) if a in findings.parents(run, b)},
         "origins": [origin(run, stage) for stage in run.stages],
         "facts": [facts(stage) for stage in run.stages],
         "doctors": doctors,
+        "experts": [read_experts(run, stage) for stage in run.stages],
         "strides": [stage["stride"] for stage in stages],
         "rollouts": rollouts,
         "verdicts": sorted({verdict for one in rollouts for verdict in one.verdicts}, key=verdict_order),

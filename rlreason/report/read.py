@@ -73,6 +73,10 @@ class Evaluation:
     #: Shares of all answers without a verdict, which are in no accuracy.
     broken: float = 0.0
     timed_out: float = 0.0
+    #: Share of answers that ended at max_tokens.
+    truncated: float = 0.0
+    #: Name of its file in eval/, without .json.
+    file: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +284,8 @@ def read_evaluations(run_dir: Path, stages: tuple[Stage, ...], notes: list[str])
                 active_parameters=whole(raw.get("active_parameters")),
                 broken=number(raw.get("broken")) or 0.0,
                 timed_out=number(raw.get("timed_out")) or 0.0,
+                truncated=number(raw.get("truncated")) or 0.0,
+                file=path.stem,
             )
         )
     return tuple(sorted(found, key=lambda one: order.get(one.model, len(order) + 1)))

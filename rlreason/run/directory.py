@@ -75,6 +75,11 @@ class RunDirectory:
         self.save()
         atomic.write_text(self.root / "recipe.toml", recipe_toml)
 
+    def note_change(self, what: str) -> None:
+        """Note in the manifest what is different from here on."""
+        self.manifest.changes.append(Change(time=now(), what=what))
+        self.save()
+
     def extend(self, name: str) -> list[str]:
         """Let a stage that is done go on from its last state; stages that descend from it are to be done anew.
 

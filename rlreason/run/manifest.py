@@ -164,6 +164,8 @@ class Manifest(Entry):
     data: dict[str, DataEntry] = {}
     inputs: list[InputEntry] = []
     audits: list[AuditEntry] = []
+    #: Suites that were compared with what is trained on, in words: what they have in common.
+    contamination: list[str] = []
     changes: list[Change] = []
     stages: list[StageEntry] = Field(default_factory=list)
     warnings: list[WarningEntry] = []

@@ -111,13 +111,13 @@ class StageStates:
         atomic.recover(self._folder)
         faults: list[str] = []
         for folder in reversed(self._all()):
-            fault = _fault(folder)
-            if fault is None:
+            wrong = fault(folder)
+            if wrong is None:
                 if faults:
                     self._put_aside(newer_than=folder)
                     tell(f"going on from {folder.name}, as a newer state is damaged: {'; '.join(faults)}")
                 return _read(folder), folder
-            faults.append(f"{folder.name}: {fault}")
+            faults.append(f"{folder.name}: {wrong}")
         if faults:
             raise UsageError(
                 f"no state in {self._folder} can be gone on from: {'; '.join(faults)}; put back what changed, or "
@@ -141,7 +141,7 @@ class StageStates:
 
     def _is_saved(self, target: Path, record: StateRecord) -> bool:
         """Whether the newest state is this very one: a signal came just after it was saved."""
-        if self._all()[-1:] != [target] or _fault(target) is not None:
+        if self._all()[-1:] != [target] or fault(target) is not None:
             return False
         old = _read(target)
         return (old.step, old.progress, old.files) == (record.step, record.progress, record.files)
@@ -234,8 +234,8 @@ def _files(folder: Path) -> dict[str, Path]:
     }
 
 
-def _fault(folder: Path) -> str | None:
-    """What is wrong with a state, in a few words; None: it verifies."""
+def fault(folder: Path) -> str | None:
+    """What is wrong with a state's files by its checksums, in a few words; None: it verifies."""
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError):

@@ -267,13 +267,7 @@ def _key(name: str, config: EndpointConfig) -> str:
 
 
 def _messages(request: Request, prompt_format: PromptFormat) -> list[dict[str, str]]:
-    problem = request.problem
-    turns = [{"role": one.role, "content": one.content} for one in problem.messages]
-    turns = turns or [{"role": "user", "content": problem.prompt}]
-    system = prompt_format.of(problem).system
-    if system and turns[0]["role"] != "system":
-        turns.insert(0, {"role": "system", "content": system})
-    return turns
+    return [{"role": role, "content": text} for role, text in prompt_format.turns(request.problem)]
 
 
 def _text(choice: Mapping[str, Any], prefill: str) -> tuple[str, str]:

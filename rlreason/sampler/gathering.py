@@ -33,10 +33,12 @@ class Gathering:
                 isinstance(worker.op, Deliver) or (isinstance(worker.op, Draw) and worker.since < began)
             ):
                 return
-        delivery = outbox.take(version, ready[0].version)
+        delivery = outbox.take(version, ready[0].version, on_base=ready[0].on_base)
         if delivery is None:
             return
-        company = [worker for worker in ready if outbox.take(version, worker.version) is delivery]
+        company = [
+            worker for worker in ready if outbox.take(version, worker.version, on_base=worker.on_base) is delivery
+        ]
         departure = outbox.send(delivery, len(company))
         if departure is None:
             return

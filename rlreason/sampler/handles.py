@@ -9,9 +9,15 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
-from rlreason.cluster.session import RaySession
+from rlreason.cluster.actor import log_of, make_actor
+from rlreason.cluster.failures import full, said, usable
+from rlreason.cluster.needs import Need
+from rlreason.cluster.places import Reservation, reserve
+from rlreason.cluster.session import own_gpus
 from rlreason.delivery.group import BrokenGroup, GroupOptions
 from rlreason.delivery.packing import Bytes, DeliveryError
 from rlreason.errors import UsageError
@@ -21,6 +27,10 @@ from rlreason.sampler.worker import RolloutWorker
 #: A thread of its own in each actor, which answers while the worker is at work, and seconds between two questions.
 PULSE = "pulse"
 PULSE_SECONDS = 1.0
+#: Seconds between two looks at whether a worker that is not up has a host.
+LOOK_SECONDS = 3.0
+#: Has Ray leave CUDA_VISIBLE_DEVICES as it is given.
+KEEP_GPUS = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 
 
 class WorkerDied(RuntimeError):
@@ -53,6 +63,10 @@ class Handle(Protocol):
 
     def silence(self) -> float:
         """Seconds for which its process has left a question unanswered; a worker that is at work answers."""
+        ...
+
+    def homeless(self) -> float:
+        """Seconds for which there has been no host for its process, which never came up."""
         ...
 
     def interrupt(self) -> None:
@@ -127,6 +141,10 @@ class InlineHandle:
         """See ``Handle.silence``."""
         return 0.0
 
+    def homeless(self) -> float:
+        """See ``Handle.homeless``: it is here."""
+        return 0.0
+
     def interrupt(self) -> None:
         """See ``Handle.interrupt``."""
         self.worker.interrupt()
@@ -170,8 +188,8 @@ class InlineCluster:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayOptions:
-    """Which Ray, and what each worker may use of it. ``gpus`` may be a fraction: two actors then share a GPU; with
-    ``cpus`` 0 a worker shares the cores of others."""
+    """Which Ray, and what each worker may use of it, where no plan says so. ``gpus`` may be a fraction: two actors then
+    share a GPU; with ``cpus`` 0 a worker shares the cores of others."""
 
     address: str | None = None
     #: 0: as many as the GPUs that are left have room for.
@@ -184,34 +202,65 @@ class RayOptions:
     #: Broadcast weights to the workers; its ``host`` is filled in.
     group: GroupOptions | None = None
 
+    @property
+    def need(self) -> Need:
+        """As a plan says it."""
+        return Need(
+            kind="rollout worker",
+            setting="cluster.rollout_workers",
+            count=self.workers,
+            cpus=self.cpus,
+            gpus=self.gpus,
+            spread=self.spread,
+        )
+
 
 @dataclass(slots=True, eq=False)
 class _RayCall:
     reference: Any
     ray: Any
+    #: What the worker writes.
+    log: Path | None = None
 
     def result(self) -> Any:
+        """See ``Call.result``. Of Ray's errors only those that a new worker can't mend are the run's end."""
+        errors = self.ray.exceptions
         try:
             return self.ray.get(self.reference)
-        except self.ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, (DeliveryError, BrokenGroup)):
-                raise error.cause from None
-            raise WorkerFailed(f"{type(error.cause).__name__}: {error.cause}") from error
-        except self.ray.exceptions.RayError as error:  # killed for its memory, its node lost, its answer lost
-            raise WorkerDied(" ".join(str(error).split())[:300]) from error
+        except errors.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, (DeliveryError, BrokenGroup, UsageError)):
+                raise cause from None
+            if isinstance(cause, errors.RayError):  # what it was to be given got lost on the way
+                raise self._died(cause) from error
+            raise WorkerFailed(f"{type(cause).__name__}: {cause}{self._where()}") from error
+        except errors.RayError as error:  # killed for its memory, its node lost, its answer lost
+            raise full(self.ray, error) or self._died(error) from error
+
+    def _died(self, error: Exception) -> WorkerDied:
+        return WorkerDied(f"{said(error)}{self._where()}")
+
+    def _where(self) -> str:
+        return "" if self.log is None else f"; what it wrote is in {self.log}"
 
 
 @dataclass(slots=True)
 class RayHandle:
-    """A worker in a Ray actor. ``process``: (host, process id) once it is up."""
+    """A worker in a Ray actor. ``process``: (host, process id) once it is up. ``placed``: whether its place is on a
+    host that is up."""
 
     actor: Any
     ray: Any
+    placed: Callable[[], bool] = lambda: True
+    log: Path | None = None
     process: Any = field(init=False)
     up: bool = field(default=False, init=False)
     #: The last question, and when it was asked.
     _pulse: Any = field(init=False)
     _asked: float = field(init=False)
+    #: Since when its place is on no host, and when that was looked at.
+    _homeless: float | None = field(default=None, init=False)
+    _looked: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self.process = self._ask()
@@ -231,9 +280,19 @@ class RayHandle:
             self._ask()
         return 0.0
 
+    def homeless(self) -> float:
+        """See ``Handle.homeless``. Ray is asked every few seconds."""
+        now = time.monotonic()
+        if not self.up and now - self._looked > LOOK_SECONDS:
+            self._looked = now
+            with contextlib.suppress(Exception):  # a Ray that is gone is found by the next call
+                self._homeless = None if self.placed() else self._homeless or now
+        return 0.0 if self.up or self._homeless is None else now - self._homeless
+
     def call(self, method: str, *arguments: object) -> Call:
         """See ``Handle.call``."""
-        return _RayCall(getattr(self.actor, method).remote(*arguments), self.ray)
+        with usable(self.ray):
+            return _RayCall(getattr(self.actor, method).remote(*arguments), self.ray, self.log)
 
     def interrupt(self) -> None:
         """Nothing to do: a call is waited for in short turns, and goes on in its own process meanwhile."""
@@ -249,48 +308,42 @@ class RayHandle:
 
 
 class RayCluster:
-    """Rollout workers as Ray actors in one placement group: of a running cluster, else of a Ray started here."""
+    """Rollout workers as Ray actors, each in its place: of a running cluster, else of a Ray started here."""
 
-    def __init__(self, options: RayOptions, worker: type[RolloutWorker] = RolloutWorker) -> None:
-        """Raises UsageError where Ray is absent, unreachable, or has too little for the workers."""
-        self._session = RaySession(options.address, own_gpu=options.own_gpu)
-        self._ray = self._session.ray
-        if not options.workers:
-            options = replace(options, workers=max(1, int(self._session.free_gpus() / options.gpus)))
-        self._options = options
+    def __init__(
+        self, options: RayOptions, worker: type[RolloutWorker] = RolloutWorker, places: Reservation | None = None
+    ) -> None:
+        """``places``: of a plan, which then says how many workers there are and what each may use. Raises UsageError
+        where Ray is absent, unreachable, or has too little for the workers."""
+        self._places = places or reserve(options.need, options.address, own_gpu=options.own_gpu)
+        self._ray, self._need = self._places.ray, self._places.need
         #: How many workers there is a place for.
-        self.workers = options.workers
-        self._session.held_gpus = options.workers * options.gpus
-        self._class = worker
-        self._group: Any = None
-        self._place()
+        self.workers = self._need.count
+        self._options, self._class = options, worker
 
     @property
     def on_gpu(self) -> bool:
         """See ``Cluster.on_gpu``."""
-        return self._options.gpus > 0
+        return self._need.gpus > 0
 
-    def start(self, worker: int) -> Handle:
+    def start(self, worker: int) -> RayHandle:
         """See ``Cluster.start``."""
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        strategy = PlacementGroupSchedulingStrategy(placement_group=self._group, placement_group_bundle_index=worker)
-        said = {name: os.environ[name] for name in QUIET if name in os.environ}
-        environment = QUIET | said | ENVIRONMENT
-        if not self._options.gpus:
+        quiet = {name: os.environ[name] for name in QUIET if name in os.environ}
+        environment = QUIET | quiet | ENVIRONMENT
+        if not self._need.gpus:
             environment |= CPU_ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": ""}
-        actor = self._ray.remote(concurrency_groups={PULSE: 1})(self._class).options(
-            num_cpus=self._options.cpus,
-            num_gpus=self._options.gpus,
-            max_restarts=0,  # the pool restarts it, and delivers the weights
-            scheduling_strategy=strategy,
-            runtime_env={"env_vars": environment},
-        )
-        return RayHandle(actor.remote(), self._ray)
+        elif self._need.here:  # on the trainer's GPUs, whichever Ray would have taken
+            visible = own_gpus(max(1, round(self._need.gpus)))
+            environment |= {KEEP_GPUS: "1", "CUDA_VISIBLE_DEVICES": visible}
+        with usable(self._ray):
+            actor = make_actor(self._places, self._class, worker, lane=PULSE, environment=environment)
+            placed = partial(_placed, self._places, worker)
+            return RayHandle(actor, self._ray, placed, log_of(self._places, worker))
 
     def store(self, buckets: Sequence[Bytes]) -> Sequence[object]:
         """See ``Cluster.store``: Ray's object store, which on one host is shared memory."""
-        return [self._ray.put(bucket) for bucket in buckets]
+        with usable(self._ray):
+            return [self._ray.put(bucket) for bucket in buckets]
 
     @property
     def group(self) -> GroupOptions | None:
@@ -301,32 +354,15 @@ class RayCluster:
     def wait(self, calls: Sequence[Call], seconds: float) -> list[Call]:
         """See ``Cluster.wait``."""
         by_reference: dict[Any, Call] = {call.reference: call for call in calls}  # type: ignore[attr-defined]
-        done, _ = self._ray.wait(list(by_reference), num_returns=1, timeout=seconds)
-        ready, _ = self._ray.wait(list(by_reference), num_returns=len(by_reference), timeout=0)
+        with usable(self._ray):
+            done, _ = self._ray.wait(list(by_reference), num_returns=1, timeout=seconds)
+            ready, _ = self._ray.wait(list(by_reference), num_returns=len(by_reference), timeout=0)
         return [by_reference[reference] for reference in {*done, *ready}]
 
     def close(self) -> None:
-        """Give the placement group back, and end Ray where it was started here and no other cluster uses it."""
-        with contextlib.suppress(Exception):
-            self._ray.util.remove_placement_group(self._group)
-        self._session.close()
+        """Give the places back, and end Ray where it was started here and nobody else uses it."""
+        self._places.close()
 
-    def _place(self) -> None:
-        options = self._options
-        bundle = {key: need for key, need in (("CPU", options.cpus), ("GPU", options.gpus)) if need}
-        bundle = bundle or {"memory": 1.0}  # a place must ask for something: a byte
-        group = self._group = self._ray.util.placement_group(
-            [bundle] * options.workers, strategy="SPREAD" if options.spread else "PACK"
-        )
-        total = self._ray.cluster_resources()
-        short = {
-            key: need * options.workers for key, need in bundle.items() if total.get(key, 0) < need * options.workers
-        }
-        if short or not group.wait(timeout_seconds=60):
-            self.close()
-            needs = ", ".join(f"{need * options.workers:g} {key}" for key, need in bundle.items())
-            has = ", ".join(f"{total.get(key, 0):g} {key}" for key in bundle)
-            raise UsageError(
-                f"cluster.rollout_workers = {options.workers} needs {needs}, and Ray has {has}"
-                f"{'' if short else ' with too little of it free'}: use fewer workers or a larger cluster"
-            )
+
+def _placed(places: Reservation, worker: int) -> bool:
+    return places.host(worker) is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -31,6 +31,12 @@ class VllmOptions:
     tensor_parallel: int = 1
     enforce_eager: bool = False
     sleep_mode: bool = False
+    #: Bytes of the GPU that its other user will yet take.
+    beside: int = 0
+    #: Every request brings its seed; otherwise each engine draws by a generator of its own, begun anywhere.
+    request_seeds: bool = True
+    #: Further fields of ``vllm.EngineArgs``, as they are.
+    settings: Mapping[str, object] = field(default_factory=dict)
     #: Class that receives the weights inside of vLLM's worker process.
     extension: str = "rlreason.sampler.vllm_extension.WeightReceiver"
 
@@ -54,6 +60,8 @@ class EngineSpec:
     #: CPU threads of a transformers engine, each on a batch of completions.
     threads: int = 1
     vllm: VllmOptions = VllmOptions()
+    #: Have completions say which experts their tokens were sent to; of a model that has some.
+    experts: bool = False
 
     @property
     def longest(self) -> int:
@@ -105,7 +113,8 @@ class Progress:
                 one.finish_reason,
                 None if one.loss_mask.all() else one.loss_mask,
                 one.teacher_logprobs,
-                one.routed_experts,
+                (one.routed_experts, one.prompt_experts),
+                one.sampled_from,
             )
             for one in completions
         ]
@@ -127,13 +136,13 @@ def _unpacked(
     keys: Sequence[str],
     lengths: Sequence[tuple[int, bool]],
     arrays: tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]],
-    rest: Sequence[tuple[Any, Any, Any, Any]],
+    rest: Sequence[tuple[Any, Any, Any, Any, Any]],
 ) -> Progress:
     """What ``Progress.__reduce__`` made."""
     token_ids, logprobs, versions = (array.copy() for array in arrays)  # what Ray holds may not be written to
     nothing = np.zeros(0, dtype=np.int32)
     drawn, at, logprobs_at = [], 0, 0
-    for key, (length, has_logprobs), (finish_reason, loss_mask, teacher_logprobs, routed_experts) in zip(
+    for key, (length, has_logprobs), (finish_reason, loss_mask, teacher_logprobs, experts, sets) in zip(
         keys, lengths, rest, strict=True
     ):
         completion = Completion(
@@ -145,7 +154,9 @@ def _unpacked(
             policy_versions=versions[at : at + length],
             loss_mask=loss_mask,
             teacher_logprobs=teacher_logprobs,
-            routed_experts=routed_experts,
+            routed_experts=experts[0],
+            prompt_experts=experts[1],
+            sampled_from=sets,
         )
         drawn.append(Drawn(key=key, completion=completion))
         at += length

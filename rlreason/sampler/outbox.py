@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
-from rlreason.delivery.packing import DeliveryError, Packer, Receiver
+from rlreason.delivery.adapter import AdaptedWeights, KeptBase
+from rlreason.delivery.packing import DeliveryError, Packer, Receiver, with_base
 from rlreason.delivery.parcel import Departure, HeldWeights, LocalParcel, Parcel
 from rlreason.sampler.canary import Canary, Expectation, ProbeError
 from rlreason.sampler.handles import Cluster
@@ -36,6 +38,8 @@ class Outbox:
         self._packer = packer
         self._holding = holding
         self._deliveries: dict[int, Delivery] = {}
+        #: What an adapter is added to; the trainer's own tensors, where it is in this process.
+        self._base: Sequence[tuple[str, Tensor]] | None = None
         #: How many versions are kept, for workers that are to take an older one.
         self.keep = 1
         self.canary = canary
@@ -48,10 +52,16 @@ class Outbox:
     def pack(self, weights: Iterable[tuple[str, Tensor]], version: int, expected: Sequence[Tensor]) -> Delivery:
         """A delivery that nobody can take yet. Raises ValueError where ``expected`` are not the canary's probes'."""
         parcel: Parcel
+        packer = self._packer
         if self.collective and isinstance(weights, HeldWeights):
-            parcel = weights.pack(version, delta=self._packer.delta)
+            parcel = weights.pack(version, delta=packer.delta, adapter=packer.adapter)
+        elif packer.adapter and isinstance(weights, AdaptedWeights) and weights.factors:
+            base = self._base = list(weights.base()) if self._base is None else self._base
+            packed = packer.pack_adapter(weights.adapter(), weights.factors, version)
+            parcel = LocalParcel(packed, lambda: with_base(packed, packer.pack_base(base)))
         else:
-            parcel = LocalParcel(self._packer.pack(weights, version), self._packer)
+            packed = packer.pack(weights, version)
+            parcel = LocalParcel(packed, partial(packer.whole, packed))
         proof = self.canary.expect(parcel.manifest, expected) if self.canary is not None else None
         return self._delivery(parcel, proof)
 
@@ -75,14 +85,14 @@ class Outbox:
             del self._deliveries[old]
         self._deliveries[version] = delivery
 
-    def take(self, version: int, held: int | None) -> Delivery | None:
-        """``version`` for a worker that holds ``held``: one that can't take the changes gets all of that version.
+    def take(self, version: int, held: int | None, *, on_base: bool) -> Delivery | None:
+        """``version`` for a worker that holds ``held``, and maybe what an adapter is added to (``on_base``): one that
+        can't take the changes, or the adapter alone, gets all of that version.
 
         None: weights that are held elsewhere are about to be the next version's.
         """
         delivery = self._deliveries[version]
-        base = delivery.parcel.manifest.base
-        if base is None or base == held:
+        if delivery.parcel.manifest.fits(held, on_base=on_base):
             return delivery
         if delivery.whole is None:
             parcel = delivery.parcel.whole()
@@ -119,10 +129,12 @@ class Outbox:
         """Where the worker differs from what was delivered; the failure itself is reported whatever happens here."""
         assert self.canary is not None
         try:
-            parcel = delivery.parcel if delivery.parcel.manifest.base is None else delivery.parcel.whole()
+            parcel = delivery.parcel if delivery.parcel.manifest.whole else delivery.parcel.whole()
             if parcel is None:
                 return "newer weights took their place, so which module differs can't be found out"
-            weights = Receiver().open(parcel.manifest, parcel.buckets(), keep=False)
+            arriving = Receiver().stream(parcel.manifest, parcel.buckets(), keep=False)
+            adapted = bool(parcel.manifest.factors)
+            weights = dict(KeptBase().merged(parcel.manifest, arriving) if adapted else arriving)
             return self.canary.explain(spec, weights, outputs_of)
         except Exception as error:
             return f"which module differs could not be found out ({type(error).__name__}: {error})"

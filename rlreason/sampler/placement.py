@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from transformers import AutoTokenizer
 
-from rlreason.config import Recipe
-from rlreason.cores import usable_cores
+from rlreason.cluster.plan import WORKER, over_ray
+from rlreason.cluster.run_places import RunPlaces
+from rlreason.config import GrpoStage, Recipe
 from rlreason.data.prompts import PromptFormat
 from rlreason.delivery.group import Backend, GroupOptions
 from rlreason.delivery.packing import Packer
 from rlreason.errors import UsageError
+from rlreason.routing import experts_in
 from rlreason.sampler.canary import Canary
 from rlreason.sampler.handles import Cluster, InlineCluster, RayCluster, RayOptions
 from rlreason.sampler.jobs import EngineKind, EngineSpec, VllmOptions
@@ -32,26 +33,37 @@ class Samplers:
     prompt_format: PromptFormat
     #: CPU threads of an inline engine.
     threads: int
+    #: Of the whole run, where it shares them with a trainer.
+    places: RunPlaces = field(default=None)  # type: ignore[assignment]
     #: By role, in the order in which they were opened.
     _pools: dict[str, RolloutPool] = field(default_factory=dict, init=False)
     #: What ``describe`` says.
     _used: dict[str, str] = field(default_factory=dict, init=False)
+    #: The most that was to be left beside an engine, so that it is not built anew for each stage.
+    _beside: int = field(default=0, init=False)
 
-    def open(self, model: ServedModel, *, role: str = "policy", version: int = 0) -> PoolSampler:
+    def __post_init__(self) -> None:
+        self.places = self.places or RunPlaces(self.recipe)
+
+    def open(self, model: ServedModel, *, role: str = "policy", version: int = 0, growth: int = 0) -> PoolSampler:
         """A sampler that holds the model's weights as ``version``. It takes over the workers of the one opened before
-        in the same role, which is no longer valid.
+        in the same role, which is no longer valid. ``growth``: bytes of a GPU that the model's owner will yet take,
+        where both share it.
 
         Raises UsageError where the recipe names an engine or a cluster that is not there.
         """
+        self._beside = max(self._beside, growth)
         kind, ray = self._choose(model)
         spec = self._spec(kind, model, ray=ray)
         canary = self._canary(model, spec) if self.recipe.sampler.canary else None
-        packer = Packer(delta=self.recipe.sampler.delivery == "delta")
+        packer = self._packer(ray=ray)
         if role in self._pools and not self._pools[role].closed:
             self._pools[role].follow(spec, canary, packer)
         else:
             cluster, workers = self._cluster(ray=ray)
-            patience = Patience(working=self.recipe.cluster.worker_timeout)
+            patience = Patience(
+                working=self.recipe.cluster.worker_timeout, homeless=self.places.homeless_seconds if ray else 0.0
+            )
             self._pools[role] = RolloutPool(cluster, spec, workers, canary=canary, packer=packer, patience=patience)
             self._used[role] = f"{kind} x {workers} {'over Ray' if ray else 'in this process'}"
         sampler = PoolSampler(self._pools[role], model.tokenizer, self.prompt_format)
@@ -83,28 +95,41 @@ class Samplers:
         """Engine and cluster of ``role`` in a few words; "" before its first ``open``."""
         return self._used.get(role, "")
 
+    @property
+    def colocated(self) -> bool:
+        """Whether workers are on the trainer's GPUs: whoever trains has them ``rest`` meanwhile."""
+        return self.places.colocated
+
+    def rest(self) -> None:
+        """Have workers that share the trainer's GPUs give the memory back; they wake with the next weights. Nothing may
+        be under way."""
+        for pool in self._pools.values() if self.colocated else ():
+            if not pool.closed:
+                pool.sleep()
+
     def close(self) -> None:
         """End the workers, and Ray where it was started here."""
         for pool in reversed(self._pools.values()):
             pool.close()
         self._pools.clear()
+        self.places.close()
 
     def _choose(self, model: ServedModel) -> tuple[EngineKind, bool]:
         """(engine, whether over Ray)."""
         engine, cluster = self.recipe.sampler.engine, self.recipe.cluster.kind
-        why_not = why_not_vllm(model)
+        gpus = 0.0 if cluster == "inline" else self.places.gpus
+        why_not = why_not_vllm(model, on_gpu=gpus > 0)
         if engine == "vllm" and why_not:
             raise UsageError(f'sampler.engine = "vllm": {why_not}; install it (docs/cluster.md) or say "transformers"')
         if engine == "auto":
             # On a CPU vLLM's work for each token outweighs its kernels until a model is larger than CPUs train
             # (docs/rollouts.md has the measurement), so it is for the asking there.
-            fits = torch.cuda.is_available() and not why_not and cluster != "inline" and installed("ray")
+            fits = gpus > 0 and not why_not and installed("ray")
             engine = "vllm" if fits else "transformers"
-        over_ray = cluster == "ray" or (cluster == "auto" and engine == "vllm" and installed("ray"))
-        return engine, over_ray
+        return engine, cluster != "inline" and over_ray(self.recipe, gpus)
 
     def _spec(self, kind: EngineKind, model: ServedModel, *, ray: bool) -> EngineSpec:
-        sampler, cluster = self.recipe.sampler, self.recipe.cluster
+        sampler = self.recipe.sampler
         cache = sampler.kv_cache_gib
         return engine_spec(
             kind,
@@ -117,9 +142,24 @@ class Samplers:
                 gpu_memory_utilization=sampler.gpu_memory_utilization,
                 tensor_parallel=sampler.tensor_parallel,
                 enforce_eager=sampler.enforce_eager,
-                sleep_mode=cluster.colocate,
+                sleep_mode=self.colocated,
+                beside=self._beside if self.colocated else 0,
+                request_seeds=sampler.request_seeds,
+                settings=sampler.vllm,
             ),
+            experts=bool(experts_in(model.architecture)) and self._asks_for_experts,
         )
+
+    @property
+    def _asks_for_experts(self) -> bool:
+        """All engines of a run are built alike, so that stages can share them."""
+        return any(isinstance(stage, GrpoStage) and stage.asks_for_experts for stage in self.recipe.stage)
+
+    def _packer(self, *, ray: bool) -> Packer:
+        how = self.recipe.sampler.delivery
+        # In this process nothing travels, and the frozen weights would be held once more.
+        adapter = how == "adapter" or (how == "auto" and ray and self.recipe.trainer.lora is not None)
+        return Packer(delta=how == "delta", adapter=adapter)
 
     def _canary(self, model: ServedModel, spec: EngineSpec) -> Canary:
         tolerance = self.recipe.sampler.canary_tolerance
@@ -131,29 +171,12 @@ class Samplers:
             raise UsageError('sampler.transport = "collective" goes to workers over Ray: set cluster.kind = "ray"')
         if not ray:
             return InlineCluster(RolloutWorker), 1
-        cluster = self.recipe.cluster
-        gpus = torch.cuda.device_count()
-        each = cluster.gpus_per_worker
-        if each is None:
-            each = float(self.recipe.sampler.tensor_parallel) if gpus else 0.0
-        workers = cluster.rollout_workers or (0 if each else usable_cores())
         # Without GPUs the pools of further roles, which draw while the first waits for them, share the first's cores.
-        shares = not each and any(not pool.closed for pool in self._pools.values())
-        cpus = 0.0 if shares else cluster.cpus_per_worker
-        # A trainer in this process holds its first GPU, unless the workers are to share that.
-        own = not self.recipe.trainer.ranks and not cluster.colocate
+        sharing = any(not pool.closed for pool in self._pools.values())
+        places = self.places.take(WORKER, sharing_cores=sharing)
         # NCCL wants a GPU of its own for each member, and the sender's weights on one.
-        backend: Backend = "nccl" if each >= 1 and not cluster.colocate and torch.cuda.is_available() else "gloo"
+        backend: Backend = "nccl" if places.need.gpus >= 1 and not self.colocated else "gloo"
         # Longer than the pool waits for a worker that hangs: the pool's end of it is the quicker one.
-        group = GroupOptions(backend=backend, seconds=2 * cluster.worker_timeout)
-        options = RayOptions(
-            address=cluster.address,
-            workers=workers,
-            own_gpu=own,
-            cpus=cpus,
-            gpus=each,
-            spread=cluster.spread,
-            group=group if collective else None,
-        )
-        found = RayCluster(options)
+        group = GroupOptions(backend=backend, seconds=2 * self.recipe.cluster.worker_timeout)
+        found = RayCluster(RayOptions(group=group if collective else None), places=places)
         return found, found.workers

@@ -37,10 +37,12 @@ Record = Callable[[Mapping[str, object]], None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
     """Seconds without a sign of life after which a worker counts as hung, once it is up, and before its process answers
-    for the first time. One that answers may take long, up to ``STUCK`` times that where the call has an end in time."""
+    for the first time. One that answers may take long, up to ``STUCK`` times that where the call has an end in time.
+    ``homeless``: while there is no host that its process could start on."""
 
     working: float = 120.0
     starting: float = 600.0
+    homeless: float = 30.0
 
 
 class RolloutPool:
@@ -116,9 +118,11 @@ class RolloutPool:
         """Draw with another model from here on: its versions start again, and all workers take them. Workers of a GPU
         are started anew where the architecture differs, as only the end of a process gives all of its memory back."""
         self.reschedule()
+        if spec == self._spec:
+            self.wake()
         self._outbox = Outbox(self._cluster, canary, packer)
         for place, worker in enumerate(self._workers):
-            worker.version = None
+            worker.version, worker.on_base = None, False
             if worker.lost:
                 continue
             if spec != self._spec and self._cluster.on_gpu:
@@ -132,11 +136,13 @@ class RolloutPool:
         """Pack ``weights`` and make them the newest; workers take them when the schedule says so. ``expected``: what
         their model says after each of ``probes``, log-probabilities [V]. Raises ValueError for another number."""
         delivery = self._outbox.pack(weights, version, expected)
+        self.wake()
         with self._lock:
             self._outbox.offer(delivery)
 
     def ask(self, jobs: Sequence[Job]) -> None:
         """Have these drawn."""
+        self.wake()
         with self._lock:
             self._wanted.update(job.key for job in jobs)
             self._schedule.add(jobs)
@@ -171,7 +177,7 @@ class RolloutPool:
                     if worker.handle.up:
                         self._replace(place, worker, why)
                     else:
-                        self._lose(place, worker)
+                        self._lose(place, worker, why)
         return drawn
 
     @property
@@ -192,10 +198,12 @@ class RolloutPool:
             self._tell("sleep", [worker for worker in self._present if not worker.asleep])
 
     def wake(self) -> None:
-        """Have them take it again; the next thing each is given is weights."""
-        self._tell("wake", [worker for worker in self._present if worker.asleep])
-        for worker in self._workers:
-            worker.version = None
+        """Have them take it again; the next thing each is given is weights. Nothing where none sleeps."""
+        asleep = [worker for worker in self._present if worker.asleep]
+        for worker in asleep:
+            worker.version, worker.on_base = None, False
+        if asleep:
+            self._tell("wake", asleep)
 
     @property
     def _present(self) -> list[PoolWorker]:
@@ -236,7 +244,7 @@ class RolloutPool:
         return worker
 
     def _build(self, worker: PoolWorker, spec: EngineSpec) -> None:
-        worker.up, worker.op, worker.since = False, Build(), time.monotonic()
+        worker.up, worker.asleep, worker.op, worker.since = False, False, Build(), time.monotonic()
         worker.call = worker.handle.call("build", spec)
 
     def _start(self, place: int, worker: PoolWorker) -> None:
@@ -259,7 +267,7 @@ class RolloutPool:
             worker.outstanding.update((job.key, job) for job in op.jobs)
             worker.call = worker.handle.call("advance", op.jobs, op.seconds, op.steps)
             return
-        worker.delivery = self._outbox.take(op.version, worker.version)
+        worker.delivery = self._outbox.take(op.version, worker.version, on_base=worker.on_base)
         assert worker.delivery is not None, "what this process packed it holds"
         worker.call = worker.handle.call("deliver", *self._outbox.arguments(worker.delivery))
 
@@ -273,6 +281,7 @@ class RolloutPool:
             return []
         except BrokenGroup as error:  # what it holds is neither the old nor the new version
             worker.call = worker.version = worker.delivery = None
+            worker.on_base = False
             self._gathering.broke(str(error))
             return []
         worker.call, worker.up = None, True
@@ -300,6 +309,7 @@ class RolloutPool:
             )
         delivery, worker.delivery = worker.delivery, None
         assert delivery is not None
+        worker.on_base = bool(delivery.parcel.manifest.factors)
 
         def outputs_of(prompt: tuple[int, ...]) -> Mapping[str, Tensor]:
             call = worker.handle.call("module_outputs", prompt)
@@ -341,10 +351,9 @@ class RolloutPool:
         self._workers[place] = self._new_worker(place)
         self._schedule.again(place, lost)
 
-    def _lose(self, place: int, worker: PoolWorker) -> None:
+    def _lose(self, place: int, worker: PoolWorker, why: str) -> None:
         """Go on without it: its host is gone and no other has room, or no process can start there."""
         self._leave(worker)
-        why = f"no process came up in {self._patience.starting:g} s"
         if len(self._present) == 1:
             raise RuntimeError(f"no rollout worker is left: in place {place} {why}")
         self._note({"worker": place, "restart": f"{why}, and the place stays empty"})
@@ -362,7 +371,9 @@ class RolloutPool:
         """Why a worker with a call under way is given up; None: it lives."""
         limit = self._patience.working if worker.up else self._patience.starting
         if worker.handle.silence() > limit:
-            return f"did not answer for {limit:g} s"
+            return f"did not answer for {limit:g} s" if worker.handle.up else f"no process came up in {limit:g} s"
+        if worker.handle.homeless() > self._patience.homeless:
+            return f"its host is gone, and for {self._patience.homeless:g} s no other had room"
         bounded = self._spec.kind == "vllm" or not isinstance(worker.op, Draw)  # transformers draws all in one call
         if bounded and time.monotonic() - worker.since > STUCK * limit:
             return f"answered, but was not done after {STUCK * limit:g} s"

@@ -119,12 +119,9 @@ class PoolSampler:
         self.pool.publish(weights, version, expected)
 
     def sleep(self) -> None:
-        """Have the workers give their accelerators' memory back. Nothing may be under way."""
+        """Have the workers give their accelerators' memory back, until weights are published; nothing may be under
+        way."""
         self.pool.sleep()
-
-    def wake(self) -> None:
-        """Have them take it again; weights must be published before anything is drawn."""
-        self.pool.wake()
 
     def interrupt(self) -> None:
         """Have a ``poll`` in another thread return soon. What is under way is lost."""

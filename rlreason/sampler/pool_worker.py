@@ -28,6 +28,8 @@ class PoolWorker:
 
     handle: Handle
     version: int | None = None
+    #: Whether it holds the frozen weights that adapters of now are added to.
+    on_base: bool = False
     #: Jobs handed over and not finished, by key.
     outstanding: dict[str, Job] = field(default_factory=dict)
     op: Op | Build | Tell | None = None

@@ -139,8 +139,6 @@ class RolloutStream:
 
         ``expected``: the trainer's answers to ``sampler.probes``.
         """
-        if self._colocated:
-            self.sampler.wake()
         self.sampler.publish(weights, version, expected)
         if self._staleness:
             self._more(1)

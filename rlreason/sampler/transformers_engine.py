@@ -6,6 +6,7 @@ computed once per group and its cache shared by all samples; rows that ended lea
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +20,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 from transformers.initialization import no_init_weights
 
 from rlreason.delivery.packing import DeliveryError, few
+from rlreason.routing import RoutedPass, check_routing, options_of
 from rlreason.sampler.decoding import ATTENTION, check_room, growing_cache
 from rlreason.sampler.draw import uniforms
+from rlreason.sampler.expert_recorder import ExpertRecorder
 from rlreason.sampler.jobs import Drawn, EngineSpec, Job, ProbeAnswer, Progress
+from rlreason.sampler.recording import SetRecorder
 from rlreason.sampler.trace import Trace
 from rlreason.types import Completion, SamplingParams
 
@@ -38,6 +42,8 @@ class _Decoding:
     present_RT: Tensor
     position_R: Tensor
     logits_RV: Tensor
+    #: Of the tokens that gave ``logits_RV``, [R, L, K], where they are asked for.
+    experts_RLK: Tensor | None = None
 
 
 class TransformersEngine:
@@ -52,6 +58,8 @@ class TransformersEngine:
         self._max_rows = spec.max_rows
         self._threads = spec.threads if self._model.device.type == "cpu" else 1
         self._stop_ids = torch.tensor(sorted(spec.stop_ids), device=self._model.device)
+        if spec.experts:
+            check_routing(self._model, "the sampler is to say which experts its tokens went to")
         self._version = 0
         self._waiting: list[Job] = []
         #: Set: threads end at the next token. One for each ``advance``.
@@ -154,11 +162,18 @@ class TransformersEngine:
         token_ids: Tensor = torch.zeros((len(jobs), params.max_tokens), dtype=torch.long, device=self._model.device)
         logprobs = torch.zeros((len(jobs), params.max_tokens), dtype=torch.float32, device=self._model.device)
         lengths = np.full(len(jobs), params.max_tokens)
-        state = self._prefill(groups)
+        recorder = SetRecorder(len(jobs), params) if params.record else None
+        experts = ExpertRecorder(len(jobs)) if self._spec.experts else None
+        state = self._prefill(groups, experts)
         for step in range(params.max_tokens):
             if stop.is_set():
                 return {}
-            chosen_R, logprob_R = choose(state.logits_RV, uniform_RT[state.row_R, step], params)
+            if experts is not None:
+                experts.add(state.row_R, state.experts_RLK)
+            logprobs_RV = sampling_logprobs(state.logits_RV, params)
+            if recorder is not None:
+                recorder.add(state.row_R, logprobs_RV)
+            chosen_R, logprob_R = choose(logprobs_RV, uniform_RT[state.row_R, step], params)
             token_ids[state.row_R, step] = chosen_R
             logprobs[state.row_R, step] = logprob_R
             ended_R = torch.isin(chosen_R, self._stop_ids)
@@ -171,7 +186,8 @@ class TransformersEngine:
                 chosen_R = chosen_R[live_R]
                 state = _compact(state, live_R)
             state = self._decode(state, chosen_R)
-        return self._collect(jobs, token_ids, logprobs, lengths)
+        drawn = self._collect(jobs, (token_ids, logprobs), lengths, recorder)
+        return drawn if experts is None else experts.completed(drawn, jobs)
 
     def _uniforms(self, jobs: list[Job]) -> Tensor:
         params = jobs[0].params
@@ -182,7 +198,7 @@ class TransformersEngine:
         ]
         return torch.from_numpy(np.stack(table)).to(self._model.device)
 
-    def _prefill(self, groups: list[list[Job]]) -> _Decoding:
+    def _prefill(self, groups: list[list[Job]], experts: ExpertRecorder | None) -> _Decoding:
         """Left-padded prompts through the model once, then a row for each job of a group."""
         device = self._model.device
         prompts = [group[0].prompt_ids for group in groups]
@@ -195,6 +211,7 @@ class TransformersEngine:
         ids, present = ids.to(device), present.to(device)
         positions = (present.cumsum(dim=1) - 1).clamp(min=0)
         cache = growing_cache(self._model.config)
+        routed = RoutedPass() if self._spec.experts else None
         output = self._model(
             input_ids=ids,
             attention_mask=present,
@@ -202,26 +219,36 @@ class TransformersEngine:
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **options_of(routed),
         )
         prompt_of_R = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group) for group in groups]))
         prompt_of_R = prompt_of_R.to(device)
         cache.batch_select_indices(prompt_of_R)
+        experts_RLK = None
+        if routed is not None and experts is not None:
+            experts_NLK = routed.used_NLK()
+            experts_GPLK = experts_NLK.view(len(prompts), width, *experts_NLK.shape[1:])
+            experts.begin(experts_GPLK, [len(prompt) for prompt in prompts], prompt_of_R)
+            experts_RLK = experts_GPLK[prompt_of_R, -1]
         return _Decoding(
             row_R=torch.arange(len(prompt_of_R), device=device),
             cache=cache,
             present_RT=present[prompt_of_R],
             position_R=positions[prompt_of_R, -1] + 1,
             logits_RV=output.logits[:, -1].float()[prompt_of_R],
+            experts_RLK=experts_RLK,
         )
 
     def _decode(self, state: _Decoding, chosen_R: Tensor) -> _Decoding:
         present_RT = torch.cat([state.present_RT, torch.ones_like(state.present_RT[:, :1])], dim=1)
+        routed = RoutedPass() if self._spec.experts else None
         output = self._model(
             input_ids=chosen_R.unsqueeze(1),
             attention_mask=present_RT,
             position_ids=state.position_R.unsqueeze(1),
             past_key_values=state.cache,
             use_cache=True,
+            **options_of(routed),
         )
         return _Decoding(
             row_R=state.row_R,
@@ -229,15 +256,22 @@ class TransformersEngine:
             present_RT=present_RT,
             position_R=state.position_R + 1,
             logits_RV=output.logits[:, -1].float(),
+            experts_RLK=None if routed is None else routed.used_NLK(),
         )
 
     def _collect(
-        self, jobs: Sequence[Job], token_ids: Tensor, logprobs: Tensor, lengths: Iterable[int]
+        self,
+        jobs: Sequence[Job],
+        drawn: tuple[Tensor, Tensor],
+        lengths: Iterable[int],
+        recorder: SetRecorder | None,
     ) -> dict[str, Completion]:
-        ids_rows, logprob_rows = token_ids.to(torch.int32).cpu().numpy(), logprobs.cpu().numpy()
+        """``drawn``: token ids and their log-probabilities."""
+        ids_rows, logprob_rows = drawn[0].to(torch.int32).cpu().numpy(), drawn[1].cpu().numpy()
         stops = set(self._stop_ids.tolist())
         completions = {}
-        for job, length, ids_T, logprobs_T in zip(jobs, lengths, ids_rows, logprob_rows, strict=True):
+        rows = zip(jobs, lengths, ids_rows, logprob_rows, strict=True)
+        for row, (job, length, ids_T, logprobs_T) in enumerate(rows):
             completions[job.key] = Completion(
                 prompt_ids=job.prompt_ids,
                 token_ids=ids_T[:length].copy(),  # without the rest of the table
@@ -245,13 +279,15 @@ class TransformersEngine:
                 text="",
                 finish_reason="stop" if int(ids_T[length - 1]) in stops else "length",
                 policy_versions=np.full(length, self._version, dtype=np.int32),
+                sampled_from=None if recorder is None else recorder.sets(row, length),
             )
         return completions
 
 
-def _how(params: SamplingParams) -> tuple[float, ...]:
+def _how(params: SamplingParams) -> tuple[object, ...]:
     """What the groups of one batch must share."""
-    return (params.temperature, params.top_p, params.top_k, params.max_tokens, params.samples_per_problem)
+    cut = (params.temperature, params.top_p, params.top_k, params.min_p)
+    return (*cut, params.max_tokens, params.samples_per_problem, params.record, params.record_top)
 
 
 def build(spec: EngineSpec) -> PreTrainedModel:
@@ -299,17 +335,23 @@ def module_outputs(model: PreTrainedModel, prompt_ids: tuple[int, ...]) -> dict[
     return trace.end()
 
 
-def choose(logits_RV: Tensor, uniform_R: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """(token [R], its float32 log-probability under the sampling distribution [R]).
+def sampling_logprobs(logits_RV: Tensor, params: SamplingParams) -> Tensor:
+    """log-probabilities that tokens are drawn with, [R, V] float32, −inf where they can't be; of temperature 0 those at
+    temperature 1."""
+    if params.temperature == 0.0:
+        return torch.log_softmax(logits_RV, dim=-1)
+    return torch.log_softmax(_filtered(logits_RV / params.temperature, params), dim=-1)
+
+
+def choose(logprobs_RV: Tensor, uniform_R: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """(token [R], its log-probability [R]) of ``sampling_logprobs``.
 
     Inverse-CDF sampling in vocabulary order with one given uniform number per row; temperature 0 takes the most
-    likely token and reports its log-probability at temperature 1.
+    likely token.
     """
     if params.temperature == 0.0:
-        logprobs_RV = torch.log_softmax(logits_RV, dim=-1)
-        chosen_R = logits_RV.argmax(dim=-1)
+        chosen_R = logprobs_RV.argmax(dim=-1)
     else:
-        logprobs_RV = torch.log_softmax(_filtered(logits_RV / params.temperature, params), dim=-1)
         cdf_RV = logprobs_RV.double().exp().cumsum(dim=-1)
         target_R = (uniform_R.to(cdf_RV) * cdf_RV[:, -1]).unsqueeze(1)
         chosen_R = torch.searchsorted(cdf_RV, target_R, right=True).squeeze(1).clamp(max=cdf_RV.shape[1] - 1)
@@ -317,9 +359,13 @@ def choose(logits_RV: Tensor, uniform_R: Tensor, params: SamplingParams) -> tupl
 
 
 def _filtered(logits_RV: Tensor, params: SamplingParams) -> Tensor:
-    """Logits with everything outside top-k and the top-p nucleus (Holtzman et al. 2020) at −inf."""
-    if params.top_k == 0 and params.top_p >= 1.0:
+    """Logits at −inf below min-p (arXiv 2407.01082), outside top-k and outside the top-p nucleus (Holtzman et al. 2020),
+    cut in that order, as by vLLM."""
+    if not params.truncated:
         return logits_RV
+    if params.min_p > 0.0:
+        floor_R1 = logits_RV.amax(dim=-1, keepdim=True) + math.log(params.min_p)
+        logits_RV = logits_RV.masked_fill(logits_RV < floor_R1, -torch.inf)
     order_RV = logits_RV.argsort(dim=-1, descending=True)
     sorted_RV = logits_RV.gather(1, order_RV)
     keep_RV = torch.ones_like(sorted_RV, dtype=torch.bool)

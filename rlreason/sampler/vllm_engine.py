@@ -10,15 +10,17 @@ import json
 import math
 import os
 import re
+import secrets
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -27,7 +29,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from rlreason.errors import UsageError
 from rlreason.sampler.decoding import check_room
 from rlreason.sampler.draw import request_seed
-from rlreason.sampler.jobs import Drawn, EngineSpec, Job, ProbeAnswer, Progress
+from rlreason.sampler.jobs import Drawn, EngineSpec, Job, ProbeAnswer, Progress, VllmOptions
+from rlreason.sampler.recording import MOST_OF_VLLM, asked_of_vllm, sets_of_vllm
 from rlreason.types import Completion
 
 if TYPE_CHECKING:
@@ -41,8 +44,10 @@ QUIET = {"VLLM_LOGGING_LEVEL": "ERROR"}
 CPU_ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 CPU_KV_CACHE_BYTES = 256 << 20
 CPU_BATCH_TOKENS = 8192
+#: Share of a GPU that stays free where a trainer is on it too: for CUDA's contexts and what allocators can't join.
+SLACK = 0.05
 #: Types whose modules vLLM calls by the hub's names alone, not by transformers' (Mixtral's ``block_sparse_moe``).
-HUB_NAMED = ("mixtral",)
+HUB_NAMED = ("mixtral", "deepseek_v2", "deepseek_v3")
 
 
 @dataclass(slots=True)
@@ -81,6 +86,10 @@ class VllmEngine:
         self._group_done = False
         self._version = 0
         self._probes = 0
+        #: On a CPU, experts are noted in vLLM's worker; with a GPU its outputs bring them.
+        self._notes_experts = spec.experts and not torch.cuda.is_available()
+        if self._notes_experts:
+            self._llm.collective_rpc("note_experts")
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """See ``Engine.submit``. The completions of a group share their prompt's blocks of the KV cache.
@@ -175,24 +184,44 @@ class VllmEngine:
 
     def _step(self) -> list[Any]:
         """One engine step. Finished completions go to ``_done``; the outputs of probes are returned."""
-        others = []
+        others, ended = [], []
         for output in self._engine.step():
             live = self._live.pop(output.request_id, None)
             if live is None:
                 others.append(output)
             else:
-                self._done.append(Drawn(key=live.job.key, completion=_completion(output.outputs[0], live)))
+                completion = _completion(output.outputs[0], live)
+                ended.append((live, completion, output.outputs[0].routed_experts))
                 self._of_group[live.job.group_id] -= 1
                 if not self._of_group[live.job.group_id]:
                     del self._of_group[live.job.group_id]
                     self._group_done = True
+        self._done += self._with_experts(ended)
         return others
+
+    def _with_experts(self, ended: Sequence[tuple[_Live, Completion, Any]]) -> list[Drawn]:
+        """The completions that ended in one step, each with its experts where they are asked for."""
+        if not self._spec.experts:
+            return [Drawn(key=live.job.key, completion=completion) for live, completion, _ in ended]
+        tables = [experts for _, _, experts in ended]
+        if self._notes_experts and ended:
+            tables = self._llm.collective_rpc("take_experts", args=([live.request_id for live, _, _ in ended],))[0]
+        rows = zip(ended, tables, strict=True)
+        return [
+            Drawn(key=live.job.key, completion=with_experts(completion, table)) for (live, completion, _), table in rows
+        ]
 
     def _forget_caches(self) -> None:
         self._engine.reset_prefix_cache(reset_running_requests=True)
 
     def _prompt(self, prompt_ids: Sequence[int] | IntArray) -> dict[str, object]:
         return {"prompt_token_ids": [int(token) for token in prompt_ids], "cache_salt": str(self._version)}
+
+    def _seed(self, job: Job) -> int | None:
+        """What fixes the request's draws; None: the engine's own generator goes on."""
+        if not self._spec.vllm.request_seeds:
+            return None
+        return request_seed(job.params.seed, job.params.stream, job.problem_id) + job.sample
 
     def _params(self, job: Job) -> Any:
         from vllm import SamplingParams
@@ -203,11 +232,12 @@ class VllmEngine:
             temperature=params.temperature,
             top_p=params.top_p,
             top_k=params.top_k,
+            min_p=params.min_p,
             max_tokens=params.max_tokens,
-            seed=request_seed(params.seed, params.stream, job.problem_id) + job.sample,
+            seed=self._seed(job),
             stop_token_ids=list(self._spec.stop_ids),
             ignore_eos=True,  # the stop tokens are given
-            logprobs=0,  # of the token alone
+            logprobs=asked_of_vllm(params),  # besides the token's own
             flat_logprobs=True,  # one list, where vLLM would otherwise make two objects a token
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -216,14 +246,25 @@ class VllmEngine:
 
 
 def _completion(output: Any, live: _Live) -> Completion:
+    logprobs, sets = output.logprobs.logprobs, None
+    if live.job.params.record:
+        logprobs, sets = sets_of_vllm(output.logprobs, live.job.params)
     return Completion(
         prompt_ids=live.job.prompt_ids,
         token_ids=output.token_ids,
-        sampler_logprobs=output.logprobs.logprobs,
+        sampler_logprobs=logprobs,
+        sampled_from=sets,
         text="",
         finish_reason="stop" if output.finish_reason == "stop" else "length",
         policy_versions=live.versions(len(output.token_ids)),
     )
+
+
+def with_experts(completion: Completion, experts_NLK: npt.NDArray[Any]) -> Completion:
+    """``completion`` with the experts of its prompt's and its own positions, [prompt + tokens − 1 or more, L, K]."""
+    before, count = len(completion.prompt_ids) - 1, len(completion.token_ids)
+    own_TLK = experts_NLK[before : before + count]
+    return replace(completion, prompt_experts=experts_NLK[:before], routed_experts=own_TLK)
 
 
 def _named_as_on_the_hub(shape: Any, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -246,14 +287,20 @@ def _build(spec: EngineSpec) -> Any:
     on_cpu = not torch.cuda.is_available()
     options = spec.vllm
     settings: dict[str, Any] = {"kv_cache_memory_bytes": options.kv_cache_bytes or CPU_KV_CACHE_BYTES} if on_cpu else {}
+    settings |= {"disable_log_stats": True}
     if on_cpu:
+        if options.request_seeds and options.settings.get("enable_chunked_prefill") is True:
+            raise UsageError("[sampler.vllm] enable_chunked_prefill = true: on a CPU draws would not be repeatable")
         # A sequence that is computed anew after an update must fit one step: a CPU's random generator can't take back
         # the draw that vLLM discards at the end of a part.
         settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(CPU_BATCH_TOKENS, spec.longest)}
     else:
-        settings |= {"gpu_memory_utilization": options.gpu_memory_utilization}
+        settings |= {"gpu_memory_utilization": share_of_gpu(options, *torch.cuda.mem_get_info())}
         settings |= {"kv_cache_memory_bytes": options.kv_cache_bytes} if options.kv_cache_bytes else {}
         settings |= {"tensor_parallel_size": options.tensor_parallel, "enable_sleep_mode": options.sleep_mode}
+        settings |= {"enable_return_routed_experts": True} if spec.experts else {}
+        if options.tensor_parallel > 1:  # in an actor vLLM would ask Ray for places of its own
+            settings |= {"distributed_executor_backend": "mp"}
     with tempfile.TemporaryDirectory() as folder:
         # vLLM takes a folder; without weights in it, as they are delivered.
         Path(folder, "config.json").write_text(json.dumps(dict(spec.model)), encoding="utf-8")
@@ -266,17 +313,37 @@ def _build(spec: EngineSpec) -> Any:
                 enforce_eager=options.enforce_eager or on_cpu,
                 max_model_len=spec.max_length,
                 max_num_seqs=spec.max_rows,
+                max_logprobs=MOST_OF_VLLM,
                 logprobs_mode="processed_logprobs",  # of the distribution that was drawn from
                 async_scheduling=False,  # a step is whole when weights change
-                disable_log_stats=True,
                 worker_extension_cls=options.extension,
-                seed=0,  # every request brings its own
-                **settings,
+                # Every request brings its own; without, workers must not draw the same numbers.
+                seed=0 if options.request_seeds else secrets.randbits(31),
+                **(settings | dict(options.settings)),
             )
-        except ValueError as error:
-            if "KV cache" not in str(error):
-                raise
-            raise UsageError(cache_too_small(spec, str(error))) from error
+        except (ValueError, TypeError, NotImplementedError) as error:
+            if "KV cache" in str(error):
+                raise UsageError(cache_too_small(spec, str(error))) from error
+            if options.settings:
+                said = " ".join(str(error).split())[:300]
+                raise UsageError(f"[sampler.vllm] {', '.join(options.settings)}: vLLM refuses: {said}") from error
+            raise
+
+
+def share_of_gpu(options: VllmOptions, free: int, total: int) -> float:
+    """The part of a GPU that vLLM may take: of one that it shares in turns with a trainer no more than that leaves,
+    also later, when it has its moments. Of ``total`` bytes ``free`` are free. Raises UsageError where that is nothing.
+    """
+    if not options.sleep_mode:
+        return options.gpu_memory_utilization
+    left = (free - options.beside - SLACK * total) / total
+    if left <= 0:
+        raise UsageError(
+            f"the trainer leaves the engine nothing of the GPU that they share: {free / 1e9:.1f} of "
+            f"{total / 1e9:.1f} GB are free, and it will take {options.beside / 1e9:.1f} GB more (the optimizer's "
+            "moments): train an adapter (trainer.lora), set trainer.offload with trainer.ranks, or use another GPU"
+        )
+    return min(options.gpu_memory_utilization, left)
 
 
 def cache_too_small(spec: EngineSpec, reason: str) -> str:

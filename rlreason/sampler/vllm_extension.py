@@ -6,12 +6,15 @@ methods. It reaches into vLLM 0.32's model runner, as every weight update there 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 
 from rlreason.sampler.trace import Trace
+from rlreason.sampler.vllm_experts import ExpertCapture
 
 
 class WeightReceiver:
@@ -61,6 +64,14 @@ class WeightReceiver:
         for module in model.modules():
             if isinstance(module, ParallelLMHead):
                 module.quant_method.process_weights_after_loading(module)
+
+    def note_experts(self) -> None:
+        """From now on, note which experts every token is sent to."""
+        self._experts = ExpertCapture(self.model_runner)
+
+    def take_experts(self, requests: Sequence[str]) -> list[npt.NDArray[np.uint8]]:
+        """What was noted of requests that have ended, by vLLM's own names for them; see ``ExpertCapture.of``."""
+        return self._experts.of(requests)
 
     def trace_begin(self) -> None:
         """Record what every attention and MLP puts out, from the next step on."""

@@ -6,11 +6,14 @@ from __future__ import annotations
 import gc
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from rlreason.cluster.actor import check_gpus
+from rlreason.delivery.adapter import KeptBase
 from rlreason.delivery.group import Meeting, joined
 from rlreason.delivery.packing import Bytes, Manifest, Receiver, summed
 from rlreason.sampler.jobs import Engine, EngineSpec, Job, ProbeAnswer, Progress
@@ -43,15 +46,21 @@ class RolloutWorker:
         self._make_engine = make_engine
         self._engine: Engine | None = None
         self._receiver = Receiver()
+        self._base = KeptBase()
 
     def build(self, spec: EngineSpec) -> None:
-        """Build the engine; one built before is given up first."""
+        """Build the engine; one built before is given up first. Raises UsageError where torch does not see the GPU that
+        Ray gave this worker."""
+        check_gpus()
         if self._engine is not None:
             self._engine.close()
             self._engine = None
             gc.collect()
         self._engine = self._make_engine(spec)
         self._receiver = Receiver()
+        # Engines of several GPUs are other processes, which are handed what lies in host memory.
+        here = torch.cuda.is_available() and spec.vllm.tensor_parallel == 1
+        self._base = KeptBase("cuda" if here else "cpu")
 
     def process_id(self) -> tuple[str, int]:
         """(host, process id) of where it runs; also shows that it is up."""
@@ -93,10 +102,17 @@ class RolloutWorker:
         """(checksum of each tensor as it arrived, parameters that none went into)."""
         received: dict[str, int] = {}
         weights = summed(self._receiver.stream(manifest, buckets, keep=keep), received)
+        if manifest.factors:
+            weights = self._merged(manifest, weights)
+        else:
+            self._base.drop()
         unloaded = self._built.load(weights, manifest.version)
         for _ in weights:  # what the engine did not ask for; others wait for it to be taken
             pass
         return received, unloaded
+
+    def _merged(self, manifest: Manifest, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        return self._base.merged(manifest, weights)
 
     def _receipt(
         self,

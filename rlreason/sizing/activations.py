@@ -13,7 +13,7 @@ import logging
 import weakref
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from rlreason.errors import UsageError
 from rlreason.objective.batch import Packing
 from rlreason.policy.attention import packed_states
 from rlreason.policy.batch import pack, supervised_sample
+from rlreason.policy.layouts import Call, Layout, causal
 from rlreason.policy.logprobs import body_of
 from rlreason.policy.lora import LoraOptions, add_adapter
 from rlreason.sizing.shape import empty_model, layers_of
@@ -92,17 +93,22 @@ def count_activations(
     *,
     checkpointing: bool = False,
     lora: LoraOptions | None = None,
+    flex: bool = False,
 ) -> Activations:
-    """What the layers of a model hold for ``batch``, without its head.
+    """What the layers of a model hold for ``batch``, without its head. ``flex``: with flex_attention, as on a GPU.
 
     Raises UsageError as ``empty_model`` and ``add_adapter`` do, CountingError for a model that does not run on shapes
     alone, such as one whose code asks for a number.
     """
-    key = (type(config), config.to_json_string(use_diff=False), batch, dtype, checkpointing, lora)
+    key = (type(config), config.to_json_string(use_diff=False), batch, dtype, checkpointing, lora, flex)
     if key not in _COUNTED:
         model = empty_model(config)
         try:
-            _COUNTED[key] = _count(model, batch, dtype, checkpointing=checkpointing, lora=lora)
+            if checkpointing:
+                checkpoint_activations(model)
+            if lora is not None:
+                add_adapter(model, lora)
+            _COUNTED[key] = _count(model, batch, dtype, FlexBytes() if flex else None)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, UsageError):
                 raise
@@ -111,31 +117,29 @@ def count_activations(
     return _COUNTED[key]
 
 
-def _count(
-    model: PreTrainedModel,
-    batch: MicroBatch,
-    dtype: torch.dtype,
-    *,
-    checkpointing: bool,
-    lora: LoraOptions | None,
-) -> Activations:
+class FlexBytes:
+    """Keeps what flex_attention keeps, and computes something else: queries, keys, values, its output, and a float32
+    number of each query, by a causal kernel over the one row of packed tokens."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+        """See ``policy.layouts.Layout``."""
+        return causal(query, key, value, call).transpose(1, 2)
+
+
+def _count(model: PreTrainedModel, batch: MicroBatch, dtype: torch.dtype, layout: Layout | None) -> Activations:
     """The layers of each kind once, then each kind twice."""
-    if lora is not None:
-        add_adapter(model, lora)
     layers = list(layers_of(model))
     kinds = [_kind(layer) for layer in layers]
     first = {kind: kinds.index(kind) for kind in dict.fromkeys(kinds)}
-    if checkpointing:
-        checkpoint_activations(model)
     model.train()
-    found = _run(model, [layers[at] for at in first.values()], batch, dtype)
+    found = _run(model, [layers[at] for at in first.values()], batch, dtype, layout)
     kept = found.kept
     for kind in first:
         places = [at for at, one in enumerate(kinds) if one == kind]
         if len(places) == 1:
             continue
         chosen = sorted([*first.values(), places[1]])
-        more = _run(model, [layers[at] for at in chosen], batch, dtype)
+        more = _run(model, [layers[at] for at in chosen], batch, dtype, layout)
         kept += (more.kept - found.kept) * (len(places) - 1)
     # The backward pass begins at the last layer, while all that was kept is there.
     return Activations(kept=kept, peak=kept + found.peak - found.kept)
@@ -146,7 +150,13 @@ def _kind(layer: nn.Module) -> Hashable:
     return tuple((name, tuple(one.shape), one.requires_grad) for name, one in layer.named_parameters())
 
 
-def _run(model: PreTrainedModel, layers: Sequence[nn.Module], batch: MicroBatch, dtype: torch.dtype) -> Activations:
+def _run(
+    model: PreTrainedModel,
+    layers: Sequence[nn.Module],
+    batch: MicroBatch,
+    dtype: torch.dtype,
+    layout: Layout | None,
+) -> Activations:
     """Forward and backward of the model with these ``layers`` only."""
     body = body_of(model)
     assert body is not None
@@ -160,7 +170,7 @@ def _run(model: PreTrainedModel, layers: Sequence[nn.Module], batch: MicroBatch,
     ):
         ids, packing = fake.from_tensor(packed[0]), _fake_packing(fake, packed[1])
         with _Live(weights) as live:
-            hidden_LH = packed_states(body, ids, packing)
+            hidden_LH = packed_states(body, ids, packing, layout=layout)
             hidden_RH = hidden_LH.index_select(0, packing.source_BT.flatten())
             del hidden_LH
             kept = live.now
@@ -224,7 +234,9 @@ def _packed(batch: MicroBatch) -> tuple[Tensor, Packing]:
 
 
 def _fake_packing(fake: FakeTensorMode, packing: Packing) -> Packing:
-    return Packing(**{name: fake.from_tensor(getattr(packing, name)) for name in Packing.__dataclass_fields__})
+    tensors = {name: getattr(packing, name) for name in Packing.__dataclass_fields__}
+    fakes = {name: fake.from_tensor(one) for name, one in tensors.items() if isinstance(one, Tensor)}
+    return replace(packing, **fakes)  # type: ignore[arg-type]
 
 
 @contextmanager

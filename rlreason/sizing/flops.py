@@ -3,14 +3,15 @@
 A forward pass multiplies each token by its active parameters and each query by its keys and values, 2 · heads ·
 (key size + value size) a pair; the head is computed for tokens that carry loss. A backward pass is two forward passes
 (gradients of inputs and of weights), with frozen weights one; recomputed layers add one, all but
-their last product. Pairs that a mask hides count:
-kernels that skip them do up to half of attention's work less.
+their last product. Of SDPA, pairs that are hidden count: kernels that skip them do up to half of attention's work
+less. Of flex_attention, which skips blocks, they don't.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlreason.policy.layouts import whole_rows_cost_less
 from rlreason.sizing.activations import MicroBatch
 from rlreason.sizing.shape import ModelShape
 
@@ -42,10 +43,18 @@ def pass_of(shape: ModelShape, tokens: float, pairs: float, loss_rows: float) ->
     )
 
 
-def forward_packed(shape: ModelShape, batch: MicroBatch) -> Pass:
-    """Of a packed micro-batch: prompts once, completions that see their prompt and themselves."""
+def forward_packed(shape: ModelShape, batch: MicroBatch, *, flex: bool = False) -> Pass:
+    """Of a packed micro-batch: by flex_attention what is visible, else the tables that ``policy.layouts`` takes."""
     behind = batch.completion - 1
-    pairs = batch.prompts * batch.prompt**2 + batch.rows * behind * (batch.prompt + behind)
+    longest = batch.prompt + behind
+    if flex:
+        pairs = batch.prompts * batch.prompt**2 / 2 + batch.rows * behind * (batch.prompt + behind / 2)
+    elif whole_rows_cost_less(
+        prompts=batch.prompts, prompt=batch.prompt, rows=batch.rows, steps=behind, longest=longest
+    ):
+        pairs = batch.rows * longest**2
+    else:
+        pairs = batch.prompts * batch.prompt**2 + batch.rows * behind * longest
     return pass_of(shape, batch.tokens, pairs, batch.loss_rows)
 
 

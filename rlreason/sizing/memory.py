@@ -22,9 +22,11 @@ from rlreason.sizing.shape import ModelShape
 #: ``objective.kernels.linear._TILE_ROWS`` and ``objective.linear._TILE``, which tests hold these to.
 GPU_TILE_ROWS = 2048
 CPU_TILE = 40_000_000
-#: Tables of whole float32 logits that are held at a time: of a divergence from a teacher those of both models, and of a
-#: head that is no plain product (tests/sizing/test_memory.py counts them).
-TEACHER_LOGITS, WHOLE_LOGITS = 7, 4
+#: Tables of whole float32 logits that are held at a time of a head that is no plain product
+#: (tests/sizing/test_memory.py counts them).
+WHOLE_LOGITS = 4
+#: ``objective.distillation.head``: rows of its two tiles, and bytes of the blocks in which they become gradients.
+TEACHER_TILE_ROWS, TEACHER_BLOCKS = 1024, 16 * 4 * (1 << 17)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,15 +111,16 @@ def _gathered(shape: ModelShape, training: Training) -> float:
 
 
 def head_memory(shape: ModelShape, training: Training, batch: MicroBatch) -> float:
-    """What the head holds while it computes its loss. Whole logits are only made for a teacher's divergence, and of
-    heads that scale or cap them."""
+    """What the head holds while it computes its loss. Whole logits are only made of heads that scale or cap them."""
     rows, vocabulary, hidden = batch.loss_rows, shape.vocabulary, shape.hidden
     width, narrow = training.width, training.width != 4
-    if training.teacher or not shape.plain_head:
-        tables = TEACHER_LOGITS if training.teacher else WHOLE_LOGITS
-        return tables * 4 * batch.rows * (batch.prompt + batch.completion - 1) * vocabulary
+    if not shape.plain_head:
+        return WHOLE_LOGITS * 4 * batch.rows * (batch.prompt + batch.completion - 1) * vocabulary
     trains = training.adapter is None
     weight_gradient = shape.head * (4 + (width if narrow else 0)) if trains else 0
+    if training.teacher:  # tiles of both models' logits, and the head in float32
+        tiles = 2 * 4 * min(TEACHER_TILE_ROWS, rows) * vocabulary + TEACHER_BLOCKS
+        return tiles + weight_gradient + (4 * shape.head if narrow else 0) + (4 + width) * rows * hidden
     if training.on_gpu:
         tile = 4 * min(GPU_TILE_ROWS, rows) * vocabulary
         return tile + weight_gradient + width * rows * hidden

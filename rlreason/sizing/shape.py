@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from rlreason.errors import UsageError
 from rlreason.policy.attention import ATTENTION
 from rlreason.policy.lora import is_adapter
-from rlreason.policy.model import count_parameters, expert_count
+from rlreason.policy.model import count_parameters
 from rlreason.policy.support import own_attention
+from rlreason.routing import expert_count
 
 
 def empty_model(config: PretrainedConfig) -> PreTrainedModel:

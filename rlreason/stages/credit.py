@@ -7,15 +7,16 @@ completion whose advantage is exactly 0 adds nothing to the loss or its gradient
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from rlreason.config import GrpoStage
+from rlreason.config import GrpoStage, RewardTerm
 from rlreason.errors import UsageError
 from rlreason.objective.advantage import Advantages, dense_groups, group_advantage, loss_weights
+from rlreason.objective.spec import ObjectiveSpec
 from rlreason.policy.batch import rollout_sample, trained_tokens
 from rlreason.types import Completion, Group, TrainingSample, Verdict
 
@@ -43,24 +44,72 @@ def completions_of(groups: Sequence[Group]) -> list[Completion]:
     return [completion for group in groups for completion in group.completions_G]
 
 
-def advantages_of(groups: Sequence[Group], stage: GrpoStage, penalties_N: Sequence[float] | None = None) -> Advantages:
+def advantages_of(
+    groups: Sequence[Group],
+    stage: GrpoStage,
+    penalties_N: Sequence[float] | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> Advantages:
     """Advantages of one step, and its weights as if it were one update. ``penalties_N`` are taken off the scores first
-    (KL in the reward). Raises UsageError where MaxRL meets a reward below 0."""
-    completions = completions_of(groups)
+    (KL in the reward); ``weights``: of the reward's parts, for ``rewards = "apart"``. Raises UsageError where MaxRL
+    meets a reward below 0, or there are no parts."""
+    spec = stage.objective
+    if spec.rewards == "apart" and groups:
+        summed_N = _parts_apart(groups, stage, weights or {})
+        return _advantages(summed_N, groups, stage, replace(spec, rewards="sum", baseline="batch", scale="batch_std"))
     scores = [float("nan") if score is None else score for group in groups for score in group.scores_G]
     scores_N = torch.tensor(scores, dtype=torch.float64)
     if penalties_N is not None:
         scores_N = scores_N - torch.tensor(penalties_N, dtype=torch.float64)
     if stage.objective.scale == "group_mean":
         _refuse_negative(groups, stage)
+    return _advantages(scores_N, groups, stage, spec)
+
+
+def _advantages(scores_N: Tensor, groups: Sequence[Group], stage: GrpoStage, spec: ObjectiveSpec) -> Advantages:
+    completions = completions_of(groups)
     return group_advantage(
         scores_N,
         _group_numbers(groups),
         _lengths(completions),
-        stage.objective,
+        spec,
         max_tokens=stage.max_tokens,
         truncated_N=torch.tensor([one.finish_reason == "length" for one in completions], dtype=torch.bool),
     )
+
+
+def _parts_apart(groups: Sequence[Group], stage: GrpoStage, weights: Mapping[str, float]) -> Tensor:
+    """Σ_k weight_k A_k, [N]: GRPO's advantage for each part of the reward, of the completions that have it; NaN where a
+    completion has no score."""
+    rewards = [one for group in groups for one in group.rewards_G]
+    names = [name for name in weights if any(name in one.parts for one in rewards)]
+    if not names:
+        raise UsageError(
+            f'stage.{stage.name}.objective: rewards = "apart" (GDPO) normalises each part of [reward], and none of '
+            f"{', '.join(weights) or 'its parts'} gave a score"
+        )
+    total_N = torch.zeros(len(rewards), dtype=torch.float64)
+    for name in names:
+        has = [one.score is not None and name in one.parts for one in rewards]
+        column = [one.parts[name] if given else float("nan") for one, given in zip(rewards, has, strict=True)]
+        part = _advantages(torch.tensor(column, dtype=torch.float64), groups, stage, stage.objective)
+        total_N += weights[name] * part.advantages_N
+    unscored_N = torch.tensor([one.score is None for one in rewards], dtype=torch.bool)
+    return total_N.masked_fill(unscored_N, torch.nan)
+
+
+def weights_of(reward: Mapping[str, RewardTerm]) -> dict[str, float]:
+    """The weight of each part of a recipe's [reward] table, by the part's name. Raises UsageError for a part that has
+    several."""
+    found = {}
+    for name, term in reward.items():
+        if isinstance(term, dict) and {"gate", "schedule"} & term.keys():
+            raise UsageError(
+                f'reward.{name}: rewards = "apart" (GDPO) gives each part one weight; gate and schedule need "sum"'
+            )
+        weight = term["weight"] if isinstance(term, dict) and "weight" in term else term
+        found[name.rpartition("/")[2]] = float(weight) if isinstance(weight, (int, float)) else 1.0
+    return found
 
 
 def _refuse_negative(groups: Sequence[Group], stage: GrpoStage) -> None:

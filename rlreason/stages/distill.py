@@ -7,24 +7,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlreason.config import DistillStage
+from rlreason.config import DistillStage, OpdStage
 from rlreason.errors import UsageError
 from rlreason.policy.batch import supervised_sample
 from rlreason.stages.context import Context, Recorder
 from rlreason.stages.reject import read_traces
 from rlreason.stages.sft import cross_entropy, epoch_samples, train_supervised, with_teacher
 from rlreason.trainer.protocol import Trainer
+from rlreason.types import TrainingSample
 
 
-def run_distill(stage: DistillStage, context: Context, student: Trainer, recorder: Recorder, traces: Path) -> None:
-    """Train ``student`` on the traces in the folder ``traces``; with ``teacher_kl`` it was made with a teacher.
+def trace_samples(
+    stage: DistillStage | OpdStage, context: Context, student: Trainer, traces: Path
+) -> list[TrainingSample]:
+    """The traces in the folder ``traces`` as rows of the student's tokenizer and template.
 
     Raises UsageError where no trace was kept, and for one that is longer than the student's positions, unless
     ``data.overlong_prompts`` leaves such out.
     """
     samples, too_long = [], 0
     positions = student.architecture.get("max_position_embeddings")
-    for trace in read_traces(traces):
+    for trace in read_traces(traces, stage.which if isinstance(stage, DistillStage) else "kept"):
         pair = context.prompt_format.supervised(trace.problem, student.tokenizer, trace.response)
         if not isinstance(positions, int) or len(pair.token_ids) <= positions:
             samples.append(supervised_sample(pair.token_ids, pair.loss_mask))
@@ -39,6 +42,18 @@ def run_distill(stage: DistillStage, context: Context, student: Trainer, recorde
         context.run.tell(f"{stage.name}: {too_long} trace(s) left out as longer than {positions} tokens")
     if not samples:
         raise UsageError(f"stage {stage.name!r}: {traces} holds no trace: the teacher solved nothing; train it further")
+    if not any(sample.loss_mask.any() for sample in samples):
+        raise UsageError(
+            f"stage {stage.name!r}: no token of the traces in {traces} carries loss: the student's chat template "
+            "leaves nothing of the answers behind the mask of the prompt"
+        )
+    return samples
+
+
+def run_distill(stage: DistillStage, context: Context, student: Trainer, recorder: Recorder, traces: Path) -> None:
+    """Train ``student`` on the traces in the folder ``traces``; with ``teacher_kl`` it was made with a teacher. Raises
+    UsageError as ``trace_samples``."""
+    samples = trace_samples(stage, context, student, traces)
     batches = epoch_samples(samples, stage.batch_size, context.recipe.seed, stage.name)
     loss = with_teacher(stage.teacher_kl, len(student.tokenizer)) if stage.teacher_kl > 0 else cross_entropy
     train_supervised(stage, context, student, recorder, batches, loss)

@@ -43,12 +43,17 @@ def measure(
         top_k=stage.top_k,
         max_tokens=stage.max_tokens,
         seed=context.recipe.seed if seed is None else seed,
-        stream=f"{stage.name}/{model.name}",
+        stream=stream_of(stage, model.name),
     )
     groups = scored_groups(
         context.verifier, model.sampler, context.data.of(stage.name).heldout(stage.problems), params, journal, watch
     )
     return replace(context.evaluate(groups, model.name, SUITE), parameters=model.parameters[0]), groups
+
+
+def stream_of(stage: EvalStage, model: str) -> str:
+    """What the draws of one model are called: its groups' ids begin with it."""
+    return f"{stage.name}/{model}"
 
 
 def report_row(stage: EvalStage, report: EvalReport, model: MeasuredModel) -> dict[str, object]:

@@ -14,15 +14,16 @@ With ``staleness`` above 0 the first line runs ahead (``sampler/stream.py``); no
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import fmean
 
 import numpy as np
 import torch
 from pydantic import JsonValue
 
-from rlreason.config import GrpoStage
+from rlreason.config import ACCURACY, GrpoStage, RewardTerm
 from rlreason.data.curriculum import Curriculum, solved
 from rlreason.diagnose.mismatch import MismatchDoctor
 from rlreason.errors import UsageError
@@ -41,11 +42,19 @@ from rlreason.stages.credit import (
     full_batch,
     is_mixed,
     samples_of,
+    weights_of,
 )
 from rlreason.stages.loop import Commit, StepLoop
+from rlreason.stages.replay import loss_of, record_experts, with_old
 from rlreason.stages.rollout_log import log_groups
-from rlreason.stages.rollouts import all_broken, broken_detail, nonfinite_logprobs, staleness, summarize
-from rlreason.trainer.forward import PolicyGradientLoss
+from rlreason.stages.rollouts import (
+    all_broken,
+    broken_detail,
+    nonfinite_logprobs,
+    sampling_params,
+    staleness,
+    summarize,
+)
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.protocol import LossSums, StepStats, Trainer
 from rlreason.types import Group, Problem, SamplingParams, StepReport, TrainingSample
@@ -88,10 +97,11 @@ class GrpoWork:
         if self.doctor is not None:
             self.doctor.look(step, groups)
         taken = time.perf_counter()
-        earned = earn(groups, self.stage, self.trainer)
+        earned = earn(groups, self.stage, self.trainer, self.context.recipe.reward)
         scalars = summarize(drawn, computed_groups(groups, earned.advantages, self.stage))
         scalars |= staleness(drawn, step) | nonfinite_logprobs(drawn)
-        scalars |= learn(step, groups, earned, self.stage, self.trainer, commit)
+        noted = partial(record_experts, self.context.run, self.stage.name, step)
+        scalars |= learn(step, groups, earned, self.stage, self.trainer, commit, noted)
         self.cursor.used += len(drawn)
         if self.cursor.curriculum is not None:
             self.cursor.curriculum.learned(step, solved(drawn))
@@ -151,7 +161,10 @@ class GrpoWork:
 
     def publish(self, version: int) -> None:
         """See ``Work.publish``."""
-        self.stream.publish(self.trainer.weights(), version, self.trainer.expectations(self.sampler.probes))
+        expected = self.trainer.expectations(self.sampler.probes)
+        if self.context.samplers.colocated:
+            self.trainer.rest()
+        self.stream.publish(self.trainer.weights(), version, expected)
 
     def heldout(self) -> dict[str, float]:
         """See ``Work.heldout``."""
@@ -178,37 +191,48 @@ class GrpoWork:
         }
 
 
-def earn(groups: Sequence[Group], stage: GrpoStage, trainer: Trainer) -> StepAdvantages:
-    """What each completion of the step earns: of all scored groups, whatever is computed of them afterwards."""
+def earn(
+    groups: Sequence[Group], stage: GrpoStage, trainer: Trainer, reward: Mapping[str, RewardTerm] = ACCURACY
+) -> StepAdvantages:
+    """What each completion of the step earns: of all scored groups, whatever is computed of them afterwards.
+
+    ``reward``: the recipe's table, whose weights are asked for where rewards are kept apart.
+    """
     objective = stage.objective
     if not groups or objective.kl_in != "reward" or objective.kl_coef <= 0:
-        return StepAdvantages(advantages=advantages_of(groups, stage))
+        weights = weights_of(reward) if objective.rewards == "apart" else None
+        return StepAdvantages(advantages=advantages_of(groups, stage, weights=weights))
     taken = _kl_penalties(groups, stage, trainer)
     return StepAdvantages(advantages=advantages_of(groups, stage, taken), penalties=tuple(taken))
 
 
 def learn(
-    step: int, groups: Sequence[Group], earned: StepAdvantages, stage: GrpoStage, trainer: Trainer, commit: Commit
+    step: int,
+    groups: Sequence[Group],
+    earned: StepAdvantages,
+    stage: GrpoStage,
+    trainer: Trainer,
+    commit: Commit,
+    noted: Callable[[LossSums], Mapping[str, float]] = lambda _: {},
 ) -> dict[str, float]:
     """Samples, and ``updates_per_step`` optimizer steps; an update without a sample makes none.
 
-    Metrics of tokens are means over those that were computed; ``loss`` is the mean of the updates' losses.
+    Metrics of tokens are means over those that were computed; ``loss`` is the mean of the updates' losses; ``noted``
+    gives more of them.
     """
     batches = [_with_reference(samples, stage, trainer) for samples in samples_of(groups, earned.advantages, stage)]
     if not batches:
         commit()
         return {}
-    if len(batches) > 1 and stage.objective.old == "trainer":  # to be read before the first update changes the policy
-        batches = [_with_old(samples, stage, trainer) for samples in batches]
-    loss, total, tokens = PolicyGradientLoss(spec=stage.objective, temperature=stage.temperature), LossSums(), 0
+    loss, total, tokens = loss_of(stage), LossSums(), 0
     steps: list[StepStats] = []
-    for samples in batches:
+    for samples in with_old(batches, stage, trainer):
         total.merge(trainer.forward_backward(samples, loss))
         tokens += sum(int(sample.loss_mask.sum()) for sample in samples)
         if not steps:
             commit()
         steps.append(trainer.step(step))
-    scalars = total.read(tokens) | _merged(steps) | {"trained_tokens": float(tokens)}
+    scalars = {**total.read(tokens), **_merged(steps), **noted(total), "trained_tokens": float(tokens)}
     scalars["loss"] /= len(steps)
     return scalars | ({"kl/penalty": fmean(earned.penalties)} if earned.penalties else {})
 
@@ -234,17 +258,12 @@ def _with_reference(samples: list[TrainingSample], stage: GrpoStage, trainer: Tr
     return [replace(one, reference_logprobs=found) for one, found in zip(samples, reference, strict=True)]
 
 
-def _with_old(samples: Sequence[TrainingSample], stage: GrpoStage, trainer: Trainer) -> list[TrainingSample]:
-    found = trainer.logprobs(samples, stage.temperature)
-    return [replace(sample, old_logprobs=old) for sample, old in zip(samples, found, strict=True)]
-
-
 def _kl_penalties(groups: Sequence[Group], stage: GrpoStage, trainer: Trainer) -> list[float]:
     """kl_coef · Σ_t KL estimate of each completion, between the policy that starts the step and the reference."""
     samples = [rollout_sample(one) for one in completions_of(groups)]
     pairs = zip(
         samples,
-        trainer.logprobs(samples, stage.temperature),
+        trainer.logprobs(samples, stage.temperature, replay=stage.routing_replay == "rollout"),
         trainer.logprobs(samples, stage.temperature, of="reference"),
         strict=True,
     )
@@ -255,17 +274,6 @@ def _kl_penalties(groups: Sequence[Group], stage: GrpoStage, trainer: Trainer) -
             stage.objective.kl_coef * float(np.sum(kl_T.numpy(), where=sample.loss_mask, dtype=np.float64))
         )
     return penalties
-
-
-def sampling_params(stage: GrpoStage, context: Context, stream: str) -> SamplingParams:
-    """How completions of the stage are drawn."""
-    return SamplingParams(
-        samples_per_problem=stage.samples_per_problem,
-        temperature=stage.temperature,
-        max_tokens=stage.max_tokens,
-        seed=context.recipe.seed,
-        stream=stream,
-    )
 
 
 def ask(stage: GrpoStage, context: Context, cursor: ProblemCursor) -> Ask:
@@ -344,12 +352,14 @@ def run_grpo(stage: GrpoStage, context: Context, trainer: Trainer, recorder: Rec
         assert isinstance(trainer, LocalTrainer), "the recipe is refused with trainer.ranks"
         doctor = MismatchDoctor(stage, context.run, trainer)
     schedule = BufferedRows(context.run, stage.name, SCHEDULE, on=context.recipe.logging.schedule)
-    sampler = scheduled(context.sampler(trainer, version), stage, schedule.add, context.replay)
+    sampler = scheduled(
+        context.sampler(trainer, version, growth=context.trainers.growth(trainer)), stage, schedule.add, context.replay
+    )
     if recorder.saved is not None:
         _go_on(sampler, stage, progress, schedule)
     steps = range(version, stage.steps)
     cursor = _cursor(stage, context, None if recorder.saved is None else progress.position)
-    colocated = context.recipe.cluster.colocate
+    colocated = context.samplers.colocated
     with RolloutStream(
         sampler,
         context.scorer,

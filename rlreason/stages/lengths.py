@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from rlreason.config import DistillStage, EvalStage, GrpoStage, Recipe, RejectStage, SftStage, Stage
+from rlreason.config import DistillStage, EvalStage, GrpoStage, OpdStage, Recipe, RejectStage, SftStage, Stage
 from rlreason.data.prompts import PromptFormat
 from rlreason.data.source import ProblemSource
 from rlreason.errors import UsageError
@@ -82,11 +82,11 @@ class LengthCheck:
 
 def _drawn(stage: Stage, source: ProblemSource) -> Iterator[tuple[Sequence[Problem], int, str]]:
     """(problems that the stage draws answers to, longest answer, the key that says it)."""
-    if isinstance(stage, (GrpoStage, RejectStage)):
+    if isinstance(stage, (GrpoStage, RejectStage, OpdStage)):
         yield _some(source), stage.max_tokens, "max_tokens"
     if isinstance(stage, EvalStage):
         yield _heldout(source, stage.problems), stage.max_tokens, "max_tokens"
-    if isinstance(stage, GrpoStage) and stage.eval_every:
+    if isinstance(stage, (GrpoStage, OpdStage)) and stage.eval_every:
         yield _heldout(source, stage.eval_problems), stage.max_tokens, "max_tokens"
     if isinstance(stage, (SftStage, DistillStage)) and stage.eval_every:
         yield _heldout(source, stage.eval_problems), stage.eval_max_tokens, "eval_max_tokens"

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
-from rlreason.config import DistillStage, GrpoStage, SftStage
+from rlreason.config import DistillStage, GrpoStage, OpdStage, SftStage
 from rlreason.errors import HealthStop
 from rlreason.run.interrupt import Interrupted, check, deferred
 from rlreason.stages.context import Context, Recorder, is_due
@@ -22,7 +22,7 @@ from rlreason.types import StepReport
 
 #: Called before the first thing of a step that lasts: from then on until the step is trained, signals wait.
 Commit = Callable[[], None]
-TrainedStage = SftStage | GrpoStage | DistillStage
+TrainedStage = SftStage | GrpoStage | DistillStage | OpdStage
 
 
 class Work(Protocol):

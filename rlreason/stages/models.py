@@ -6,6 +6,7 @@ No weight is read: models are inspected on the meta device. What a run would stu
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,17 @@ from pathlib import Path
 
 import torch
 
-from rlreason.config import DistillStage, EvalStage, GrpoStage, PolicyConfig, Recipe, RejectStage, Stage
+from rlreason.config import (
+    DistillStage,
+    EvalStage,
+    GrpoStage,
+    OpdStage,
+    PolicyConfig,
+    Recipe,
+    RejectStage,
+    SftStage,
+    Stage,
+)
 from rlreason.data.prompts import PromptFormat
 from rlreason.data.run_data import RunData
 from rlreason.data.supplies import Key, key_of
@@ -23,10 +34,15 @@ from rlreason.policy.model import meta_model
 from rlreason.policy.policies import Policy, fresh_tokenizer
 from rlreason.policy.saving import save_without_weights
 from rlreason.policy.support import longest_sequence
+from rlreason.routing import MOST_EXPERTS, expert_count
 from rlreason.sampler.open import why_not_vllm
 from rlreason.stages.lengths import LengthCheck, Overlong
 from rlreason.stages.references import TABLES, References
+from rlreason.stages.vocabularies import shared_words
 from rlreason.trainer.balance import router_coefficient
+
+#: Before the path of a teacher that is no model of the recipe.
+FOLDER = "path:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +67,10 @@ class RunModels:
             if isinstance(stage, DistillStage) and stage.teacher_kl > 0:
                 teacher = references.model_of(references.traces_of(stage))
                 yield _Use(stage=stage, origin=self._origin(teacher, references), teaches=True, done=done)
+            for taught in stage.teachers(self.recipe.teacher) if isinstance(stage, OpdStage) else ():
+                one = self.recipe.teacher[taught]
+                origin = self._origin(one.model, references) if one.model is not None else f"{FOLDER}{one.path}"
+                yield _Use(stage=stage, origin=origin, teaches=True, done=done)
 
     def _origin(self, name: str, references: References) -> str:
         while name not in TABLES and name not in self.done:
@@ -98,6 +118,7 @@ def check_models(run: RunModels, tell: Callable[[str], None]) -> RunData:
             continue
         model = inspected[use.origin]
         _check_engine(run.recipe, use.stage, model)
+        _check_experts(use.stage, model)
         for found in lengths.overlong(use.stage, run.data.of(use.stage.name), model.policy, model.longest):
             if not dropping:
                 raise UsageError(
@@ -122,7 +143,7 @@ def check_models(run: RunModels, tell: Callable[[str], None]) -> RunData:
 def _inspect(run: RunModels, origin: str) -> _Inspected:
     recipe = run.recipe
     config = {"policy": recipe.policy, "student": recipe.student}[origin] if origin in TABLES else None
-    path = str(run.done[origin]) if config is None else config.path
+    path = config.path if config is not None else _folder_of(run, origin)
     place = f"[{origin}]" if path is None else path
     if path is not None:
         policy = Policy(model=inspect_model(path), tokenizer=load_tokenizer(path))
@@ -144,6 +165,10 @@ def _inspect(run: RunModels, origin: str) -> _Inspected:
         except UsageError as error:
             raise UsageError(f"{place}: {error}") from error
     return _Inspected(policy=policy, place=place, longest=longest_sequence(policy.model.config))
+
+
+def _folder_of(run: RunModels, origin: str) -> str:
+    return origin.removeprefix(FOLDER) if origin.startswith(FOLDER) else str(run.done[origin])
 
 
 def _fresh(run: RunModels, config: PolicyConfig, place: str) -> Policy:
@@ -168,6 +193,25 @@ def _try_attention(policy: Policy) -> None:
             raise
 
 
+def _check_experts(stage: Stage, model: _Inspected) -> None:
+    """What is asked of a mixture of experts is asked of one. If its routers can be followed shows once it is loaded."""
+    experts = expert_count(model.policy.model)
+    asked = {}
+    if isinstance(stage, SftStage):
+        asked = {"router_warmup_steps": stage.router_warmup_steps > 0}
+    elif isinstance(stage, GrpoStage):
+        asked = {"routing_replay": stage.routing_replay != "off", "report_experts": stage.report_experts}
+        asked["freeze_router"] = stage.freeze_router
+    keys = [key for key, wanted in asked.items() if wanted]
+    if keys and not experts:
+        raise UsageError(f"stage.{stage.name}.{keys[0]} is of a mixture of experts, and {model.place} has none")
+    if experts > MOST_EXPERTS and isinstance(stage, GrpoStage) and (stage.asks_for_experts or asked["routing_replay"]):
+        raise UsageError(
+            f"stage.{stage.name}: routing is kept in 8 bits, and {model.place} has {experts} experts: leave "
+            "routing_replay and report_experts out"
+        )
+
+
 def _check_engine(recipe: Recipe, stage: Stage, model: _Inspected) -> None:
     """vLLM where the recipe names it, and a limit that the model has."""
     sampler = recipe.sampler
@@ -177,7 +221,9 @@ def _check_engine(recipe: Recipe, stage: Stage, model: _Inspected) -> None:
         )
     if _draws(stage) and model.longest is None and sampler.max_length is None:
         raise UsageError(f"{model.place} says no longest sequence: set sampler.max_length")
-    why_not = why_not_vllm(model.policy) if _draws(stage) and sampler.engine == "vllm" else ""
+    # Workers of another host may have GPUs where this process has none.
+    on_gpu = torch.cuda.is_available() or recipe.cluster.address is not None or "RAY_ADDRESS" in os.environ
+    why_not = why_not_vllm(model.policy, on_gpu=on_gpu) if _draws(stage) and sampler.engine == "vllm" else ""
     if why_not:
         raise UsageError(
             f'stage {stage.name!r}: sampler.engine = "vllm": {why_not}; install it (docs/cluster.md) or say '
@@ -186,13 +232,9 @@ def _check_engine(recipe: Recipe, stage: Stage, model: _Inspected) -> None:
 
 
 def _draws(stage: Stage) -> bool:
-    return isinstance(stage, (EvalStage, GrpoStage, RejectStage)) or stage.eval_every > 0
+    return isinstance(stage, (EvalStage, GrpoStage, RejectStage, OpdStage)) or stage.eval_every > 0
 
 
 def check_vocabulary(teacher: Policy, student: Policy, stage: str) -> None:
-    """Raise UsageError where the two do not share a tokenizer, as KL(teacher || student) needs."""
-    if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
-        raise UsageError(
-            f"stage {stage!r}: teacher_kl needs one vocabulary for teacher and student; set teacher_kl = 0 to use "
-            "traces only"
-        )
+    """Raise UsageError where a divergence between the two would be of other words (``stages.vocabularies``)."""
+    shared_words(teacher.tokenizer, student.tokenizer, f"stage {stage!r}")

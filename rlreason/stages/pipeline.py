@@ -8,26 +8,41 @@ A stage that is done is never run again: its checkpoint is the only thing later 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import torch
 
-from rlreason.config import DistillStage, EvalStage, GrpoStage, PolicyConfig, RejectStage, SftStage, Stage
+from rlreason.config import (
+    DistillStage,
+    EvalStage,
+    GrpoStage,
+    OpdStage,
+    PolicyConfig,
+    RejectStage,
+    SftStage,
+    Stage,
+    TeacherConfig,
+)
 from rlreason.policy.model import count_parameters, resolve_dtype
 from rlreason.policy.policies import PolicySource, fresh_tokenizer
 from rlreason.run import atomic
 from rlreason.run.interrupt import Interrupted, deferred
 from rlreason.run.manifest import StageEntry
+from rlreason.run.states import SavedState
 from rlreason.secrets import mask
 from rlreason.stages.context import Context, Recorder
-from rlreason.stages.distill import run_distill
+from rlreason.stages.distill import run_distill, trace_samples
 from rlreason.stages.evaluate import MeasuredModel, read_accuracy, run_evaluation
 from rlreason.stages.grpo import run_grpo
+from rlreason.stages.loop import TrainedStage
+from rlreason.stages.opd import run_opd
+from rlreason.stages.opd_teachers import open_teachers
 from rlreason.stages.references import References
 from rlreason.stages.reject import CHUNK, run_reject
 from rlreason.stages.sft import run_sft
 from rlreason.trainer.options import ModelSource
 from rlreason.trainer.protocol import Trainer
+from rlreason.trainer.states import read_note
 
 #: Added to the seed for the student, so that its weights are not those of a policy of the same shape.
 STUDENT_SEED = 1_000_003
@@ -82,13 +97,15 @@ class Pipeline:
         with closing(self._trainer(stage, recorder)) as trainer:
             return self._train(stage, recorder, trainer)
 
-    def _train(self, stage: SftStage | GrpoStage | DistillStage, recorder: Recorder, trainer: Trainer) -> str:
+    def _train(self, stage: TrainedStage, recorder: Recorder, trainer: Trainer) -> str:
         parameters, active = trainer.parameters
         recorder.health.history.moe = parameters != active
         if isinstance(stage, SftStage):
             run_sft(stage, self._context, trainer, recorder)
         elif isinstance(stage, GrpoStage):
             run_grpo(stage, self._context, trainer, recorder)
+        elif isinstance(stage, OpdStage):
+            self._opd(stage, recorder, trainer)
         else:
             traces = self._context.run.stage_folder(self._references.traces_of(stage).name)
             run_distill(stage, self._context, trainer, recorder, traces)
@@ -97,18 +114,22 @@ class Pipeline:
             self._save(stage.name, trainer, recorder.entry)
         return f"{recorder.entry.trained_tokens:,} tokens trained"
 
-    def _trainer(self, stage: SftStage | GrpoStage | DistillStage, recorder: Recorder) -> Trainer:
+    def _trainer(self, stage: TrainedStage, recorder: Recorder) -> Trainer:
         """The stage's trainer, with the weights that the stage begins with or those of its newest state."""
-        name, teacher = self._references.model_of(stage), None
+        name, teachers = self._references.model_of(stage), []
         if isinstance(stage, DistillStage) and stage.teacher_kl > 0:
             source = self._references.model_of(self._references.traces_of(stage))
-            teacher = ModelSource(source=self._source(source), dtype=self._compute_dtype(source))
+            teachers = [ModelSource(source=self._source(source), dtype=self._compute_dtype(source))]
+        if isinstance(stage, OpdStage):
+            tables = [self._recipe.teacher[one] for one in stage.teachers(self._recipe.teacher)]
+            teachers = [self._taught_by(one) for one in tables if one.where == "trainer"]
+        self._context.samplers.rest()  # where the trainer's GPU is theirs too
         trainer = self._context.trainers.open(
             stage,
             ModelSource(source=self._source(name), dtype=self._compute_dtype(name)),
             self._references.config(name),
             reference=isinstance(stage, GrpoStage) and stage.objective.kl_coef > 0,
-            teacher=teacher,
+            teachers=teachers,
         )
         if trainer.rounded:
             self._context.display.note(
@@ -121,7 +142,41 @@ class Pipeline:
             except BaseException:
                 trainer.close()
                 raise
+            self._say_other_ranks(stage.name, recorder.saved)
         return trainer
+
+    def _taught_by(self, table: TeacherConfig) -> ModelSource:
+        """A teacher of an opd stage."""
+        if table.model is not None:
+            return ModelSource(source=self._source(table.model), dtype=self._compute_dtype(table.model))
+        return ModelSource(source=PolicySource(path=table.path), dtype=resolve_dtype("auto", self._context.device))
+
+    def _opd(self, stage: OpdStage, recorder: Recorder, trainer: Trainer) -> None:
+        tables = {name: self._recipe.teacher[name] for name in stage.teachers(self._recipe.teacher)}
+        sources = {name: self._taught_by(table) for name, table in tables.items()}
+        with ExitStack() as stack:
+            found = open_teachers(stage, self._context, trainer, tables, sources)
+            for one in found:
+                if one.elsewhere is not None:
+                    stack.callback(one.elsewhere.close)
+            traces = []
+            if stage.on_policy < 1:
+                folder = self._context.run.stage_folder(self._references.traces_of(stage).name)
+                traces = trace_samples(stage, self._context, trainer, folder)
+            run_opd(stage, self._context, trainer, recorder, found, traces)
+
+    def _say_other_ranks(self, stage: str, saved: SavedState) -> None:
+        """Note on the screen and in the manifest where a stage goes on with another number of ranks."""
+        before, now = read_note(saved.folder).ranks, self._recipe.trainer.ranks
+        if before == now:
+            return
+        said = [f"{count} ranks" if count else "one process (trainer.ranks = 0)" for count in (before, now)]
+        what = (
+            f"{stage}: its state of step {saved.step} was written by {said[0]} and goes on with {said[1]}: sums are "
+            "rounded in another order, so what follows is not bit for bit what it would have been"
+        )
+        self._context.display.note(what)
+        self._context.run.note_change(what)
 
     def _evaluate(self, stage: EvalStage, recorder: Recorder) -> str:
         parts = []
@@ -143,8 +198,9 @@ class Pipeline:
                 sampler.close()
             return
         policy = self._source(name).load(self._compute_dtype(name), self._context.device)
-        sampler = self._context.sampler(policy)
-        yield MeasuredModel(name=name, sampler=sampler, parameters=count_parameters(policy.model))
+        sampler, parameters = self._context.sampler(policy), count_parameters(policy.model)
+        del policy  # the engine has its weights, and may be on the same GPU
+        yield MeasuredModel(name=name, sampler=sampler, parameters=parameters)
 
     def _source(self, reference: str) -> PolicySource:
         """The policy called ``reference``: policy, student, or the checkpoint of an earlier stage."""
@@ -163,7 +219,7 @@ class Pipeline:
 
     def _compute_dtype(self, reference: str) -> torch.dtype:
         """What the model called ``reference`` computes in."""
-        return resolve_dtype(self._references.config(reference).dtype, self._context.device)
+        return resolve_dtype(self._references.config(reference).dtype, self._context.trainers.computes_on)
 
     def _save(self, name: str, trainer: Trainer, entry: StageEntry) -> None:
         run = self._context.run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlreason.config import DistillStage, EvalStage, PolicyConfig, Recipe, RejectStage, Stage
+from rlreason.config import DistillStage, EvalStage, OpdStage, PolicyConfig, Recipe, RejectStage, Stage
 
 #: Models that are tables of the recipe and no stage's.
 TABLES = ("policy", "student")
@@ -33,7 +33,7 @@ class References:
                 found = earlier.name
         return found
 
-    def traces_of(self, stage: DistillStage) -> RejectStage:
+    def traces_of(self, stage: DistillStage | OpdStage) -> RejectStage:
         """The stage whose traces ``stage`` learns."""
         rejects = []
         for earlier in self.recipe.stage:
@@ -48,7 +48,12 @@ class References:
         if isinstance(stage, EvalStage):
             return list(stage.models)
         parents = [self.model_of(stage)]
-        return [*parents, self.traces_of(stage).name] if isinstance(stage, DistillStage) else parents
+        if isinstance(stage, OpdStage):
+            taught = [self.recipe.teacher[name].model for name in stage.teachers(self.recipe.teacher)]
+            parents = list(dict.fromkeys([*parents, *(name for name in taught if name is not None)]))
+        if isinstance(stage, DistillStage) or (isinstance(stage, OpdStage) and stage.on_policy < 1):
+            parents.append(self.traces_of(stage).name)
+        return parents
 
     def is_student(self, name: str) -> bool:
         """Whether the model of training stage ``name`` descends from the student."""

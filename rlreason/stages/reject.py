@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlreason.config import RejectStage
+from rlreason.config import RejectStage, TraceFilters
 from rlreason.run.interrupt import deferred
 from rlreason.stages.context import Context, Recorder
 from rlreason.stages.drawing import DrawnJournal, scored_groups
 from rlreason.stages.rollout_log import log_groups
 from rlreason.stages.rollouts import all_broken, broken_detail, verdict_shares
+from rlreason.traces.rows import KEPT, SCHEMA, Provenance, TraceRow, Turn, read_rows
+from rlreason.traces.sets import SetOptions, write_set
 from rlreason.types import Completion, Group, Message, Problem, Sampler, SamplingParams, StepReport, Verdict
 
-TRACES = "traces.jsonl"
+TRACES, DRAWS = KEPT, "draws.jsonl"
 #: Problems drawn between two progress lines.
 CHUNK = 256
 COUNTS = ("drawn", "solved", "kept")
@@ -44,7 +46,8 @@ def keep(group: Group, limit: int) -> list[Completion]:
 def run_reject(stage: RejectStage, context: Context, sampler: Sampler, recorder: Recorder) -> None:
     """Sample ``stage.problems`` training problems and write the kept traces to traces.jsonl, chunk by chunk.
 
-    A chunk under way goes on by problem, from the stage's journal.
+    A chunk under way goes on by problem, from the stage's journal. With ``filters``, every draw is written to
+    draws.jsonl, and the traces are made of all of them at the end.
     """
     progress = recorder.progress
     journal = DrawnJournal(path=context.run.stage_folder(stage.name) / "drawn.journal")
@@ -71,6 +74,18 @@ def run_reject(stage: RejectStage, context: Context, sampler: Sampler, recorder:
             progress.done, progress.position = chunk + 1, {**counts}
             recorder.save()
             journal.clear()
+    if stage.filters is not None:
+        _filter(stage, stage.filters, context)
+
+
+def _filter(stage: RejectStage, filters: TraceFilters, context: Context) -> None:
+    """Make the set of all draws: a pure function of them."""
+    folder = context.run.stage_folder(stage.name)
+    draws = folder / DRAWS
+    rows = list(read_rows(draws)) if draws.exists() else []
+    options = SetOptions(filters=filters, keep_per_problem=stage.keep_per_problem, keep_rejected=stage.keep_rejected)
+    for line in write_set(rows, folder, options).lines():
+        context.run.tell(f"{stage.name}: {line}")
 
 
 def _record_chunk(
@@ -83,9 +98,12 @@ def _record_chunk(
 ) -> None:
     """Write a chunk's traces, logged groups and metrics, and add it to ``counts``."""
     chosen = [(group, keep(group, stage.keep_per_problem)) for group in groups]
-    for group, completions in chosen:
+    for group, completions in chosen if stage.filters is None else ():
         for completion in completions:
             context.run.append(stage.name, TRACES, _row(group.problem, completion))
+    if stage.filters is not None:
+        lines = [json.loads(row.as_line()) for group in groups for row in rows_of(group, stage, context)]
+        context.run.append_rows(stage.name, DRAWS, lines)
     log_groups(context, stage.name, chunk, groups)
     counts["drawn"] += len(groups)
     counts["solved"] += sum(bool(completions) for _, completions in chosen)
@@ -113,8 +131,61 @@ def _row(problem: Problem, completion: Completion) -> dict[str, object]:
     }
 
 
-def read_traces(folder: Path) -> Iterator[Trace]:
-    """The traces that ``run_reject`` wrote into its stage folder."""
+def rows_of(group: Group, stage: RejectStage, context: Context) -> list[TraceRow]:
+    """Every completion of a scored group as a row."""
+    problem, found = group.problem, []
+    for draw, (completion, reward) in enumerate(zip(group.completions_G, group.rewards_G, strict=True)):
+        thought = completion.response.partition("</think>")[0]
+        share = len(thought) / max(len(completion.response), 1) if thought != completion.response else 0.0
+        count = len(completion.token_ids)
+        reference = problem.reference
+        found.append(
+            TraceRow(
+                schema=SCHEMA,
+                id=f"{group.group_id}/{draw:03d}",
+                problem_id=problem.id,
+                prompt=problem.prompt,
+                messages=tuple(Turn(role=one.role, content=one.content) for one in problem.messages),
+                data_set=problem.data_set,
+                source=problem.source,
+                tags=problem.tags,
+                verifier=problem.verifier,
+                reference=dict(reference) if isinstance(reference, Mapping) else reference,
+                response=completion.response,
+                token_ids=tuple(completion.token_ids.tolist()),
+                finish_reason=completion.finish_reason,
+                think_tokens=round(share * count),
+                answer_tokens=count - round(share * count),
+                verdict=str(reward.verified or reward.verdict),
+                detail=reward.detail,
+                provenance=_provenance(stage, context, completion, group.group_id, draw),
+            )
+        )
+    return found
+
+
+def _provenance(stage: RejectStage, context: Context, completion: Completion, group_id: str, draw: int) -> Provenance:
+    parents = context.run.manifest.stage(stage.name).parents
+    made = [entry.sha256 or "" for entry in context.run.manifest.stages if entry.name in parents]
+    return Provenance(
+        model=parents[0],
+        weights_sha256=made[0] if made else "",
+        policy_version=completion.policy_version_max,
+        temperature=stage.temperature,
+        top_p=stage.top_p,
+        top_k=stage.top_k,
+        max_tokens=stage.max_tokens,
+        seed=context.recipe.seed,
+        stream=group_id.rpartition("/")[0],
+        draw=draw,
+    )
+
+
+def read_traces(folder: Path, which: str = "kept") -> Iterator[Trace]:
+    """The traces that ``run_reject`` wrote into its stage folder; ``which``: see ``DistillStage``."""
+    if which != "kept":
+        yield from _others(folder, which)
+        return
     path = folder / TRACES
     if not path.exists():
         return
@@ -130,3 +201,20 @@ def read_traces(folder: Path) -> Iterator[Trace]:
                 messages=tuple(Message(role=m["role"], content=m["content"]) for m in row["messages"]),
             )
             yield Trace(problem=problem, response=row["response"])
+
+
+def _others(folder: Path, which: str) -> Iterator[Trace]:
+    """All draws, or those whose answer is wrong."""
+    for row in read_rows(folder / DRAWS):
+        if which == "all" or (row.verdict == Verdict.WRONG and row.finish_reason == "stop"):
+            yield Trace(
+                problem=Problem(
+                    id=row.problem_id,
+                    prompt=row.prompt,
+                    verifier="",
+                    reference="",
+                    data_set=row.data_set,
+                    messages=tuple(Message(role=one.role, content=one.content) for one in row.messages),
+                ),
+                response=row.response,
+            )

@@ -1,15 +1,18 @@
-"""What a step's rollouts look like in numbers, for metrics.jsonl."""
+"""How a grpo stage's rollouts are drawn, and what they look like in numbers, for metrics.jsonl."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean, pstdev
+from typing import Literal
 
 import numpy as np
 
+from rlreason.config import GrpoStage
 from rlreason.objective.advantage import is_informative
-from rlreason.types import Group, Verdict
+from rlreason.stages.context import Context
+from rlreason.types import Group, SamplingParams, Verdict
 
 
 def summarize(groups: Sequence[Group], computed: Sequence[Group]) -> dict[str, float]:
@@ -86,3 +89,26 @@ def _part_means(groups: Sequence[Group]) -> dict[str, float]:
             for name, value in reward.parts.items():
                 parts.setdefault(name, []).append(value)
     return {f"reward/{name}": fmean(values) for name, values in sorted(parts.items())}
+
+
+def sampling_params(stage: GrpoStage, context: Context, stream: str) -> SamplingParams:
+    """How completions of the stage are drawn."""
+    return SamplingParams(
+        samples_per_problem=stage.samples_per_problem,
+        temperature=stage.temperature,
+        top_p=stage.top_p,
+        top_k=stage.top_k,
+        min_p=stage.min_p,
+        max_tokens=stage.max_tokens,
+        seed=context.recipe.seed,
+        stream=stream,
+        record=recorded(stage),
+        record_top=stage.objective.centering_top_k if stage.objective.centering == "top_k" else 0,
+    )
+
+
+def recorded(stage: GrpoStage) -> Literal["", "ids", "logprobs"]:
+    """What each token must bring of what it was drawn from (``SamplingParams.record``)."""
+    if stage.objective.centering != "off":
+        return "logprobs"
+    return "ids" if stage.top_p < 1.0 or stage.top_k or stage.min_p else ""

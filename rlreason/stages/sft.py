@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from rlreason.config import DistillStage, SftStage
+from rlreason.objective.distillation.spec import FORWARD
 from rlreason.policy.batch import supervised_sample
 from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.stages.context import Context, Recorder
 from rlreason.stages.loop import Commit, StepLoop
+from rlreason.stages.replay import record_experts
 from rlreason.streams import permutation
-from rlreason.trainer.forward import CrossEntropyLoss, TeacherKlLoss
+from rlreason.trainer.distilling import DistillationLoss
+from rlreason.trainer.forward import CrossEntropyLoss
 from rlreason.trainer.protocol import Loss, Trainer
 from rlreason.types import Problem, TrainingSample
 
@@ -43,7 +46,8 @@ class SupervisedWork:
         commit()
         stats = self.trainer.step(step)
         self.recorder.entry.trained_tokens += int(tokens)
-        return sums.read(tokens) | stats.scalars() | {"tokens": tokens}
+        experts = record_experts(self.context.run, self.stage.name, step, sums)
+        return sums.read(tokens) | stats.scalars() | experts | {"tokens": tokens}
 
     def publish(self, version: int) -> None:
         """Nobody draws but for an evaluation, which takes the newest weights itself."""
@@ -54,9 +58,14 @@ class SupervisedWork:
         assert sampler is not None
         version = self.recorder.progress.done + 1
         if sampler.version != version:
-            sampler.publish(self.trainer.weights(), version, self.trainer.expectations(sampler.probes))
+            expected = self.trainer.expectations(sampler.probes)
+            if self.context.samplers.colocated:
+                self.trainer.rest()
+            sampler.publish(self.trainer.weights(), version, expected)
         draw = self.context.draw_with(sampler)
-        return self.context.heldout_metrics(draw, stage.name, stage.eval_problems, stage.eval_max_tokens)
+        found = self.context.heldout_metrics(draw, stage.name, stage.eval_problems, stage.eval_max_tokens)
+        self.context.samplers.rest()
+        return found
 
     def closing(self, scalars: dict[str, float]) -> dict[str, float]:
         """Nothing more."""
@@ -74,7 +83,7 @@ def cross_entropy(tokens: float) -> Loss:
 
 def with_teacher(teacher_kl: float, vocabulary: int) -> LossOfStep:
     """The same mixed with KL(teacher || policy) over the ``vocabulary`` tokens that both have."""
-    return lambda tokens: TeacherKlLoss(denominator=tokens, teacher_kl=teacher_kl, vocabulary=vocabulary)
+    return lambda tokens: DistillationLoss(spec=FORWARD, weight=teacher_kl, denominator=tokens, shared=vocabulary)
 
 
 def epoch_samples(samples: Sequence[TrainingSample], batch_size: int, *key: object) -> SampleSource:
@@ -104,6 +113,9 @@ def train_supervised(
 ) -> None:
     """All steps of a supervised stage that are still to be done."""
     version = recorder.progress.trained
+    growth = context.trainers.growth(trainer)
+    sampler = context.sampler(trainer, version, growth=growth) if stage.eval_every else None
+    context.samplers.rest()
     work = SupervisedWork(
         stage=stage,
         context=context,
@@ -111,7 +123,7 @@ def train_supervised(
         recorder=recorder,
         samples=samples,
         loss=loss,
-        sampler=context.sampler(trainer, version) if stage.eval_every else None,
+        sampler=sampler,
     )
     StepLoop(stage=stage, context=context, trainer=trainer, recorder=recorder, published=version).run(work)
 

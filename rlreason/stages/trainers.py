@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from rlreason.cluster.actors import ActorGroup, ActorOptions
-from rlreason.config import DistillStage, GrpoStage, PolicyConfig, Recipe, SftStage
+from rlreason.cluster.plan import RANK
+from rlreason.cluster.run_places import RunPlaces
+from rlreason.config import DistillStage, GrpoStage, OpdStage, PolicyConfig, Recipe, SftStage, Stage
 from rlreason.policy.lora import LoraOptions
 from rlreason.trainer.balance import router_coefficient
 from rlreason.trainer.local import LocalTrainer
@@ -16,6 +20,8 @@ from rlreason.trainer.protocol import Trainer
 from rlreason.trainer.rank import RankSpec
 from rlreason.trainer.ray_trainer import RayTrainer, start_ranks
 
+#: Without GPUs ranks share the CPUs of the rollout workers.
+RANK_OPTIONS = ActorOptions(name=RANK, setting="trainer.ranks")
 _CHECKPOINT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}
 
 
@@ -27,16 +33,33 @@ class Trainers:
     device: torch.device
     #: CPU threads of a trainer in this process, each working on a micro-batch.
     threads: int = 1
+    #: Of the whole run, where it shares them with what draws.
+    places: RunPlaces = field(default=None)  # type: ignore[assignment]
     _ranks: ActorGroup | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.places = self.places or RunPlaces(self.recipe)
+
+    @property
+    def computes_on(self) -> torch.device:
+        """A device of the kind that models train on; ranks may have GPUs where this process has none."""
+        ranks = self.places.plan.ranks if self.recipe.trainer.ranks else None
+        return self.device if ranks is None or not ranks.gpus else torch.device("cuda")
+
+    def growth(self, trainer: Trainer) -> int:
+        """Bytes of each of its GPUs that the trainer will yet take and keep: moments, which the first step makes."""
+        settings = self.recipe.trainer
+        moments = 0 if settings.lora is not None or settings.offload else 8 * trainer.parameters[0]
+        return moments // max(1, settings.ranks)
 
     def open(
         self,
-        stage: SftStage | GrpoStage | DistillStage,
+        stage: SftStage | GrpoStage | DistillStage | OpdStage,
         model: ModelSource,
         config: PolicyConfig,
         *,
         reference: bool = False,
-        teacher: ModelSource | None = None,
+        teachers: Sequence[ModelSource] = (),
     ) -> Trainer:
         """The trainer of a stage, with ``model``, which ``config`` describes; who asks for it closes it.
 
@@ -49,24 +72,28 @@ class Trainers:
             total_steps=stage.steps,
             compute_dtype=model.dtype,
             checkpoint_dtype=_CHECKPOINT_DTYPES[settings.checkpoint_dtype],
-            micro_batch_tokens=stage.micro_batch_tokens,
+            micro_batch_tokens=stage.micro_batch,
             threads=self.threads,
             max_skipped=settings.max_skipped_steps,
             activation_checkpointing=settings.activation_checkpointing,
+            attention=settings.attention,
             offload=settings.offload,
+            tensor_parallel=settings.tensor_parallel,
+            expert_parallel=settings.expert_parallel,
             lora=lora_options(self.recipe),
+            **router_options(stage),
         )
         if settings.ranks:
             shape = model.source.inspect().model
             options = replace(options, router_aux_loss=router_coefficient(settings.router_aux_loss, config, shape))
-            spec = RankSpec(model=model, options=options, reference=reference, teacher=teacher)
+            spec = RankSpec(model=model, options=options, reference=reference, teachers=tuple(teachers))
             if self._ranks is None:
-                self._ranks = start_ranks(settings.ranks, rank_options(self.recipe))
+                self._ranks = start_ranks(settings.ranks, RANK_OPTIONS, self.places.take(RANK))
             return RayTrainer(spec, self._ranks)
         policy = model.source.load(torch.float32 if options.lora is None else model.dtype, self.device)
         options = replace(options, router_aux_loss=router_coefficient(settings.router_aux_loss, config, policy.model))
-        taught = None if teacher is None else teacher.source.load(teacher.dtype, self.device)
-        return LocalTrainer(policy, options, reference=reference, teacher=taught)
+        taught = [one.source.load(one.dtype, self.device) for one in teachers]
+        return LocalTrainer(policy, options, reference=reference, teachers=taught)
 
     def close(self) -> None:
         """End the ranks."""
@@ -75,10 +102,16 @@ class Trainers:
             self._ranks = None
 
 
-def rank_options(recipe: Recipe) -> ActorOptions:
-    """What each rank of the trainer may use: a GPU where there are any; CPUs it shares with the rollout workers."""
-    gpus = 1.0 if torch.cuda.is_available() else 0.0
-    return ActorOptions(name="trainer rank", setting="trainer.ranks", address=recipe.cluster.address, gpus=gpus)
+def router_options(stage: Stage) -> dict[str, Any]:
+    """What a stage asks of the routers of a model with experts, as fields of ``TrainerOptions``."""
+    if isinstance(stage, SftStage):
+        return {"router_steps": stage.router_warmup_steps}
+    if not isinstance(stage, GrpoStage):
+        return {}
+    asked = [f'routing_replay = "{stage.routing_replay}"'] if stage.routing_replay != "off" else []
+    asked += ["report_experts = true"] if stage.report_experts else []
+    why = f"stage.{stage.name}.{asked[0]}" if asked else ""
+    return {"routing": why, "freeze_router": stage.freeze_router}
 
 
 def lora_options(recipe: Recipe) -> LoraOptions | None:

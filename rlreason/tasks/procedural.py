@@ -7,6 +7,7 @@ from rlreason.tasks.arithmetic import arithmetic
 from rlreason.tasks.countdown import countdown
 from rlreason.tasks.python_functions import python_functions
 from rlreason.tasks.task import Split, Task
+from rlreason.tasks.word_problems import word_problems
 
 __all__ = ["TASKS", "Split", "Task", "make_task"]
 
@@ -15,6 +16,7 @@ TASKS: Mapping[str, Callable[[Mapping[str, object], int], Task]] = {
     "arithmetic": arithmetic,
     "countdown": countdown,
     "python_functions": python_functions,
+    "word_problems": word_problems,
 }
 
 

@@ -1,8 +1,8 @@
 """Procedural tasks: the part that all of them share.
 
 A problem is a pure function of (task, options, seed, split, index). Train and held-out problems are disjoint by
-construction, for all seeds and options: a hash of the problem's content says which split it may belong to, and the
-draw goes on along the same counter stream until the content belongs to the split asked for.
+construction, for all seeds and options: a hash of the problem's content says which split it may belong to (or the task
+itself does), and the draw goes on along the same counter stream until the content belongs to the split asked for.
 
 Held-out problems don't repeat: problem i is drawn on along its stream past the contents of problems 0 … i-1, so it
 still depends only on the options, the seed and i. Training problems may repeat, as a finite task must.
@@ -37,7 +37,8 @@ class Options(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A problem before it has a name. ``content`` is the same for problems that are the same in disguise."""
+    """A problem before it has a name. ``content`` is the same for problems that are the same in disguise; ``split``:
+    where the task itself says what is held out, not a hash of the content."""
 
     content: str
     prompt: str
@@ -45,6 +46,7 @@ class Draft:
     thought: str
     answer: str
     tags: tuple[str, ...] = ()
+    split: Split | None = None
 
 
 class Maker(Protocol):
@@ -123,7 +125,7 @@ class Task:
         taken = self._contents if split == "heldout" else frozenset()
         for _ in range(PATIENCE):
             draft = self.maker.draw(stream, index if split == "train" else None)
-            if split_of(draft.content) == split and draft.content not in taken:
+            if (draft.split or split_of(draft.content)) == split and draft.content not in taken:
                 return draft
         raise UsageError(
             f"{self.name}: these options allow only {len(taken)} held-out problems; ask for fewer, or widen the options"

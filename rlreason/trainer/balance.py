@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel
 
 from rlreason.errors import UsageError
 from rlreason.objective.batch import Batch, LossOutput
-from rlreason.policy.model import expert_count
+from rlreason.routing import expert_count
 
 if TYPE_CHECKING:
     from rlreason.config import PolicyConfig
@@ -65,9 +66,7 @@ def with_router_loss(
     balance = function(tuple(router_logits), expert_count(model), int(settings["num_experts_per_tok"]), mask)
     tokens = batch.loss_mask_BT.sum()
     loss = output.loss + coefficient * balance * tokens / denominator
-    return LossOutput(
-        loss=loss, sums={**output.sums, "router_aux_loss": balance.detach() * tokens}, maxima=output.maxima
-    )
+    return replace(output, loss=loss, sums={**output.sums, "router_aux_loss": balance.detach() * tokens})
 
 
 def _tokens_of_rows(batch: Batch) -> Tensor:

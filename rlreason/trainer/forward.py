@@ -3,19 +3,23 @@ whole logits where it is not. The losses of the stages are here as plain data (`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlreason.objective.batch import Batch, LossOutput
+from rlreason.objective.centering import centred_output
 from rlreason.objective.dispatch import linear_logprobs, linear_policy_loss, linear_supervised_loss, policy_loss
 from rlreason.objective.linear import HeadOptions
-from rlreason.objective.loss import distillation_loss, supervised_loss
+from rlreason.objective.loss import supervised_loss
 from rlreason.objective.spec import ObjectiveSpec
 from rlreason.policy.logprobs import hidden_states, plain_head, target_entropy, target_logits, target_logprobs
+from rlreason.policy.token_rows import cut_logits
+from rlreason.routing import RoutedPass
 from rlreason.trainer.balance import with_router_loss
+from rlreason.trainer.experts import counts_of, routed_pass
 from rlreason.trainer.protocol import Models
 
 
@@ -29,23 +33,29 @@ class PolicyGradientLoss:
     spec: ObjectiveSpec
     temperature: float = 1.0
     takes_packed: bool = True
+    #: Send every token to the experts that its sample names (routing replay).
+    replay: bool = False
 
     def __call__(self, models: Models, batch: Batch) -> LossOutput:
         """See ``Loss``."""
         model, old_BT, reference_BT = models.policy, batch.old_logprobs_BT, batch.reference_logprobs_BT
         if self.spec.kl_in != "loss":
             reference_BT = None
-        weight_VH = plain_head(model)
+        weight_VH, routed = plain_head(model), routed_pass(model, batch, replay=self.replay)
         if weight_VH is None:
-            logits_BTV = target_logits(model, batch) / self.temperature
+            logits_BTV = cut_logits(target_logits(model, batch, routed=routed) / self.temperature, batch)
             output = policy_loss(target_logprobs(logits_BTV, batch), old_BT, batch, self.spec, reference_BT)
+            if self.spec.centering != "off":
+                output = centred_output(output, logits_BTV, batch, self.spec, old_BT)
             entropy = (target_entropy(logits_BTV) * batch.loss_mask_BT).sum()
         else:
-            hidden_BTH = hidden_states(model, batch)
+            hidden_BTH = hidden_states(model, batch, routed=routed)
             options = HeadOptions(temperature=self.temperature, rows_R=batch.loss_rows_R)
             output = headed = linear_policy_loss(hidden_BTH, weight_VH, batch, self.spec, old_BT, reference_BT, options)
             entropy = headed.entropy_BT.sum()
-        return LossOutput(loss=output.loss, sums={**output.sums, "entropy": entropy}, maxima=output.maxima)
+        sums = {**output.sums, "entropy": entropy}
+        experts = counts_of(model, routed, batch)
+        return LossOutput(loss=output.loss, sums=sums, maxima=output.maxima, experts=experts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,45 +69,16 @@ class CrossEntropyLoss:
         """See ``Loss``."""
         model = models.policy
         routing: list[Tensor] | None = [] if models.router_aux_loss else None
-        weight_VH = plain_head(model)
+        weight_VH, routed = plain_head(model), routed_pass(model, batch)
         if weight_VH is None:
-            logprobs_BT = target_logprobs(target_logits(model, batch, routing), batch)
+            logprobs_BT = target_logprobs(target_logits(model, batch, routing, routed), batch)
             output = supervised_loss(logprobs_BT, batch.loss_mask_BT, self.denominator)
         else:
-            hidden_BTH = hidden_states(model, batch, routing)
+            hidden_BTH = hidden_states(model, batch, routing, routed)
             options = HeadOptions(rows_R=batch.loss_rows_R)
             output = linear_supervised_loss(hidden_BTH, weight_VH, batch, self.denominator, options)
+        output = replace(output, experts=counts_of(model, routed, batch))
         return _balanced(output, models, batch, routing, self.denominator)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherKlLoss:
-    """(1 − w) cross-entropy + w KL(teacher || policy), averaged over ``denominator`` loss tokens (Hinton et al. 2015,
-    arXiv 1503.02531). Whole logits of both models: for small vocabularies and short rows."""
-
-    denominator: float
-    #: w.
-    teacher_kl: float
-    #: Tokens of the tokenizer that both share. Heads may have more rows than that, each as many as its size asks for
-    #: (Qwen2.5 7B has 152,064 and 1.5B 151,936 of one tokenizer): both distributions are over the shared ones.
-    vocabulary: int | None = None
-    takes_packed: bool = False
-
-    def __call__(self, models: Models, batch: Batch) -> LossOutput:
-        """See ``Loss``. Needs a teacher."""
-        assert models.teacher is not None
-        routing: list[Tensor] | None = [] if models.router_aux_loss else None
-        logits_BTV = target_logits(models.policy, batch, routing)
-        output = supervised_loss(target_logprobs(logits_BTV, batch), batch.loss_mask_BT, self.denominator)
-        with torch.no_grad():
-            teacher_BTV = target_logits(models.teacher, batch)
-        shared = self.vocabulary
-        divergence = distillation_loss(
-            logits_BTV[..., :shared], teacher_BTV[..., :shared], batch.loss_mask_BT, self.denominator
-        )
-        loss = (1.0 - self.teacher_kl) * output.loss + self.teacher_kl * divergence.loss
-        mixed = LossOutput(loss=loss, sums={**output.sums, **divergence.sums})
-        return _balanced(mixed, models, batch, routing, self.denominator)
 
 
 def _balanced(
@@ -109,12 +90,15 @@ def _balanced(
 
 
 @torch.no_grad()
-def loss_logprobs(model: PreTrainedModel, batch: Batch, temperature: float = 1.0) -> Tensor:
+def loss_logprobs(
+    model: PreTrainedModel, batch: Batch, temperature: float = 1.0, routed: RoutedPass | None = None
+) -> Tensor:
     """log π of every loss token under softmax(logits / temperature), [B, T], float32; 0 where masked."""
     weight_VH = plain_head(model)
     if weight_VH is None:
-        now_BT = target_logprobs(target_logits(model, batch) / temperature, batch)
+        logits_BTV = cut_logits(target_logits(model, batch, routed=routed) / temperature, batch)
+        now_BT = target_logprobs(logits_BTV, batch)
         return now_BT.masked_fill(batch.loss_mask_BT == 0, 0.0)
-    hidden_BTH = hidden_states(model, batch)
+    hidden_BTH = hidden_states(model, batch, routed=routed)
     options = HeadOptions(temperature=temperature, rows_R=batch.loss_rows_R)
     return linear_logprobs(hidden_BTH, weight_VH, batch, options)[0]

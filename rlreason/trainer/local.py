@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlreason.errors import UsageError
 from rlreason.objective.batch import Batch
+from rlreason.objective.distillation.teacher import OutputHead
+from rlreason.policy.attention import set_attention
 from rlreason.policy.batch import make_batches
 from rlreason.policy.logprobs import takes_packed
 from rlreason.policy.lora import ADAPTER_FOLDER, adapter_off, add_adapter, merged_weights, save_adapter
 from rlreason.policy.model import count_parameters
 from rlreason.policy.policies import Policy
+from rlreason.routing import RoutedPass, check_routing, find_routers
+from rlreason.trainer.adapted import ModelWeights
+from rlreason.trainer.experts import hold_still, routed_pass, routed_rows
 from rlreason.trainer.forward import loss_logprobs
 from rlreason.trainer.masters import Masters
 from rlreason.trainer.microbatches import accumulate_gradients
 from rlreason.trainer.optimizer import PolicyOptimizer
 from rlreason.trainer.options import TrainerOptions, checkpoint_activations, of_tokens, switch_dropout_off
-from rlreason.trainer.protocol import Loss, LossSums, Models, StepStats
+from rlreason.trainer.protocol import Loss, LossSums, Models, Routed, StepStats, give_back
+from rlreason.trainer.states import StateNote, load_state, save_state
 from rlreason.trainer.streaming import write_folder
 from rlreason.types import TrainingSample
-
-PARAMETERS, OPTIMIZER, COUNTERS = "parameters.safetensors", "optimizer.safetensors", "trainer.json"
 
 
 class LocalTrainer:
@@ -42,15 +44,19 @@ class LocalTrainer:
     """
 
     def __init__(
-        self, policy: Policy, options: TrainerOptions, *, reference: bool = False, teacher: Policy | None = None
+        self, policy: Policy, options: TrainerOptions, *, reference: bool = False, teachers: Sequence[Policy] = ()
     ) -> None:
         self._policy = policy
         self._options = options
         switch_dropout_off(policy.model)
+        set_attention(policy.model, options.attention, policy.model.device)
         if options.lora is not None:
             add_adapter(policy.model, options.lora)
         if options.activation_checkpointing:
             checkpoint_activations(policy.model)
+        find_routers(policy.model)  # asked now, as micro-batches come from several threads
+        if options.routing:
+            check_routing(policy.model, options.routing)
         self._masters = Masters(policy.model, options.compute_dtype)
         self._optimizer = PolicyOptimizer(self._masters, options.optimizer, options.total_steps, options.max_skipped)
         # With an adapter the reference is the model without it.
@@ -58,7 +64,7 @@ class LocalTrainer:
         self._base_is_reference = reference and options.lora is not None
         self._models = Models(
             policy=policy.model,
-            teacher=None if teacher is None else teacher.freeze(),
+            teachers=tuple(one.freeze() for one in teachers),
             router_aux_loss=options.router_aux_loss,
         )
 
@@ -106,7 +112,8 @@ class LocalTrainer:
         """See ``Trainer.forward_backward``."""
         model = self._policy.model
         model.train()
-        batches = self._batches(samples, packed=loss.takes_packed)
+        packed = loss.takes_packed and all(takes_packed(one) for one in self._models.teachers)
+        batches = self._batches(samples, packed=packed)
         outputs = accumulate_gradients(
             model, self._masters, batches, lambda batch: loss(self._models, batch), self._threads
         )
@@ -123,6 +130,7 @@ class LocalTrainer:
 
     def step(self, step: int) -> StepStats:
         """See ``Trainer.step``."""
+        hold_still(self._masters, self._policy.model, self._options, step)
         return self._optimizer.step(step)
 
     def logprobs(
@@ -130,6 +138,8 @@ class LocalTrainer:
         samples: Sequence[TrainingSample],
         temperature: float = 1.0,
         of: Literal["policy", "reference"] = "policy",
+        *,
+        replay: bool = False,
     ) -> list[npt.NDArray[np.float32]]:
         """See ``Trainer.logprobs``."""
         model = self._policy.model
@@ -138,23 +148,38 @@ class LocalTrainer:
                 return self._logprobs(model, samples, temperature)
         if of == "reference":
             assert self._reference is not None, "the trainer was made without a reference"
-            model = self._reference
-        return self._logprobs(model, samples, temperature)
+            return self._logprobs(self._reference, samples, temperature)
+        return self._logprobs(model, samples, temperature, replay=replay)
 
     def _logprobs(
-        self, model: PreTrainedModel, samples: Sequence[TrainingSample], temperature: float
+        self, model: PreTrainedModel, samples: Sequence[TrainingSample], temperature: float, *, replay: bool = False
     ) -> list[npt.NDArray[np.float32]]:
         found: list[npt.NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(samples)
         for batch in self._batches(samples):
-            logprobs_BT = loss_logprobs(model, batch, temperature).cpu().numpy()
+            routed = routed_pass(model, batch, replay=True) if replay else None
+            logprobs_BT = loss_logprobs(model, batch, temperature, routed).cpu().numpy()
             for row, place in enumerate(batch.places):
                 found[place] = of_tokens(logprobs_BT[row], samples[place], whole=batch.packing is None)
         return found
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
+    def routed_logprobs(self, samples: Sequence[TrainingSample], temperature: float = 1.0) -> list[Routed]:
+        """See ``Trainer.routed_logprobs``."""
+        model, found = self._policy.model, {}
+        check_routing(model, "routing replay")
+        for batch in self._batches(samples):
+            routed = RoutedPass()
+            logprobs_BT = loss_logprobs(model, batch, temperature, routed).cpu().numpy()
+            found.update(routed_rows(logprobs_BT, routed, batch, samples))
+        return [found[place] for place in range(len(samples))]
+
+    def teach(self, heads: Sequence[OutputHead]) -> None:
+        """See ``Trainer.teach``."""
+        self._models = replace(self._models, heads=tuple(one.on(self._policy.model.device) for one in heads))
+
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
         """See ``Trainer.weights``; of an adapter merged, the base untouched."""
         if self._options.lora is not None:
-            return merged_weights(self._policy.model, self._options.compute_dtype, _here)
+            return ModelWeights(self._policy.model, self._options.compute_dtype, _here)
         return self._policy.weights()
 
     def expectations(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
@@ -163,32 +188,19 @@ class LocalTrainer:
 
     def save_state(self, folder: Path) -> None:
         """See ``Trainer.save_state``: safetensors, which hold nothing that runs when they are read."""
-        masters = zip(self._masters.names, self._masters.parameters, strict=True)
-        tensors = {name: one.detach() for name, one in masters}
-        tensors |= {f"{_BUFFER}{name}": one.clone() for name, one in _buffers(self._policy.model)}
-        save_file(_ready(tensors), folder / PARAMETERS)
-        save_file(_ready(self._optimizer.state()), folder / OPTIMIZER)
-        counters = {"skipped_in_a_row": self._optimizer.skipped_in_a_row}
-        (folder / COUNTERS).write_text(json.dumps(counters) + "\n", encoding="utf-8")
+        note = StateNote(
+            ranks=0,
+            skipped_in_a_row=self._optimizer.skipped_in_a_row,
+            dtype=self._options.written,
+            computed=self.dtype,
+            base=self._policy.model.name_or_path or None,
+            lora=self._options.lora,
+        )
+        save_state(folder, self._policy, self._masters, self._optimizer, note)
 
-    @torch.no_grad()
     def load_state(self, folder: Path) -> None:
-        """See ``Trainer.load_state``."""
-        if not (folder / PARAMETERS).is_file():
-            raise UsageError(f"{folder} is the state of a sharded trainer: go on with trainer.ranks of 1 or more")
-        saved = load_file(folder / PARAMETERS)
-        own: dict[str, Tensor] = dict(zip(self._masters.names, self._masters.parameters, strict=True))
-        own |= {f"{_BUFFER}{name}": one for name, one in _buffers(self._policy.model)}
-        differs = sorted(own.keys() ^ saved.keys())
-        differs += [name for name in own if name in saved and own[name].shape != saved[name].shape]
-        if differs:
-            raise UsageError(f"{folder} is the state of another model: {differs[0]} differs")
-        for name, one in own.items():
-            one.copy_(saved[name])
-        self._masters.round_into_model()
-        self._optimizer.load_state(load_file(folder / OPTIMIZER))
-        counters = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
-        self._optimizer.skipped_in_a_row = counters["skipped_in_a_row"]
+        """See ``Trainer.load_state``: of a trainer in one process, or of any number of ranks."""
+        load_state(folder, self._policy.model, self._masters, self._optimizer)
 
     def save(self, folder: Path) -> None:
         """See ``Trainer.save``."""
@@ -205,7 +217,11 @@ class LocalTrainer:
         model.config.dtype = dtype
         with self._masters.in_model(torch.float32):
             write_folder(self._policy, ((name, one.cpu()) for name, one in merged_weights(model, dtype, _here)), folder)
-            save_adapter(model, folder / ADAPTER_FOLDER, _here)
+            save_adapter(model, folder / ADAPTER_FOLDER, _here, base=model.name_or_path or None)
+
+    def rest(self) -> None:
+        """See ``Trainer.rest``."""
+        give_back()
 
     def close(self) -> None:
         """See ``Trainer.close``: nothing outside of this process."""
@@ -223,20 +239,6 @@ class LocalTrainer:
         )
 
 
-_BUFFER = "buffer."
-
-
 def _here(tensor: Tensor) -> Tensor:
     """Whole already: no shards."""
     return tensor
-
-
-def _buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """What the model keeps beside parameters, such as DeepSeek's correction bias of its router."""
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return [(name, one) for name, one in model.state_dict().items() if name not in parameters]
-
-
-def _ready(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As safetensors wants them: contiguous."""
-    return {name: one.contiguous() for name, one in tensors.items()}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -49,7 +49,7 @@ def in_turn(masters: Masters, batches: Sequence[Batch], loss_of: LossOf) -> list
 
 
 def _detached(output: LossOutput) -> LossOutput:
-    return LossOutput(loss=output.loss.detach(), sums=output.sums, maxima=output.maxima)
+    return replace(output, loss=output.loss.detach())
 
 
 def _side_by_side(

@@ -74,10 +74,12 @@ class PolicyOptimizer:
         self._max_skipped = max_skipped
         #: Steps skipped since the last one that was not.
         self.skipped_in_a_row = 0
-        decayed = [parameter for parameter in masters.parameters if parameter.ndim >= 2]
-        rest = [parameter for parameter in masters.parameters if parameter.ndim < 2]
+        groups = []
+        for own in _by_mesh(masters.parameters):
+            decayed, rest = [one for one in own if one.ndim >= 2], [one for one in own if one.ndim < 2]
+            groups += [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         self._adamw = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+            groups,
             lr=config.lr,
             betas=config.betas,
             fused=True,
@@ -92,15 +94,14 @@ class PolicyOptimizer:
         rate = learning_rate(self._config, step, self._total_steps)
         for group in self._adamw.param_groups:
             group["lr"] = rate
-        graded = [one for one in self._masters.parameters if one.grad is not None]
-        total = nn.utils.get_total_norm([one.grad for one in graded if one.grad is not None])
-        if isinstance(total, DTensor):
-            total = total.full_tensor()
+        graded = _by_mesh([one for one in self._masters.parameters if one.grad is not None])
+        total = _norm(graded)
         norm = float(total)
         if not math.isfinite(norm):
             stats = self._skip(norm, rate)
         else:
-            nn.utils.clip_grads_with_norm_(graded, self._config.max_grad_norm, total)
+            for own in graded:
+                nn.utils.clip_grads_with_norm_(own, self._config.max_grad_norm, total)
             before = self._masters.sample()
             self._adamw.step()
             self._masters.round_into_model()
@@ -154,3 +155,18 @@ class PolicyOptimizer:
             keys = ("step", "exp_avg", "exp_avg_sq")
             if f"step.{name}" in state:
                 self._adamw.state[parameter] = {key: state[f"{key}.{name}"].to(parameter.device) for key in keys}
+
+
+def _by_mesh(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Parameters that the same ranks share, which one operation may take together; all of them without shards."""
+    found: dict[object, list[nn.Parameter]] = {}
+    for one in parameters:
+        found.setdefault(one.device_mesh if isinstance(one, DTensor) else None, []).append(one)
+    return list(found.values())
+
+
+def _norm(groups: Sequence[Sequence[nn.Parameter]]) -> Tensor:
+    """The norm of all gradients, of all ranks."""
+    norms = [nn.utils.get_total_norm([one.grad for one in own if one.grad is not None]) for own in groups]
+    whole = [one.full_tensor() if isinstance(one, DTensor) else one for one in norms]
+    return whole[0] if len(whole) == 1 else torch.linalg.vector_norm(torch.stack(whole)) if whole else torch.zeros(())

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from rlreason.attention_options import AttentionWay
 from rlreason.policy.lora import LoraOptions
 from rlreason.policy.policies import PolicySource
 from rlreason.types import TrainingSample
@@ -38,10 +39,26 @@ class TrainerOptions:
     router_aux_loss: float = 0.0
     #: Keep only what enters each layer, and compute the layer again in the backward pass (arXiv 1604.06174).
     activation_checkpointing: bool = False
+    #: Over packed tokens: see ``policy.layouts``.
+    attention: AttentionWay = "auto"
     #: Train an adapter beside frozen weights.
     lora: LoraOptions | None = None
     #: With shards: parameters, gradients and moments stay in the CPU's memory.
     offload: bool = False
+    #: Why the routing of the model must be followed, as for an error; "": it need not be.
+    routing: str = ""
+    #: Never change the routers of a model with experts.
+    freeze_router: bool = False
+    #: First steps, in which nothing but the routers is changed.
+    router_steps: int = 0
+    #: Ranks that compute each layer together, with the same samples, and ranks that share the experts of a layer.
+    tensor_parallel: int = 1
+    expert_parallel: int = 1
+
+    @property
+    def written(self) -> str:
+        """What checkpoints hold, such as "bfloat16"."""
+        return str(self.checkpoint_dtype or self.compute_dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

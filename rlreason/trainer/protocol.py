@@ -9,6 +9,7 @@ Samples are plain arrays and losses plain data, so that either can travel to ano
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlreason.objective.batch import Batch, LossOutput
+from rlreason.objective.batch import Batch, ExpertCounts, LossOutput
+from rlreason.objective.distillation.teacher import OutputHead
 from rlreason.types import TrainingSample
 
 if TYPE_CHECKING:
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
-    """The models that a loss may run: the one that learns, and a frozen teacher where the trainer was given one."""
+    """The models that a loss may run: the one that learns, and frozen teachers where the trainer was given any."""
 
     policy: PreTrainedModel
-    teacher: PreTrainedModel | None = None
+    teachers: tuple[PreTrainedModel, ...] = ()
+    #: Heads of teachers elsewhere, whose states come with the samples.
+    heads: tuple[OutputHead, ...] = ()
     #: Coefficient of the load-balancing loss of experts in supervised losses (``trainer.balance``); 0: without it.
     router_aux_loss: float = 0.0
 
@@ -56,6 +60,8 @@ class LossSums:
     losses: list[Tensor] = field(default_factory=list)
     sums: dict[str, list[Tensor]] = field(default_factory=dict)
     maxima: dict[str, list[Tensor]] = field(default_factory=dict)
+    #: Of a model with experts: where its loss tokens went.
+    experts: ExpertCounts | None = None
 
     def add(self, output: LossOutput) -> None:
         """Take in one micro-batch."""
@@ -64,6 +70,11 @@ class LossSums:
             self.sums.setdefault(key, []).append(value)
         for key, value in output.maxima.items():
             self.maxima.setdefault(key, []).append(value)
+        self._count(output.experts)
+
+    def _count(self, experts: ExpertCounts | None) -> None:
+        if experts is not None:
+            self.experts = experts if self.experts is None else self.experts + experts
 
     def merge(self, other: LossSums) -> None:
         """Take in another update of the same step."""
@@ -72,12 +83,29 @@ class LossSums:
             self.sums.setdefault(key, []).extend(values)
         for key, values in other.maxima.items():
             self.maxima.setdefault(key, []).extend(values)
+        self._count(other.experts)
 
     def read(self, denominator: float) -> dict[str, float]:
-        """The summed loss, sums divided by ``denominator`` (loss tokens), and maxima, as numbers."""
-        scalars = {"loss": float(torch.stack(self.losses).sum())} if self.losses else {}
-        scalars |= {key: float(torch.stack(values).sum()) / denominator for key, values in self.sums.items()}
-        return scalars | {key: float(torch.stack(values).max()) for key, values in self.maxima.items()}
+        """The summed loss, sums divided by ``denominator`` (loss tokens), and maxima, as numbers: read at once, so that
+        the device is waited for once."""
+        found = {"loss": torch.stack(self.losses).sum()} if self.losses else {}
+        found |= {key: torch.stack(values).sum() for key, values in self.sums.items()}
+        found |= {key: torch.stack(values).max() for key, values in self.maxima.items()}
+        if not found:
+            return {}
+        numbers = torch.stack([value.double() for value in found.values()]).tolist()
+        scalars = dict(zip(found, numbers, strict=True))
+        return {key: value / denominator if key in self.sums else value for key, value in scalars.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routed:
+    """What a pass without gradients says of one sample of T tokens."""
+
+    #: float32 [T], as ``Trainer.logprobs``.
+    logprobs: npt.NDArray[np.float32]
+    #: uint8 [T, L, K], as ``TrainingSample.routed_experts``.
+    experts: npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,11 +191,23 @@ class Trainer(Protocol):
         samples: Sequence[TrainingSample],
         temperature: float = 1.0,
         of: Literal["policy", "reference"] = "policy",
+        *,
+        replay: bool = False,
     ) -> list[npt.NDArray[np.float32]]:
         """log π of every loss token under softmax(logits / temperature), float32 [T] a sample; 0 where masked.
 
         ``of``: the weights of now, or those that the trainer began with (where it was made with a reference).
+        ``replay``: with the samples' ``routed_experts`` (of the policy; a reference is another model).
         """
+        ...
+
+    def routed_logprobs(self, samples: Sequence[TrainingSample], temperature: float = 1.0) -> list[Routed]:
+        """``logprobs`` of the weights of now, and the experts that they choose. Raises UsageError of a model whose
+        routers can't be followed."""
+        ...
+
+    def teach(self, heads: Sequence[OutputHead]) -> None:
+        """Take over the heads of teachers elsewhere, in the order in which losses name them; sent once."""
         ...
 
     def weights(self) -> Iterable[tuple[str, Tensor]]:
@@ -193,9 +233,20 @@ class Trainer(Protocol):
         """Write a plain Hugging Face folder in the checkpoint dtype."""
         ...
 
+    def rest(self) -> None:
+        """Give back the memory of accelerators that is held for later: an engine on the same GPU is to wake."""
+        ...
+
     def close(self) -> None:
         """Give back what the trainer holds, such as other processes; it is not used afterwards."""
         ...
+
+
+def give_back() -> None:
+    """Of this process: what torch's allocator keeps and nothing uses."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class NonFiniteError(RuntimeError):

@@ -7,7 +7,7 @@ number of passes: one that has fewer micro-batches repeats a small one that coun
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,19 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel
 
-from rlreason.objective.batch import Batch, LossOutput
+from rlreason.objective.batch import Batch, ExpertCounts, LossOutput
+from rlreason.objective.distillation.teacher import OutputHead
+from rlreason.policy.attention import set_attention
 from rlreason.policy.batch import make_batches
 from rlreason.policy.logprobs import next_logprobs, plain_head, remember, takes_packed
 from rlreason.policy.lora import ADAPTER_FOLDER, LoraOptions, adapter_off, add_adapter, merged_weights, save_adapter
 from rlreason.policy.model import count_parameters
 from rlreason.policy.policies import Policy
+from rlreason.routing import RoutedPass, check_routing, find_routers, remember_routers
+from rlreason.trainer.adapted import ModelWeights
+from rlreason.trainer.experts import hold_still, routed_pass, routed_rows
 from rlreason.trainer.forward import loss_logprobs
 from rlreason.trainer.masters import round_ties
 from rlreason.trainer.optimizer import PolicyOptimizer
@@ -37,9 +40,10 @@ from rlreason.trainer.options import (
     of_tokens,
     switch_dropout_off,
 )
-from rlreason.trainer.protocol import Loss, LossSums, Models, StepStats
-from rlreason.trainer.sharded_state import load_sharded, save_sharded
+from rlreason.trainer.parallel import Meshes, meshes
+from rlreason.trainer.protocol import Loss, LossSums, Models, Routed, StepStats
 from rlreason.trainer.sharding import ShardedParameters, cast, fill, inside, shard, whole
+from rlreason.trainer.states import StateNote, load_state, save_state
 from rlreason.trainer.streaming import write_folder
 from rlreason.types import TrainingSample
 
@@ -52,7 +56,7 @@ class RankSpec:
     options: TrainerOptions
     #: Keep a frozen copy of the weights that the trainer begins with.
     reference: bool = False
-    teacher: ModelSource | None = None
+    teachers: tuple[ModelSource, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,53 +81,61 @@ class RankTrainer:
     _reference: PreTrainedModel | None = field(init=False, default=None)
     _trainable: ShardedParameters = field(init=False)
     _optimizer: PolicyOptimizer = field(init=False)
-    _mesh: Any = field(init=False)
+    _meshes: Meshes = field(init=False)
 
     def __post_init__(self) -> None:
         spec, options = self.spec, self.spec.options
-        self._mesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
+        self._meshes = meshes(self.device.type, options.tensor_parallel, options.expert_parallel)
         # A base that is not trained needs no float32.
         stored = torch.float32 if options.lora is None else options.compute_dtype
         self.policy = self._open(spec.model, stored, options.lora)
         self.parameter_counts = count_parameters(self.policy.model)
+        if options.routing:
+            check_routing(self.policy.model, options.routing)
         switch_dropout_off(self.policy.model)
         if options.activation_checkpointing:
             checkpoint_activations(self.policy.model)
         if spec.reference and options.lora is None:
             self._reference = self._open(spec.model, spec.model.dtype).freeze()
-        teacher = None
-        if spec.teacher is not None:
-            teacher = self._open(spec.teacher, spec.teacher.dtype).freeze()
-            register_fsdp_forward_method(teacher, "forward")  # a loss calls it inside of the policy
-        self._models = Models(policy=self.policy.model, teacher=teacher, router_aux_loss=options.router_aux_loss)
-        self._trainable = ShardedParameters(self.policy.model, self._mesh)
+        teachers = tuple(self._open(one, one.dtype).freeze() for one in spec.teachers)
+        self._models = Models(policy=self.policy.model, teachers=teachers, router_aux_loss=options.router_aux_loss)
+        self._trainable = ShardedParameters(self.policy.model, self._meshes.ranks)
         self._optimizer = PolicyOptimizer(self._trainable, options.optimizer, options.total_steps, options.max_skipped)
 
-    def _open(self, model: ModelSource, stored: torch.dtype, lora: LoraOptions | None = None) -> Policy:
-        """A sharded policy, its shards in ``stored``. Rank 0 reads the whole one and hands the numbers out."""
+    def _open(
+        self, model: ModelSource, stored: torch.dtype, lora: LoraOptions | None = None, *, cut: bool = True
+    ) -> Policy:
+        """A sharded policy, its shards in ``stored``. Rank 0 reads the whole one and hands the numbers out.
+
+        ``cut``: with the tensor and expert parallelism of the trainer.
+        """
         source = model.source.load(stored, torch.device("cpu")) if dist.get_rank() == 0 else None
         if source is not None and stored == torch.float32 != model.dtype:
             self.rounded = round_ties(list(source.model.parameters()))
         policy = model.source.inspect()
+        set_attention(policy.model, self.spec.options.attention, self.device)
         policy.model.config.architectures = [type(policy.model).__name__]  # FSDP gives the class another name
         if lora is not None:
             for one in (policy, source):
                 if one is not None:
                     add_adapter(one.model, lora)
-        found = [False, False]
+        found: list[Any] = [False, False, None]
         if source is not None:
-            found = [plain_head(source.model) is not None, takes_packed(source.model)]
+            found = [plain_head(source.model) is not None, takes_packed(source.model), find_routers(source.model)]
         dist.broadcast_object_list(found, src=0, device=self.device)
-        shard(cast(policy.model, stored), self._mesh, model.dtype, self.device, offload=self.spec.options.offload)
-        fill(policy.model, None if source is None else source.model, self._mesh)
+        rows = self._meshes if cut else Meshes(self._meshes.ranks, self._meshes.ranks)
+        shard(cast(policy.model, stored), rows, model.dtype, self.device, offload=self.spec.options.offload)
+        fill(policy.model, None if source is None else source.model, rows)
         remember(policy.model, plain=found[0], packed=found[1])
+        remember_routers(policy.model, found[2])
         return policy
 
     def forward_backward(self, share: Share, loss: Loss) -> LossSums:
         """See ``Trainer.forward_backward``: the sums are this rank's."""
         self.policy.model.train()
         sums = LossSums()
-        for batch, counts in self._batches(share, packed=loss.takes_packed):
+        packed = loss.takes_packed and all(takes_packed(one) for one in self._models.teachers)
+        for batch, counts in self._batches(share, packed=packed):
             output = self._computed(partial(loss, self._models, batch))
             (output.loss if counts else output.loss * 0.0).backward()  # type: ignore[no-untyped-call]
             if counts:
@@ -131,19 +143,22 @@ class RankTrainer:
         return sums
 
     def _computed(self, work: Callable[[], LossOutput]) -> LossOutput:
-        def parts() -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        def parts() -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], ExpertCounts | None]:
             output = work()
-            return output.loss, dict(output.sums), dict(output.maxima)
+            return output.loss, dict(output.sums), dict(output.maxima), output.experts
 
-        loss, sums, maxima = inside(self.policy.model, parts)
-        return LossOutput(loss=loss, sums=sums, maxima=maxima)
+        loss, sums, maxima, experts = inside(self.policy.model, parts)
+        return LossOutput(loss=loss, sums=sums, maxima=maxima, experts=experts)
 
     def step(self, step: int) -> StepStats:
         """See ``Trainer.step``."""
+        hold_still(self._trainable, self.policy.model, self.spec.options, step)
         return self._optimizer.step(step)
 
     @torch.no_grad()
-    def logprobs(self, share: Share, temperature: float, of: str) -> list[npt.NDArray[np.float32]]:
+    def logprobs(
+        self, share: Share, temperature: float, of: str, *, replay: bool = False
+    ) -> list[npt.NDArray[np.float32]]:
         """See ``Trainer.logprobs``."""
         model = self.policy.model
         if of == "reference" and self.spec.reference and self.spec.options.lora is not None:
@@ -151,14 +166,29 @@ class RankTrainer:
                 return self._logprobs(model, share, temperature)
         if of == "reference":
             assert self._reference is not None, "the trainer was made without a reference"
-            model = self._reference
-        return self._logprobs(model, share, temperature)
+            return self._logprobs(self._reference, share, temperature)
+        return self._logprobs(model, share, temperature, replay=replay)
 
-    def _logprobs(self, model: PreTrainedModel, share: Share, temperature: float) -> list[npt.NDArray[np.float32]]:
+    @torch.no_grad()
+    def routed_logprobs(self, share: Share, temperature: float) -> list[Routed]:
+        """See ``Trainer.routed_logprobs``."""
+        model, found = self.policy.model, {}
+        check_routing(model, "routing replay")
+        for batch, counts in self._batches(share):
+            routed = RoutedPass()
+            logprobs_BT = inside(model, partial(loss_logprobs, model, batch, temperature, routed)).cpu().numpy()
+            if counts:
+                found.update(routed_rows(logprobs_BT, routed, batch, share.samples))
+        return [found[place] for place in range(len(share.samples))]
+
+    def _logprobs(
+        self, model: PreTrainedModel, share: Share, temperature: float, *, replay: bool = False
+    ) -> list[npt.NDArray[np.float32]]:
         samples = share.samples
         found: list[npt.NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(samples)
         for batch, counts in self._batches(share):
-            logprobs_BT = inside(model, partial(loss_logprobs, model, batch, temperature)).cpu().numpy()
+            routed = routed_pass(model, batch, replay=True) if replay else None
+            logprobs_BT = inside(model, partial(loss_logprobs, model, batch, temperature, routed)).cpu().numpy()
             for row, place in enumerate(batch.places if counts else ()):
                 found[place] = of_tokens(logprobs_BT[row], samples[place], whole=batch.packing is None)
         return found
@@ -178,9 +208,13 @@ class RankTrainer:
             (filler,) = cut([share.filler])
             yield from ((filler, False) for _ in range(int(most) - len(own)))
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
+    def teach(self, heads: Sequence[OutputHead]) -> None:
+        """See ``Trainer.teach``."""
+        self._models = replace(self._models, heads=tuple(one.on(self.device) for one in heads))
+
+    def weights(self) -> ModelWeights:
         """See ``Trainer.weights``: each tensor gathered on all ranks, on the device; of an adapter merged."""
-        return merged_weights(self.policy.model, self.spec.options.compute_dtype, self._whole)
+        return ModelWeights(self.policy.model, self.spec.options.compute_dtype, self._whole)
 
     def _whole(self, tensor: Tensor) -> Tensor:
         return whole(tensor.to(self.device))
@@ -194,11 +228,20 @@ class RankTrainer:
 
     def save_state(self, folder: Path) -> None:
         """See ``Trainer.save_state``: every rank writes its shards into the same folder."""
-        save_sharded(folder, self.policy.model, self._trainable, self._optimizer)
+        options = self.spec.options
+        note = StateNote(
+            ranks=dist.get_world_size(),
+            skipped_in_a_row=self._optimizer.skipped_in_a_row,
+            dtype=options.written,
+            computed=str(options.compute_dtype).removeprefix("torch."),
+            base=self.spec.model.source.path,
+            lora=options.lora,
+        )
+        save_state(folder, self.policy, self._trainable, self._optimizer, note)
 
     def load_state(self, folder: Path) -> None:
-        """See ``Trainer.load_state``: of any number of ranks."""
-        load_sharded(folder, self.policy.model, self._trainable, self._optimizer)
+        """See ``Trainer.load_state``: of any number of ranks, or of a trainer without."""
+        load_state(folder, self.policy.model, self._trainable, self._optimizer)
 
     def save(self, folder: Path) -> None:
         """See ``Trainer.save``: rank 0 writes, one tensor at a time."""
@@ -213,5 +256,5 @@ class RankTrainer:
             for _ in tensors:
                 pass
         if self.spec.options.lora is not None:
-            save_adapter(model, folder / ADAPTER_FOLDER, self._whole, write=first)
+            save_adapter(model, folder / ADAPTER_FOLDER, self._whole, base=self.spec.model.source.path, write=first)
         dist.barrier()

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rlreason.cluster.actors import ActorGroup, ActorsDied
+from rlreason.delivery.adapter import AdaptedWeights
 from rlreason.delivery.group import GroupOptions, Meeting
-from rlreason.delivery.packing import Bytes, Manifest
+from rlreason.delivery.packing import Bytes, Factor, Manifest
 from rlreason.delivery.parcel import Departure, HeldWeights
 from rlreason.policy.policies import Policy
+from rlreason.trainer.weight_sender import Part
 
 #: Bytes of one bucket of weights on its way out of the ranks.
 BUCKET_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class RankWeights(HeldWeights):
+class RankWeights(HeldWeights, AdaptedWeights):
     """The ranks' weights: gathered bucket by bucket on the CPU of this process, or packed and sent by rank 0."""
 
     ranks: ActorGroup
@@ -29,13 +31,30 @@ class RankWeights(HeldWeights):
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """See ``HeldWeights``."""
-        self.ranks.ask("begin_weights")
-        for count in _bucket_counts(self.shape, self.dtype):
+        return self._gathered("merged", _bucket_counts(self.shape, self.dtype))
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """See ``AdaptedWeights``."""
+        found: tuple[Factor, ...] = self.ranks.ask("factors")[0]
+        return found
+
+    def base(self) -> Iterator[tuple[str, Tensor]]:
+        """See ``AdaptedWeights``."""
+        return self._gathered("base", _bucket_counts(self.shape, self.dtype))
+
+    def adapter(self) -> Iterator[tuple[str, Tensor]]:
+        """See ``AdaptedWeights``."""
+        return self._gathered("adapter", [2 * len(self.factors)])
+
+    def _gathered(self, part: Part, counts: Iterable[int]) -> Iterator[tuple[str, Tensor]]:
+        self.ranks.ask("begin_weights", part)
+        for count in counts:
             yield from self.ranks.ask("bucket", count)[0]
 
-    def pack(self, version: int, *, delta: bool) -> RankParcel:
+    def pack(self, version: int, *, delta: bool, adapter: bool) -> RankParcel:
         """See ``HeldWeights``."""
-        return RankParcel(self.ranks, self.ranks.ask("pack", version, delta)[0])
+        return RankParcel(self.ranks, self.ranks.ask("pack", version, delta, adapter)[0])
 
 
 @dataclass(frozen=True, slots=True)

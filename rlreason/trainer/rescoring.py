@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -18,9 +17,9 @@ from transformers import PreTrainedModel
 
 from rlreason.objective.batch import Batch
 from rlreason.policy.batch import make_batches, rollout_sample
-from rlreason.policy.logprobs import plain_head, takes_packed
-from rlreason.policy.model import cast_parameters, expert_count
-from rlreason.policy.routing import Routers, Routing, find_routers
+from rlreason.policy.logprobs import takes_packed
+from rlreason.policy.model import cast_parameters
+from rlreason.routing import FREE, RoutedPass, Routers, expert_count, find_routers
 from rlreason.trainer.forward import loss_logprobs
 from rlreason.types import Completion
 
@@ -48,10 +47,11 @@ class WeightHistory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """What one model says of the N tokens. ``routing`` and ``experts_NLK``: None where it was not recorded."""
+    """What one model says of the N tokens. ``routing`` (experts of every input token of each batch, uint8) and
+    ``experts_NLK``: None where they can't be followed."""
 
     logprobs_N: Tensor
-    routing: tuple[Routing, ...] | None = None
+    routing: tuple[Tensor, ...] | None = None
     #: Experts of the position that predicts each token.
     experts_NLK: Tensor | None = None
 
@@ -86,53 +86,48 @@ class Rescorer:
         return version == self._version or version in self._history
 
     def score(
-        self, version: int, dtype: torch.dtype, temperature: float, routing: Sequence[Routing] | None = None
+        self, version: int, dtype: torch.dtype, temperature: float, routing: Sequence[Tensor] | None = None
     ) -> Scores:
         """The tokens under softmax(logits / temperature) of the weights of ``version`` in ``dtype``; with ``routing``
         (one for each batch) the experts are those. Raises KeyError where the version is gone."""
         model, routers = self._model_of(version, dtype)
         logprobs_N = torch.empty(self.count, dtype=torch.float64)
         experts_NLK: Tensor | None = None
-        recorded: list[Routing] = []
+        recorded: list[Tensor] = []
         for place, (batch, slots_BT) in enumerate(zip(self._batches, self._slots, strict=True)):
             mask_BT = slots_BT >= 0
-            with ExitStack() as stack:
-                found: list[Tensor] = []
-                if routers is not None:
-                    found = stack.enter_context(routers.record())
-                    if routing is not None:
-                        stack.enter_context(routers.replay(routing[place]))
-                logprobs_BT = loss_logprobs(model, batch, temperature)
+            routed = None
+            if routers is not None:
+                routed = RoutedPass(given_NLK=None if routing is None else routing[place], replay=True)
+            logprobs_BT = loss_logprobs(model, batch, temperature, routed)
             logprobs_N[slots_BT[mask_BT]] = logprobs_BT.cpu()[mask_BT].double()
-            if routers is None:
+            if routed is None:
                 continue
-            recorded.append(tuple(found))
-            sources = source_positions(batch).cpu()[mask_BT]
-            experts_MLK = torch.stack([layer.cpu()[sources] for layer in found], dim=1)
+            recorded.append(routed.used_NLK())
+            experts_MLK = recorded[-1].cpu()[source_positions(batch).cpu()[mask_BT]]
             if experts_NLK is None:
                 experts_NLK = experts_MLK.new_empty((self.count, *experts_MLK.shape[1:]))
             experts_NLK[slots_BT[mask_BT]] = experts_MLK
         return Scores(logprobs_N=logprobs_N, routing=tuple(recorded) or None, experts_NLK=experts_NLK)
 
-    def routing_of(self, experts_NLK: Tensor) -> tuple[Routing, ...]:
+    def routing_of(self, experts_NLK: Tensor) -> tuple[Tensor, ...]:
         """The experts of each token, as ``score`` takes them; positions that predict none of them choose freely."""
         found = []
         for batch, slots_BT in zip(self._batches, self._slots, strict=True):
             mask_BT = slots_BT >= 0
             sources = source_positions(batch).cpu()[mask_BT]
-            table_PLK = torch.full((batch.token_ids_BT.numel(), *experts_NLK.shape[1:]), -1)
-            table_PLK[sources] = experts_NLK[slots_BT[mask_BT]]
-            found.append(tuple(table_PLK.to(batch.token_ids_BT.device).unbind(dim=1)))
+            size = (batch.token_ids_BT.numel(), *experts_NLK.shape[1:])
+            table_PLK = torch.full(size, FREE, dtype=torch.uint8)
+            table_PLK[sources] = experts_NLK[slots_BT[mask_BT]].to(torch.uint8)
+            found.append(table_PLK.to(batch.token_ids_BT.device))
         return tuple(found)
 
     def _model_of(self, version: int, dtype: torch.dtype) -> tuple[PreTrainedModel, Routers | None]:
-        # A model with experts is never used itself: another thread may (a canary), whose tokens would be recorded.
-        if version == self._version and dtype == self._model.dtype and not self.experts:
-            return self._model, None
+        if version == self._version and dtype == self._model.dtype:
+            return self._model, find_routers(self._model)
         if dtype not in self._copies:
             twin = copy.deepcopy(self._model).requires_grad_(requires_grad=False).eval()
             cast_parameters(twin, dtype)
-            plain_head(twin)  # asked now, as a trial would disturb a recording
             self._copies[dtype] = (twin, find_routers(twin))
             self._loaded[dtype] = self._version
         twin, routers = self._copies[dtype]

@@ -30,6 +30,7 @@ from rlreason.errors import UsageError
 from rlreason.policy.lora import is_adapter
 from rlreason.policy.model import cast_parameters
 from rlreason.trainer.masters import sampled_places
+from rlreason.trainer.parallel import Meshes, cut_layers
 
 Found = TypeVar("Found")
 #: The method by which a sharded model is entered: FSDP gathers the root's parameters (embedding, last norm, head)
@@ -38,33 +39,38 @@ _INSIDE = "compute_inside"
 
 
 def shard(
-    model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype, device: torch.device, *, offload: bool = False
+    model: PreTrainedModel, meshes: Meshes, dtype: torch.dtype, device: torch.device, *, offload: bool = False
 ) -> PreTrainedModel:
     """``model``, of the meta device, as empty shards on ``device`` that compute in ``dtype``; ``fill`` gives numbers.
 
     ``offload``: shards, gradients and moments stay in the CPU's memory; only what is computed is on ``device``.
-    Raises UsageError for an architecture whose layers transformers does not name.
+    Raises UsageError for an architecture whose layers transformers does not name, or that can't be cut as asked.
     """
     names = set(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
         raise UsageError(f"{type(model).__name__} can't be sharded: transformers does not say which its layers are")
+    experts = cut_layers(model, meshes)
     pinned = CPUOffloadPolicy(pin_memory=device.type == "cuda")
     options: dict[str, Any] = {
-        "mesh": mesh,
         # Inputs are left alone: a cast would reach into batches, and advantages and log-probabilities are float32.
         "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False),
         "offload_policy": pinned if offload else OffloadPolicy(),
         # The root too (torch's default is not): what a pass without gradients gathered would be stale after a step.
         "reshard_after_forward": True,
     }
+    for module in experts:
+        fully_shard(module, mesh=meshes.expert_copies, **options)
     for layer in layers:
-        fully_shard(layer, **options)
-    fully_shard(model, **options)
+        fully_shard(layer, mesh=meshes.data, **options)
+    fully_shard(model, mesh=meshes.ranks, **options)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other way
+    if meshes.tensor is not None:  # ranks with the same samples have the same gradient of what is not cut between them
+        assert isinstance(model, FSDPModule)
+        model.set_gradient_divide_factor(float(meshes.tensor.size()))
     setattr(model, _INSIDE, MethodType(lambda _, work: work(), model))
     register_fsdp_forward_method(model, _INSIDE)
     model.to_empty(device=torch.device("cpu") if offload else device)
@@ -79,8 +85,9 @@ def inside(model: PreTrainedModel, work: Callable[[], Found]) -> Found:
 
 
 @torch.no_grad()
-def fill(model: PreTrainedModel, source: PreTrainedModel | None, mesh: DeviceMesh) -> None:
+def fill(model: PreTrainedModel, source: PreTrainedModel | None, meshes: Meshes) -> None:
     """Give a sharded ``model`` the numbers of ``source``, which rank 0 has and the others don't, tensor by tensor."""
+    mesh = meshes.ranks
     first = mesh.get_rank() == 0
     parameters, buffers = _tensors(source, first=first)
     for name, one in model.named_parameters():
@@ -90,7 +97,10 @@ def fill(model: PreTrainedModel, source: PreTrainedModel | None, mesh: DeviceMes
         whole = torch.empty(one.shape, dtype=local.dtype, device=device)
         if first:
             whole.copy_(parameters[name])
-        local.copy_(distribute_tensor(whole, mesh, one.placements).to_local())
+        if not meshes.plain:  # rows of ranks without rank 0 have nobody to ask
+            dist.broadcast(whole, src=0, group=mesh.get_group())
+        source_rank = 0 if meshes.plain else None
+        local.copy_(distribute_tensor(whole, one.device_mesh, one.placements, src_data_rank=source_rank).to_local())
     for name, buffer in model.named_buffers():
         if first:
             buffer.copy_(buffers[name])

@@ -10,7 +10,7 @@ import pytest
 from rlreason.check import CheckedRecipe, check
 from rlreason.config import load, recipe_toml
 from rlreason.errors import UsageError
-from rlreason.plan import describe
+from rlreason.plan.text import describe
 from rlreason.run.inputs import KnownInputs, keep_inputs
 
 HEAD = 'name = "t"\n'

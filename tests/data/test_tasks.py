@@ -230,7 +230,34 @@ def test_heldout_share_is_about_an_eighth() -> None:
     assert abs(share - 0.125) < 0.0185
 
 
-@pytest.mark.parametrize("name", ["arithmetic", "countdown", "python_functions"])
+@pytest.mark.parametrize("options", [{}, {"max_steps": 1}, {"min_steps": 2, "max_number": 99, "max_result": 500}])
+def test_word_problems_are_right(options: dict[str, int]) -> None:
+    task = make_task("word_problems", options, 5)
+    stories: dict[str, set[str]] = {}
+    for split in ("train", "heldout"):
+        for problem in [task.problem(split, i) for i in range(120)]:  # type: ignore[arg-type]
+            steps = str(problem.thought).removesuffix(".").split(". ")
+            assert options.get("min_steps", 1) <= len(steps) <= options.get("max_steps", 3)
+            given = Counter(map(int, re.findall("[0-9]+", problem.prompt)))
+            made: list[int] = []
+            for step in steps:
+                left, right = step.split(" = ")
+                assert value_of(left) == int(right) > 0
+                assert int(right) <= options.get("max_result", 200)
+                assert all(int(number) in {*given, *made} for number in re.findall("[0-9]+", left))
+                made.append(int(right))
+            assert problem.answer == problem.reference == str(made[-1])
+            # Each given number is used, and all but the last result.
+            used = Counter(int(number) for step in steps for number in re.findall("[0-9]+", step.split("=")[0]))
+            assert not (given + Counter(made[:-1])) - used
+            assert any(number % 10 == 7 for number in given) == (split == "heldout")
+            assert "{" not in problem.prompt
+            stories.setdefault(split, set()).update(problem.tags[1:])
+    assert not stories["train"] & stories["heldout"]
+    assert min(map(len, stories.values())) >= 3
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "countdown", "python_functions", "word_problems"])
 def test_problems_depend_on_nothing_but_seed_split_and_index(name: str) -> None:
     one, other = make_task(name, {}, 3), make_task(name, {}, 3)
     forwards = [one.problem(split, i) for split in ("train", "heldout") for i in range(30)]
@@ -248,7 +275,8 @@ def test_problems_depend_on_nothing_but_seed_split_and_index(name: str) -> None:
         (
             "arithmatic",
             {},
-            "unknown task 'arithmatic'; did you mean 'arithmetic'? (allowed: arithmetic, countdown, python_functions)",
+            "unknown task 'arithmatic'; did you mean 'arithmetic'? "
+            "(allowed: arithmetic, countdown, python_functions, word_problems)",
         ),
         (
             "arithmetic",

@@ -96,6 +96,10 @@ def measured(accuracy: float, reward: float, count: int = 1000) -> dict[str, flo
         ("sampler_kl", [{"mismatch/k3": 1.1e-3, "staleness/max": 0.0}], [{"mismatch/k3": 1e-3, "staleness/max": 0.0}]),
         # with staleness the weights differ, too
         ("sampler_kl", [{"mismatch/k3": 1.1e-3, "staleness/max": 0.0}], [{"mismatch/k3": 0.1, "staleness/max": 1.0}]),
+        ("router_collapse", [{"experts/entropy_worst": 0.24}] * 5, [{"experts/entropy_worst": 0.25}] * 5),
+        ("dead_experts", [{"experts/dead": 0.26}] * 5, [{"experts/dead": 0.25}] * 5),
+        # four steps are no habit
+        ("dead_experts", [{"experts/dead": 0.26}] * 5, [{"experts/dead": 0.9}] * 4),
         ("worker_replaced", [{"workers/replaced": 1.0}], [{"workers/replaced": 0.0}]),
         ("worker_lost", [{"workers/lost": 1.0}], [{"workers/lost": 0.0}, {}]),
         # a program past its limit of time was checked to the end: it is wrong

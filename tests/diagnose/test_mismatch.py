@@ -23,7 +23,7 @@ from rlreason.config import GrpoStage
 from rlreason.diagnose.mismatch import FILE, MAX_TOKENS, MismatchDoctor, MismatchReport, diagnose
 from rlreason.diagnose.mismatch_chain import CAUSES, split
 from rlreason.policy.attention import ATTENTION
-from rlreason.policy.routing import find_routers
+from rlreason.routing import FREE, RoutedPass, find_routers, options_of
 from rlreason.run.directory import RunDirectory
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.rescoring import Rescorer, WeightHistory
@@ -69,10 +69,12 @@ def model_of(kind: str, dtype: torch.dtype = torch.float32, *, packs: bool = Fal
 
 
 @torch.no_grad()
-def drawn_by(model: PreTrainedModel, blank: Completion, temperature: float = 1.0) -> list[float]:
+def drawn_by(
+    model: PreTrainedModel, blank: Completion, temperature: float = 1.0, routed: RoutedPass | None = None
+) -> list[float]:
     """log π of each token of a completion, its row alone; the head in float32, as it is in the trainer."""
     ids = torch.tensor([[*blank.prompt_ids.tolist(), *blank.token_ids.tolist()]])
-    hidden_TH = model.base_model(input_ids=ids[:, :-1]).last_hidden_state[0]
+    hidden_TH = model.base_model(input_ids=ids[:, :-1], **options_of(routed)).last_hidden_state[0]
     logits_TV = hidden_TH.float() @ model.get_output_embeddings().weight.float().t() / temperature
     logprobs_T = torch.log_softmax(logits_TV, dim=-1).gather(1, ids[0, 1:, None])[:, 0]
     found: list[float] = logprobs_T[-len(blank.token_ids) :].tolist()
@@ -271,13 +273,12 @@ def chosen_by(model: PreTrainedModel, blank: Completion) -> Tensor:
 
 
 def held_to(model: PreTrainedModel, experts: Sequence[Tensor], rows: Sequence[Completion]) -> list[Completion]:
-    routers = find_routers(model)
-    assert routers is not None
+    assert find_routers(model) is not None
     found = []
     for one, experts_TLK in zip(rows, experts, strict=True):
-        free_PLK = torch.full((len(one.prompt_ids) - 1, *experts_TLK.shape[1:]), -1)
-        with routers.replay(torch.cat([free_PLK, experts_TLK]).unbind(dim=1)):
-            logprobs_T = tuple(drawn_by(model, one))
+        free_PLK = torch.full((len(one.prompt_ids) - 1, *experts_TLK.shape[1:]), FREE)
+        given_NLK = torch.cat([free_PLK, experts_TLK]).to(torch.uint8)
+        logprobs_T = tuple(drawn_by(model, one, routed=RoutedPass(given_NLK=given_NLK, replay=True)))
         found.append(replace(one, sampler_logprobs=logprobs_T, routed_experts=experts_TLK.numpy()))
     return found
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rlreason.eval.summary import summarize
+from rlreason.eval.voting import majority_at_k
 from rlreason.types import Completion, Group, Problem, RewardResult, Verdict
 
 
@@ -89,3 +90,47 @@ def test_several_samples_give_pass_at_k_over_problems() -> None:
 def test_no_groups_is_refused() -> None:
     with pytest.raises(ValueError, match="no groups"):
         summarize([], "m", "s")
+
+
+def answered(name: str, answers: list[tuple[str, Verdict]]) -> Group:
+    """One problem with these (extracted answer, verdict)."""
+    made = group(name, [verdict for _, verdict in answers], "t")
+    rewards = tuple(
+        replace(one, extracted=text or None) for one, (text, _) in zip(made.rewards_G, answers, strict=True)
+    )
+    return replace(made, rewards_G=rewards)
+
+
+def test_the_majority_by_hand() -> None:
+    right, wrong, unparsed, broken = Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSED, Verdict.BROKEN
+    # 0.5 and 1/2 are one wrong answer: 2 against 2 is a tie, worth 1/2
+    tie = answered("a", [("3", right), ("0.5", wrong), ("3.0", right), ("\\frac12", wrong)])
+    assert majority_at_k([tie], 4) == pytest.approx(0.5)
+    # in runs of two: (3, 0.5) and (3.0, 1/2), a tie each
+    assert majority_at_k([tie], 2) == pytest.approx(0.5)
+    # no vote for what can't be read; what broke is no sample
+    silent = answered("b", [("", unparsed), ("", unparsed), ("3", right), ("", broken)])
+    assert majority_at_k([silent], 3) == 1.0
+    assert majority_at_k([silent], 4) is None
+    lost = answered("c", [("3", right), ("4", wrong), ("4 ", wrong), ("5", wrong)])
+    assert majority_at_k([lost], 4) == 0.0
+    assert majority_at_k([tie, silent, lost], 4) == pytest.approx(0.25)
+    report = summarize([tie, lost], "m", "s")
+    assert report.majority_at_k == {2: pytest.approx(3 / 8), 4: pytest.approx(1 / 4)}
+
+
+def test_two_programs_that_are_written_apart_are_apart() -> None:
+    code = answered("a", [("return 0.5", Verdict.WRONG), ("return 1/2", Verdict.WRONG), ("x", Verdict.CORRECT)])
+    programs = replace(code, problem=replace(code.problem, verifier="code"))
+    assert majority_at_k([programs], 3) == pytest.approx(1 / 3)
+
+
+def test_what_stands_beside_every_number() -> None:
+    cut = group("a", [Verdict.UNPARSED, Verdict.CORRECT], "t")
+    long = replace(cut.completions_G[0], finish_reason="length")
+    cut = replace(cut, completions_G=(long, cut.completions_G[1]))
+    report = summarize([cut, group("b", [Verdict.CORRECT, Verdict.CORRECT], "t")], "m", "s")
+    assert (report.truncated, report.unparsed, report.broken, report.timed_out) == (0.25, 0.25, 0.0, 0.0)
+    # of a: p(1 - p) of (1 of 2) is 1/4 · 2/1 = 1/2; of b 0: √(1/4 / 2)
+    assert report.rerun_deviation == pytest.approx((1 / 8) ** 0.5)
+    assert summarize([group("c", [Verdict.CORRECT], "t")], "m", "s").rerun_deviation is None

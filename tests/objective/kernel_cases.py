@@ -66,11 +66,16 @@ TOKEN_AXES: Mapping[str, dict[str, Any]] = {
     "mis geometric": {"correction": "mis", "correction_level": "sequence_mean", "correction_low": 0.9},
     "icepop": {"correction": "icepop", "correction_low": 0.5, "correction_high": 1.5},
     "off-policy mask": {"off_policy_delta": 0.05},
+    "clip dppo_kl": {"clip": "dppo_kl", "clip_low": 0.002, "clip_high": 0.003},
+    "sequence gate": {"sequence_kl_max": 0.095},
     "gspo with a mask": {"ratio": "sequence_mean", "correction": "mis", "correction_level": "sequence_mean",
                          "off_policy_delta": 0.05},
 }  # fmt: skip
+#: Draws here are far from the policy: a bound that some sequences keep.
+GATED = {"flash_reinforce": replace(PRESETS["flash_reinforce"], sequence_kl_max=0.095)}
 TOKEN_SPECS: Mapping[str, ObjectiveSpec] = {
     **PRESETS,
+    **GATED,
     **{name: replace(SMALL_STEP, **changes) for name, changes in TOKEN_AXES.items()},
 }
 

@@ -177,6 +177,11 @@ def gain(
         change = math.exp(now[t]) - math.exp(sampler[t])
         dropped = change > spec.clip_high if a[t] > 0 else change < -spec.clip_low
         return 0.0 if dropped else ratio * a[t]
+    if spec.clip == "dppo_kl":
+        p, q = math.exp(now[t]), math.exp(sampler[t])
+        away = p > q if a[t] > 0 else p < q
+        beyond = bernoulli(sampler[t], now[t]) > (spec.clip_high if a[t] > 0 else spec.clip_low)
+        return 0.0 if away and beyond else ratio * a[t]
     if spec.clip == "cispo":
         return min(max(math.exp(level), low), high) * a[t] * (now[t] + by)
     if spec.clip == "sapo":
@@ -185,6 +190,12 @@ def gain(
     first = min(ratio, spec.delta) if spec.delta else ratio
     value = min(first * a[t], min(max(ratio, low), high) * a[t])
     return max(value, spec.dual_clip * a[t]) if spec.dual_clip and a[t] < 0 else value
+
+
+def bernoulli(sampler: float, now: float) -> float:
+    """KL between drawing a token of these log-probabilities or any other; verl adds 1e-8 to the complements."""
+    q, p = min(math.exp(sampler), 1.0), min(math.exp(now), 1.0)
+    return q * math.log(q / p) + (1 - q) * math.log((1 - q + 1e-8) / (1 - p + 1e-8))
 
 
 def divergence(spec: ObjectiveSpec, now: float, old: float, reference: float) -> float:
@@ -201,6 +212,8 @@ def token_loss(problem: Problem, spec: ObjectiveSpec, a: list[float], at: int, t
     old = sampler if spec.old == "sampler" else problem.old[at]
     drift = mean([s - p for s, p in zip(sampler, now, strict=True)])
     left_out = spec.off_policy_delta > 0 and a[t] < 0 and drift > spec.off_policy_delta
+    apart = mean([bernoulli(s, p) for s, p in zip(sampler, now, strict=True)])
+    left_out = left_out or (spec.sequence_kl_max > 0 and apart > spec.sequence_kl_max)
     term = 0.0 if left_out else -correction(spec, old, sampler, t) * gain(spec, a, now, old, sampler, t, by)
     if spec.kl_in == "loss":
         term += spec.kl_coef * divergence(spec, now[t] + by, old[t], problem.reference[at][t])

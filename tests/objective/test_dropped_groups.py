@@ -91,7 +91,7 @@ def trained(samples: list[TrainingSample]) -> dict[int, float]:
     return found
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "gdpo"])  # which has no one reward: test_apart
 def test_with_one_useful_group_of_eight_a_preset_is_its_formula(name: str) -> None:
     """dr_grpo, grpo, dapo and rloo were 8 times their formula, lite_ppo 4.7, reinforce_pp_baseline 2.8 times."""
     spec, step = PRESETS[name], Step()

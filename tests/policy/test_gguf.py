@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 import rlreason.policy.gguf as room
 from rlreason.config import PolicyConfig
 from rlreason.errors import UsageError
-from rlreason.eval_plan import EvalRequest, measurements
+from rlreason.evaluation.plan import measurements
+from rlreason.evaluation.request import EvalRequest
 from rlreason.inputs import RecipeFiles
 from rlreason.policy.loading import inspect_model, load_model, locate_model
 from rlreason.policy.model import generation_eos_ids

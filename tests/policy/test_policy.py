@@ -157,8 +157,10 @@ def test_a_rollout_of_several_turns_is_a_completion_with_gaps_in_its_mask() -> N
         assert batch.advantages_BT[0][mask_T].tolist() == [1, 2, 5]
         assert batch.teacher_logprobs_BT is not None
         assert batch.teacher_logprobs_BT[0][mask_T].tolist() == [-1, -2, -5]
-        assert batch.routed_experts is not None
-        assert batch.routed_experts[0][mask_T].tolist() == [[[0, 1]]] * 3
+        assert batch.routed_experts_NLK is not None
+        # The prompt's first token predicts its second, of which nothing is known; the last token predicts nothing.
+        assert batch.routed_experts_NLK.tolist() == [[[255, 255]]] + [[[0, 1]]] * 5
+        assert batch.predicted_by[0].tolist() == [-1, 0, 1, 2, 3, 4, 5]
         assert batch.old_logprobs_BT is None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,10 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlreason.config import PolicyConfig
+from rlreason.errors import UsageError
+from rlreason.policy.logprobs import body_of
 from rlreason.policy.policies import fresh_policy
-from rlreason.policy.routing import Routers, find_routers
+from rlreason.routing import FREE, RoutedPass, Routers, check_routing, find_routers, options_of
 
 CPU = torch.device("cpu")
+SEED = torch.Generator().manual_seed(7)
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 BASE: dict[str, Any] = {
     "hidden_size": 32,
@@ -28,6 +33,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_experts": 6, "moe_intermediate_size": 16, "head_dim": 16, "norm_topk_prob": True},
     "olmoe": {"num_experts": 6, "norm_topk_prob": False},
     "mixtral": {"num_local_experts": 6},
+    "qwen2_moe": {"num_experts": 6, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+    "glm4_moe": {"n_routed_experts": 6, "moe_intermediate_size": 16, "head_dim": 16, "first_k_dense_replace": 0},
+    "llama4_text": {
+        "num_local_experts": 6,
+        "num_experts_per_tok": 1,
+        "head_dim": 16,
+        "intermediate_size_mlp": 32,
+        "moe_layers": [0, 1],
+    },
     # Two groups of three experts, of which one is taken: a top-k over groups besides that over experts.
     "deepseek_v3": {
         "n_routed_experts": 6,
@@ -56,59 +70,150 @@ def routers_of(model: PreTrainedModel) -> Routers:
 
 
 @torch.no_grad()
-def states(model: PreTrainedModel) -> Tensor:
-    hidden: Tensor = model.base_model(input_ids=IDS, use_cache=False).last_hidden_state
+def states(model: PreTrainedModel, routed: RoutedPass | None = None) -> Tensor:
+    body = body_of(model)
+    assert body is not None
+    hidden: Tensor = body(input_ids=IDS, use_cache=False, **options_of(routed)).last_hidden_state
     return hidden
 
 
+def forced(experts_NLK: Tensor) -> RoutedPass:
+    return RoutedPass(given_NLK=experts_NLK.to(torch.uint8), replay=True)
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_what_was_recorded_is_replayed_bit_for_bit(kind: str) -> None:
+def test_what_was_noted_is_replayed_bit_for_bit(kind: str) -> None:
     model = model_of(kind)
-    routers = routers_of(model)
-    assert (routers.experts, routers.chosen) == (6, 2)
-    with routers.record() as own:
-        free = states(model)
-    assert [tuple(one.shape) for one in own] == [(8, 2)] * (1 if kind == "deepseek_v3" else 2)
-    with routers.replay(tuple(own)):
-        assert torch.equal(states(model), free)
-    # Canary: another choice is another result, in record and states alike.
-    other = tuple((one + 1) % 6 for one in own)
-    with routers.replay(other), routers.record() as seen:
-        assert not torch.allclose(states(model), free, atol=1e-3)
-    assert all(map(torch.equal, seen, other))
-    assert torch.equal(states(model), free), "nothing stays behind"
-    assert not any("forward" in vars(module) for module in routers.modules)
+    chosen = 1 if kind == "llama4_text" else 2
+    layers = 1 if kind == "deepseek_v3" else 2
+    assert routers_of(model) == Routers(layers=layers, experts=6, chosen=chosen)
+    free = RoutedPass()
+    own = states(model, free)
+    assert torch.equal(own, states(model)), "noting changes nothing"
+    assert free.used_NLK().shape == (8, layers, chosen)
+    assert torch.equal(states(model, forced(free.used_NLK())), own)
+    # Canary: another choice is another result; what the router would have chosen itself is noted beside it.
+    other_NLK = (free.used_NLK() + 1) % 6
+    another = forced(other_NLK)
+    assert not torch.allclose(states(model, another), own, atol=1e-3)
+    assert torch.equal(another.used_NLK(), other_NLK)
+    assert torch.equal(another.own[0], free.own[0]), "nothing comes before the first layer with experts"
+    assert torch.equal(states(model), own), "nothing stays behind"
 
 
 def test_a_row_without_a_choice_is_the_routers_own() -> None:
     model = model_of("qwen3_moe")
-    routers = routers_of(model)
-    with routers.record() as own:
-        free = states(model)
-    blank = tuple(torch.full_like(one, -1) for one in own)
-    with routers.replay(blank):
-        assert torch.equal(states(model), free)
-    mixed = tuple(one.clone() for one in own)
-    mixed[0][5] = (mixed[0][5] + 1) % 6
-    mixed[1][:] = -1
-    with routers.replay(mixed), routers.record() as seen:
-        changed = states(model)
-    assert torch.equal(seen[0], mixed[0])
+    routers_of(model)
+    free = RoutedPass()
+    own = states(model, free)
+    blank_NLK = torch.full_like(free.used_NLK(), FREE)
+    assert torch.equal(states(model, forced(blank_NLK)), own)
+    mixed_NLK = free.used_NLK().clone()
+    mixed_NLK[5, 0] = (mixed_NLK[5, 0] + 1) % 6
+    mixed_NLK[:, 1] = FREE
+    mixed = forced(mixed_NLK)
+    changed = states(model, mixed)
+    assert torch.equal(mixed.used_NLK()[:, 0], mixed_NLK[:, 0])
     # The past does not change, but for the order in which products of one expert are added.
-    torch.testing.assert_close(changed[:, :5], free[:, :5], atol=1e-5, rtol=0)
-    assert not torch.allclose(changed[:, 5], free[:, 5], atol=1e-3)
+    torch.testing.assert_close(changed[:, :5], own[:, :5], atol=1e-5, rtol=0)
+    assert not torch.allclose(changed[:, 5], own[:, 5], atol=1e-3)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("kind", ["qwen3_moe", "deepseek_v3"])
+def test_the_gates_learn_under_replay_as_finite_differences_say(kind: str, *, recompute: bool) -> None:
+    """With the experts given, the loss is smooth in the router's weights: its gradient there is the slope, also where
+    activation checkpointing computes the layers again, long after the forward pass is over."""
+    model = model_of(kind).double()
+    model.set_experts_implementation("eager")  # the kernel of several experts at once knows no float64
+    draws = [torch.randperm(6, generator=SEED)[:2] for _ in range(8 * routers_of(model).layers)]
+    experts_NLK = torch.stack(draws).view(8, -1, 2)
+    if recompute:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+    name, weight = next((name, one) for name, one in model.named_parameters() if name.endswith("mlp.gate.weight"))
+    way = torch.randn(weight.shape, generator=SEED, dtype=torch.float64)
+
+    def loss() -> Tensor:
+        routed = forced(experts_NLK)
+        return model(input_ids=IDS, use_cache=False, **options_of(routed)).logits.double().logsumexp(dim=-1).sum()
+
+    (gradient,) = torch.autograd.grad(loss(), [weight])
+    assert float(gradient.norm()) > 1e-3, name
+    with torch.no_grad():
+        around, step = [], 1e-3
+        for side in (step, -step):
+            weight += side * way
+            around.append(float(loss()))
+            weight -= side * way
+    slope = (around[0] - around[1]) / (2 * step)
+    analytic = float((gradient * way).sum())
+    assert analytic == pytest.approx(slope, rel=1e-3)
+    # Canary: with other experts the slope is another.
+    experts_NLK = (experts_NLK + 1) % 6
+    (another,) = torch.autograd.grad(loss(), [weight])
+    assert float((another * way).sum()) != pytest.approx(slope, rel=1e-1)
+
+
+def test_recomputed_layers_choose_the_same_experts_after_the_weights_moved() -> None:
+    """Backward long after forward, with routers that would choose otherwise by then: the pass still says where to."""
+    model = model_of("qwen3_moe")
+    routers_of(model)
+    free = RoutedPass()
+    states(model, free)
+    experts_NLK = (free.used_NLK() + 1) % 6
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    routed = forced(experts_NLK)
+    loss = model(input_ids=IDS, use_cache=False, **options_of(routed)).logits.sum()
+    routed.own.clear()
+    routed.used.clear()
+    loss.backward()
+    assert torch.equal(routed.used_NLK(), experts_NLK), "every layer was computed again, and forced"
+    assert not torch.equal(routed.own[0], routed.used[0])
+
+
+def test_threads_do_not_meet() -> None:
+    """Micro-batches of one model, side by side, each with experts of its own."""
+    model = model_of("qwen3_moe")
+    routers_of(model)
+    free = RoutedPass()
+    states(model, free)
+    tables = [(free.used_NLK() + shift) % 6 for shift in range(6)]
+    alone = [states(model, forced(table)) for table in tables]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda table: states(model, forced(table)), tables * 4))
+    assert all(torch.equal(one, alone[at % 6]) for at, one in enumerate(together))
+
+
+def test_a_copy_of_the_model_has_routers_of_its_own() -> None:
+    model = model_of("qwen3_moe")
+    routers_of(model)
+    twin = copy.deepcopy(model)
+    routers_of(twin)
+    with torch.no_grad():
+        twin.get_parameter("model.layers.0.mlp.gate.weight").neg_()
+    mine, its = RoutedPass(), RoutedPass()
+    states(model, mine)
+    states(twin, its)
+    assert not torch.equal(mine.used[0], its.used[0])
+    assert len(its.used) == 2
 
 
 @pytest.mark.parametrize("normalised", [True, False])
 def test_the_weights_of_forced_experts_are_those_of_the_routers_own_logits(*, normalised: bool) -> None:
     """Qwen's formula, by hand: softmax over all experts, taken at the forced ones, and divided by their sum."""
     model = model_of("qwen3_moe", norm_topk_prob=normalised)
-    routers = routers_of(model)
-    router = routers.modules[0]
+    routers_of(model)
+    layer: Any = model.get_submodule("model.layers.0")
+    router = layer.mlp.gate
     hidden_NH = torch.randn(8, 32, generator=torch.Generator().manual_seed(1))
     forced_NK = torch.tensor([[5, 0], [0, 5], [1, 2], [3, 4], [2, 0], [4, 1], [5, 3], [1, 0]])
-    with torch.no_grad(), routers.replay((forced_NK, forced_NK)):
-        logits_NE, weights_NK, chosen_NK = router(hidden_NH)
+    seen: list[Any] = []
+    router.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    layer.post_attention_layernorm.register_forward_hook(lambda *_: hidden_NH.unsqueeze(0))
+    states(model, forced(torch.stack([forced_NK, forced_NK], dim=1)))
+    logits_NE, weights_NK, chosen_NK = seen[0]
     assert isinstance(router.weight, nn.Parameter)
     by_hand_NE = hidden_NH.double() @ router.weight.detach().double().t()
     probabilities_NE = by_hand_NE.exp() / by_hand_NE.exp().sum(dim=1, keepdim=True)
@@ -127,7 +232,7 @@ def test_a_dense_model_has_no_routers() -> None:
 def test_routers_that_do_not_choose_by_top_k_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A router that sorts reports a choice, but would not take another: better none than a wrong one."""
     model = model_of("qwen3_moe")
-    kind = type(routers_of(model).modules[0])
+    kind: Any = type(model.get_submodule("model.layers.0.mlp.gate"))
 
     def by_sorting(self: Any, hidden_NH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits_NE = hidden_NH @ self.weight.t()
@@ -140,9 +245,18 @@ def test_routers_that_do_not_choose_by_top_k_are_found_out(monkeypatch: pytest.M
 
 def test_an_error_inside_leaves_the_model_as_it_was() -> None:
     model = model_of("qwen3_moe")
-    routers = routers_of(model)
-    short = tuple(torch.zeros((3, 2), dtype=torch.long) for _ in range(2))
-    with pytest.raises(ValueError, match=r"routing of \(3, 2\) for a choice of \(8, 2\)"), routers.replay(short):
-        states(model)
-    assert not any("forward" in vars(module) for module in routers.modules)
-    assert bool(states(model).isfinite().all())
+    routers_of(model)
+    short = torch.zeros((3, 2, 2), dtype=torch.long)
+    with pytest.raises(ValueError, match=r"routing of \(3, 2\) for a choice of \(8, 2\)"):
+        states(model, forced(short))
+    after = RoutedPass()
+    assert bool(states(model, after).isfinite().all())
+    assert after.used_NLK().shape == (8, 2, 2)
+
+
+def test_a_wish_that_can_not_be_met_is_refused() -> None:
+    with pytest.raises(UsageError, match="replay: Qwen3ForCausalLM has no experts"):
+        check_routing(model_of("qwen3", head_dim=16), "replay")
+    many = model_of("qwen3_moe", num_experts=300)
+    with pytest.raises(UsageError, match="kept in 8 bits, and Qwen3MoeForCausalLM has 300 experts"):
+        check_routing(many, "replay")

@@ -137,6 +137,38 @@ def test_noise_gives_the_router_a_gradient(tmp_path: Path) -> None:
     assert abs(float((noise[0] * noise[1]).mean())) < 1e-7  # each expert has its own
 
 
+def test_a_warm_up_moves_routers_alone_and_experts_part_after_it(tmp_path: Path) -> None:
+    upcycle(str(dense(tmp_path / "dense")), tmp_path / "moe", replace(EQUAL, noise=1e-3))
+    options = TrainerOptions(optimizer=OptimizerConfig(lr=1e-2), total_steps=6, router_steps=3)
+    trainer = LocalTrainer(load_policy(tmp_path / "moe", torch.float32, CPU), options)
+    ids = torch.arange(40).remainder(20) + 3
+    sample = supervised_sample(ids.numpy(), [0] * 4 + [1] * 36)
+
+    def weights() -> dict[str, Tensor]:
+        return {name: one.detach().clone() for name, one in trainer.model.named_parameters()}
+
+    def moved(before: dict[str, Tensor]) -> set[str]:
+        return {name for name, one in weights().items() if not torch.equal(one, before[name])}
+
+    def apart() -> float:
+        experts = trainer.model.get_parameter("model.layers.0.mlp.experts.down_proj").detach()
+        return float((experts[0] - experts[1]).norm())
+
+    fresh, beginning = weights(), apart()
+    for step in range(3):
+        trainer.forward_backward([sample], CrossEntropyLoss(denominator=36.0))
+        trainer.step(step)
+    assert moved(fresh) == {name for name in fresh if "mlp.gate." in name}
+    assert len(moved(fresh)) == 2
+    assert apart() == beginning
+    warmed = weights()
+    for step in range(3, 6):
+        trainer.forward_backward([sample], CrossEntropyLoss(denominator=36.0))
+        trainer.step(step)
+    assert moved(warmed) == set(fresh)
+    assert apart() > 2 * beginning
+
+
 def test_the_seed_decides_all(tmp_path: Path) -> None:
     source = str(dense(tmp_path / "dense"))
     noisy = replace(EQUAL, noise=1e-3)

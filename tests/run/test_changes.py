@@ -63,7 +63,7 @@ def test_keys_that_change_no_result_may_change(tmp_path: Path) -> None:
     assert list(map(str, changes.differences)) == [
         "endpoint.big.url: 'http://localhost:8000/v1' -> 'http://other/v1'",
         "cluster.reward_workers: 1 -> 3",
-        "stage.rl.micro_batch_tokens: 16384 -> 99",
+        "stage.rl.micro_batch_tokens: nothing -> 99",
     ]
     assert changes.extended == ()
 

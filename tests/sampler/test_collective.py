@@ -123,8 +123,13 @@ def test_faults_are_caught(fault: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "how"),
-    [("vllm", signal.SIGKILL), ("transformers", signal.SIGKILL), ("transformers", signal.SIGSTOP)],
-    ids=["vllm killed", "killed", "stopped"],
+    [
+        ("vllm", signal.SIGKILL),
+        ("vllm", signal.SIGSTOP),
+        ("transformers", signal.SIGKILL),
+        ("transformers", signal.SIGSTOP),
+    ],
+    ids=["vllm killed", "vllm stopped", "killed", "stopped"],
 )
 def test_a_worker_that_goes_in_the_middle_of_a_broadcast_costs_its_group_alone(
     kind: Any, how: signal.Signals, mark: Path

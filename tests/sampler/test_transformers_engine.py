@@ -27,7 +27,7 @@ from rlreason.sampler.groups import requests_of
 from rlreason.sampler.jobs import Job, Progress
 from rlreason.sampler.open import engine_spec, inline_sampler
 from rlreason.sampler.pool_sampler import PoolSampler
-from rlreason.sampler.transformers_engine import TransformersEngine, choose
+from rlreason.sampler.transformers_engine import TransformersEngine, choose, sampling_logprobs
 from rlreason.tasks.procedural import make_task
 from rlreason.trainer.forward import loss_logprobs
 from rlreason.types import Problem, SamplingParams
@@ -91,11 +91,15 @@ def test_threads_change_no_completion() -> None:
     assert sample(engines[0], PROBLEMS, params) == sample(engines[1], PROBLEMS, params)
 
 
+def drawn(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    return choose(sampling_logprobs(logits, params), uniform, params)
+
+
 def test_samples_follow_the_distribution() -> None:
     # 20,000 draws of a three-token distribution: each share within 4 standard errors.
     logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]])).repeat(20_000, 1)
     uniform = torch.from_numpy(uniforms(0, "test", "p", 0, 20_000))
-    chosen, logprobs = choose(logits, uniform, SamplingParams())
+    chosen, logprobs = drawn(logits, uniform, SamplingParams())
     counts = Counter(chosen.tolist())
     for token, share in enumerate((0.2, 0.5, 0.3)):
         assert abs(counts[token] / 20_000 - share) < 4 * np.sqrt(share * (1 - share) / 20_000)
@@ -105,16 +109,17 @@ def test_samples_follow_the_distribution() -> None:
 def test_top_k_and_top_p_cut_and_renormalise() -> None:
     logits = torch.log(torch.tensor([[0.4, 0.3, 0.2, 0.1]])).repeat(1000, 1)
     uniform = torch.from_numpy(uniforms(0, "test", "p", 0, 1000))
-    chosen, logprobs = choose(logits, uniform, SamplingParams(top_k=2))
+    chosen, logprobs = drawn(logits, uniform, SamplingParams(top_k=2))
     assert set(chosen.tolist()) == {0, 1}
     assert float(logprobs[chosen == 0][0].exp()) == pytest.approx(4 / 7, abs=1e-6)
     # 0.4 + 0.3 reach 0.65: the nucleus is the first two
-    assert set(choose(logits, uniform, SamplingParams(top_p=0.65))[0].tolist()) == {0, 1}
+    assert set(drawn(logits, uniform, SamplingParams(top_p=0.65))[0].tolist()) == {0, 1}
+    assert set(drawn(logits, uniform, SamplingParams(min_p=0.45))[0].tolist()) == {0, 1, 2}  # 0.45 · 0.4 = 0.18
 
 
 def test_greedy_takes_the_most_likely() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0]])
-    chosen, logprob = choose(logits, torch.zeros(1), SamplingParams(temperature=0.0))
+    chosen, logprob = drawn(logits, torch.zeros(1), SamplingParams(temperature=0.0))
     assert chosen.tolist() == [1]
     assert float(logprob) == pytest.approx(float(torch.log_softmax(logits, -1)[0, 1]))
 

@@ -6,6 +6,7 @@ Shapes are those of the models' config.json on the Hugging Face hub.
 # ruff: noqa: E501  (a page's text)
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers import AutoConfig
 from rlreason.policy.lora import LoraOptions
 from rlreason.sizing import clock, flops
 from rlreason.sizing.activations import MicroBatch, count_activations, micro_batch
-from rlreason.sizing.engine import cache_bytes, engine
+from rlreason.sizing.engine import cache_bytes, engine, read_bytes
 from rlreason.sizing.gpus import GPUS
 from rlreason.sizing.memory import Memory, Training, training_memory
 from rlreason.sizing.shape import ModelShape, empty_model, shape_of
@@ -41,6 +42,8 @@ QWEN3_32B: dict[str, Any] = {
 LORA = LoraOptions(rank=16, alpha=32.0)
 GPU = GPUS["h100"]
 USABLE = 0.95
+#: Dollars of a GPU for an hour: what the page is told, as by `--price 2.5`.
+PRICE = 2.5
 #: One answer: the smallest micro-batch.
 ONE = MicroBatch(rows=1, group=16, prompt=256, completion=4096)
 GRPO = micro_batch(16384, 256, 4096, 16)
@@ -55,13 +58,13 @@ class Model:
         self.shape: ModelShape = shape_of(empty_model(self.config))
 
     def memory(self, batch: MicroBatch, ranks: int, lora: LoraOptions | None = None, **options: Any) -> Memory:
-        found = count_activations(self.config, batch, torch.bfloat16, checkpointing=True, lora=lora)
+        found = count_activations(self.config, batch, torch.bfloat16, checkpointing=True, lora=lora, flex=True)
         adapter = None if lora is None else self.adapter
         return training_memory(self.shape, Training(width=2, ranks=ranks, adapter=adapter, **options), batch, found)
 
     @property
     def adapter(self) -> int:
-        from rlreason.plan_budget import adapter_size
+        from rlreason.plan.budget import adapter_size
 
         return adapter_size(self.config, LORA)
 
@@ -113,19 +116,85 @@ def budgets(columns: dict[str, Memory]) -> list[str]:
     return lines
 
 
-def step(model: Model, batch: MicroBatch, ranks: int, rows: int, lora: LoraOptions | None = None) -> list[str]:
-    micro_batches = -(-rows // batch.rows)
-    forward = flops.forward_packed(model.shape, batch)
-    done = micro_batches * flops.training(forward, recompute=True, lora=lora is not None)
-    trained, frozen = (model.shape.total, 0) if lora is None else (model.adapter, model.shape.total)
-    traffic = clock.shard_traffic(trained, frozen, 2, ranks, -(-micro_batches // ranks))
-    computing = done / (GPU.flops * ranks)
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A step of ``rows`` answers on ``gpus``, of which ``ranks`` train and the others draw (none: nothing is drawn)."""
+
+    model: Model
+    batch: MicroBatch
+    rows: int
+    gpus: int
+    ranks: int
+    tensor_parallel: int = 0
+    lora: LoraOptions | None = None
+
+
+def step(case: Case) -> list[str]:
+    """Tokens, operations, seconds by what they wait for, GPU-hours and dollars of one step: each with its formula."""
+    model, batch, shape, ranks = case.model, case.batch, case.model.shape, case.ranks
+    count = -(-case.rows // batch.rows)
+    forward = flops.forward_packed(shape, batch, flex=True)
+    done = count * flops.training(forward, recompute=True, lora=case.lora is not None)
+    trained, frozen = (shape.total, 0) if case.lora is None else (model.adapter, shape.total)
+    traffic = clock.shard_traffic(trained, frozen, 2, ranks, -(-count // ranks))
     bound = clock.training_time(done, traffic, GPU, ranks)
-    return [
-        f"{rows:,} answers of {batch.completion:,} tokens are {micro_batches} micro-batches of {batch.tokens:,} tokens: "
-        f"{done / 1e15:,.1f} PFLOP, {computing:,.1f} s of products on {ranks} GPUs at their peak, and "
-        f"{traffic / 1e9:,.0f} GB over each GPU's links, {traffic / GPU.link(ranks):,.1f} s. The step waits for "
-        f"{bound.by}: at 40 % of the peaks {bound.seconds / clock.EFFICIENCY:,.0f} s."
+    learns = bound.seconds / clock.EFFICIENCY
+    tokens = case.rows * batch.completion
+    # Of LoRA frozen weights have no gradient: a product less.
+    passes = "a · products + b · head + 4 attention − last"
+    one = shape.attention[0]
+    pairs = forward.attention / (2 * one.heads * (one.key_width + one.value_width) * shape.layers)
+    a, b = (4, 3) if case.lora is None else (3, 2)
+    lines = [
+        "| of a step | formula | number |", "|---|---|---|",
+        f"| tokens of answers | {case.rows:,} answers · {batch.completion:,} | {tokens:,} |",
+        f"| micro-batches | of {batch.rows} answers behind {batch.prompts} prompt(s) of {batch.prompt}: {batch.tokens:,} positions | {count} |",
+        f"| a forward pass of one: products | 2 · {shape.layer_products / 1e9:.3f} B · positions | {forward.products / 1e12:,.0f} TFLOP |",
+        f"| its attention | 2 · {one.heads} heads · ({one.key_width} + {one.value_width}) · {shape.layers} layers · {pairs / 1e6:,.2f} M visible pairs | {forward.attention / 1e12:,.0f} TFLOP |",
+        f"| its head | 2 · {shape.head / 1e9:.3f} B · {batch.loss_rows:,} answers' tokens | {forward.head / 1e12:,.0f} TFLOP |",
+        f"| its last matrices | not recomputed: 2 · {shape.last_products / 1e9:.3f} B · positions | {forward.last / 1e12:,.0f} TFLOP |",
+        f"| operations | micro-batches · ({passes}), a = {a}, b = {b} | {done / 1e15:,.1f} PFLOP |",
+        f"| products at the peak | operations / ({ranks} · {GPU.flops / 1e12:,.0f} TFLOP/s) | {done / (GPU.flops * ranks):,.1f} s |",
+        f"| a GPU's links | {-(-count // ranks)} · {'8 P' if case.lora is None else '(8 P + 4 F)'} · (N − 1) / N = {traffic / 1e9:,.0f} GB, at {GPU.link(ranks) / 1e9:g} GB/s | {traffic / GPU.link(ranks):,.1f} s |",
+        f"| learns | the slower ({bound.by}) / {clock.EFFICIENCY} | {learns:,.0f} s |",
+    ]  # fmt: skip
+    seconds = learns
+    if case.tensor_parallel:
+        drawn, said = _drawn(case)
+        sent = clock.delivery_time(shape, 2)
+        lines += [*said, f"| delivers | 2 P / {clock.DELIVERY / 1e9:g} GB/s | {sent:,.1f} s |"]
+        seconds += drawn + sent
+    hours = seconds * case.gpus / 3600
+    lines += [
+        f"| a step | the sum | {seconds:,.0f} s |",
+        f"| GPU-hours | step · {case.gpus} / 3,600 | {hours:,.2f} |",
+        f"| dollars, at {PRICE} a GPU-hour | a step; of 1M tokens of answers | {hours * PRICE:,.2f}; {hours * PRICE / tokens * 1e6:,.2f} |",
+        f"| 1,000 steps | learning: operations · 1,000 / 8.64e19; GPU-hours; dollars | {done * 1000 / 8.64e19:,.3g} PF-days; {hours * 1000:,.0f}; {hours * 1000 * PRICE:,.0f} |",
+    ]  # fmt: skip
+    return [*lines, ""]
+
+
+def _drawn(case: Case) -> tuple[float, list[str]]:
+    """Seconds of drawing, and how they come about."""
+    shape, batch, parallel = case.model.shape, case.batch, case.tensor_parallel
+    engines_ = (case.gpus - case.ranks) // parallel
+    held = engine(
+        shape, 0.9 * GPU.memory, batch.prompt + batch.completion, width=2, tensor_parallel=parallel, most_rows=512
+    )
+    draw = clock.Draw(
+        count=case.rows, prompt=batch.prompt, completion=batch.completion, engines=engines_, rows=held.rows,
+        tensor_parallel=parallel, width=2,
+    )  # fmt: skip
+    each = -(-case.rows // engines_)
+    waves = -(-each // held.rows)
+    at_once = -(-each // waves)
+    read = read_bytes(shape, at_once, batch.prompt + batch.completion / 2, width=2, tensor_parallel=parallel)
+    bound = clock.drawing_time(shape, draw, GPU)
+    seconds = bound.seconds / clock.EFFICIENCY
+    return seconds, [
+        f"| drawn together | {case.rows:,} answers on {engines_} engine(s) of {parallel} GPUs, {held.rows} at most | {waves} wave(s) of {at_once} |",
+        f"| a token of each | weights that any goes to + keys and values at half length = {read / 1e9:,.1f} GB of each GPU, at {GPU.bandwidth / 1e12:g} TB/s | {read / GPU.bandwidth * 1e3:,.1f} ms |",
+        f"| draws | (waves · {batch.completion:,} · a token + prompts; {bound.by}) / {clock.EFFICIENCY} | {seconds:,.0f} s |",
     ]
 
 
@@ -148,9 +217,10 @@ it was measured on a GPU.
 - **Parameters** are counted on an empty model (accelerate's `init_empty_weights`): names and shapes, no memory.
 - **Activations** are counted by torch: one layer of each kind runs forward and backward on tensors that have shapes and no numbers, over a packed micro-batch as the
   trainer makes it, and every storage counts while somebody holds it. Beside what autograd keeps of real models the difference is at most 10 % in the tests (dense, Qwen3-MoE,
-  DeepSeek-V3; float32, bfloat16; full and LoRA), and a whole step's allocations, weights and moments included, are within 10 % of the budget. A step of 32,764 tokens
-  in rows of 8,240 with checkpointing, six layers of width 64: 1,421 MB allocated, 1,463 MB planned.
-- **Operations** are 2 · active parameters of layers and head a token, and attention's 2 · heads · (key + value size) a pair; backward twice that (LoRA: once), recomputing once more. torch's counter
+  DeepSeek-V3; float32, bfloat16; full and LoRA), and a whole step's allocations, weights and moments included, are within 10 % of the budget. A step of 32,768 tokens
+  with checkpointing, two layers of width 128, on a CPU: one row of 32,768 takes 507 MB (541 planned), four rows behind one prompt 508 (541), Qwen3-MoE 425 (459).
+  These pages count attention by flex_attention, as on a GPU.
+- **Operations** are 2 · active parameters of layers and head a token, and attention's 2 · heads · (key + value size) a visible pair; backward twice that (LoRA: once), recomputing once more. torch's counter
   agrees within 2 % (the same families, packed and whole rows, with and without checkpointing).
 - **Time** is the slower of products at the GPU's peak and bytes at its bandwidth, divided by an *assumed* efficiency of 0.4 (`--efficiency`). Answers are taken to be at full length.
 - P = parameters that train, F = frozen ones, T = a teacher's, N = ranks, E = experts, k = chosen ones. "Root" is what is outside of layers. GPUs: `rlreason/sizing/gpus.py`, with sources.
@@ -172,9 +242,19 @@ def page() -> str:
     )  # fmt: skip
     lines += [
         "",
-        "Six ranks leave two GPUs for one engine; ranks and engines don't share GPUs yet. With checkpointing throughout.",
+        "Six ranks leave two GPUs for one engine. With checkpointing throughout.",
     ]
-    lines += ["", engines(moe, 2), "", "LoRA on six: " + step(moe, GRPO, 6, 1024, LORA)[0], ""]
+    lines += [
+        "",
+        engines(moe, 2),
+        "",
+        "LoRA, six ranks and one engine of two GPUs:",
+        "",
+        *step(Case(model=moe, batch=GRPO, rows=1024, gpus=8, ranks=6, tensor_parallel=2, lora=LORA)),
+        "Training all weights does not fit eight; on sixteen with an engine of two beside them:",
+        "",
+        *step(Case(model=moe, batch=GRPO, rows=1024, gpus=18, ranks=16, tensor_parallel=2)),
+    ]
     lines += ["## DeepSeek-V3 on 32 nodes (256 GPUs)", "", *sizes(big), ""]
     lines += budgets({"full, N = 224": big.memory(ONE, 224)})
     layer = big.shape.largest_layer
@@ -182,8 +262,10 @@ def page() -> str:
         "",
         "224 ranks leave 32 GPUs for one engine; micro-batches of a single answer. Shards fit easily, whole layers don't: "
         f"{gb(2 * layer)} are gathered of one, twice as the next one is fetched, and full training has {gb(6 * layer)} of its gradients on their way to being added. "
-        "DeepSeek-V3 needs expert parallelism, which rlreason has not yet; `plan` refuses it.",
+        "Its experts would have to stay on ranks of their own (`trainer.expert_parallel`), which these formulas don't know: `plan` counts layers gathered whole, and refuses it.",
         "", engines(big, 32), "",
+        "Were its layers cut as they would have to be, a step would take, by the same formulas:", "",
+        *step(Case(model=big, batch=ONE, rows=1024, gpus=256, ranks=224, tensor_parallel=32)),
     ]  # fmt: skip
     lines += ["## Distilling into Qwen3-32B on 8 x 80 GB", "", *sizes(dense), ""]
     teacher = moe.shape.total
@@ -196,8 +278,11 @@ def page() -> str:
     )  # fmt: skip
     lines += [
         "",
-        "Training on traces draws nothing, so all eight GPUs are ranks. The divergence from a teacher makes whole logits of both models (7 tables of float32): it is for short rows.",
-        "", "LoRA on traces: " + step(dense, TRACES, 8, 64, LORA)[0],
+        "Training on traces draws nothing, so all eight GPUs are ranks. The divergence from a teacher is computed in tiles of both models' logits; no whole ones are made.",
+        "", "LoRA on traces:", "",
+        *step(Case(model=dense, batch=TRACES, rows=64, gpus=8, ranks=8, lora=LORA)),
+        "All weights, on sixteen GPUs:", "",
+        *step(Case(model=dense, batch=TRACES, rows=64, gpus=16, ranks=16)),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

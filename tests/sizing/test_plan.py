@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rlreason import plan_size
 from rlreason.cli import app
 from rlreason.config import load
 from rlreason.errors import UsageError
-from rlreason.plan import describe
-from rlreason.plan_size import SizeOptions
+from rlreason.plan import size as plan_size
+from rlreason.plan.size import SizeOptions
+from rlreason.plan.text import describe
 from rlreason.sizing import clock, flops
 from rlreason.sizing.engine import cache_bytes, engine, read_bytes
 from rlreason.sizing.gpus import GPUS
@@ -98,7 +98,7 @@ def test_with_a_gpu_time_and_money(recipe: Path) -> None:
 
 def test_what_is_proposed_fits(recipe: Path) -> None:
     for size, overrides in (
-        ({"gpu": "h100", "gpus": 8}, ()),
+        ({"gpu": "h100", "gpus": 8}, ("stage.grpo.micro_batch_tokens=16384",)),
         ({"gpu": "l4", "gpus": 8}, ("trainer.activation_checkpointing=true",)),
     ):
         message = refused(recipe, *overrides, **size)
@@ -121,7 +121,9 @@ def test_an_engine_that_does_not_fit_is_spread(recipe: Path) -> None:
 
 
 def test_too_few_gpus_and_unknown_ones(recipe: Path) -> None:
-    assert "the trainer holds 8 (trainer.ranks)" in refused(recipe, "trainer.ranks=8", gpu="h100", gpus=8)
+    assert "the trainer holds 8 (trainer.ranks)" in refused(
+        recipe, "trainer.ranks=8", "cluster.colocate=false", gpu="h100", gpus=8
+    )
     assert "did you mean 'h100'" in refused(recipe, gpu="h10")
     done = CliRunner().invoke(app, ["plan", str(recipe), "--gpus", "8"])
     assert "say which" in str(done.exception)
@@ -133,8 +135,20 @@ def test_in_turns_on_one_gpu(recipe: Path) -> None:
     turns += ("trainer.activation_checkpointing=true",)
     text = planned(recipe, *turns, gpu="h100", gpus=1)
     assert "1 engine(s) of 1 on the trainer's GPU in turns" in text
+    assert "over Ray, 1 workers, in turns with the trainer on its GPUs; " in text
     # 95 % of 80 GB without masters, moments and copy (14 bytes a parameter); 95 % of that without the weights.
     assert "weights 3.4 GB, keys and values 45.9 GB" in text
+
+
+def test_turns_are_the_default_where_the_trainer_leaves_no_gpu(recipe: Path) -> None:
+    ray = ("cluster.kind=ray", "trainer.activation_checkpointing=true")
+    text = planned(recipe, *ray, gpu="h100", gpus=1)
+    assert "1 engine(s) of 1 on the trainer's GPU in turns" in text
+    assert "over Ray, in turns with the trainer where it leaves no GPU; " in text
+    assert "1 engine(s) of 1 beside it" in planned(recipe, *ray, gpu="h100", gpus=2)
+    assert "4 engine(s) of 1 on the trainer's GPUs in turns" in planned(
+        recipe, *ray, "trainer.ranks=4", gpu="h100", gpus=4
+    )
 
 
 def test_nothing_fits(recipe: Path) -> None:
@@ -201,3 +215,14 @@ def test_every_gpu_names_its_source() -> None:
         assert "data sheet" in gpu.source or "paper" in gpu.source
         assert gpu.flops / gpu.bandwidth > 50  # FLOP a byte: no unit is off by a thousand
         assert gpu.flops / gpu.bandwidth < 500
+
+
+def test_a_tokenizer_that_a_run_would_refuse(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(f'{{"prompt": "{n} + 1?", "answer": "{n + 1}"}}\n' for n in range(20)))
+    path = tmp_path / "recipe.toml"
+    text = RECIPE.replace('path = "not/here"\n', "").replace('train = "arithmetic"', 'train = "data.jsonl"')
+    text = text.replace("[policy.model]", '[policy.tokenizer]\nkind = "characters"\n[policy.model]')
+    path.write_text(text)
+    assert '"characters" needs a procedural task' in refused(path)
+    assert "size     policy" in planned(path, "policy.tokenizer.kind=bpe", "policy.tokenizer.vocab_size=500")

@@ -106,7 +106,7 @@ def learned(
     """One step of a stage on ``policy``; ``reference``: another policy than the one that the trainer began with."""
     stage = stage_of(**changes)
     options = TrainerOptions(
-        optimizer=stage.optimizer, total_steps=stage.steps, micro_batch_tokens=stage.micro_batch_tokens
+        optimizer=stage.optimizer, total_steps=stage.steps, micro_batch_tokens=stage.micro_batch
     )
     trainer = LocalTrainer(policy, options)
     trainer._reference = None if reference is None else reference.freeze()

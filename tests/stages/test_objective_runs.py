@@ -13,7 +13,10 @@ import pytest
 from safetensors.torch import load_file
 
 from rlreason.config import load
-from rlreason.plan import describe
+from rlreason.errors import UsageError
+from rlreason.plan.text import describe
+from rlreason.sampler.recording import asked_of_vllm
+from rlreason.types import SamplingParams
 
 ROOT = Path(__file__).parents[2]
 HEAD = """
@@ -56,6 +59,11 @@ def judge(problem, completion):
 HALF = """
 def judge(problem, completion):
     return 0.0 if int(problem.id.rsplit("-", 1)[1]) % 2 else float(sum(map(ord, completion.text)) % 2)
+"""
+#: Completions are worth different amounts, whatever they say.
+SPREAD = """
+def judge(problem, completion):
+    return sum(map(ord, completion.text)) % 97 / 97
 """
 BELOW_ZERO = """
 def judge(problem, completion):
@@ -171,3 +179,49 @@ def test_the_plan_says_what_is_optimised(tmp_path: Path, more: str, says: str) -
 def test_old_names_and_contradictions_are_refused_with_the_cure(tmp_path: Path, more: str, reason: str) -> None:
     path = write(tmp_path, HALF, {"name": "rl", "steps": 3, "more": more})
     assert reason in " ".join(rlreason("plan", path, code=2).split())
+
+
+def test_truncated_draws_and_centering_train_without_a_mismatch(tmp_path: Path) -> None:
+    """The trainer's log-probabilities are over what each token was drawn between: they differ by rounding."""
+    mores = {
+        "nucleus": "top_p = 0.8",
+        "cut": 'top_k = 4\nmin_p = 0.05\nobjective = { centering = "exact" }',
+        "whole": 'objective = { preset = "dppo_kl", centering = "exact" }',
+        "most": 'objective = { centering = "top_k", centering_top_k = 3 }',
+        "single": 'objective = "flash_reinforce"',
+        "apart": 'objective = "gdpo"',
+    }
+    stages = [{"name": name, "steps": 2, "more": more} for name, more in mores.items()]
+    recipe = write(tmp_path, SPREAD, *stages)
+    rlreason("run", recipe, "--out", tmp_path / "run", "stage.single.samples_per_problem=1")
+    for name, more in mores.items():
+        rows = metrics(tmp_path / "run", name)
+        assert all(row["mismatch/max"] < 1e-4 for row in rows), name
+        assert all(row["update/moved"] > 0.0 for row in rows), name
+        assert all(("centering/size" in row) is ("centering" in more) for row in rows), name
+        if "centering" in more:  # on-policy there is no drift to take out
+            assert all(row["centering/size"] < 1e-3 for row in rows), name
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("updates_per_step = 2\nobjective = { centering = 'exact' }", "which nobody keeps"),
+        ("objective = { rewards = 'apart', scale = 'none' }", "as GRPO does"),
+    ],
+)
+def test_what_centering_and_parts_forbid_is_refused(tmp_path: Path, more: str, says: str) -> None:
+    recipe = write(tmp_path, HALF, {"name": "rl", "steps": 1, "more": more})
+    assert says in " ".join(rlreason("plan", recipe, code=2).split())
+
+
+def test_what_vllm_cannot_tell_is_refused() -> None:
+    """It names at most 512 tokens of a position."""
+    assert asked_of_vllm(SamplingParams(record="")) == 0
+    assert asked_of_vllm(SamplingParams(record="ids", top_p=0.8, top_k=512)) == 512
+    assert asked_of_vllm(SamplingParams(record="logprobs", record_top=20)) == 20
+    for params in (SamplingParams(record="ids", top_p=0.8), SamplingParams(record="ids", top_k=513)):
+        with pytest.raises(UsageError, match="training needs top_k from 1 to 512"):
+            asked_of_vllm(params)
+    with pytest.raises(UsageError, match=r'objective\.centering = "exact": vLLM gives at most 512'):
+        asked_of_vllm(SamplingParams(record="logprobs"))

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from rlreason.cluster.actors import ActorGroup, ActorOptions
 from rlreason.config import OptimizerConfig, PolicyConfig
+from rlreason.objective.batch import Batch, LossOutput
 from rlreason.objective.spec import ObjectiveSpec
 from rlreason.policy.batch import supervised_sample
 from rlreason.policy.policies import PolicySource, fresh_tokenizer
 from rlreason.trainer.forward import CrossEntropyLoss, PolicyGradientLoss
 from rlreason.trainer.options import TrainerOptions
-from rlreason.trainer.protocol import Loss
+from rlreason.trainer.protocol import Loss, Models
+from rlreason.trainer.rank import Share
 from rlreason.trainer.ray_trainer import Rank
 from rlreason.trainer.sharding import whole
 from rlreason.types import TrainingSample
@@ -47,6 +51,52 @@ class OpenRank(Rank):
         """Whole, float32, on rank 0."""
         model = self._opened.policy.model
         return {name: whole(one.grad).clone() for name, one in model.named_parameters() if one.grad is not None}
+
+    def keep_gathered(self) -> None:
+        """The wrong code: what a pass gathered of the root stays, as torch's default has it."""
+        model = self._opened.policy.model
+        assert isinstance(model, FSDPModule)
+        model.set_reshard_after_forward(False, recurse=False)
+
+    def average(self) -> None:
+        """The wrong code: gradients are averaged over ranks, as torch's default has it."""
+        for module in self._opened.policy.model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(float(self._ranks))
+
+    def narrow_fields(self, share: Share, cast: bool) -> float:
+        """Fields of a batch that are not float32 where it is an argument of a module that computes in bfloat16."""
+        ((batch, _), *_) = self._opened._batches(share)
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, cast_forward_inputs=cast)
+        return float(fully_shard(_Narrow(), mesh=self._opened._meshes.ranks, mp_policy=policy)(batch))
+
+
+class _Narrow(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+
+    def forward(self, batch: Batch) -> float:  # type: ignore[override]
+        return narrow_fields(batch)
+
+
+def narrow_fields(batch: Batch) -> float:
+    """Fields of floating point that are not float32."""
+    found = [value for value in (getattr(batch, one.name) for one in fields(batch)) if isinstance(value, Tensor)]
+    floats = [one for one in found if one.is_floating_point()]
+    assert len(floats) >= 3, "advantages, sampler log-probabilities, weights, mask"
+    return float(sum(one.dtype != torch.float32 for one in floats))
+
+
+@dataclass(frozen=True)
+class LossOfFields:
+    """A loss that says beside it how many fields of its batches were not float32."""
+
+    loss: Loss
+    takes_packed: bool = True
+
+    def __call__(self, models: Models, batch: Batch) -> LossOutput:
+        output = self.loss(models, batch)
+        return replace(output, sums={**output.sums, "narrow": torch.tensor(narrow_fields(batch))})
 
 
 def source(family: str, seed: int = 0) -> PolicySource:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -11,11 +10,12 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 
 from rlreason.config import OptimizerConfig, PolicyConfig, TrainerConfig
 from rlreason.errors import UsageError
-from rlreason.objective.loss import distillation_loss
+from rlreason.objective.distillation.spec import FORWARD
 from rlreason.policy.batch import supervised_sample
 from rlreason.policy.policies import Policy, fresh_policy
 from rlreason.trainer.balance import router_coefficient
-from rlreason.trainer.forward import CrossEntropyLoss, TeacherKlLoss
+from rlreason.trainer.distilling import DistillationLoss
+from rlreason.trainer.forward import CrossEntropyLoss
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.options import TrainerOptions
 from rlreason.types import TrainingSample
@@ -134,21 +134,13 @@ def test_reinforcement_learning_has_none() -> None:
     assert "router_aux_loss" not in sums
 
 
-def test_teacher_kl_by_hand_over_the_shared_tokens() -> None:
-    """A student with 3 rows and a teacher with 4, of a tokenizer with 2: KL((1/4, 3/4) || (1/2, 1/2))."""
-    student = torch.tensor([[[0.0, 0.0, 5.0]]])
-    teacher = torch.tensor([[[0.0, math.log(3.0), 9.0, 9.0]]])
-    found = distillation_loss(student[..., :2], teacher[..., :2], torch.ones(1, 1), 1.0).loss.item()
-    assert found == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5), rel=1e-6)
-
-
 def test_a_teacher_with_a_wider_head_teaches() -> None:
     """Padded vocabularies: 20 rows against 32 of one tokenizer. The rows behind it change nothing."""
     student, teacher = policy("qwen3", vocab_size=20), policy("qwen3", vocab_size=32)
     words = len(student.tokenizer)
     assert words < 20
-    loss = TeacherKlLoss(denominator=TOKENS, teacher_kl=1.0, vocabulary=words)
-    found = trainer(student, teacher=teacher).forward_backward(SAMPLES, loss).read(TOKENS)["teacher_kl"]
+    loss = DistillationLoss(spec=FORWARD, denominator=TOKENS, weight=1.0, shared=words)
+    found = trainer(student, teachers=[teacher]).forward_backward(SAMPLES, loss).read(TOKENS)["divergence"]
     expected = 0.0
     for sample in SAMPLES:
         ids = torch.tensor(sample.token_ids[:-1])[None]
@@ -162,6 +154,6 @@ def test_a_teacher_with_a_wider_head_teaches() -> None:
 
 def test_the_teacher_is_held_once() -> None:
     teacher = policy("qwen3")
-    learner = trainer(policy("qwen3"), teacher=teacher)
-    assert learner._models.teacher is teacher.model
+    learner = trainer(policy("qwen3"), teachers=[teacher])
+    assert learner._models.teachers == (teacher.model,)
     assert not any(p.requires_grad for p in teacher.model.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,14 +14,14 @@ from torch import Tensor
 pytest.importorskip("peft")
 
 from peft import PeftModel
-from ranks_tools import CPU, FAMILIES, demonstrations, options, relative, rollouts, source, start
+from ranks_tools import CPU, FAMILIES, SHAPE, demonstrations, options, relative, rollouts, source, start
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlreason.cluster.actors import ActorGroup
 from rlreason.errors import UsageError
 from rlreason.policy.logprobs import next_logprobs
-from rlreason.policy.lora import LoraOptions, is_adapter
+from rlreason.policy.lora import LoraOptions, add_adapter, is_adapter
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.options import ModelSource
 from rlreason.trainer.rank import RankSpec
@@ -102,6 +103,31 @@ def test_what_is_not_there_is_refused() -> None:
         LocalTrainer(dense, options(lora=LoraOptions(rank=2, alpha=4.0, experts=True)))
     with pytest.raises(UsageError, match=r"trainer\.lora: .*nothing"):
         LocalTrainer(dense, options(lora=LoraOptions(rank=2, alpha=4.0, targets=("nothing",))))
+
+
+@pytest.mark.filterwarnings("error:(rank|alpha)_pattern")
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen2_moe", "olmoe", "mixtral", "deepseek_v3", "glm4_moe"])
+def test_routed_experts_are_adapted_where_asked_and_nowhere_else(family: str) -> None:
+    """peft reads names of dense and shared MLPs as those of DeepSeek's and GLM's routed experts."""
+    sizes = {"moe_intermediate_size": 16, "n_routed_experts": 8, "num_experts": 8, "num_local_experts": 8}
+    taken = {key: value for key, value in SHAPE.items() if family != "deepseek_v3" or "key_value" not in key}
+    for experts in (False, True):
+        with torch.device("meta"):
+            config = AutoConfig.for_model(family, vocab_size=32, first_k_dense_replace=1, **{**taken, **sizes})
+            model = AutoModelForCausalLM.from_config(config)
+        stacked = {name for name, _ in model.named_parameters() if re.search(r"experts\.(gate_up|down)_proj$", name)}
+        add_adapter(model, LoraOptions(rank=2, alpha=4.0, experts=experts))
+        adapted = [name for name, _ in model.named_parameters() if is_adapter(name)]
+        assert any(".self_attn." in name for name in adapted)
+        assert stacked
+        routed = [name for name in adapted if ".experts." in name]
+        assert len(routed) == (2 * len(stacked) if experts else 0)
+
+
+def test_a_name_that_peft_takes_for_the_experts_is_refused() -> None:
+    model = source("deepseek_v3").inspect().model
+    with pytest.raises(UsageError, match="peft takes down_proj of DeepseekV3ForCausalLM for its routed experts"):
+        add_adapter(model, LoraOptions(rank=2, alpha=4.0, targets=("q_a_proj", "down_proj")))
 
 
 @pytest.fixture(scope="module")

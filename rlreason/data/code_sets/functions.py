@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 from rlreason.data.code_sets import headers
-from rlreason.data.code_sets.cells import BadRow, HubRow, decoded, mapping, sequence, texts
+from rlreason.data.code_sets.cells import BadRow, Cells, HubRow, decoded, mapping, sequence, texts
 from rlreason.data.code_sets.shape import CodeProblem, Setting, asked_for_function, check_tests
 
 
@@ -41,14 +41,26 @@ def mbpp_plus(row: HubRow) -> CodeProblem:
     return _asserts(row, "", [row.text("test")], shown=shown)
 
 
+def shown(cells: Cells, tests: Cells) -> dict[str, object]:
+    """A row of a problem file whose prompt names its function, by the first assert where it does not."""
+    asserts = tests.get("asserts")
+    prompt = str(cells["prompt"])
+    if isinstance(asserts, list) and asserts and "assert" not in prompt:
+        prompt = _with_example(prompt, [str(asserts[0])])
+    return {**cells, "prompt": prompt}
+
+
+def _with_example(question: str, asserts: list[str]) -> str:
+    example = f"\n\nIt must pass this test:\n\n```python\n{asserts[0]}\n```" if asserts else ""
+    return question.strip() + example
+
+
 def _asserts(row: HubRow, setup: str, asserts: list[str], shown: list[str]) -> CodeProblem:
     if not asserts:
         raise BadRow("it has no test cases")
-    question = row.text("prompt", "text")
-    example = f"\n\nIt must pass this test:\n\n```python\n{shown[0]}\n```" if shown else ""
     return CodeProblem(
         key=f"mbpp/{row.text('task_id')}",
-        prompt=question.strip() + example,
+        prompt=_with_example(row.text("prompt", "text"), shown),
         tests={"type": "asserts", "setup": setup, "asserts": asserts},
         solution=row.optional_text("code"),
         rest=row.rest(),

@@ -32,7 +32,13 @@ class CodeSet:
     split: str = "train"
 
     def problem(self, cells: Cells) -> dict[str, object]:
-        """``cells``, a row of the set, as a row of a problem file: ``id``, ``prompt``, ``tests``, … Raises BadRow."""
+        """``cells``, a row of the set, as a row of a problem file: ``id``, ``prompt``, ``tests``, … Raises BadRow.
+
+        A row of a problem file stays what it is, but that asserts name the function: the first is shown.
+        """
+        tests = cells.get("tests")
+        if isinstance(tests, Mapping) and "type" in tests and "prompt" in cells:
+            return functions.shown(cells, tests)
         with long_integers():
             return _written(self.read(HubRow(cells)).row())
 

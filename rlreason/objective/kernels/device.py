@@ -45,6 +45,16 @@ def bounded_exp(log_ratio):
 
 
 @triton.jit
+def binary_kl(sampler, logprob):
+    """KL between drawing one token or any other, of the sampler and the policy (``objective.kl.binary_kl``)."""
+    log_q = tl.minimum(sampler, 0.0)
+    log_p = tl.minimum(logprob, 0.0)
+    others_q = -expm1(log_q)
+    others = (others_q + 1e-8) / (-expm1(log_p) + 1e-8)
+    return tl.exp(log_q) * (log_q - log_p) + others_q * tl.log(others)
+
+
+@triton.jit
 def surrogate(ratio, advantage, logprob, sampler, PLAN: tl.constexpr):
     """(S, its gradient, whether a bound acted) of the clip rule."""
     unclipped = ratio * advantage
@@ -79,6 +89,12 @@ def surrogate(ratio, advantage, logprob, sampler, PLAN: tl.constexpr):
     elif PLAN.spec.clip == "dppo_tv":
         change = tl.exp(logprob) - tl.exp(sampler)
         clipped = tl.where(advantage > 0.0, change > PLAN.spec.clip_high, change < -PLAN.spec.clip_low)
+        value = tl.where(clipped, 0.0, unclipped)
+        grad = value
+    elif PLAN.spec.clip == "dppo_kl":
+        divergence = binary_kl(sampler, logprob.to(sampler.dtype))
+        up = (logprob > sampler) & (divergence > PLAN.spec.clip_high)
+        clipped = tl.where(advantage > 0.0, up, (logprob < sampler) & (divergence > PLAN.spec.clip_low))
         value = tl.where(clipped, 0.0, unclipped)
         grad = value
     return value, grad, clipped

@@ -13,12 +13,13 @@ weight's over all tiles (a float32 [V, H] lives through the call), the hidden st
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from rlreason.objective.batch import Batch
+from rlreason.objective.centering import centred, gains, with_centering
 from rlreason.objective.kernels.device import COLUMNS
 from rlreason.objective.kernels.loss import evaluate, evaluated
 from rlreason.objective.kernels.plan import Plan
@@ -26,6 +27,7 @@ from rlreason.objective.kernels.rows import RowInputs, RowOutputs, RowPlan, row_
 from rlreason.objective.linear import DEFAULT_HEAD, HeadLoss, HeadOptions
 from rlreason.objective.loss import LossAndGrad, LossInputs, with_gradient
 from rlreason.objective.spec import ObjectiveSpec
+from rlreason.objective.token_rows import TokenRows
 
 #: Columns that a program of the row kernel works on at a time.
 _BLOCK = 4096
@@ -56,7 +58,9 @@ def linear_policy_loss(
     plan = Plan(spec, inputs.old_logprobs_BT is not None, reference_logprobs_BT is not None)
     if options.gradient == "forward" and not plan.row_local:
         raise ValueError('gradient = "forward": a token\'s gradient depends on its sequence here. Use "auto"')
-    head = _Head.from_hidden(hidden_BTH, weight_VH, batch.targets_BT, inputs, options)
+    head = _Head.from_hidden(hidden_BTH, weight_VH, batch, inputs, options)
+    if spec.centering != "off":
+        return _centred_loss(head, inputs, plan)
     if plan.row_local and options.gradient != "recompute":
         head.run(head.plan(plan, measure=True, objective=True, gradient=head.wanted))
         return head.output(evaluated(head.outputs.partials, head.outputs.grad_logprobs, plan))
@@ -68,12 +72,32 @@ def linear_policy_loss(
     return head.output(done)
 
 
+def _centred_loss(head: _Head, inputs: LossInputs, plan: Plan) -> HeadLoss:
+    """The loss with score centering: log π and C of all rows first, then the tiles again, four products."""
+    spec = plan.spec
+    if head.sets is None:
+        raise ValueError(f'centering = "{spec.centering}" needs to know what the tokens were drawn from')
+    head.centring = centring = _Centring(spec=spec, advantages_R=head.at_rows(inputs.advantages_BT))
+    head.run(head.plan(plan, measure=True, objective=False, gradient=False))
+    nothing = centring.advantages_R[:0]
+    done = evaluate(head.outputs.logprobs, inputs, spec)
+    centring.gains_R = head.at_rows(gains(head.outputs.logprobs, inputs, spec))
+    done = with_centering(done, centring.gains_R, torch.cat([nothing, *centring.values]))
+    if head.wanted:
+        at_all_R = centring.gains_R * torch.cat([nothing, *centring.totals])
+        grad_BT = done.grad_logprobs_BT.to(at_all_R.dtype).reshape(-1)
+        grad_BT = grad_BT.index_add(0, head.inputs.places, at_all_R).view(head.inputs.targets.shape)
+        head.outputs = head.outputs._replace(grad_logprobs=grad_BT)
+        head.run(head.plan(plan, measure=False, objective=False, gradient=True))
+    return head.output(done)
+
+
 def linear_supervised_loss(
     hidden_BTH: Tensor, weight_VH: Tensor, batch: Batch, denominator: float, options: HeadOptions = DEFAULT_HEAD
 ) -> HeadLoss:
     """As ``objective.linear.linear_supervised_loss``."""
     inputs = LossInputs.from_batch(batch, _PLAIN.spec, None, None)
-    head = _Head.from_hidden(hidden_BTH, weight_VH, batch.targets_BT, inputs, options)
+    head = _Head.from_hidden(hidden_BTH, weight_VH, batch, inputs, options)
     head.outputs.grad_logprobs.fill_(-1.0 / denominator)
     head.run(head.plan(_PLAIN, measure=True, objective=False, gradient=head.wanted))
     negative = -head.outputs.logprobs.sum(dtype=torch.float64)
@@ -89,9 +113,20 @@ def linear_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """As ``objective.linear.linear_logprobs``: (log π of each loss token, entropy), [B, T] each."""
     inputs = LossInputs.from_batch(batch, _PLAIN.spec, None, None)
-    head = _Head.from_hidden(hidden_BTH, weight_VH, batch.targets_BT, inputs, options)
+    head = _Head.from_hidden(hidden_BTH, weight_VH, batch, inputs, options)
     head.run(head.plan(_PLAIN, measure=True, objective=False, gradient=False))
     return head.outputs.logprobs.to(head.outputs.entropies.dtype), head.outputs.entropies
+
+
+@dataclass(slots=True, kw_only=True)
+class _Centring:
+    """What score centering knows of the rows; of each tile in turn, C and the sum of its coefficients."""
+
+    spec: ObjectiveSpec
+    advantages_R: Tensor
+    gains_R: Tensor | None = None
+    values: list[Tensor] = field(default_factory=list)
+    totals: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,14 +141,15 @@ class _Head:
     inputs: RowInputs
     outputs: RowOutputs
     options: HeadOptions
+    #: What the rows were drawn from, where that is known.
+    sets: TokenRows | None
     #: One spare row behind the N: padding goes there.
     gradient_NH: Tensor | None
     gradient_VH: Tensor | None
+    centring: _Centring | None = None
 
     @staticmethod
-    def from_hidden(
-        hidden: Tensor, weight: Tensor, targets_BT: Tensor, inputs: LossInputs, options: HeadOptions
-    ) -> _Head:
+    def from_hidden(hidden: Tensor, weight: Tensor, batch: Batch, inputs: LossInputs, options: HeadOptions) -> _Head:
         """Allocate what the call needs."""
         rows_R = options.rows_R
         if rows_R is None:
@@ -122,6 +158,9 @@ class _Head:
         weight_VH = weight.detach()
         float_type = _accumulator(weight)
         shape, count = inputs.mask_BT.shape, len(rows_R)
+        if batch.sampled_from is not None and len(batch.sampled_from.ends) != count:
+            known = len(batch.sampled_from.ends)
+            raise ValueError(f"the batch says of {known} rows what they were drawn from, and there are {count}")
 
         def zeros(*size: int, dtype: torch.dtype = float_type) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=hidden.device)
@@ -141,7 +180,7 @@ class _Head:
             weight_VH=weight_VH,
             inputs=RowInputs(
                 places=rows_R.contiguous(),
-                targets=targets_BT.contiguous(),
+                targets=batch.targets_BT.contiguous(),
                 old=column(inputs.old_logprobs_BT),
                 sampler=sampler,
                 reference=column(inputs.reference_logprobs_BT),
@@ -156,6 +195,7 @@ class _Head:
                 partials=torch.empty((len(COLUMNS), count), dtype=float_type, device=hidden.device),
             ),
             options=options,
+            sets=batch.sampled_from,
             gradient_NH=hidden_NH.new_zeros((len(hidden_NH) + 1, hidden_NH.shape[1]))
             if wanted and hidden.requires_grad
             else None,
@@ -184,6 +224,13 @@ class _Head:
         memory = self.outputs.entropies.new_empty((tile_rows, vocabulary))
         for start, tile_CV in self._tiles(memory):
             gradient_CV = tile_CV.view(self.weight_VH.dtype)[:, :vocabulary] if self.narrow else tile_CV
+            part = slice(start, start + len(tile_CV))
+            sets = None if self.sets is None else self.sets.part(part)
+            if sets is not None:
+                sets.cut(tile_CV)
+            logits_E = None
+            if sets is not None and self.centring is not None:
+                logits_E = tile_CV[sets.row_E, sets.ids_E]
             sizes = (start, len(rows_R), vocabulary, tile_CV.stride(0), gradient_CV.stride(0))
             row_kernel[(len(tile_CV),)](
                 (tile_CV, gradient_CV),
@@ -196,8 +243,33 @@ class _Head:
                 num_warps=8,
                 maxnreg=_REGISTERS,
             )
+            if sets is not None and logits_E is not None:
+                self._centre(part, sets, logits_E, gradient_CV if plan.gradient else None)
             if plan.gradient:
                 self._add_gradients(start, gradient_CV)
+
+    def _centre(self, part: slice, sets: TokenRows, logits_E: Tensor, gradient_CV: Tensor | None) -> None:
+        """C of a tile's rows; or what it adds to their gradient, which has −π · its sum already, and e_y with it."""
+        centring = self.centring
+        assert centring is not None
+        largest_C, log_total_C = self.outputs.normalisers[part].unbind(dim=1)
+        logprobs_E = (logits_E - largest_C[sets.row_E]) / self.options.temperature - log_total_C[sets.row_E]
+        found = centred(sets, logprobs_E, centring.advantages_R[part], centring.spec)
+        if gradient_CV is None:
+            centring.values.append(found.value_R)
+            centring.totals.append(found.total_R)
+            return
+        assert centring.gains_R is not None
+        gains_C = centring.gains_R[part] / self.options.temperature
+        targets_C1 = self.inputs.targets.reshape(-1)[self.inputs.places[part]].unsqueeze(1)
+        at_target_C1 = (-gains_C * found.total_R).unsqueeze(1).to(gradient_CV.dtype)
+        gradient_CV.scatter_add_(1, targets_C1, at_target_C1)
+        added_E = (gains_C[sets.row_E] * found.coefficients_E).to(gradient_CV.dtype)
+        gradient_CV.index_put_((sets.row_E, sets.ids_E), added_E, accumulate=True)
+
+    def at_rows(self, values_BT: Tensor) -> Tensor:
+        """Values of the loss rows, [R], in the logits' dtype."""
+        return values_BT.reshape(-1)[self.inputs.places].to(self.outputs.entropies.dtype)
 
     def _tiles(self, memory: Tensor) -> Iterator[tuple[int, Tensor]]:
         """First row and logits of each tile, all in the same memory."""

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rlreason.objective.batch import Batch, LossOutput
-from rlreason.objective.kernels.device import COLUMNS, SUMS, geometric_bound, token_objective
+from rlreason.objective.kernels.device import COLUMNS, SUMS, binary_kl, geometric_bound, token_objective
 from rlreason.objective.kernels.plan import Plan
 from rlreason.objective.loss import LossAndGrad, LossInputs, with_gradient
 from rlreason.objective.spec import ObjectiveSpec
@@ -92,7 +92,7 @@ def evaluated(partials_KP: Tensor, grad_logprobs_BT: Tensor, plan: Plan) -> Loss
     _reduce_kernel[(len(COLUMNS),)](partials_KP, totals_K, partials_KP.shape[1], SUMS, _REDUCE_BLOCK, num_warps=4)
     unread = {
         "kl/reference": not plan.has_reference,
-        "correction/masked": plan.spec.correction not in ("mis", "icepop") and not plan.spec.off_policy_delta,
+        "correction/masked": plan.spec.correction not in ("mis", "icepop") and not plan.spec.gates_sequences,
     }
     named = dict(zip(COLUMNS, totals_K.unbind(), strict=True))
     return LossAndGrad(
@@ -122,13 +122,14 @@ def load_token(pointers, at, kept, PLAN: tl.constexpr):
 @triton.jit
 def _sequence_levels(pointers, row, width, PLAN: tl.constexpr, BLOCK: tl.constexpr):
     """First sweep over a sequence: what its tokens share, (mean log-ratio, log mismatch, what is left of a token with
-    A < 0: 0 where the sequence has drifted too far off policy)."""
+    A < 0: 0 where the sequence has drifted too far off policy, and what is left of every token)."""
     lanes = tl.arange(0, BLOCK)
     base = row.to(tl.int64) * width
     count = tl.zeros([BLOCK], tl.int32)
     ratios = tl.zeros([BLOCK], pointers.logprobs.dtype.element_ty)
     mismatches = ratios
     drifts = ratios
+    divergences = ratios
     for start in range(0, width, BLOCK):
         inside = start + lanes < width
         at = base + start + lanes
@@ -141,6 +142,8 @@ def _sequence_levels(pointers, row, width, PLAN: tl.constexpr, BLOCK: tl.constex
         ratios += log_ratio
         mismatches += old - sampler
         drifts += sampler - logprob
+        if PLAN.spec.sequence_kl_max > 0.0:
+            divergences += tl.where(kept, binary_kl(sampler, logprob), 0.0)
     length = tl.maximum(tl.sum(count), 1).to(ratios.dtype)
     level = tl.sum(ratios) / length
     mismatch = tl.sum(mismatches)
@@ -149,7 +152,10 @@ def _sequence_levels(pointers, row, width, PLAN: tl.constexpr, BLOCK: tl.constex
     left = level * 0.0 + 1.0
     if PLAN.spec.off_policy_delta > 0.0:
         left = tl.where(tl.sum(drifts) / length > PLAN.spec.off_policy_delta, 0.0, 1.0).to(level.dtype)
-    return level, mismatch, left
+    stay = level * 0.0 + 1.0
+    if PLAN.spec.sequence_kl_max > 0.0:
+        stay = tl.where(tl.sum(divergences) / length > PLAN.spec.sequence_kl_max, 0.0, 1.0).to(level.dtype)
+    return level, mismatch, left, stay
 
 
 @triton.jit
@@ -162,7 +168,7 @@ def _block(pointers, grad_ptr, place, levels, PLAN: tl.constexpr, BLOCK: tl.cons
     kept = inside & (tl.load(pointers.mask + at, mask=inside, other=0) != 0)
     token = load_token(pointers, at, kept, PLAN)
     logprob, old, sampler, reference, advantage, weight = token
-    level, mismatch, left = levels
+    level, mismatch, left, stay = levels
     level = tl.where(inside, level, 0.0)
     mismatch = tl.where(inside, mismatch, 0.0)
     if PLAN.row_local or PLAN.spec.ratio == "token" or PLAN.spec.ratio == "on_policy":
@@ -172,6 +178,8 @@ def _block(pointers, grad_ptr, place, levels, PLAN: tl.constexpr, BLOCK: tl.cons
     factor = left
     if PLAN.spec.off_policy_delta > 0.0:
         factor = tl.where(advantage < 0.0, left, 1.0).to(weight.dtype)
+    if PLAN.spec.sequence_kl_max > 0.0:
+        factor = factor * stay
     grad, measured = token_objective(token, (level, mismatch, factor), kept, PLAN)
     tl.store(grad_ptr + at, grad, mask=inside)
     loss, kl, clipped, masked, distance, k3, furthest, ratio = measured
@@ -195,7 +203,7 @@ def _token_kernel(pointers, outputs, width, PLAN: tl.constexpr, BLOCK: tl.conste
         blocks = tl.cdiv(width, BLOCK)
         place = (program // blocks, (program % blocks) * BLOCK, width)
         one = tl.full((), 1.0, pointers.logprobs.dtype.element_ty)
-        a, b, c, d, e, f, g, h = _block(pointers, grad_ptr, place, (one, one, one), PLAN, BLOCK)
+        a, b, c, d, e, f, g, h = _block(pointers, grad_ptr, place, (one, one, one, one), PLAN, BLOCK)
     tl.store(partials_ptr + program, tl.sum(a))
     tl.store(partials_ptr + programs + program, tl.sum(b))
     tl.store(partials_ptr + 2 * programs + program, tl.sum(c))

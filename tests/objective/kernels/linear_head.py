@@ -22,6 +22,7 @@ from rlreason.objective.linear import HeadLoss, HeadOptions
 from rlreason.objective.loss import policy_loss, supervised_loss
 from rlreason.objective.presets import PRESETS
 from rlreason.objective.spec import ObjectiveSpec
+from rlreason.objective.token_rows import TokenRows
 
 #: Largest distance, relative to the length, of a half-precision gradient from the exact one of the same numbers. The
 #: last rounding alone makes up to 2.2e-3 of bfloat16's, that of the logits' gradient as much again; the interpreter
@@ -389,3 +390,37 @@ def test_supervised_and_plain_log_probabilities(dtype: torch.dtype) -> None:
         expected = torch_path.linear_logprobs(case.hidden, case.weight, case.batch, WARM)
         assert difference(logprobs_BT, expected[0]) <= TOLERANCE[dtype]
         assert difference(entropy_BT, expected[1]) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("objective", ["tis", "off-policy mask", "old sampler"])
+@pytest.mark.parametrize("kind", ["truncated", "exact", "top_k"])
+def test_cut_rows_and_their_centering_are_those_of_the_torch_path(kind: str, objective: str) -> None:
+    case = Case(torch.float64, vocabulary=20)
+    generator = torch.Generator().manual_seed(5)
+    places = case.batch.loss_mask_BT.reshape(-1).nonzero()[:, 0]
+    size = 20 if kind == "exact" else 6
+    ids = torch.stack([torch.randperm(20, generator=generator)[:size] for _ in range(len(places))])
+    ids[:, 0] = case.batch.targets_BT.reshape(-1)[places].cpu()  # may come twice: then it counts twice, for both
+    logprobs = torch.log_softmax(torch.randn(ids.shape, generator=generator, dtype=torch.float64), 1)
+    sets = TokenRows(
+        row_E=torch.arange(len(places)).repeat_interleave(size).to(DEVICE),
+        ids_E=ids.flatten().to(DEVICE),
+        ends=tuple((row + 1) * size for row in range(len(places))),
+        whole=kind != "top_k",
+        truncated=kind == "truncated",
+        logprobs_E=(logprobs - (0.3 if kind == "top_k" else 0.0)).flatten().to(DEVICE),
+    )
+    batch = replace(case.batch, sampled_from=sets, loss_rows_R=places)
+    options = HeadOptions(temperature=0.75, tile_rows=2, rows_R=places)
+    for centering in ("off", kind if kind == "top_k" else "exact"):
+        spec = replace(TOKEN_SPECS[objective], centering=centering)
+        found = []
+        for path in (kernels, torch_path):
+            hidden, weight = case.hidden.clone().requires_grad_(), case.weight.clone().requires_grad_()
+            output = path.linear_policy_loss(hidden, weight, batch, spec, options=options)
+            output.loss.backward()
+            assert hidden.grad is not None
+            assert weight.grad is not None
+            found.append((output.loss.detach(), hidden.grad, weight.grad, output.logprobs_BT, output.entropy_BT))
+        for mine, theirs in zip(*found, strict=True):
+            assert difference(mine, theirs) < TOLERANCE[torch.float64]

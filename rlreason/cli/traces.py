@@ -1,0 +1,80 @@
+"""`rlreason traces check | export | import`: sets of traces outside of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlreason.errors import UsageError
+from rlreason.terminal import say
+
+traces_app = typer.Typer(help="Sets of traces: check, export, import.", no_args_is_help=True)
+FormatOption = Annotated[str, typer.Option("--format", help="openr1, openthoughts or messages; import also: rows.")]
+
+
+@traces_app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="With traces.jsonl and card.json.")],
+    verify: Annotated[bool, typer.Option(help="Ask the verifiers again.")] = True,
+) -> None:
+    """Verify every kept row again, filter it again, count the card anew; exit 1 where anything differs."""
+    from rlreason.traces.sets import check_set
+
+    found = check_set(folder, verify=verify)
+    for fault in found.faults:
+        say(fault)
+    if found.faults:
+        say(f"{len(found.faults)} fault(s) in {found.rows:,} rows")
+        raise typer.Exit(1)
+    say(f"{found.rows:,} rows as their card says, {found.verified:,} verified again")
+
+
+@traces_app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="With traces.jsonl.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A .jsonl or .parquet file.")],
+    form: FormatOption = "messages",
+) -> None:
+    """Write the kept rows as other trainers and data sets have them."""
+    from rlreason.traces.formats import export_rows
+    from rlreason.traces.rows import KEPT, read_rows
+
+    if out.exists():
+        raise UsageError(f"{out} is there already")
+    count = export_rows(list(read_rows(folder / KEPT)), out, form)
+    say(f"wrote {out}: {count:,} lines of {form}")
+
+
+@traces_app.command(name="import")
+def import_(  # noqa: PLR0913, PLR0917  every option of the command
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A .jsonl or .parquet file.")],
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder of the set.")],
+    form: FormatOption = "messages",
+    against: Annotated[list[Path] | None, typer.Option(help="JSONL file of a benchmark; may be repeated.")] = None,
+    keep_per_problem: Annotated[int, typer.Option(min=1, help="Most rows of one problem.")] = 4,
+    keep_rejected: Annotated[bool, typer.Option(help="Write the rows that were stopped, too.")] = True,
+    verify: Annotated[bool, typer.Option(help="Ask the math verifier where the file has a gold answer.")] = True,
+    unverified: Annotated[bool, typer.Option(help="Keep rows that nothing judges.")] = False,
+) -> None:
+    """Make a set of a file of traces: verified, filtered, with its ledger and card."""
+    from rlreason.config.traces import Decontamination, TraceFilters
+    from rlreason.traces.formats import read_traces_of
+    from rlreason.traces.sets import SetOptions, verdict_of, write_set
+
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"{out} is not empty: name a new folder")
+    rows = list(read_traces_of(path, form))
+    for row in rows:
+        if verify and row.verifier and row.reference != "":
+            row.verdict = verdict_of(row)
+    benchmarks = tuple(str(one.absolute()) for one in against or ())
+    filters = TraceFilters(correct=not unverified, decontaminate=Decontamination(against=benchmarks))
+    options = SetOptions(filters=filters, keep_per_problem=keep_per_problem, keep_rejected=keep_rejected)
+    ledger = write_set(rows, out, options)
+    for line in ledger.lines():
+        say(line)
+    for name, hits in ledger.contaminated.items():
+        say(f"  {name}: {hits:,} rows share words with it")
+    say(f"wrote {out}")

@@ -1,0 +1,60 @@
+"""What all stages that train share: the optimizer's table and the keys of their steps and evaluations."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rlreason.config.engine import Section
+
+#: Names of stages and endpoints.
+NAME = r"^[a-z0-9][a-z0-9_]*$"
+
+
+class OptimizerConfig(Section):
+    """AdamW and its schedule."""
+
+    #: Learning rate after the warm-up.
+    lr: float = Field(1e-6, gt=0)
+    #: Decay of the running means of the gradient and of its square.
+    betas: tuple[float, float] = (0.9, 0.95)
+    #: Of matrices; norms and biases have none.
+    weight_decay: float = Field(0.0, ge=0)
+    #: Steps in which the learning rate rises from 0.
+    warmup_steps: int = Field(0, ge=0)
+    #: How the learning rate falls after the warm-up.
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    #: Learning rate of the last step, as a share of lr; not of constant.
+    final_lr_ratio: float = Field(0.1, ge=0, le=1)
+    #: Gradients with a larger norm are scaled down to it.
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+#: Tokens of a micro-batch where the memory was not asked.
+MICRO_BATCH = 16384
+
+
+class TrainingStage(Section):
+    """What all stages that train share."""
+
+    #: Name of the stage in overrides, folders and reports; other stages refer to it.
+    name: str = Field(pattern=NAME)
+    #: Optimizer steps; of a grpo stage batches of rollouts, each with ``updates_per_step`` optimizer steps.
+    steps: int = Field(ge=1)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    #: Tokens that one micro-batch computes at most, a shared prompt counted once; changes memory and speed, never the
+    #: loss. Default: what fits the memory, up to 16,384 on a CPU and 32,768 on a GPU; the run's recipe.toml has it.
+    micro_batch_tokens: int | None = Field(None, ge=1)
+    #: Named set whose held-out problems are evaluated; default: those of the stage's own set, or ``data.heldout``.
+    heldout: str | None = None
+    #: Steps between held-out evaluations; 0 never, the last step always counts when it is not 0.
+    eval_every: int = Field(0, ge=0)
+    #: Held-out problems of each of these evaluations.
+    eval_problems: int = Field(200, ge=1)
+    eval_max_tokens: int = Field(64, ge=1)
+
+    @property
+    def micro_batch(self) -> int:
+        """``micro_batch_tokens``, which a run settles before it begins (``plan.micro_batches``)."""
+        return self.micro_batch_tokens or MICRO_BATCH

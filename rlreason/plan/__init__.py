@@ -1,0 +1,1 @@
+"""`rlreason plan`: what a recipe would do: its data, objective, memory, time and cost, before anything is built."""

@@ -1,0 +1,313 @@
+"""On-policy distillation: the student draws, teachers score its own tokens, one optimizer step.
+
+    problems -> student draws -> scored groups -> samples, each with its weight and its teacher
+                                                     |  teacher in the trainer: asked inside the loss
+                                                     |  teacher elsewhere: what it says comes with the samples
+    weights, version + 1 <- optimizer step <- Σ_teachers forward_backward(its samples, divergence)
+                                              (+ GRPO's, as a sum of its own)
+
+Loss Σ_it w_it a_r(i) D_it with one denominator over all loss tokens of the step, so the weights a of teachers are
+shares of tokens as they come. GKD's λ (arXiv 2306.13649): a share of the step's problems are traces instead of draws.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from pydantic import JsonValue
+
+from rlreason.config import OpdStage
+from rlreason.errors import HealthStop, UsageError
+from rlreason.policy.batch import rollout_sample
+from rlreason.run.interrupt import deferred
+from rlreason.sampler.pool_sampler import PoolSampler
+from rlreason.sampler.stream import RolloutStream
+from rlreason.stages.context import Context, Recorder
+from rlreason.stages.credit import completions_of, samples_of
+from rlreason.stages.grpo import earn
+from rlreason.stages.loop import Commit, StepLoop
+from rlreason.stages.opd_teachers import CANARY_EVERY, Teacher, check_noise, with_finite
+from rlreason.stages.rollout_log import log_groups
+from rlreason.stages.rollouts import all_broken, broken_detail, summarize
+from rlreason.streams import permutation
+from rlreason.trainer.distilling import DistillationLoss
+from rlreason.trainer.fixed import FixedAdvantageLoss
+from rlreason.trainer.forward import PolicyGradientLoss
+from rlreason.trainer.protocol import LossSums, Trainer
+from rlreason.types import Group, Problem, SamplingParams, StepReport, TrainingSample
+
+#: Share of a step's loss tokens without a finite answer of the teacher at which the run stops.
+MOST_EXCLUDED = 1e-3
+#: Share of softmax mass on words that the other model has not, at which the run stops.
+MOST_PADDED = 1e-2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpdWork:
+    """One step (``stages.loop.Work``)."""
+
+    stage: OpdStage
+    context: Context
+    trainer: Trainer
+    sampler: PoolSampler
+    stream: RolloutStream
+    recorder: Recorder
+    teachers: tuple[Teacher, ...]
+    #: Rows of the teacher's traces that a step mixes in; empty where all rows are the student's.
+    traces: Sequence[TrainingSample] = field(default=())
+
+    def train(self, step: int, commit: Commit) -> dict[str, float]:
+        """Draw, have the teachers score, learn."""
+        began = time.perf_counter()
+        groups = self.stream.take(step)
+        self.recorder.health.broke(broken_detail(groups))
+        if groups and all_broken(groups):
+            self._stop(step, groups)
+        taken = time.perf_counter()
+        scalars = summarize(groups, groups) if groups else {}
+        scalars |= self._learn(step, groups, commit)
+        done = time.perf_counter()
+        tokens = int(scalars.get("tokens", 0))
+        scalars |= {
+            "seconds/sample": self.stream.seconds[0],
+            "seconds/train": done - taken,
+            "tokens_per_second": scalars["trained_tokens"] / (done - began),
+        }
+        self.recorder.entry.sampled_tokens += tokens
+        self.recorder.entry.trained_tokens += int(scalars["trained_tokens"])
+        log_groups(self.context, self.stage.name, step, groups, keep=None)
+        return scalars
+
+    def _stop(self, step: int, groups: Sequence[Group]) -> None:
+        """A verifier that is broken says nothing of the run: keep the state before, record why, raise HealthStop."""
+        with deferred():
+            self.recorder.progress.position = self.position()
+            self.recorder.save(self.trainer.save_state)
+            report = StepReport(
+                stage=self.stage.name,
+                kind=self.stage.kind,
+                step=step,
+                policy_version=step,
+                scalars=summarize(groups, ()),
+            )
+            self.recorder.step(report)
+
+    def _learn(self, step: int, groups: Sequence[Group], commit: Commit) -> dict[str, float]:
+        stage = self.stage
+        if stage.advantage != "teacher":
+            return self._learn_fixed(step, groups, commit)
+        rows = self._rows(step, groups)
+        before = time.perf_counter()
+        rows, excluded = self._scored(step, rows)
+        scoring = time.perf_counter() - before
+        tokens = float(sum(int(sample.loss_mask.sum()) for samples in rows for sample in samples))
+        total = LossSums()
+        for teacher, samples in zip(self.teachers, rows, strict=True):
+            weighed = [_weighed(one, teacher.weight / max(tokens, 1.0)) for one in samples]
+            loss = DistillationLoss(
+                spec=stage.spec,
+                shared=teacher.shared,
+                teacher=teacher.place,
+                elsewhere=teacher.elsewhere is not None,
+            )
+            total.merge(self.trainer.forward_backward(weighed, loss))
+        scalars = total.read(max(tokens, 1.0))
+        self._check(scalars, excluded, tokens)
+        if stage.reward_weight:
+            scalars |= self._reward(groups)
+        commit()
+        scalars |= self.trainer.step(step).scalars()
+        return scalars | {
+            "trained_tokens": tokens,
+            "excluded/tokens": excluded + tokens * _excluded(scalars),
+            "seconds/teacher": scoring,
+        }
+
+    def _rows(self, step: int, groups: Sequence[Group]) -> list[list[TrainingSample]]:
+        """Each teacher's samples."""
+        rows: list[list[TrainingSample]] = [[] for _ in self.teachers]
+        names = [one.name for one in self.teachers]
+        for group in groups:
+            place = names.index(route_of(self.stage, group.problem)) if self.stage.route else 0
+            rows[place] += [rollout_sample(one, group_id=group.group_id) for one in group.completions_G]
+        rows[0] += self._mixed_in(step)
+        return rows
+
+    def _mixed_in(self, step: int) -> list[TrainingSample]:
+        """The step's rows of traces, each trace once an epoch: a pure function of (seed, step)."""
+        stage = self.stage
+        count = (stage.problems_per_step - drawn_problems(stage)) * stage.samples_per_problem
+        found = []
+        for position in range(step * count, (step + 1) * count):
+            epoch, place = divmod(position, len(self.traces))
+            order = permutation(len(self.traces), self.context.recipe.seed, stage.name, "traces", epoch)
+            found.append(self.traces[order[place]])
+        return found
+
+    def _scored(self, step: int, rows: list[list[TrainingSample]]) -> tuple[list[list[TrainingSample]], float]:
+        """The samples with what teachers elsewhere say; tokens without a finite answer carry no loss and are in no
+        count. And how many those are."""
+        found, excluded = [], 0.0
+        for teacher, samples in zip(self.teachers, rows, strict=True):
+            if teacher.elsewhere is None:
+                found.append(samples)
+                continue
+            scored = [with_finite(one) for one in teacher.elsewhere.score(samples)]
+            excluded += sum(count for _, count in scored)
+            found.append([one for one, _ in scored])
+            if step % CANARY_EVERY == 0 and len(samples) > 1:
+                check_noise(teacher, samples, self.stage.name)
+        return found, excluded
+
+    def _check(self, scalars: dict[str, float], excluded: float, tokens: float) -> None:
+        """Before the weights change: what a teacher could not say, and what the other vocabulary has not."""
+        here = _excluded(scalars)
+        local = any(one.elsewhere is None for one in self.teachers)
+        share = here + excluded / max(tokens + excluded, 1.0)
+        if share > MOST_EXCLUDED or (here > 0 and local):
+            raise HealthStop(
+                f"stage {self.stage.name!r}: {share:.2%} of the tokens have no finite divergence from their teacher "
+                "(NaN or infinite logits, or a word that it gives probability 0 and the student doesn't). Look at the "
+                "teacher's weights, or say floor = -40 in the stage"
+            )
+        for who in ("student", "teacher"):
+            mass = scalars.get(f"padded_mass/{who}", 0.0)
+            if mass > MOST_PADDED:
+                raise HealthStop(
+                    f"stage {self.stage.name!r}: the {who} gives {mass:.1%} of its probability to ids that the other "
+                    "has no word for, and those are left out of both: the two need one tokenizer (docs/distill.md)"
+                )
+
+    def _reward(self, groups: Sequence[Group]) -> dict[str, float]:
+        """GRPO's gradient of the same draws, added with its own denominators."""
+        grpo = self.stage.grpo()
+        found = LossSums()
+        for samples in samples_of(groups, earn(groups, grpo, self.trainer).advantages, grpo):
+            weighed = [replace(one, weights=one.weights * self.stage.reward_weight) for one in samples]
+            found.merge(self.trainer.forward_backward(weighed, PolicyGradientLoss(spec=grpo.objective)))
+        return {"loss/reward": found.read(1.0)["loss"]} if found.losses else {"loss/reward": 0.0}
+
+    def _learn_fixed(self, step: int, groups: Sequence[Group], commit: Commit) -> dict[str, float]:
+        """The baselines without a teacher."""
+        stage = self.stage
+        assert stage.advantage != "teacher"
+        samples = [rollout_sample(one) for one in completions_of(groups)]
+        counts = [int(one.loss_mask.sum()) for one in samples]
+        chosen = sum(math.ceil(stage.lowest * count - 1e-9) for count in counts)
+        loss = FixedAdvantageLoss(
+            advantage=stage.advantage, value=stage.value, lowest=stage.lowest, denominator=float(max(chosen, 1))
+        )
+        sums = self.trainer.forward_backward(samples, loss)
+        commit()
+        stats = self.trainer.step(step)
+        return sums.read(float(sum(counts))) | stats.scalars() | {"trained_tokens": float(sum(counts))}
+
+    def publish(self, version: int) -> None:
+        """See ``Work.publish``."""
+        self.stream.publish(self.trainer.weights(), version, self.trainer.expectations(self.sampler.probes))
+
+    def heldout(self) -> dict[str, float]:
+        """See ``Work.heldout``."""
+        stage = self.stage
+        return self.context.heldout_metrics(self.stream.draw, stage.name, stage.eval_problems, stage.max_tokens)
+
+    def closing(self, scalars: dict[str, float]) -> dict[str, float]:
+        """See ``Work.closing``: what happened to the workers."""
+        stats = self.sampler.stats.read()
+        return {**stats, **scalars}
+
+    def position(self) -> dict[str, JsonValue]:
+        """See ``Work.position``: problems and traces are functions of the step; only deliveries are not."""
+        return {"delivered": self.sampler.pool.settled}
+
+
+def _excluded(scalars: dict[str, float]) -> float:
+    """Share of the tokens that the loss itself left out."""
+    return sum(value for key, value in scalars.items() if key.startswith("excluded/"))
+
+
+def _weighed(sample: TrainingSample, weight: float) -> TrainingSample:
+    return replace(sample, weights=np.where(sample.loss_mask, np.float32(weight), np.float32(0.0)))
+
+
+def route_of(stage: OpdStage, problem: Problem) -> str:
+    """The teacher of a problem, by its tags and its data set. Raises UsageError where it is not exactly one."""
+    keys = (*problem.tags, problem.data_set, problem.source)
+    found = list(dict.fromkeys(stage.route[key] for key in keys if key in stage.route))
+    if len(found) == 1:
+        return found[0]
+    has = f"tags {list(problem.tags)}, data set {problem.data_set!r}, source {problem.source!r}"
+    raise UsageError(
+        f"stage {stage.name!r}: problem {problem.id!r} ({has}) "
+        + (
+            f"is routed to {' and '.join(found)}: a row learns from one teacher"
+            if found
+            else f"has no teacher: route knows {', '.join(stage.route)}"
+        )
+    )
+
+
+def drawn_problems(stage: OpdStage) -> int:
+    """Problems of a step that the student answers."""
+    return round(stage.on_policy * stage.problems_per_step)
+
+
+def run_opd(
+    stage: OpdStage,
+    context: Context,
+    trainer: Trainer,
+    recorder: Recorder,
+    teachers: Sequence[Teacher],
+    traces: Sequence[TrainingSample] = (),
+) -> None:
+    """All steps that are still to be done. Raises UsageError for a problem without a teacher, before anything is
+    drawn."""
+    source, version, drawn = context.data.of(stage.name), recorder.progress.trained, drawn_problems(stage)
+    if drawn < stage.problems_per_step and not traces:
+        raise UsageError(f"stage {stage.name!r}: on_policy = {stage.on_policy:g} mixes traces in, and there are none")
+    if stage.route:
+        known = source.train_specimens if source.alphabet is None else source.train(stage.first_problem, 256)
+        for problem in known:
+            route_of(stage, problem)
+    heads = [one.elsewhere.head() for one in teachers if one.elsewhere is not None]
+    if heads:
+        trainer.teach(heads)
+
+    def ask(step: int) -> tuple[list[Problem], SamplingParams]:
+        params = SamplingParams(
+            samples_per_problem=stage.samples_per_problem,
+            temperature=stage.temperature,
+            max_tokens=stage.max_tokens,
+            seed=context.recipe.seed,
+            stream=f"{stage.name}/{step}",
+        )
+        return source.train(stage.first_problem + step * drawn, drawn), params
+
+    sampler = context.sampler(trainer, version, growth=context.trainers.growth(trainer))
+    if recorder.saved is not None and recorder.progress.position["delivered"]:
+        sampler.pool.settle_deliveries()
+        sampler.stats.read()  # these deliveries are in the metrics of the step before
+    with RolloutStream(
+        sampler,
+        context.scorer,
+        ask,
+        range(version, stage.steps),
+        0,
+        colocated=context.samplers.colocated,
+        verifier=context.verifier,
+    ) as stream:
+        work = OpdWork(
+            stage=stage,
+            context=context,
+            trainer=trainer,
+            sampler=sampler,
+            stream=stream,
+            recorder=recorder,
+            teachers=tuple(teachers),
+            traces=traces,
+        )
+        StepLoop(stage=stage, context=context, trainer=trainer, recorder=recorder, published=version).run(work)

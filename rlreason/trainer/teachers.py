@@ -1,0 +1,192 @@
+"""A teacher outside of the trainer: forward passes over samples, in this process or in a Ray actor.
+
+What it says travels as arrays (``TrainingSample.teacher``): states after the last norm, 4·H bytes a token, whose head
+is sent once; or its k most probable words and the mass of all others, 8·k + 4.
+
+T = tokens of a sample, H = the teacher's hidden size, V = its vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rlreason.cluster.actors import ActorGroup, ActorOptions
+from rlreason.errors import UsageError
+from rlreason.objective.batch import Batch
+from rlreason.objective.distillation.head import rows_of
+from rlreason.objective.distillation.teacher import OutputHead
+from rlreason.policy.batch import make_batches
+from rlreason.policy.heads import output_head
+from rlreason.policy.logprobs import hidden_states, takes_packed
+from rlreason.policy.policies import Policy
+from rlreason.trainer.options import ModelSource, of_tokens
+from rlreason.types import TeacherScores, TrainingSample
+
+Payload = Literal["hidden", "topk", "sampled"]
+#: Rows whose logits are made at a time.
+_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherSpec:
+    """A teacher and what it is asked for. Example: ``TeacherSpec(model=..., payload="topk", k=64, shared=151665)``."""
+
+    model: ModelSource
+    payload: Payload
+    k: int
+    #: Ids below it are one word to teacher and student: both are cut there.
+    shared: int
+    micro_batch_tokens: int
+
+
+class TeacherScorer:
+    """The teacher in this process."""
+
+    def __init__(self, spec: TeacherSpec, device: torch.device) -> None:
+        """Raises UsageError for a model whose head can't be named."""
+        self._spec = spec
+        self._policy: Policy = spec.model.source.load(spec.model.dtype, device)
+        self._model = self._policy.freeze()
+        head = output_head(self._model)
+        if head is None:
+            raise UsageError(
+                f"{type(self._model).__name__} as a teacher: its head is neither a product nor one with a bias, scale "
+                'or soft cap that its config names; say where = "trainer"'
+            )
+        self._head = head
+
+    def head(self) -> OutputHead:
+        """Its head, on the CPU."""
+        return self._head.on(torch.device("cpu"))
+
+    @torch.no_grad()
+    def score(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
+        """The samples with what the teacher says of their loss tokens; log q of the token itself in
+        ``teacher_logprobs``, NaN where it has no finite answer."""
+        found = list(samples)
+        if not samples:
+            return found
+        batches = make_batches(
+            samples,
+            self._spec.micro_batch_tokens,
+            self._policy.pad_id,
+            self._model.device,
+            packed=takes_packed(self._model),
+        )
+        for batch in batches:
+            states_BTH = hidden_states(self._model, batch)
+            rows_R = rows_of(batch)
+            said = self._said(states_BTH.flatten(0, 1).index_select(0, rows_R), batch, rows_R)
+            tables = {name: _in_place(values, batch, rows_R) for name, values in said.items()}
+            for row, place in enumerate(batch.places):
+                sample = samples[place]
+                of = {
+                    name: _of_tokens(table[row], sample, whole=batch.packing is None) for name, table in tables.items()
+                }
+                own = of.pop("drawn")
+                found[place] = replace(sample, teacher=TeacherScores(**of) if of else None, teacher_logprobs=own)
+        return found
+
+    def _said(self, states_RH: Tensor, batch: Batch, rows_R: Tensor) -> dict[str, Tensor]:
+        targets_R = batch.targets_BT.reshape(-1)[rows_R]
+        parts = [
+            self._of_rows(states_RH[start : start + _ROWS], targets_R[start : start + _ROWS])
+            for start in range(0, len(states_RH), _ROWS)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _of_rows(self, states_RH: Tensor, targets_R: Tensor) -> dict[str, Tensor]:
+        width = self._head.weight_VH.shape[0]
+        logits_RV = torch.empty(len(states_RH), width, dtype=torch.float32, device=states_RH.device)
+        logq_RV = torch.log_softmax(self._head.logits(states_RH, logits_RV)[:, : self._spec.shared].double(), dim=1)
+        known_R = targets_R < logq_RV.shape[1]
+        drawn_R = logq_RV.gather(1, torch.where(known_R, targets_R, 0).unsqueeze(1)).squeeze(1)
+        drawn = {"drawn": torch.where(known_R, drawn_R, torch.nan)}
+        if self._spec.payload == "sampled":
+            return drawn
+        if self._spec.payload == "hidden":
+            return {**drawn, "states": states_RH}
+        top = logq_RV.topk(min(self._spec.k, logq_RV.shape[1]), dim=1)
+        tail_R = logq_RV.scatter(1, top.indices, -torch.inf).logsumexp(dim=1)
+        return {**drawn, "ids": top.indices, "logprobs": top.values, "log_tail": tail_R}
+
+    def noise(self, sample: TrainingSample, among: Sequence[TrainingSample]) -> float:
+        """Mean |Δ log q| of one sample's tokens, scored alone and among others: what the teacher disagrees with itself
+        by."""
+        alone = self.score([sample])[0].teacher_logprobs
+        beside = self.score([sample, *among])[0].teacher_logprobs
+        assert alone is not None
+        assert beside is not None
+        mask = sample.loss_mask & np.isfinite(alone) & np.isfinite(beside)
+        return float(np.abs(alone - beside)[mask].mean()) if mask.any() else 0.0
+
+    def close(self) -> None:
+        """Nothing outside of this process."""
+
+
+def _in_place(values: Tensor, batch: Batch, rows_R: Tensor) -> npt.NDArray[Any]:
+    """Values of the loss rows where they belong, [B, T, …]; 0 elsewhere."""
+    shape = batch.targets_BT.shape
+    table = values.new_zeros((shape.numel(), *values.shape[1:])).index_copy_(0, rows_R, values)
+    if not table.is_floating_point():
+        return table.view(*shape, *values.shape[1:]).cpu().numpy()
+    return table.view(*shape, *values.shape[1:]).float().cpu().numpy()
+
+
+def _of_tokens(values_T: npt.NDArray[Any], sample: TrainingSample, *, whole: bool) -> npt.NDArray[Any]:
+    if values_T.ndim == 1 and values_T.dtype == np.float32:
+        return of_tokens(values_T, sample, whole=whole)
+    start, count = 1 if whole else sample.prompt_length, len(sample.token_ids)
+    found = np.zeros((count, *values_T.shape[1:]), dtype=values_T.dtype)
+    found[start:] = values_T[: count - start]
+    return found
+
+
+class _Actor:
+    """A ``TeacherScorer`` as a Ray actor; each of several scores its share."""
+
+    def __init__(self, rank: int, count: int, spec: TeacherSpec) -> None:
+        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        self._scorer = TeacherScorer(spec, device)
+
+    def head(self) -> OutputHead:
+        return self._scorer.head()
+
+    def score(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
+        return self._scorer.score(samples)
+
+    def noise(self, sample: TrainingSample, among: Sequence[TrainingSample]) -> float:
+        return self._scorer.noise(sample, among)
+
+
+class RemoteTeacher:
+    """A ``TeacherScorer`` in a process of its own."""
+
+    def __init__(self, spec: TeacherSpec, options: ActorOptions) -> None:
+        """Raises UsageError as ``ActorGroup`` and ``TeacherScorer`` do."""
+        self._actors = ActorGroup(_Actor, 1, options, spec)
+
+    def head(self) -> OutputHead:
+        """See ``TeacherScorer.head``."""
+        found: OutputHead = self._actors.ask_one(0, "head")
+        return found
+
+    def score(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
+        """See ``TeacherScorer.score``."""
+        found: list[TrainingSample] = self._actors.ask_one(0, "score", list(samples))
+        return found
+
+    def noise(self, sample: TrainingSample, among: Sequence[TrainingSample]) -> float:
+        """See ``TeacherScorer.noise``."""
+        return float(self._actors.ask_one(0, "noise", sample, list(among)))
+
+    def close(self) -> None:
+        """End the process."""
+        self._actors.close()

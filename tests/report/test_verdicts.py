@@ -1,0 +1,61 @@
+"""The report's paired verdicts: after against before, on the same problems, from the completions of the eval stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlreason.report.findings import suites
+from rlreason.report.page import render
+from rlreason.report.read import read_run
+from rlreason.report.verdicts import verdicts
+
+
+def folder(root: Path, solved: dict[str, int]) -> Path:
+    """A run cold -> grpo -> student, of which each solves so many of 100 problems, the first ones."""
+    (root / "eval").mkdir()
+    names = list(solved)
+    stages = [
+        {"name": name, "kind": "sft" if place == 0 else "grpo", "status": "done",
+         "parents": [names[place - 1]] if place else ["policy"]}
+        for place, name in enumerate(names)
+    ]  # fmt: skip
+    stages.append({"name": "final", "kind": "eval", "status": "done", "parents": names})
+    manifest = {"rlreason_version": "0", "command": "rlreason run q", "stages": stages, "hardware": {}, "data": {}}
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    (root / "recipe.toml").write_text('name = "q"\n')
+    for name, count in solved.items():
+        accuracy = {"value": count / 100, "low": count / 100 - 0.05, "high": count / 100 + 0.05, "count": 100}
+        row = {"stage": "final", "model": name, "suite": "heldout", "accuracy": accuracy, "truncated": 0.0}
+        (root / "eval" / f"final-{name}.json").write_text(json.dumps(row))
+        lines = [
+            {"problem_id": f"p{i}", "completions": [{"reward": {"verified": "correct" if i < count else "wrong"}}]}
+            for i in range(100)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (root / "eval" / f"final-{name}.completions.jsonl").write_text(text)
+    return root
+
+
+def test_after_against_before_is_a_paired_verdict(tmp_path: Path) -> None:
+    run = read_run(folder(tmp_path, {"cold": 40, "grpo": 52, "more": 54}))
+    lines = verdicts(run, suites(run))
+    assert lines[0].startswith("grpo is better than cold by 12.0 points on held-out problems, 95 % ")
+    assert "on 100 problems (12 problems better, 0 worse; p = 0.001 corrected for 2 comparisons)" in lines[0]
+    assert lines[1].startswith("On held-out problems nothing can be said below 6.0 points: more has +2.0 points")
+    page = render(run)
+    assert "Paired verdicts" in page
+    assert lines[0] in page
+
+
+@pytest.mark.parametrize("text", [None, '{"torn'])
+def test_without_completions_there_is_no_verdict(tmp_path: Path, text: str | None) -> None:
+    path = folder(tmp_path, {"cold": 40, "grpo": 52}) / "eval" / "final-grpo.completions.jsonl"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    run = read_run(tmp_path)
+    assert verdicts(run, suites(run)) == []
+    assert "Paired verdicts" not in render(run)

@@ -1,0 +1,144 @@
+"""Small real runs of a mixture of experts: replay and what is recorded of it, across a break, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from rlreason.config import load
+from rlreason.errors import UsageError
+from rlreason.plan.text import describe
+
+ROOT = Path(__file__).parents[2]
+RECIPE = """
+name = "moe"
+[policy]
+model_type = "qwen3_moe"
+[policy.model]
+hidden_size = 32
+num_hidden_layers = 2
+num_attention_heads = 2
+num_key_value_heads = 1
+head_dim = 16
+intermediate_size = 32
+moe_intermediate_size = 16
+num_experts = 4
+num_experts_per_tok = 2
+router_aux_loss_coef = 0.01
+[data]
+train = "arithmetic"
+[reward]
+"judge.py:judge" = 1.0
+[cluster]
+threads = 1
+reward_workers = 1
+[trainer]
+save_every = 1
+[[stage]]
+kind = "sft"
+name = "warm"
+steps = 4
+batch_size = 8
+router_warmup_steps = 2
+optimizer = { lr = 1e-2 }
+[[stage]]
+kind = "grpo"
+name = "rl"
+steps = 3
+problems_per_step = 4
+samples_per_problem = 4
+max_tokens = 16
+optimizer = { lr = 1e-2 }
+"""
+JUDGE = """
+def judge(problem, completion):
+    return float(sum(map(ord, completion.text)) % 2)
+"""
+
+
+def rlreason(*arguments: str | Path, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "rlreason", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    (tmp_path / "judge.py").write_text(JUDGE, encoding="utf-8")
+    file = tmp_path / "moe.toml"
+    file.write_text(RECIPE, encoding="utf-8")
+    return file
+
+
+def lines(run: Path, stage: str, name: str = "metrics") -> list[dict[str, Any]]:
+    (file,) = run.glob(f"stages/*-{stage}/{name}.jsonl")
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in row.items() if key != "time" and "second" not in key} for row in rows]
+
+
+def weights(run: Path, stage: str) -> dict[str, Any]:
+    (file,) = run.glob(f"stages/*-{stage}/checkpoint/model.safetensors")
+    return dict(load_file(file))
+
+
+def test_a_replayed_run_says_where_tokens_went_and_goes_on_bit_for_bit(recipe: Path, tmp_path: Path) -> None:
+    replay = ["stage.rl.routing_replay=rollout", "stage.rl.updates_per_step=2"]
+    rlreason("run", recipe, "--out", tmp_path / "whole", *replay)
+    for row in lines(tmp_path / "whole", "rl", "experts"):
+        assert len(row["agreement"]) == len(row["entropy"]) == 2
+        assert all(len(load) == 4 and sum(load) == pytest.approx(1.0, abs=1e-5) for load in row["load"])
+    rows = lines(tmp_path / "whole", "rl")
+    # The second update's routers have moved away from the sampler's; what they compute has not.
+    assert all(0.5 < row["experts/agreement"] < 1.0 for row in rows)
+    assert all("experts/max_violation_worst" in row for row in lines(tmp_path / "whole", "warm"))
+    assert "Experts: where the tokens went" in (tmp_path / "whole" / "report.html").read_text(encoding="utf-8")
+    rlreason("run", recipe, "--out", tmp_path / "part", *replay, "stage.rl.steps=1")
+    rlreason("resume", tmp_path / "part", "stage.rl.steps=3")
+    assert lines(tmp_path / "part", "rl") == rows
+    assert lines(tmp_path / "part", "rl", "experts") == lines(tmp_path / "whole", "rl", "experts")
+    found, again = weights(tmp_path / "whole", "rl"), weights(tmp_path / "part", "rl")
+    assert all(one.equal(again[name]) for name, one in found.items())
+
+
+def test_frozen_routers_stay_and_a_warm_up_moves_nothing_else(recipe: Path, tmp_path: Path) -> None:
+    one_step = "stage.rl.steps=1"
+    rlreason("run", recipe, "--out", tmp_path / "two", "stage.warm.steps=2", "stage.rl.freeze_router=true", one_step)
+    rlreason("run", recipe, "--out", tmp_path / "one", "stage.warm.steps=1", one_step)
+    first, second = weights(tmp_path / "one", "warm"), weights(tmp_path / "two", "warm")
+    gates = {name for name in first if "mlp.gate." in name}
+    assert len(gates) == 2
+    assert {name for name, one in first.items() if not one.equal(second[name])} == gates
+    trained = weights(tmp_path / "two", "rl")
+    assert {name for name, one in second.items() if one.equal(trained[name])} == gates
+
+
+def test_the_plan_says_what_becomes_of_the_routers(recipe: Path) -> None:
+    said = describe(load(recipe), recipe)
+    assert "experts: only the routers learn in the first 2 steps" in said
+    assert "no load-balancing loss; the routers learn; tokens go where the trainer's own routers say" in said
+    said = describe(load(recipe, ["stage.rl.routing_replay=rollout", "stage.rl.freeze_router=true"]), recipe)
+    assert "the routers stay as they are; tokens go where the sampler sent them (R3); the sampler reports" in said
+
+
+def test_what_can_not_be_is_refused_before_the_run(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="updates_per_step = 1 has no later one"):
+        load(recipe, ["stage.rl.routing_replay=old"])
+    dense = recipe.read_text(encoding="utf-8").replace("qwen3_moe", "qwen3")
+    names = ("expert", "moe_", "aux")
+    dense = "\n".join(line for line in dense.splitlines() if not any(name in line for name in names))
+    recipe.write_text(dense, encoding="utf-8")
+    out = ["--out", tmp_path / "run"]
+    assert "stage.warm.router_warmup_steps is of a mixture of experts, and [policy] has none" in rlreason(
+        "run", recipe, *out, code=2
+    )
+    changes = ["stage.warm.router_warmup_steps=0", "stage.rl.routing_replay=rollout"]
+    assert "stage.rl.routing_replay is of a mixture of experts" in rlreason("run", recipe, *out, *changes, code=2)
+    assert not (tmp_path / "run").exists()

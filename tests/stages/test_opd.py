@@ -1,0 +1,292 @@
+"""On-policy distillation for real, very small: teachers in the trainer and elsewhere, routes, mixes, resumed runs."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from rlreason.config import load
+from rlreason.errors import HealthStop, UsageError
+from rlreason.job import JobOptions, run_job
+
+SHAPE = """hidden_size = 32
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
+head_dim = 16
+intermediate_size = 64
+tie_word_embeddings = true
+"""
+BASE = f"""
+name = "opd"
+seed = 1
+[policy]
+model_type = "qwen3"
+[policy.model]
+{SHAPE}
+[student]
+model_type = "qwen3"
+[student.model]
+{SHAPE}
+[data]
+train = "arithmetic"
+options = {{ min_terms = 2, max_terms = 3, max_total = 9, negatives = false }}
+[trainer]
+save_every = 2
+[cluster]
+threads = 1
+[teacher.main]
+model = "cold_start"
+TEACHER
+[[stage]]
+kind = "sft"
+name = "cold_start"
+model = "policy"
+demonstrations = 200
+steps = 40
+batch_size = 32
+optimizer = {{ lr = 1e-2 }}
+STAGES
+"""
+STAGE = """
+[[stage]]
+kind = "opd"
+name = "{name}"
+steps = {steps}
+problems_per_step = 4
+samples_per_problem = 2
+max_tokens = 24
+optimizer = {{ lr = 1e-2 }}
+{more}
+"""
+
+
+def stage(name: str = "opd", more: str = "", steps: int = 3) -> str:
+    return STAGE.format(name=name, more=more, steps=steps)
+
+
+def write(folder: Path, stages: str, teacher: str = "") -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(BASE.replace("TEACHER", teacher).replace("STAGES", stages), encoding="utf-8")
+    return path
+
+
+def run(folder: Path, stages: str, teacher: str = "", out: str = "run") -> Path:
+    path = write(folder, stages, teacher)
+    options = JobOptions(folder=folder / out, command="test")
+    run_job(load(path), path, options, Console(file=io.StringIO()))
+    return folder / out
+
+
+def metrics(run_: Path, name: str) -> list[dict[str, float]]:
+    (path,) = run_.glob(f"stages/*-{name}/metrics.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def entry(run_: Path, name: str) -> dict:
+    stages = json.loads((run_ / "manifest.json").read_text())["stages"]
+    return next(one for one in stages if one["name"] == name)
+
+
+#: The teacher in four places: what they say is the same, or a bound of it.
+PLACES = """
+[teacher.far]
+model = "cold_start"
+where = "worker"
+[teacher.words]
+model = "cold_start"
+where = "worker"
+payload = "topk"
+[teacher.again]
+model = "cold_start"
+"""
+
+
+#: Variants of one stage, each in a run of its own, so that all draw the same rows.
+VARIANTS = {
+    "here": 'teacher = "main"',
+    "there": 'teacher = "far"',
+    "few": 'teacher = "words"\nsupport = "tail"\nk = 4',
+    "all": 'teacher = "words"\nsupport = "tail"\nk = 1000',
+    "part": 'teacher = "words"\npreset = "opd_unbiased"',
+    "one": 'teacher = "words"\npreset = "opd_sampled"',
+    "two": 'route = { "terms=2" = "main", "terms=3" = "again" }',
+}
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+    """The first step of each."""
+    folder = tmp_path_factory.mktemp("variants")
+    found = {}
+    for name, more in VARIANTS.items():
+        made = run(folder, stage("opd", more, steps=1), PLACES, out=name)
+        (found[name],) = metrics(made, "opd")
+        assert entry(made, "opd")["parents"] == ["student", "cold_start"]
+    return found
+
+
+def test_a_teacher_elsewhere_teaches_the_same(variants: dict[str, dict[str, float]]) -> None:
+    """Equal but for the rounding of states in float32; fewer words are a bound, and the canary of that."""
+    here = variants["here"]
+    for name in ("there", "all", "two"):
+        assert variants[name]["divergence"] == pytest.approx(here["divergence"], rel=1e-4)
+        assert variants[name]["grad_norm"] == pytest.approx(here["grad_norm"], rel=1e-3)
+    few = variants["few"]
+    assert 0 < few["divergence"] < here["divergence"] - 1e-3
+    assert "kl/reverse" not in few
+    assert few["kl/reverse_at_least"] == pytest.approx(few["divergence"])
+    assert 0 < few["tail/student"] < 1
+
+
+def test_estimates_are_of_the_same_rows(variants: dict[str, dict[str, float]]) -> None:
+    for name in ("part", "one"):
+        row = variants[name]
+        assert row["length/mean"] == variants["here"]["length/mean"]
+        assert row["advantage/mean"] == pytest.approx(variants["here"]["advantage/mean"], rel=1e-4)
+        assert row["grad_norm"] > 0
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    stages = [
+        stage("here", "", steps=10),
+        stage("jsd", "divergence = { jsd = 0.3 }", steps=1),
+        stage("rewarded", "reward_weight = 0.5", steps=2),
+        stage("fixed", 'preset = "fixed_negative"', steps=2),
+        stage("opsa", 'preset = "opsa"', steps=2),
+    ]
+    return run(tmp_path_factory.mktemp("places"), "".join(stages))
+
+
+def test_the_student_comes_nearer_to_its_teacher(places: Path) -> None:
+    rows = metrics(places, "here")
+    for row in rows:
+        assert row["divergence"] == pytest.approx(row["kl/reverse"])
+        assert min(row["kl/reverse"], row["kl/forward"], row["kl/jsd"]) > 0
+        quarters = sum(row[f"divergence/quarter{number}"] for number in (1, 2, 3, 4))
+        assert quarters == pytest.approx(row["divergence"], rel=1e-6)
+        assert row["excluded/tokens"] == 0
+        assert row["loss"] == pytest.approx(row["divergence"], rel=1e-4)
+    assert rows[-1]["divergence"] < 0.95 * rows[0]["divergence"]
+    assert entry(places, "here")["parents"] == ["student", "cold_start"]
+    assert entry(places, "here")["trained_tokens"] == entry(places, "here")["sampled_tokens"]
+
+
+def test_other_losses_of_the_stage(places: Path) -> None:
+    jsd = metrics(places, "jsd")[0]
+    assert jsd["divergence"] != pytest.approx(jsd["kl/jsd"])  # of β = 0.3, not of one half
+    assert "loss/reward" in metrics(places, "rewarded")[0]
+    for name in ("fixed", "opsa"):
+        row = metrics(places, name)[0]
+        assert row["tokens/chosen"] == pytest.approx(0.2, abs=0.05)
+        assert row["grad_norm"] > 0
+        assert entry(places, name)["parents"] == ["student"]
+
+
+MIX = """
+[[stage]]
+kind = "reject"
+name = "traces"
+model = "cold_start"
+problems = 200
+samples_per_problem = 4
+max_tokens = 32
+"""
+
+
+def test_a_mix_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GKD: half of the rows are the teacher's traces. Killed behind any step, it ends as if nothing had happened."""
+    from rlreason.stages.opd import OpdWork
+
+    stages = MIX + stage("gkd", 'preset = "gkd"', steps=4)
+    whole = run(tmp_path, stages, out="whole")
+    learn = OpdWork._learn
+
+    def breaks(self: OpdWork, step: int, *rest: object) -> dict[str, float]:
+        if step == 3:
+            raise OSError("the machine is gone")
+        return learn(self, step, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(OpdWork, "_learn", breaks)
+    with pytest.raises(OSError, match="the machine is gone"):
+        run(tmp_path, stages, out="broken")
+    monkeypatch.setattr(OpdWork, "_learn", learn)
+    path = tmp_path / "recipe.toml"
+    run_job(
+        load(path), path, JobOptions(folder=tmp_path / "broken", command="test", resume=True),
+        Console(file=io.StringIO()),
+    )  # fmt: skip
+    assert entry(tmp_path / "broken", "gkd")["resumed"] == 1
+    assert entry(tmp_path / "broken", "gkd")["sha256"] == entry(whole, "gkd")["sha256"]
+    assert entry(whole, "gkd")["parents"] == ["student", "cold_start", "traces"]
+    assert entry(whole, "gkd")["trained_tokens"] > entry(whole, "gkd")["sampled_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("more", "teacher", "said"),
+    [
+        ('divergence = { jsd = 0.0 }', "", 'say divergence = "forward" or "reverse"'),
+        ('support = "sampled"\ndivergence = "forward"', "", 'needs support = "full" or "tail"'),
+        ('support = "tail"', "", r"""can't be computed from the teacher 'main' \(where = "trainer".*gives full"""),
+        ('teacher = "words"', PLACES, r"""which gives tail or unbiased or sampled"""),
+        ('teacher = "words"\nsupport = "sampled"\ntemperature = 0.7', PLACES, "use temperature = 1"),
+        ('teacher = "words"\nsupport = "sampled"\non_policy = 0.5', PLACES, "needs rows that the student drew"),
+        ('teacher = "mian"', "", r"teacher 'mian' has no \[teacher.mian\] table.*main"),
+        ("", PLACES, "say which"),
+        ('route = { a = "main" }\nweights = { again = 2.0 }', PLACES, "route sends nothing to"),
+        ("on_policy = 0.5", "", "of an earlier stage of kind reject"),
+        ('model = "cold_start"', "", "its gradient is 0"),
+        ('lambda = 0.5', "", "lambda is called on_policy"),
+        ('clamp = 10.0', "", "no value is cut"),
+        ('preset = "opd_exat"', "", "unknown preset 'opd_exat'.*opd_exact"),
+        ('preset = "opsa"\nteacher = "main"', "", "has no teacher"),
+        ("reward_weight = 1.0\nsamples_per_problem = 1", "", "needs groups"),
+    ],
+)  # fmt: skip
+def test_what_a_recipe_may_not_say(tmp_path: Path, more: str, teacher: str, said: str) -> None:
+    text = stage("opd", more)
+    if "samples_per_problem = 1" in more:
+        text = text.replace("samples_per_problem = 2\n", "")
+    with pytest.raises(UsageError, match=said):
+        load(write(tmp_path, text, teacher))
+
+
+def test_a_problem_without_a_teacher_is_said_before_anything_is_drawn(tmp_path: Path) -> None:
+    stages = stage("opd", 'route = { "steps=7" = "main" }')
+    with pytest.raises(UsageError, match=r"has no teacher: route knows steps=7"):
+        run(tmp_path, stages)
+    assert not list((tmp_path / "run").glob("stages/*-opd/rollouts.jsonl*"))
+
+
+def test_a_broken_teacher_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its NaN is found before the weights change; of a teacher elsewhere a few are left out, many stop."""
+    import torch
+
+    from rlreason.trainer import distilling
+    from rlreason.trainer.teachers import TeacherScorer
+
+    asked, rows = distilling._asked, TeacherScorer._of_rows
+
+    def broken(*arguments: object) -> object:
+        found = asked(*arguments)  # type: ignore[arg-type]
+        assert found.hidden_RH is not None
+        found.hidden_RH[0] = torch.nan
+        return found
+
+    monkeypatch.setattr(distilling, "_asked", broken)
+    with pytest.raises(HealthStop, match="no finite divergence"):
+        run(tmp_path, stage("opd"), out="here")
+
+    def nothing(self: TeacherScorer, *arguments: object) -> object:
+        found = rows(self, *arguments)  # type: ignore[arg-type]
+        found["drawn"][:3] = torch.nan
+        return found
+
+    monkeypatch.setattr(TeacherScorer, "_of_rows", nothing)
+    with pytest.raises(HealthStop, match="no finite divergence"):
+        run(tmp_path, stage("opd"), 'where = "worker"', out="there")

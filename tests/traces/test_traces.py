@@ -1,0 +1,275 @@
+"""Filters with planted rows and an exact ledger, sets and cards, other programs' formats, and 2,000 real rows."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rlreason.cli.commands import app
+from rlreason.config.traces import Decontamination, Difficulty, TraceFilters
+from rlreason.errors import UsageError
+from rlreason.traces.filters import ORDER, filter_rows, has_form, repeated
+from rlreason.traces.formats import export_rows, read_traces_of
+from rlreason.traces.rows import TraceRow, read_rows
+from rlreason.traces.sets import SetOptions, check_set, write_set
+from rlreason.traces.similar import Benchmarks, grams, jaccard, near_duplicates, normal_words
+
+DATA = Path(__file__).parent.parent.parent.parent / "shared" / "data"
+GOOD = "<think>Two and two are four, as everybody who counts on the fingers of one hand knows.</think>\\boxed{4}"
+QUESTION = (
+    "Every morning Aya goes for a $9$-kilometer-long walk and stops at a coffee shop afterwards. How many minutes does "
+    "the walk of $\\frac{1}{2}$ hour take her?"
+)
+NONE = Benchmarks({}, 10)
+
+
+def row(name: str, **changed: object) -> TraceRow:
+    values: dict[str, object] = {
+        "id": name, "problem_id": f"p-{name}",
+        "prompt": f"What is {name} plus two, said in the words of a {name} person?",
+        "response": GOOD.replace("hand", f"hand of {name}"), "finish_reason": "stop", "verdict": "correct",
+        "verifier": "math", "reference": "4", "think_tokens": 15, "answer_tokens": 1, "source": "made",
+    }  # fmt: skip
+    return TraceRow(**{**values, **changed})  # type: ignore[arg-type]
+
+
+def planted() -> list[TraceRow]:
+    """Two good rows, and one or more for each filter."""
+    loop = " ".join(f"word{number}" for number in range(40))
+    return [
+        row("good"),
+        row("fine"),
+        row("cut", finish_reason="length"),
+        row("unclosed", response="<think>I think that it is \\boxed{4}"),
+        row("empty", response="<think>Hm, four.</think>  "),
+        row("wrong", verdict="wrong"),
+        row("unjudged", verdict=""),
+        row("german", response="<think>Der Mann und die Frau sind nicht mit dem Hund für uns auf der Wiese.</think>4"),
+        row("looped", response=f"<think>{loop} {loop} {loop}</think>4"),
+        row("long", think_tokens=40_000),
+        row("twice-a", problem_id="same", prompt="How many legs has a dog with four legs?"),
+        row("twice-b", problem_id="same", prompt="How many legs has a dog with four legs?",
+            response=row("twice-a").response),
+        row("near-a", prompt="A farmer has 17 sheep and all but nine of them run away; how many sheep are left now?"),
+        row("near-b", prompt="a farmer has 17 sheep, and all but nine of them run away; how many sheep are left NOW"),
+        row("leaked", prompt=QUESTION),
+        row("easy", problem_id="easy"),
+        *(row(f"many{number}", problem_id="many", prompt="Count the stars in a very small and rather dark box.")
+          for number in range(5)),
+    ]  # fmt: skip
+
+
+EXPECTED = {
+    "finished": {"cut"}, "format": {"unclosed", "empty"}, "correct": {"wrong", "unjudged"}, "language": {"german"},
+    "repetition": {"looped"}, "length": {"long"}, "duplicate": {"twice-b", "near-b"}, "contamination": {"leaked"},
+}  # fmt: skip
+
+
+def test_every_filter_stops_its_rows_and_the_ledger_adds_up() -> None:
+    rows, benchmarks = planted(), Benchmarks({"aime24": [QUESTION]}, 10)
+    ledger = filter_rows(rows, TraceFilters(), benchmarks, 2)
+    stopped = {name: {one.id for one in rows if one.first_reason == name} for name in ORDER}
+    for name, ids in EXPECTED.items():
+        assert stopped[name] == ids, name
+    assert len(stopped["cap"]) == 3
+    assert ledger.drawn == len(rows) == ledger.kept + sum(ledger.stopped.values())
+    assert ledger.contaminated == {"aime24": 1}
+    assert {one.id for one in rows if not one.first_reason} >= {"good", "fine", "easy", "twice-a", "near-a"}
+
+
+def test_what_is_kept_does_not_depend_on_the_order() -> None:
+    kept = []
+    for seed in range(4):
+        rows = planted()
+        random.Random(seed).shuffle(rows)
+        filter_rows(rows, TraceFilters(), Benchmarks({"aime24": [QUESTION]}, 10), 2)
+        kept.append({one.id for one in rows if not one.first_reason})
+    assert all(one == kept[0] for one in kept)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        QUESTION.upper(),
+        QUESTION.replace(" ", "   ").replace(".", " ."),
+        QUESTION.replace("$9$-kilometer", "9 kilometer").replace("\\frac", "\\dfrac"),
+        "Here is a story. " + QUESTION + " Answer in one word.",
+    ],
+)
+def test_a_benchmark_question_is_caught_in_other_dress(changed: str) -> None:
+    benchmarks = Benchmarks({"aime24": [QUESTION]}, 10)
+    assert benchmarks.hit(changed) == "aime24"
+
+
+def test_a_paraphrase_is_not_caught() -> None:
+    """As every card says."""
+    told = (
+        "Aya walks nine kilometers each day before she has a coffee. If that is half an hour, how many minutes is it?"
+    )
+    assert Benchmarks({"aime24": [QUESTION]}, 10).hit(told) is None
+    assert Benchmarks({"short": ["What is 2 + 2?"]}, 10).hit("what is 2+2") == "short"  # compared whole
+
+
+def test_difficulty_is_a_band_of_pass_rates() -> None:
+    rows = [
+        row(f"{name}{draw}", problem_id=name, prompt=f"The {name} question of {name} people, and none of any other.",
+            response=f"<think>{' '.join(f'{name}{draw}w{n}' for n in range(20))}</think>4",
+            verdict="correct" if draw < right else "wrong")
+        for name, right in (("never", 0), ("some", 4), ("always", 8)) for draw in range(8)
+    ]  # fmt: skip
+    filters = TraceFilters(difficulty=Difficulty(), language=0)
+    filter_rows(rows, filters, NONE, 8)
+    assert {one.problem_id for one in rows if not one.first_reason} == {"some"}
+    assert {one.problem_id for one in rows if one.first_reason == "difficulty"} == {"always"}
+    assert next(one.pass_rate for one in rows if one.problem_id == "some").correct == 4  # type: ignore[union-attr]
+
+
+def test_the_cap_keeps_the_shortest_and_the_most_different() -> None:
+    texts = ["a b c d e f", "a b c d e f g", "u v w x y z q"]
+    rows = [
+        row(f"r{n}", problem_id="p", prompt="One problem.", response=f"<think>{text}</think>4", think_tokens=10 + n)
+        for n, text in enumerate(texts)
+    ]
+    filter_rows(rows, TraceFilters(language=0), NONE, 2)
+    assert {one.id for one in rows if not one.first_reason} == {"r0", "r2"}
+
+
+def test_a_repetition_filter_that_is_wrong_for_the_data_is_refused() -> None:
+    block = " ".join(f"w{number}" for number in range(40))
+    rows = [row(f"r{n}") for n in range(97)]
+    rows += [row(f"x{n}", response=f"<think>{block} {block} {block}</think>4") for n in range(3)]
+    with pytest.raises(UsageError, match=r"would stop 3 of 100 correct, finished rows.*x0, x1, x2.*raise filters"):
+        filter_rows(rows, TraceFilters(near_duplicate=1), NONE, 4)
+    filter_rows(rows, TraceFilters(near_duplicate=1, repetition=1), NONE, 4)
+
+
+def test_repetition_and_forms() -> None:
+    block = " ".join(f"w{number}" for number in range(32))
+    assert repeated(f"{block} {block} {block}")[1]
+    assert not repeated(f"{block} {block}")[1]
+    assert not repeated("one two three")[1]
+    assert repeated("again " * 200) == (pytest.approx(1 - 1 / 181), True)
+    assert has_form("<think>a</think><answer>4</answer>", "tags")
+    assert not has_form("<think>a</think>4", "tags")
+    assert has_form("<think>a</think>so \\boxed{4}", "boxed")
+    assert has_form("anything", "none")
+    assert not has_form("<think>a</think><answer></answer>", "think")
+
+
+def test_candidates_are_proved_by_their_shingles() -> None:
+    base = [f"w{number}" for number in range(60)]
+    texts = {"a": " ".join(base), "b": " ".join([*base[:59], "other"]), "c": " ".join(reversed(base)), "d": "x y"}
+    assert near_duplicates(texts, 0.8) == {"b": "a"}
+    shapes = {key: grams(normal_words(text), 5) for key, text in texts.items()}
+    assert jaccard(shapes["a"], shapes["b"]) == pytest.approx(55 / 57)
+    assert near_duplicates(texts, 0.99) == {}  # the canary: it is a threshold
+    assert near_duplicates({"a": "one two", "b": "One  two!"}, 1.0) == {"b": "a"}
+
+
+def options(**filters: object) -> SetOptions:
+    return SetOptions(filters=TraceFilters(**filters), keep_per_problem=2, keep_rejected=True)  # type: ignore[arg-type]
+
+
+def test_a_set_is_the_same_bytes_and_its_card_recounts(tmp_path: Path) -> None:
+    benchmark = tmp_path / "aime24.jsonl"
+    benchmark.write_text(json.dumps({"problem": QUESTION}) + "\n")
+    more = {"decontaminate": Decontamination(against=(str(benchmark),))}
+    for name in ("a", "b"):
+        rows = planted()
+        random.Random(name).shuffle(rows)
+        write_set(rows, tmp_path / name / "set", options(**more))
+    for file in ("traces.jsonl", "traces_rejected.jsonl", "card.json", "README.md"):
+        assert (tmp_path / "a/set" / file).read_bytes() == (tmp_path / "b/set" / file).read_bytes(), file
+    kept, stopped = (list(read_rows(tmp_path / "a/set" / file)) for file in ("traces.jsonl", "traces_rejected.jsonl"))
+    card = json.loads((tmp_path / "a/set/card.json").read_text())
+    assert card["rows"] == {"drawn": len(kept) + len(stopped), "kept": len(kept)}
+    assert card["stopped"] == {name: Counter(one.first_reason for one in stopped)[name] for name in ORDER}
+    assert card["tokens"] == sum(one.tokens for one in kept)
+    assert card["benchmarks"]["aime24"] == {"questions": 1, "n": 10, "hits": 1}
+    assert "Paraphrases" in (tmp_path / "a/set/README.md").read_text()
+
+
+def test_check_finds_one_flipped_verdict(tmp_path: Path) -> None:
+    write_set(planted(), tmp_path / "set", options())
+    assert check_set(tmp_path / "set").faults == ()
+    path = tmp_path / "set/traces.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    bent = json.loads(lines[0])
+    bent["reference"] = "5"
+    path.write_text("".join([json.dumps(bent) + "\n", *lines[1:]]))
+    found = check_set(tmp_path / "set")
+    assert any(f"row {bent['id']}: its verdict is correct, and math says wrong now" in one for one in found.faults)
+    assert any("sha256" in one for one in found.faults)
+    done = CliRunner().invoke(app, ["traces", "check", str(tmp_path / "set")])
+    assert done.exit_code == 1
+    assert bent["id"] in done.output
+    with pytest.raises(UsageError, match="is no folder of traces"):
+        check_set(tmp_path)
+
+
+def test_exports_load_in_datasets_and_come_back(tmp_path: Path) -> None:
+    import datasets
+
+    rows = planted()
+    filter_rows(rows, TraceFilters(), NONE, 2)
+    kept = [one for one in rows if not one.first_reason]
+    for form, suffix in (("messages", "jsonl"), ("openthoughts", "parquet"), ("openr1", "parquet")):
+        path = tmp_path / f"{form}.{suffix}"
+        count = export_rows(kept, path, form)
+        kind = "json" if suffix == "jsonl" else "parquet"
+        loaded = datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+        assert len(loaded) == count
+        again = list(read_traces_of(path, form))
+        assert sorted(one.response for one in again) == sorted(one.response for one in kept)
+        assert {one.prompt for one in again} == {one.prompt for one in kept}
+    assert {one.verdict for one in read_traces_of(tmp_path / "openr1.parquet", "openr1")} == {"correct"}
+    with pytest.raises(UsageError, match=r"known are openr1, openthoughts, messages"):
+        export_rows(kept, tmp_path / "x.jsonl", "sharegpt")
+    (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+    with pytest.raises(UsageError, match=r"bad.jsonl, row 1: not a row of messages.*assistant"):
+        list(read_traces_of(tmp_path / "bad.jsonl", "messages"))
+
+
+def real_rows() -> list[dict[str, object]]:
+    found: list[dict[str, object]] = []
+    for name in ("sky_t1_traces", "prime_rl_rollouts", "gsm8k_model_solutions"):
+        path = DATA / f"{name}.jsonl"
+        if not path.exists():
+            pytest.skip(f"{path.name} is not there")
+        found += [{**json.loads(line), "source": name} for line in path.read_text(encoding="utf-8").splitlines()]
+    return found[:2000]
+
+
+def test_two_thousand_real_rows(tmp_path: Path) -> None:
+    """The command on real traces: an exact ledger, every planted benchmark question caught, the same bytes again."""
+    rows = real_rows()
+    first = json.loads((DATA / "aime24.jsonl").read_text(encoding="utf-8").splitlines()[0])["prompt"]
+    dressed = [first, first.upper(), first.replace(" ", "  "), first.replace("\\frac", "\\dfrac")]
+    rows += [
+        {"id": f"planted-{n}", "prompt": text, "response": GOOD, "answer": "4", "source": "planted"}
+        for n, text in enumerate(dressed)
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+    for name in ("a", "b"):
+        arguments = [
+            "traces", "import", str(tmp_path / "in.jsonl"), str(tmp_path / name / "set"), "--format", "rows",
+            "--against", str(DATA / "aime24.jsonl"), "--keep-per-problem", "2",
+        ]  # fmt: skip
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+    for file in ("traces.jsonl", "traces_rejected.jsonl", "card.json"):
+        assert (tmp_path / "a/set" / file).read_bytes() == (tmp_path / "b/set" / file).read_bytes()
+    kept, stopped = (list(read_rows(tmp_path / "a/set" / file)) for file in ("traces.jsonl", "traces_rejected.jsonl"))
+    card = json.loads((tmp_path / "a/set/card.json").read_text())
+    assert len(kept) + len(stopped) == len(rows) == card["rows"]["drawn"]
+    assert sum(card["stopped"].values()) == len(stopped)
+    assert len(kept) > 50
+    assert not [one for one in kept if one.source == "planted"]
+    caught = [one for one in stopped if one.source == "planted" and one.filters.get("contamination") == 1.0]
+    assert len(caught) == len(dressed)
+    assert check_set(tmp_path / "a/set").faults == ()

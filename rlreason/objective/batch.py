@@ -22,7 +22,7 @@ class Packing:
     Example for prompts (5, 6) and (7,), continued by two rows of 3 tokens and one of 1, none of which computes its
     last: tokens 5 6 7 a b c d, ``positions_L == (0, 1, 0, 2, 3, 2, 3)``, ``prompt_at_GP == ((0, 1), (2, 0))``,
     ``prompt_lengths_G == (2, 1)``, ``prompt_of_B == (0, 0, 1)``, ``row_at_BS == ((3, 4), (5, 6), (0, 0))``,
-    ``source_BT == ((1, 3, 4), (1, 5, 6), (2, 0, 0))``, ``longest == 4``. Places behind the end of a prompt or row are 0.
+    ``source_BT == ((1, 3, 4), (1, 5, 6), (2, 0, 0))``, ``longest == 4``. Places past the end of a prompt or row are 0.
     """
 
     positions_L: Tensor
@@ -89,8 +89,8 @@ class Batch:
 class ExpertCounts:
     """Where a model with experts sent the tokens that carry loss, added up over micro-batches and ranks.
 
-    Example: ``ExpertCounts(chosen=1, load_LE=tensor([[3, 1]]), compared_L=tensor([4]), agreed_L=tensor([4]))``. L = layers with
-    experts, E = experts; int64.
+    Example: ``ExpertCounts(chosen=1, load_LE=tensor([[3, 1]]), compared_L=tensor([4]), agreed_L=tensor([4]))``.
+    L = layers with experts, E = experts; int64.
     """
 
     #: Experts that each token goes to.
@@ -112,9 +112,7 @@ class ExpertCounts:
 
     def cpu(self) -> ExpertCounts:
         """The same in main memory."""
-        return replace(
-            self, load_LE=self.load_LE.cpu(), compared_L=self.compared_L.cpu(), agreed_L=self.agreed_L.cpu()
-        )
+        return replace(self, load_LE=self.load_LE.cpu(), compared_L=self.compared_L.cpu(), agreed_L=self.agreed_L.cpu())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,10 +30,7 @@ def _formula(stage: OpdStage) -> str:
             f"−{stage.value:g} · log p_y of the {stage.lowest:.0%} least probable tokens of each response; no teacher"
         )
     if stage.advantage == "fixed_entropy":
-        return (
-            f"A = −½ − (H − H_min)/(2(H_max − H_min)) on the {stage.lowest:.0%} least probable tokens; "
-            "no teacher"
-        )
+        return f"A = −½ − (H − H_min)/(2(H_max − H_min)) on the {stage.lowest:.0%} least probable tokens; no teacher"
     return f"loss of a token: {stage.spec.formula(stage.k)}"
 
 

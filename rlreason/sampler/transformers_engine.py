@@ -359,8 +359,8 @@ def choose(logprobs_RV: Tensor, uniform_R: Tensor, params: SamplingParams) -> tu
 
 
 def _filtered(logits_RV: Tensor, params: SamplingParams) -> Tensor:
-    """Logits at −inf below min-p (arXiv 2407.01082), outside top-k and outside the top-p nucleus (Holtzman et al. 2020),
-    cut in that order, as by vLLM."""
+    """Logits at −inf below min-p (arXiv 2407.01082), outside top-k and outside the top-p nucleus (Holtzman et al.
+    2020), cut in that order, as by vLLM."""
     if not params.truncated:
         return logits_RV
     if params.min_p > 0.0:

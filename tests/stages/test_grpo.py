@@ -105,9 +105,7 @@ def learned(
 ) -> dict[str, float]:
     """One step of a stage on ``policy``; ``reference``: another policy than the one that the trainer began with."""
     stage = stage_of(**changes)
-    options = TrainerOptions(
-        optimizer=stage.optimizer, total_steps=stage.steps, micro_batch_tokens=stage.micro_batch
-    )
+    options = TrainerOptions(optimizer=stage.optimizer, total_steps=stage.steps, micro_batch_tokens=stage.micro_batch)
     trainer = LocalTrainer(policy, options)
     trainer._reference = None if reference is None else reference.freeze()
     committed: list[int] = []

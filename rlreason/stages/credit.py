@@ -56,7 +56,9 @@ def advantages_of(
     spec = stage.objective
     if spec.rewards == "apart" and groups:
         summed_N = _parts_apart(groups, stage, weights or {})
-        return _advantages(summed_N, groups, stage, replace(spec, rewards="sum", baseline="batch", scale="batch_std"))
+        # Each part's mean is 0 in each group, so the batch's is: taking off what rounding leaves would only give a
+        # completion that no part tells from its group an advantage of 1e-17.
+        return _advantages(summed_N, groups, stage, replace(spec, rewards="sum", baseline="none", scale="batch_std"))
     scores = [float("nan") if score is None else score for group in groups for score in group.scores_G]
     scores_N = torch.tensor(scores, dtype=torch.float64)
     if penalties_N is not None:
@@ -83,7 +85,7 @@ def _parts_apart(groups: Sequence[Group], stage: GrpoStage, weights: Mapping[str
     completion has no score."""
     rewards = [one for group in groups for one in group.rewards_G]
     names = [name for name in weights if any(name in one.parts for one in rewards)]
-    if not names:
+    if not names and any(one.score is not None for one in rewards):
         raise UsageError(
             f'stage.{stage.name}.objective: rewards = "apart" (GDPO) normalises each part of [reward], and none of '
             f"{', '.join(weights) or 'its parts'} gave a score"
@@ -92,10 +94,25 @@ def _parts_apart(groups: Sequence[Group], stage: GrpoStage, weights: Mapping[str
     for name in names:
         has = [one.score is not None and name in one.parts for one in rewards]
         column = [one.parts[name] if given else float("nan") for one, given in zip(rewards, has, strict=True)]
-        part = _advantages(torch.tensor(column, dtype=torch.float64), groups, stage, stage.objective)
-        total_N += weights[name] * part.advantages_N
+        total_N += weights[name] * _normalised(torch.tensor(column, dtype=torch.float64), groups, stage)
     unscored_N = torch.tensor([one.score is None for one in rewards], dtype=torch.bool)
     return total_N.masked_fill(unscored_N, torch.nan)
+
+
+def _normalised(scores_N: Tensor, groups: Sequence[Group], stage: GrpoStage) -> Tensor:
+    """(r − mean_g) / (std_g + ε) of every completion that has r and is in its group's statistics, whether or not it
+    will carry loss: else the sum over a group, and with it over the batch, would not be 0."""
+    spec = stage.objective
+    everybody = replace(spec, overlong="keep") if spec.overlong == "mask" else spec
+    completions = completions_of(groups)
+    return group_advantage(
+        scores_N,
+        _group_numbers(groups),
+        torch.ones(len(completions), dtype=torch.long),
+        everybody,
+        max_tokens=stage.max_tokens,
+        truncated_N=torch.tensor([one.finish_reason == "length" for one in completions], dtype=torch.bool),
+    ).advantages_N
 
 
 def weights_of(reward: Mapping[str, RewardTerm]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from statistics import fmean, stdev
 from types import MappingProxyType
 
@@ -88,6 +89,33 @@ def test_the_comparison_sees_a_small_error() -> None:
     moved = [[(first[0], first[1] + 1e-9), *rows[0][1:]], *rows[1:]]
     found = advantages_of(groups_of(moved), STAGE, weights=WEIGHTS).advantages_N.tolist()
     assert max(abs(a - b) for a, b in zip(found, by_hand(rows), strict=True)) > 1e-12
+
+
+def test_a_completion_that_no_part_tells_from_its_group_earns_exactly_nothing() -> None:
+    """The batch's mean, which is 0 but for rounding, left 1e-17 to it, and so a forward pass."""
+    rows = table()
+    rows[2] = [(1.0, 0.3)] * 3
+    found = advantages_of(groups_of(rows), STAGE, weights=WEIGHTS).advantages_N.tolist()
+    assert found[-3:] == [0.0] * 3
+    assert found == pytest.approx(by_hand(rows), abs=1e-12)
+
+
+def test_a_step_without_any_score_is_no_mistake_of_the_recipe() -> None:
+    found = advantages_of(groups_of([[None, None], [None]]), STAGE, weights=WEIGHTS)
+    assert not found.advantages_N.any()
+    assert not found.kept_N.any()
+
+
+def test_a_masked_completion_stays_in_the_statistics() -> None:
+    """overlong = "mask": no loss of its own, and the others earn what they would beside it."""
+    groups = groups_of(table())
+    cut = replace(groups[0].completions_G[0], finish_reason="length")
+    groups[0] = replace(groups[0], completions_G=(cut, *groups[0].completions_G[1:]))
+    stage = STAGE.model_copy(update={"objective": replace(STAGE.objective, overlong="mask")})
+    whole = advantages_of(groups, STAGE, weights=WEIGHTS).advantages_N.tolist()
+    masked = advantages_of(groups, stage, weights=WEIGHTS).advantages_N.tolist()
+    assert masked == pytest.approx([0.0, *whole[1:]], abs=1e-14)
+    assert abs(whole[0]) > 0.1
 
 
 def test_a_rare_reward_is_not_drowned_by_a_wide_one() -> None:

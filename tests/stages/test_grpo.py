@@ -73,10 +73,15 @@ def groups_of(policy: Policy) -> list[Group]:
                 group_id=f"g{number}",
                 problem=Problem(id=f"p{number}", prompt="", verifier="math", reference="1"),
                 completions_G=tuple(completions),
-                rewards_G=tuple(RewardResult(score=score, verdict=Verdict.CORRECT) for score in members),
+                rewards_G=tuple(rewarded(score) for score in members),
             )
         )
     return groups
+
+
+def rewarded(score: float | None) -> RewardResult:
+    """A score that is the recipe's one part, as objectives that keep parts apart want to know."""
+    return RewardResult(score=score, verdict=Verdict.CORRECT, parts={} if score is None else {"accuracy": score})
 
 
 def logprobs_of(model: PreTrainedModel, completion: Completion) -> list[float]:
@@ -165,7 +170,7 @@ def scored(groups: list[Group], scores: list[float]) -> list[Group]:
     return [
         replace(
             group,
-            rewards_G=tuple(RewardResult(score=score, verdict=Verdict.CORRECT) for _ in group.completions_G),
+            rewards_G=tuple(rewarded(score) for _ in group.completions_G),
         )
         for group, score in zip(groups, scores, strict=True)
     ]
@@ -231,7 +236,10 @@ def test_the_filter_saves_time_and_changes_nothing(preset: str) -> None:
     assert filtered[:2] == pytest.approx(whole[:2], rel=1e-5, abs=1e-8)
     # Adam's first step has the size of the learning rate where a gradient is mere rounding: a few weights may differ.
     assert float(((filtered[2] - whole[2]).abs() > 2e-6).float().mean()) < 0.01
-    all_needed = (PRESETS[preset].kl_in == "loss" and PRESETS[preset].kl_coef > 0) or preset == "reinforce_pp"
+    all_needed = (PRESETS[preset].kl_in == "loss" and PRESETS[preset].kl_coef > 0) or preset in (
+        "reinforce_pp",
+        "flash_reinforce",
+    )
     assert (filtered[3] == whole[3]) is (all_needed or preset == "rloo")
 
 

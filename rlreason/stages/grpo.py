@@ -34,6 +34,7 @@ from rlreason.run.interrupt import deferred
 from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.sampler.stream import SCHEDULE, Ask, RolloutStream, scheduled
 from rlreason.stages.context import Context, Progress, Recorder
+from rlreason.stages.contract import LogprobContract
 from rlreason.stages.credit import (
     StepAdvantages,
     advantages_of,
@@ -83,6 +84,7 @@ class GrpoWork:
     schedule: BufferedRows
     #: Kept only where the stage asks for diagnoses.
     doctor: MismatchDoctor | None = None
+    contract: LogprobContract = field(default_factory=LogprobContract)
     #: Read by ``ask``, and moved on when a step is trained.
     cursor: ProblemCursor = field(default_factory=ProblemCursor)
 
@@ -94,6 +96,7 @@ class GrpoWork:
         if all_broken(drawn):
             self._stop(step, drawn)
         groups = full_batch(drawn, self.stage.problems_per_step) if rounds else drawn
+        self.contract.hold(step, groups, self.stage, self.trainer)
         if self.doctor is not None:
             self.doctor.look(step, groups)
         taken = time.perf_counter()

@@ -181,8 +181,14 @@ RECIPE = """
 name = "raw"
 [policy]
 model_type = "qwen3"
-model = { hidden_size = 32, intermediate_size = 64, num_hidden_layers = 1, num_attention_heads = 2,
-          num_key_value_heads = 1, head_dim = 16, initializer_range = 0.4 }
+[policy.model]
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
+head_dim = 16
+initializer_range = 0.4
 [data]
 train = "arithmetic"
 [[stage]]

@@ -13,7 +13,7 @@ from rlreason.errors import UsageError
 from rlreason.plan.text import describe
 from rlreason.run.inputs import KnownInputs, keep_inputs
 
-HEAD = 'name = "t"\n'
+HEAD = 'name = "t"\n[policy.tokenizer]\nkind = "bpe"\n'
 SFT = '[[stage]]\nkind = "sft"\nname = "cold"\nmodel = "policy"\nsteps = 2\nbatch_size = 2\n'
 GRPO = (
     '[[stage]]\nkind = "grpo"\nname = "rl"\nsteps = 2\nproblems_per_step = 2\nsamples_per_problem = 2\nmax_tokens = 4\n'

@@ -24,11 +24,8 @@ import torch
 from measure import Way, interleaved
 from torch import Tensor
 from ways import (
-    GroupInputs,
     HeadInputs,
     TokenInputs,
-    group_exact,
-    group_ways,
     has_kernels,
     head_exact,
     head_ways,
@@ -48,7 +45,7 @@ _FLOPS = 790e12
 
 @dataclass(frozen=True)
 class Kernel:
-    """One of the three: how to build inputs, what is exact, which ways there are."""
+    """One of the two: how to build inputs, what is exact, which ways there are."""
 
     name: str
     make: Callable[..., Any]
@@ -63,7 +60,6 @@ class Kernel:
 
 
 KERNELS = (
-    Kernel("K1", GroupInputs.make, group_exact, group_ways, (1e-6, 1e-6), (1024,), [(1024,), (8192,)], [(64,)]),
     Kernel(
         "K2",
         TokenInputs.make,
@@ -152,12 +148,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="where the results go, as JSON")
     parser.add_argument("--rounds", type=int, default=50, help="timed runs of each way; at least 30 (not with --smoke)")
-    parser.add_argument("--only", default="K1,K2,K3", help="kernels to measure, e.g. K1,K3")
+    parser.add_argument("--only", default="K2,K3", help="kernels to measure, e.g. K3")
     parser.add_argument("--smoke", action="store_true", help="on the CPU, at small sizes; measures nothing")
     options = parser.parse_args()
     unknown = set(options.only.split(",")) - {kernel.name for kernel in KERNELS}
     if unknown:
-        parser.error(f"--only knows K1, K2 and K3, not {', '.join(sorted(unknown))}")
+        parser.error(f"--only knows K2 and K3, not {', '.join(sorted(unknown))}")
     if not options.smoke and options.rounds < 30:
         parser.error(f"--rounds must be at least 30, not {options.rounds}")
     return options

@@ -1,4 +1,4 @@
-"""Inputs, implementations and exact results of the three kernels' benchmark.
+"""Inputs, implementations and exact results of the two kernels' benchmark.
 
 N = completions or rows, B = sequences, T = positions, H = hidden size, V = vocabulary. The objective is PPO's clip with
 a KL term (k3) and one mean over all tokens: what every way computes.
@@ -15,16 +15,13 @@ import torch
 from measure import Way
 from torch import Tensor
 
-from rlreason.objective import advantage, dispatch, linear, loss
+from rlreason.objective import dispatch, linear, loss
 from rlreason.objective.batch import Batch
 from rlreason.objective.linear import HeadOptions
 from rlreason.objective.loss import LossInputs
 from rlreason.objective.spec import ObjectiveSpec
 
 SPEC = ObjectiveSpec(clip_low=0.2, clip_high=0.2, kl_coef=0.04, correction="none")
-GROUP_SPEC = ObjectiveSpec(std_epsilon=1e-4, correction="none")
-GROUP_SIZE = 8
-MAX_TOKENS = 4096
 
 
 def has_liger() -> bool:
@@ -38,67 +35,6 @@ def has_kernels(device: torch.device) -> bool:
 
 def _random(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-# ---- K1
-
-
-@dataclass(frozen=True)
-class GroupInputs:
-    rewards_N: Tensor
-    group_N: Tensor
-    lengths_N: Tensor
-
-    @staticmethod
-    def make(completions: int, device: torch.device) -> GroupInputs:
-        return GroupInputs(
-            rewards_N=(_random(0, completions) > 0.3).float().to(device),
-            group_N=(torch.arange(completions) // GROUP_SIZE).to(device),
-            lengths_N=(_random(1, completions).abs() * 500).long().clamp(1, MAX_TOKENS).to(device),
-        )
-
-
-def group_exact(inputs: GroupInputs) -> tuple[Tensor, ...]:
-    credit = advantage.group_advantage(
-        inputs.rewards_N.cpu().double(),
-        inputs.group_N.cpu(),
-        inputs.lengths_N.cpu(),
-        GROUP_SPEC,
-        max_tokens=MAX_TOKENS,
-    )
-    return (credit.advantages_N, credit.weights_N)
-
-
-def group_ways(inputs: GroupInputs, compiled: bool) -> list[Way]:
-    def plain(rewards_N: Tensor, lengths_N: Tensor) -> tuple[Tensor, ...]:
-        """Groups of one size that lie side by side; no missing reward."""
-        rewards_GM = rewards_N.view(-1, GROUP_SIZE)
-        mean_G1, std_G1 = rewards_GM.mean(1, keepdim=True), rewards_GM.std(1, keepdim=True)
-        weights_N = torch.ones_like(rewards_N) / lengths_N.sum()
-        return ((rewards_GM - mean_G1) / (std_G1 + GROUP_SPEC.std_epsilon)).view(-1), weights_N
-
-    def ours(module: Callable[..., advantage.Advantages], groups: object) -> Callable[[], tuple[Tensor, ...]]:
-        def call() -> tuple[Tensor, ...]:
-            credit = module(inputs.rewards_N, groups, inputs.lengths_N, GROUP_SPEC, max_tokens=MAX_TOKENS)
-            return (credit.advantages_N, credit.weights_N)
-
-        return call
-
-    device, ways = inputs.rewards_N.device, []
-    if has_kernels(device):
-        from rlreason.objective.kernels.advantage import group_advantage
-        from rlreason.objective.kernels.groups import Groups
-
-        even = Groups.even(len(inputs.rewards_N) // GROUP_SIZE, GROUP_SIZE, device)
-        ways.append(Way("kernel", ours(group_advantage, even), ours=True, note="also statistics, flags, packing index"))
-    ways.append(Way("torch path", ours(advantage.group_advantage, inputs.group_N), note="any groups; statistics"))
-    ways.append(
-        Way("torch eager", lambda: plain(inputs.rewards_N, inputs.lengths_N), note="even groups, no statistics")
-    )
-    if compiled:
-        fused = torch.compile(plain)
-        ways.append(Way("torch.compile", lambda: fused(inputs.rewards_N, inputs.lengths_N), note="as eager"))
-    return ways
 
 
 # ---- K2

@@ -1,7 +1,8 @@
-"""K1 on the CPU: advantages and loss weights of a whole step, vectorised over all groups.
+"""Advantages and loss weights of a whole step, vectorised over all groups.
 
 N = completions, G = groups, both of the whole step. Group identity is data: ``group_N[i]`` says whose completion i is,
-in any order and number.
+in any order and number. Scores come from verifiers on the host, a few thousand a step, and are credited there: what
+the device needs of them travels with the tokens of each micro-batch, so nothing waits for it.
 """
 
 from __future__ import annotations

@@ -13,8 +13,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from rlreason.objective import advantage, linear, loss
-from rlreason.objective.advantage import Advantages
+from rlreason.objective import linear, loss
 from rlreason.objective.batch import Batch, LossOutput
 from rlreason.objective.linear import DEFAULT_HEAD, HeadLoss, HeadOptions
 from rlreason.objective.loss import LossAndGrad, LossInputs
@@ -38,33 +37,6 @@ def _triton_installed() -> bool:
         stacklevel=3,
     )
     return False
-
-
-def group_advantage(
-    rewards_N: Tensor,
-    group_N: Tensor,
-    lengths_N: Tensor,
-    spec: ObjectiveSpec,
-    *,
-    max_tokens: int,
-    truncated_N: Tensor | None = None,
-    baseline_N: Tensor | None = None,
-) -> Advantages:
-    """``advantage.group_advantage``; on a GPU a ``kernels.advantage.DeviceAdvantages``. Plain ids cost one
-    synchronisation there: a caller that knows its groups passes ``kernels.groups.Groups`` to the kernel itself."""
-    if uses_triton(rewards_N.device):
-        from rlreason.objective.kernels.advantage import group_advantage as chosen
-    else:
-        chosen = advantage.group_advantage  # type: ignore[assignment]
-    return chosen(
-        rewards_N,
-        group_N,
-        lengths_N,
-        spec,
-        max_tokens=max_tokens,
-        truncated_N=truncated_N,
-        baseline_N=baseline_N,
-    )
 
 
 def evaluate(logprobs_BT: Tensor, inputs: LossInputs, spec: ObjectiveSpec) -> LossAndGrad:

@@ -47,7 +47,7 @@ class HeadOptions:
     tile_rows: int | None = None
     #: forward: gradient in the forward pass; recompute: tiles twice; auto: the first where the objective allows it.
     gradient: Literal["auto", "forward", "recompute"] = "auto"
-    #: Places b·T + t of the loss rows, int64 [R]; −1 is padding. None: found from the mask (a GPU waits for that).
+    #: Places b·T + t of the loss rows, int64 [R]. None: found from the mask (a GPU waits for that).
     rows_R: Tensor | None = None
 
 
@@ -203,7 +203,7 @@ class _Head:
     def from_hidden(hidden_BTH: Tensor, weight_VH: Tensor, batch: Batch, options: HeadOptions) -> _Head:
         """Allocate what the call needs."""
         places_R = options.rows_R
-        places_R = batch.loss_mask_BT.reshape(-1).nonzero()[:, 0] if places_R is None else places_R[places_R >= 0]
+        places_R = batch.loss_mask_BT.reshape(-1).nonzero()[:, 0] if places_R is None else places_R
         wide = torch.float64 if weight_VH.dtype == torch.float64 else torch.float32
         scaled_RH = hidden_BTH.detach().reshape(-1, hidden_BTH.shape[-1]).index_select(0, places_R).to(wide)
         if options.temperature != 1.0:

@@ -155,10 +155,13 @@ class _WithGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.saved_tensors
-        # A head's gradient is as large as the head: on a CPU, where asking costs nothing, 1 is not multiplied.
-        as_it_is = grad_output.device.type == "cpu" and float(grad_output) == 1.0
-        scaled = gradients if as_it_is else tuple(gradient * grad_output for gradient in gradients)
+        scaled = gradients if _is_one(grad_output) else tuple(gradient * grad_output for gradient in gradients)
         return (None, *scaled, *(None for _ in gradients))
+
+
+def _is_one(grad_output: Tensor) -> bool:
+    """A head's gradient is as large as the head: on a CPU, where asking costs nothing, 1 is not multiplied."""
+    return grad_output.device.type == "cpu" and float(grad_output) == 1.0
 
 
 def _blocks(rows: int, width: int) -> Iterator[slice]:

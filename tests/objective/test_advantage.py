@@ -171,3 +171,25 @@ def test_sum_is_zero_and_the_tolerance_has_a_canary() -> None:
 def test_a_baseline_that_is_asked_for_and_not_given() -> None:
     with pytest.raises(ValueError, match="pass baseline_N"):
         one_group([1.0, 0.0], ObjectiveSpec(baseline="given"))
+
+
+@pytest.mark.parametrize("offset", [0.0, 7428.0, 1e6])
+def test_groups_of_thousands_and_a_common_offset_leave_no_residue(offset: float) -> None:
+    """What GPU kernels of groups fall over: more than 1,024 members, and float32 rewards whose variance cancels."""
+    rng = random.Random(2)
+    groups = [[rng.random() < 0.3 for _ in range(3000)], [rng.random() < 0.9 for _ in range(2)], [True] * 1500]
+    rewards_N = torch.tensor([offset + value for group in groups for value in group], dtype=torch.float32)
+    group_N = torch.tensor([at for at, group in enumerate(groups) for _ in group])
+    order_N = torch.randperm(len(group_N), generator=torch.Generator().manual_seed(0))
+    ones_N = torch.ones(len(group_N), dtype=torch.long)
+    out = group_advantage(rewards_N[order_N], group_N[order_N], ones_N, ObjectiveSpec(), max_tokens=3)
+    wanted = []
+    for group in groups:
+        mean = math.fsum(group) / len(group)
+        std = math.sqrt(math.fsum((value - mean) ** 2 for value in group) / (len(group) - 1))
+        wanted += [(value - mean) / (std + 1e-6) if std else 0.0 for value in group]
+    wanted_N = torch.tensor(wanted, dtype=torch.float64)[order_N]
+    assert float((out.advantages_N - wanted_N).abs().max()) < 1e-6
+    assert not out.advantages_N[group_N[order_N] == 2].any()
+    one_pass = (rewards_N.square().mean() - rewards_N.mean().square()).clamp(min=0).sqrt()  # the way that cancels
+    assert (abs(float(one_pass) - float(rewards_N.double().std())) > 1e-3) is (offset > 0)

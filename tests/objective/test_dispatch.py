@@ -10,9 +10,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from rlreason.objective import advantage, dispatch, linear, loss
+from rlreason.objective import dispatch, linear, loss
 from rlreason.objective.presets import PRESETS
-from rlreason.objective.spec import ObjectiveSpec
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -44,16 +43,6 @@ def test_a_gpu_with_triton_runs_the_kernels(monkeypatch: pytest.MonkeyPatch) -> 
     assert dispatch.uses_triton(CUDA)
 
 
-def test_credit_on_the_cpu_is_the_torch_path() -> None:
-    rewards_N, group_N = torch.tensor([1.0, 0.0, 0.0]), torch.zeros(3, dtype=torch.long)
-    one, two = (
-        module.group_advantage(rewards_N, group_N, torch.tensor([2, 3, 4]), ObjectiveSpec(), max_tokens=5)
-        for module in (dispatch, advantage)
-    )
-    assert type(one) is advantage.Advantages
-    assert torch.equal(one.advantages_N, two.advantages_N)
-
-
 @pytest.mark.parametrize(
     ("name", "module"),
     [
@@ -78,8 +67,10 @@ def test_triton_is_not_imported_on_the_cpu() -> None:
         "import sys, torch\n"
         "from rlreason.objective import dispatch\n"
         "from rlreason.objective.spec import ObjectiveSpec\n"
-        "one = torch.ones(2)\n"
-        "dispatch.group_advantage(one, one.long(), one.long(), ObjectiveSpec(), max_tokens=2)\n"
+        "from rlreason.objective.loss import LossInputs\n"
+        "one = torch.ones(2, 2)\n"
+        "tokens = LossInputs(mask_BT=one, sampler_logprobs_BT=one, advantages_BT=one, weights_BT=one)\n"
+        "dispatch.evaluate(one, tokens, ObjectiveSpec())\n"
         "assert 'rlreason.objective.kernels' not in sys.modules\n"
         "assert 'triton' not in sys.modules\n"
     )

@@ -84,7 +84,7 @@ def distillation_loss(
 def rows_of(batch: Batch) -> Tensor:
     """Places b·T + t of the loss tokens of a micro-batch, int64 [R]."""
     rows_R = batch.loss_rows_R
-    return batch.loss_mask_BT.reshape(-1).nonzero()[:, 0] if rows_R is None else rows_R[rows_R >= 0]
+    return batch.loss_mask_BT.reshape(-1).nonzero()[:, 0] if rows_R is None else rows_R
 
 
 def quarters_of(batch: Batch, rows_R: Tensor) -> Tensor:

@@ -51,8 +51,7 @@ def linear_policy_loss(
 ) -> HeadLoss:
     """As ``objective.linear.linear_policy_loss``, on the device of ``hidden_BTH``.
 
-    A head in half precision multiplies as it is, into float32. Padding in ``options.rows_R`` keeps its rows, so that
-    nothing waits for the device to count them.
+    A head in half precision multiplies as it is, into float32. With ``options.rows_R`` nothing waits for the device.
     """
     inputs = LossInputs.from_batch(batch, spec, old_logprobs_BT, reference_logprobs_BT)
     plan = Plan(spec, inputs.old_logprobs_BT is not None, reference_logprobs_BT is not None)
@@ -143,7 +142,6 @@ class _Head:
     options: HeadOptions
     #: What the rows were drawn from, where that is known.
     sets: TokenRows | None
-    #: One spare row behind the N: padding goes there.
     gradient_NH: Tensor | None
     gradient_VH: Tensor | None
     centring: _Centring | None = None
@@ -196,9 +194,7 @@ class _Head:
             ),
             options=options,
             sets=batch.sampled_from,
-            gradient_NH=hidden_NH.new_zeros((len(hidden_NH) + 1, hidden_NH.shape[1]))
-            if wanted and hidden.requires_grad
-            else None,
+            gradient_NH=torch.zeros_like(hidden_NH) if wanted and hidden.requires_grad else None,
             gradient_VH=zeros(*weight.shape) if wanted and weight.requires_grad else None,
         )
 
@@ -281,15 +277,12 @@ class _Head:
             yield start, tile_CV
 
     def _hidden(self, start: int, count: int) -> Tensor:
-        """Hidden states of a tile's rows; 0 for padding, whatever lies at the place that it is read from."""
-        places_C = self.inputs.places[start : start + count]
-        hidden_CH = self.hidden_NH.index_select(0, places_C.clamp(min=0))
-        return hidden_CH.masked_fill_((places_C < 0).unsqueeze(1), 0.0)
+        """Hidden states of a tile's rows."""
+        return self.hidden_NH.index_select(0, self.inputs.places[start : start + count])
 
     def _add_gradients(self, start: int, gradient_CV: Tensor) -> None:
         places_C = self.inputs.places[start : start + len(gradient_CV)]
         if self.gradient_NH is not None:
-            places_C = torch.where(places_C < 0, len(self.hidden_NH), places_C)
             self.gradient_NH.index_copy_(0, places_C, gradient_CV @ self.weight_VH)
         if self.gradient_VH is not None:
             _accumulate(self.gradient_VH, gradient_CV.t(), self._hidden(start, len(gradient_CV)))
@@ -298,7 +291,7 @@ class _Head:
         """The loss as a function of hidden states and weight."""
         pairs = []
         if self.gradient_NH is not None:
-            pairs.append((self.hidden, self.gradient_NH[:-1].view(self.hidden.shape)))
+            pairs.append((self.hidden, self.gradient_NH.view(self.hidden.shape)))
         if self.gradient_VH is not None:
             pairs.append((self.weight, self.gradient_VH.to(self.weight.dtype)))
         loss = done.loss.to(_accumulator(self.weight))

@@ -40,7 +40,7 @@ class RowPlan:
 
 
 class RowInputs(NamedTuple):
-    #: Place b·T + t of each row, int64 [R]; negative: padding, which carries nothing.
+    #: Place b·T + t of each row, int64 [R].
     places: Tensor
     #: [B, T] each.
     targets: Tensor
@@ -113,20 +113,18 @@ def _overwrite(pointers, vocabulary, target, numbers, scale, PLAN: tl.constexpr,
 
 
 @triton.jit
-def _objective(inputs, outputs, row, place, rows, logprob, PLAN: tl.constexpr):
+def _objective(inputs, outputs, row, spot, rows, logprob, PLAN: tl.constexpr):
     """The row's gradient by log π; its eight columns are stored. ``rows``: of all tiles."""
-    kept = place >= 0
-    spot = tl.maximum(place, 0)
-    logprob = tl.where(kept, logprob, 0.0)
     old = logprob
     if PLAN.token.has_old:
-        old = tl.load(inputs.old + spot, mask=kept, other=0.0)
-    sampler = tl.load(inputs.sampler + spot, mask=kept, other=0.0)
+        old = tl.load(inputs.old + spot)
+    sampler = tl.load(inputs.sampler + spot)
     reference = logprob
     if PLAN.token.has_reference:
-        reference = tl.load(inputs.reference + spot, mask=kept, other=0.0)
-    advantage = tl.load(inputs.advantages + spot, mask=kept, other=0.0)
-    weight = tl.load(inputs.weights + spot, mask=kept, other=0.0)
+        reference = tl.load(inputs.reference + spot)
+    advantage = tl.load(inputs.advantages + spot)
+    weight = tl.load(inputs.weights + spot)
+    kept = spot >= 0  # each row has loss
     token = (logprob, old, sampler, reference, advantage, weight)
     levels = (logprob - old, old - sampler, weight * 0.0 + 1.0)
     grad_logprob, measured = token_objective(token, levels, kept, PLAN.token)
@@ -151,9 +149,7 @@ def row_kernel(tile, inputs, outputs, sizes, temperature, PLAN: tl.constexpr, BL
     row = start + tl.program_id(0)
     line = tl.program_id(0).to(tl.int64)
     row_ptr = tile_ptr + line * stride
-    place = tl.load(inputs.places + row)
-    kept = place >= 0
-    spot = tl.maximum(place, 0)
+    spot = tl.load(inputs.places + row)
     target = tl.load(inputs.targets + spot)
     scale = 1.0 / (temperature + tl.full((), 0.0, tile_ptr.dtype.element_ty))
     if PLAN.measure:
@@ -162,8 +158,8 @@ def row_kernel(tile, inputs, outputs, sizes, temperature, PLAN: tl.constexpr, BL
         if PLAN.tempered:
             below = below * scale
         logprob = below - log_total
-        tl.store(outputs.logprobs + spot, logprob, mask=kept)
-        tl.store(outputs.entropies + spot, entropy, mask=kept)
+        tl.store(outputs.logprobs + spot, logprob)
+        tl.store(outputs.entropies + spot, entropy)
         tl.store(outputs.normalisers + 2 * row, largest)
         tl.store(outputs.normalisers + 2 * row + 1, log_total)
     else:
@@ -171,10 +167,10 @@ def row_kernel(tile, inputs, outputs, sizes, temperature, PLAN: tl.constexpr, BL
         largest = tl.load(outputs.normalisers + 2 * row)
         log_total = tl.load(outputs.normalisers + 2 * row + 1)
     if PLAN.objective:
-        grad_logprob = _objective(inputs, outputs, row, place, rows, logprob, PLAN)
-        tl.store(outputs.grad_logprobs + spot, grad_logprob, mask=kept)
+        grad_logprob = _objective(inputs, outputs, row, spot, rows, logprob, PLAN)
+        tl.store(outputs.grad_logprobs + spot, grad_logprob)
     elif PLAN.gradient:
-        grad_logprob = tl.load(outputs.grad_logprobs + spot, mask=kept, other=0.0)
+        grad_logprob = tl.load(outputs.grad_logprobs + spot)
     if PLAN.gradient:
         numbers = (largest, log_total, logprob, grad_logprob)
         pointers = (row_ptr, gradient_ptr + line * gradient_stride)

@@ -18,8 +18,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from rlreason.objective.batch import Batch
-from rlreason.objective.kernels import advantage, linear, loss
-from rlreason.objective.kernels.groups import Groups
+from rlreason.objective.kernels import linear, loss
 from rlreason.objective.linear import HeadOptions
 from rlreason.objective.loss import LossInputs
 from rlreason.objective.presets import PRESETS
@@ -80,20 +79,6 @@ def compile_only(self: JITFunction[Any], *arguments: Any, grid: Any, warmup: boo
     return built
 
 
-def group_kernels(name: str) -> None:
-    """K1, in one launch and in two."""
-    for completions in (1000, advantage.ONE_LAUNCH + 1000):
-        rewards_N = torch.zeros(completions)
-        advantage.group_advantage(
-            rewards_N,
-            Groups.even(completions // 8, 8, rewards_N.device),
-            torch.ones(completions, dtype=torch.int64),
-            PRESETS[name],
-            max_tokens=50,
-            truncated_N=torch.zeros(completions, dtype=torch.bool),
-        )
-
-
 def token_kernels(spec: ObjectiveSpec) -> None:
     """K2."""
     some_BT = torch.zeros(32, 1024)
@@ -132,8 +117,6 @@ def head_kernels(dtype: torch.dtype, temperature: float, gradient: str) -> None:
 def main() -> None:
     driver.set_active(Hopper())
     JITFunction.run = compile_only  # type: ignore[method-assign]
-    group_kernels("dapo")
-    group_kernels("reinforce_pp_baseline")
     for name in ("grpo", "gspo", "cispo"):
         token_kernels(PRESETS[name])
     head_kernels(torch.bfloat16, 1.0, "auto")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import group_advantage
 import linear_head
 import policy_loss
 import pytest
@@ -13,7 +12,7 @@ import torch
 from kernel_cases import INTERPRETED
 
 from rlreason.objective import dispatch
-from rlreason.objective.kernels import advantage, linear, loss
+from rlreason.objective.kernels import linear, loss
 from rlreason.objective.presets import PRESETS
 
 SPEC = PRESETS["grpo"]
@@ -23,21 +22,6 @@ SPEC = PRESETS["grpo"]
 def _kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
     if INTERPRETED:
         monkeypatch.setattr(dispatch, "uses_triton", lambda device: True)
-
-
-def test_group_advantage() -> None:
-    step = group_advantage.Step(torch.float32)
-    credit = dispatch.group_advantage(
-        step.rewards_N,
-        step.group_N,
-        step.lengths_N,
-        SPEC,
-        max_tokens=group_advantage.MAX_TOKENS,
-        truncated_N=step.truncated_N,
-        baseline_N=step.baseline_N,
-    )
-    assert isinstance(credit, advantage.DeviceAdvantages)
-    assert group_advantage.same_bits(credit, step.kernels(SPEC))
 
 
 def test_token_loss() -> None:

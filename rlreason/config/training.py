@@ -46,6 +46,8 @@ class TrainingStage(Section):
     #: Tokens that one micro-batch computes at most, a shared prompt counted once; changes memory and speed, never the
     #: loss. Default: what fits the memory, up to 16,384 on a CPU and 32,768 on a GPU; the run's recipe.toml has it.
     micro_batch_tokens: int | None = Field(None, ge=1)
+    #: With [trainer.lora], whether this stage trains the adapter; false: all weights, as in a cold start.
+    lora: bool = True
     #: Named set whose held-out problems are evaluated; default: those of the stage's own set, or ``data.heldout``.
     heldout: str | None = None
     #: Steps between held-out evaluations; 0 never, the last step always counts when it is not 0.

@@ -71,14 +71,14 @@ class Setup:
     micro_batch_tokens: int
 
     @staticmethod
-    def of(recipe: Recipe, tokens: int) -> Setup:
-        """As the recipe has them."""
+    def of(recipe: Recipe, stage: Trained, tokens: int) -> Setup:
+        """As the recipe has them for ``stage``."""
         trainer = recipe.trainer
         return Setup(
             ranks=trainer.ranks,
             offload=trainer.offload,
             checkpointing=trainer.activation_checkpointing,
-            lora=lora_options(recipe),
+            lora=lora_options(recipe, stage),
             micro_batch_tokens=tokens,
         )
 
@@ -117,7 +117,7 @@ class Budgets:
         """
         if stage.name not in self._setups:
             tokens = stage.micro_batch_tokens or self._tokens_that_fit(stage)
-            self._setups[stage.name] = Setup.of(self.recipe, tokens)
+            self._setups[stage.name] = Setup.of(self.recipe, stage, tokens)
         return self._setups[stage.name]
 
     def _tokens_that_fit(self, stage: Trained) -> int:
@@ -125,7 +125,7 @@ class Budgets:
         tokens, row = (MOST_TOKENS_GPU if self.on_gpu else MICRO_BATCH), sum(self.rows(stage))
         if self._is_small(stage, tokens):
             return tokens
-        while tokens > row and self.memory(stage, Setup.of(self.recipe, tokens)).total > self.room:
+        while tokens > row and self.memory(stage, Setup.of(self.recipe, stage, tokens)).total > self.room:
             tokens //= 2
         return max(tokens, min(row, MICRO_BATCH))
 
@@ -314,7 +314,9 @@ def _changes(budgets: Budgets, stage: Trained, setup: Setup) -> Iterator[tuple[t
     if setup.ranks < budgets.trainer_gpus:
         axes.append([(f"trainer.ranks={budgets.trainer_gpus}", {"ranks": budgets.trainer_gpus})])
     if setup.lora is None:
-        axes.append([("trainer.lora.rank=16", {"lora": PROPOSED_LORA})])
+        known = lora_options(budgets.recipe, stage.model_copy(update={"lora": True}))
+        key = "trainer.lora.rank=16" if known is None else f"stage.{stage.name}.lora=true"
+        axes.append([(key, {"lora": known or PROPOSED_LORA})])
     if not setup.offload:
         axes.append([("trainer.offload=true", {"offload": True})])
     for count in range(1, len(axes) + 1):

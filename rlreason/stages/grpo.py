@@ -355,9 +355,8 @@ def run_grpo(stage: GrpoStage, context: Context, trainer: Trainer, recorder: Rec
         assert isinstance(trainer, LocalTrainer), "the recipe is refused with trainer.ranks"
         doctor = MismatchDoctor(stage, context.run, trainer)
     schedule = BufferedRows(context.run, stage.name, SCHEDULE, on=context.recipe.logging.schedule)
-    sampler = scheduled(
-        context.sampler(trainer, version, growth=context.trainers.growth(trainer)), stage, schedule.add, context.replay
-    )
+    growth = context.trainers.growth(trainer, stage)
+    sampler = scheduled(context.sampler(trainer, version, growth=growth), stage, schedule.add, context.replay)
     if recorder.saved is not None:
         _go_on(sampler, stage, progress, schedule)
     steps = range(version, stage.steps)

@@ -287,7 +287,7 @@ def run_opd(
         )
         return source.train(stage.first_problem + step * drawn, drawn), params
 
-    sampler = context.sampler(trainer, version, growth=context.trainers.growth(trainer))
+    sampler = context.sampler(trainer, version, growth=context.trainers.growth(trainer, stage))
     if recorder.saved is not None and recorder.progress.position["delivered"]:
         sampler.pool.settle_deliveries()
         sampler.stats.read()  # these deliveries are in the metrics of the step before

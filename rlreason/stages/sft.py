@@ -113,7 +113,7 @@ def train_supervised(
 ) -> None:
     """All steps of a supervised stage that are still to be done."""
     version = recorder.progress.trained
-    growth = context.trainers.growth(trainer)
+    growth = context.trainers.growth(trainer, stage)
     sampler = context.sampler(trainer, version, growth=growth) if stage.eval_every else None
     context.samplers.rest()
     work = SupervisedWork(

@@ -11,7 +11,7 @@ import torch
 from rlreason.cluster.actors import ActorGroup, ActorOptions
 from rlreason.cluster.plan import RANK
 from rlreason.cluster.run_places import RunPlaces
-from rlreason.config import DistillStage, GrpoStage, OpdStage, PolicyConfig, Recipe, SftStage, Stage
+from rlreason.config import DistillStage, GrpoStage, OpdStage, PolicyConfig, Recipe, SftStage, Stage, TrainingStage
 from rlreason.policy.lora import LoraOptions
 from rlreason.trainer.balance import router_coefficient
 from rlreason.trainer.local import LocalTrainer
@@ -46,10 +46,11 @@ class Trainers:
         ranks = self.places.plan.ranks if self.recipe.trainer.ranks else None
         return self.device if ranks is None or not ranks.gpus else torch.device("cuda")
 
-    def growth(self, trainer: Trainer) -> int:
+    def growth(self, trainer: Trainer, stage: TrainingStage) -> int:
         """Bytes of each of its GPUs that the trainer will yet take and keep: moments, which the first step makes."""
         settings = self.recipe.trainer
-        moments = 0 if settings.lora is not None or settings.offload else 8 * trainer.parameters[0]
+        small = lora_options(self.recipe, stage) is not None or settings.offload
+        moments = 0 if small else 8 * trainer.parameters[0]
         return moments // max(1, settings.ranks)
 
     def open(
@@ -80,7 +81,7 @@ class Trainers:
             offload=settings.offload,
             tensor_parallel=settings.tensor_parallel,
             expert_parallel=settings.expert_parallel,
-            lora=lora_options(self.recipe),
+            lora=lora_options(self.recipe, stage),
             **router_options(stage),
         )
         if settings.ranks:
@@ -114,9 +115,9 @@ def router_options(stage: Stage) -> dict[str, Any]:
     return {"routing": why, "freeze_router": stage.freeze_router}
 
 
-def lora_options(recipe: Recipe) -> LoraOptions | None:
-    """The recipe's adapter; its random half depends on the seed alone."""
+def lora_options(recipe: Recipe, stage: TrainingStage) -> LoraOptions | None:
+    """The adapter that ``stage`` trains; None: all weights. Its random half depends on the seed alone."""
     lora = recipe.trainer.lora
-    if lora is None:
+    if lora is None or not stage.lora:
         return None
     return LoraOptions(rank=lora.rank, alpha=lora.alpha, targets=lora.targets, experts=lora.experts, seed=recipe.seed)

@@ -86,7 +86,7 @@ def test_as_many_as_fit_and_no_more(path: Path, monkeypatch: pytest.MonkeyPatch)
         setup = found.setup(grpo)  # type: ignore[arg-type]
         assert setup.micro_batch_tokens < MICRO_BATCH
         assert found.memory(grpo, setup).total <= found.room == gigabytes * 0.5e9  # type: ignore[arg-type]
-        twice = Setup.of(recipe, 2 * setup.micro_batch_tokens)
+        twice = Setup.of(recipe, grpo, 2 * setup.micro_batch_tokens)
         assert found.memory(grpo, twice).total > found.room  # type: ignore[arg-type]
     monkeypatch.setattr(budget, "usable_memory", lambda: 1e6)  # nothing fits: one row is all there can be
     found, _ = budgets(path)

@@ -20,7 +20,7 @@ from rlreason.config.recipe import (
     TokenizerConfig,
 )
 from rlreason.config.traces import Decontamination, Difficulty, TraceFilters
-from rlreason.config.training import MICRO_BATCH, OptimizerConfig, TrainingStage
+from rlreason.config.training import MICRO_BATCH, OptimizerConfig, TrainingStage, stage_of
 
 __all__ = [
     "ACCURACY",
@@ -60,4 +60,5 @@ __all__ = [
     "recipe_toml",
     "recipes_folder",
     "shipped_recipes",
+    "stage_of",
 ]

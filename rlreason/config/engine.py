@@ -37,7 +37,7 @@ class TrainerConfig(Section):
     checkpoint_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     #: Checkpoints of single steps that are kept beside a stage's last one, newest first; made when a state is saved.
     keep_checkpoints: int = Field(0, ge=0)
-    #: A metric such as "accuracy/heldout": the step where it was highest is kept as checkpoints/best.
+    #: A metric such as "accuracy/heldout": each stage keeps the step where it was highest, which STAGE@best names.
     best_metric: str | None = Field(None, min_length=1)
     #: Steps in a row whose gradient is not finite, all of them skipped, that end the run.
     max_skipped_steps: int = Field(5, ge=1)

@@ -19,7 +19,7 @@ from rlreason.config.opd import OpdStage, TeacherConfig
 from rlreason.config.reward_audit import KEYS_SCHEMA, AuditedRewards
 from rlreason.config.secret import FromEnvironment, OptionTable
 from rlreason.config.traces import TraceFilters
-from rlreason.config.training import NAME, TrainingStage
+from rlreason.config.training import NAME, TrainingStage, stage_of
 from rlreason.errors import nearest
 
 
@@ -112,7 +112,7 @@ class EvalStage(Section):
     kind: Literal["eval"]
     #: Name of the stage in overrides, results and reports.
     name: str = Field(pattern=NAME)
-    #: Names of training stages and endpoints, and policy or student.
+    #: Names of training stages and endpoints, and policy or student; grpo@best is the best checkpoint of grpo.
     models: tuple[str, ...] = Field(min_length=1)
     #: Named set whose held-out problems are measured; default ``data.heldout``.
     data: str | None = None
@@ -172,6 +172,7 @@ class Recipe(AuditedRewards):
                 "cluster.colocate takes turns on one GPU, and staleness > 0 samples while the policy learns: use one"
             )
         self._check_ranks()
+        self._check_best()
         self._check_endpoint_names()
         names = [stage.name for stage in self.stage]
         for name in names:
@@ -189,6 +190,14 @@ class Recipe(AuditedRewards):
             elif not isinstance(stage, EvalStage):
                 trained.append(stage.name)
         return self
+
+    def _check_best(self) -> None:
+        evaluates = any(isinstance(stage, TrainingStage) and stage.eval_every for stage in self.stage)
+        if self.trainer.best_metric == "accuracy/heldout" and not evaluates:
+            raise ValueError(
+                'trainer.best_metric = "accuracy/heldout" is measured by the evaluations of a training stage: give one '
+                "eval_every"
+            )
 
     def _check_ranks(self) -> None:
         trainer = self.trainer
@@ -221,7 +230,7 @@ class Recipe(AuditedRewards):
                 continue
             if model == "student" and self.student is None:
                 raise ValueError(f"stage {stage.name!r} trains the student, but the recipe has no [student] table")
-            if model is not None and model not in {"policy", "student", *trained}:
+            if model is not None and not self._is_model(model, trained):
                 raise ValueError(
                     f"stage {stage.name!r}: model {model!r} is neither policy, student, an endpoint nor an earlier "
                     f"training stage ({', '.join(trained) or 'none yet'}){nearest(model, [*trained, *self.endpoint])}"
@@ -250,6 +259,12 @@ class Recipe(AuditedRewards):
         if isinstance(stage, OpdStage):
             self._check_opd(stage, trained, rejects)
 
+    def _is_model(self, name: str, trained: list[str]) -> bool:
+        """Whether ``name`` is policy, student, a stage of ``trained`` or such a stage's best checkpoint."""
+        if name.endswith("@best") and stage_of(name) in trained and self.trainer.best_metric is None:
+            raise ValueError(f"{name!r} is a best checkpoint, and trainer.best_metric doesn't say by which metric")
+        return name in {"policy", "student", *trained, *(f"{one}@best" for one in trained)}
+
     def _check_opd(self, stage: OpdStage, trained: list[str], rejects: list[str]) -> None:
         where = f"stage {stage.name!r}: "
         try:
@@ -258,7 +273,7 @@ class Recipe(AuditedRewards):
             raise ValueError(f"{where}{error}") from error
         for name in names:
             one = self.teacher[name]
-            if one.model is not None and one.model not in {"policy", "student", *trained}:
+            if one.model is not None and not self._is_model(one.model, trained):
                 raise ValueError(
                     f"{where}teacher.{name}.model = {one.model!r} is neither policy, student nor an earlier training "
                     f"stage ({', '.join(trained) or 'none yet'}){nearest(one.model, trained)}"

@@ -12,6 +12,11 @@ from rlreason.config.engine import Section
 NAME = r"^[a-z0-9][a-z0-9_]*$"
 
 
+def stage_of(model: str) -> str:
+    """The stage of a model's name: "grpo" of "grpo", of "grpo@best" and of "grpo@50"."""
+    return model.partition("@")[0]
+
+
 class OptimizerConfig(Section):
     """AdamW and its schedule."""
 

@@ -18,6 +18,7 @@ from rlreason.config import (
     SamplerConfig,
     TrainingStage,
     load,
+    stage_of,
 )
 from rlreason.config.errors import explain
 from rlreason.data.rows import Columns
@@ -140,25 +141,31 @@ def _stage(recipe: Recipe, run: RunDirectory, name: str | None) -> str:
         return done[-1]
     if name in {"policy", "student"} and (name == "policy" or recipe.student is not None):
         return name
-    if name not in trained:
+    stage = stage_of(name)
+    if stage not in trained:
         names = ", ".join(trained)
-        raise UsageError(f"{run.root} has no training stage {name!r}{nearest(name, trained)}; it has: {names}")
-    if name not in done:
+        raise UsageError(f"{run.root} has no training stage {stage!r}{nearest(stage, trained)}; it has: {names}")
+    if name != stage:
+        run.checkpoint(name)
+    elif name not in done:
         raise UsageError(f"{run.root}: stage {name!r} is not done, it is {run.manifest.stage(name).status}")
     return name
 
 
 def _eval_stage(recipe: Recipe, model: str) -> EvalStage:
     """The run's last eval stage that measures ``model``; without one, how its own stage evaluates it."""
-    found = [one for one in recipe.stage if isinstance(one, EvalStage) and model in one.models]
+    stages = [one for one in recipe.stage if isinstance(one, EvalStage)]
+    found = [one for one in stages if model in one.models] or [one for one in stages if stage_of(model) in one.models]
     if found:
         return found[-1].model_copy(update={"models": (model,)})
-    stage = next((one for one in recipe.stage if isinstance(one, TrainingStage) and one.name == model), None)
+    stage = next((one for one in recipe.stage if isinstance(one, TrainingStage) and one.name == stage_of(model)), None)
     if stage is None:  # the policy or student as it was, on what the first stage is measured on
         first = recipe.stage[0].name
         return EvalStage(kind="eval", name=first, models=(model,), problems=PROBLEMS, max_tokens=MAX_TOKENS)
     longest: int = getattr(stage, "max_tokens", stage.eval_max_tokens)  # GRPO evaluates with its own limit
-    return EvalStage(kind="eval", name=model, models=(model,), problems=stage.eval_problems, max_tokens=longest)
+    return EvalStage(
+        kind="eval", name=stage.name, models=(model,), problems=stage.eval_problems, max_tokens=longest
+    )
 
 
 def _of_model(

@@ -65,7 +65,7 @@ def _identity(one: Measurement) -> str:
     """The model: a checkpoint's checksum, else its folder's files by size and time, else its name."""
     (name,) = one.stage.models
     if one.run is not None and name not in {"policy", "student"}:
-        return str(one.run.manifest.stage(name).sha256)
+        return str(one.run.checkpoint_sha256(name))
     path = Path(one.recipe.policy.path or "")
     files = sorted(path.glob("*")) if one.recipe.policy.path and path.is_dir() else [path] if path.is_file() else []
     return repr(

@@ -82,7 +82,8 @@ def parents(run: Run, stage: Stage) -> list[Stage]:
             continue
         for other in run.stages:
             names = {other.name, other.checkpoint, other.sha256}
-            if other.number < stage.number and (parent in names or other.name in folder_names(parent)):
+            named = parent.partition("@")[0]
+            if other.number < stage.number and (named in names or other.name in folder_names(parent)):
                 found.append(other)
                 break
     return found
@@ -127,7 +128,7 @@ def suites(run: Run) -> list[Suite]:
         results = by_suite[name]
         models = []
         for model, result in results.items():
-            stage = stages.get(model)
+            stage = stages.get(model.partition("@")[0])
             base = base_of(run, stage, results) if stage else None
             base_result = results[base.name] if base and results[base.name].accuracy.count else None
             gain = difference(result.accuracy, base_result.accuracy) if base_result else None

@@ -122,6 +122,11 @@ def facts(stage: Stage) -> list[tuple[str, str]]:
     last = stage.last_heldout()
     if last and stage.kind != "eval":
         found.append(("held-out accuracy while training", f"{words.percent(last[1], 1)} at step {last[0]:,}"))
+    if stage.best:
+        metric, value = str(stage.best.get("metric")), number(stage.best.get("value"))
+        shown = words.percent(value, 1) if metric.startswith("accuracy/") else f"{value or 0.0:.4g}"
+        step = words.count(number(stage.best.get("step")))
+        found.append((f"best checkpoint, {stage.name}@best", f"{metric} {shown} after {step} steps"))
     return found
 
 

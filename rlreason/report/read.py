@@ -46,6 +46,8 @@ class Stage:
     parents: tuple[str, ...] = ()
     sha256: str | None = None
     error: str | None = None
+    #: What the manifest says of its best checkpoint: step, metric, value; empty without one.
+    best: Json = field(default_factory=dict)
     #: Folder under stages/, None where the stage wrote none.
     folder: Path | None = None
     steps: Steps = field(default_factory=list)
@@ -237,6 +239,7 @@ def read_stages(run_dir: Path, manifest: Json, notes: list[str]) -> tuple[Stage,
                 parents=tuple(str(parent) for parent in as_list(entry.get("parents"))),
                 sha256=words(entry.get("sha256")),
                 error=masked_words(entry.get("error")),
+                best=as_dict(entry.get("best")),
                 folder=folder,
                 steps=steps,
             )
@@ -288,7 +291,7 @@ def read_evaluations(run_dir: Path, stages: tuple[Stage, ...], notes: list[str])
                 file=path.stem,
             )
         )
-    return tuple(sorted(found, key=lambda one: order.get(one.model, len(order) + 1)))
+    return tuple(sorted(found, key=lambda one: order.get(one.model.partition("@")[0], len(order) + 1)))
 
 
 def read_manifest(run_dir: Path) -> Json:

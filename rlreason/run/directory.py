@@ -17,7 +17,7 @@ from rlreason.errors import UsageError
 from rlreason.run import atomic, lock, manifest
 from rlreason.run.inputs import InputFile, keep_inputs
 from rlreason.run.interrupt import deferred
-from rlreason.run.manifest import Change, Manifest, StageEntry, WarningEntry
+from rlreason.run.manifest import BestEntry, Change, Manifest, StageEntry, WarningEntry
 from rlreason.run.states import SavedState, StageStates, StateRecord, cut_files, file_lengths, row_files
 
 Fill = Callable[[Path], None]
@@ -93,7 +93,8 @@ class RunDirectory:
         entry.status, entry.finished = "pending", None
         redo = {name}
         for later in self.manifest.stages:
-            if later.name != name and redo & set(later.parents) and later.status != "pending":
+            made_from = {one.partition("@")[0] for one in later.parents}
+            if later.name != name and redo & made_from and later.status != "pending":
                 redo.add(later.name)
                 self._clear(later.name)
         self.save()
@@ -109,13 +110,22 @@ class RunDirectory:
         return self.root / "stages" / f"{names.index(name) + 1:02d}-{name}"
 
     def checkpoint(self, name: str) -> Path:
-        """Checkpoint folder of a finished training stage, its checksum verified."""
+        """Checkpoint folder of a training stage, its checksum verified: of ``grpo`` the last, once it is finished; of
+        ``grpo@best`` its best, of ``grpo@50`` that of step 50, also before. Raises UsageError where it isn't there."""
+        name, _, which = name.partition("@")
+        if which:
+            return self._kept(name, which)
         folder = self.stage_folder(name) / "checkpoint"
         if not folder.is_dir():
             raise UsageError(f"stage {name!r} has no checkpoint in {folder}")
         if atomic.folder_sha256(folder) != self.manifest.stage(name).sha256:
             raise UsageError(f"{folder} changed since stage {name!r} wrote it (checksum differs); start anew")
         return folder
+
+    def checkpoint_sha256(self, name: str) -> str | None:
+        """The checksum of what ``checkpoint(name)`` gives."""
+        stage, _, which = name.partition("@")
+        return atomic.folder_sha256(self.checkpoint(name)) if which else self.manifest.stage(stage).sha256
 
     def begin(self, name: str, parents: list[str]) -> tuple[StageEntry, SavedState | None]:
         """Mark a stage as running, and give the state that it goes on from; None: from its start.
@@ -137,6 +147,11 @@ class RunDirectory:
         entry.status, entry.error, entry.finished, entry.parents = "running", None, None, parents
         entry.seconds, entry.sampled_tokens = record.seconds, record.sampled_tokens
         entry.trained_tokens = record.trained_tokens
+        entry.best = record.best
+        if entry.best is not None and not (self.root / entry.best.checkpoint).is_dir():
+            self._note(f"{name}: its best checkpoint, {entry.best.checkpoint}, is gone; the next one measured is kept")
+            entry.best = None
+        self._prune_best(name)
         if not found:  # it begins anew, and what was wrong may no longer be
             self.manifest.warnings = [one for one in self.manifest.warnings if one.stage != name]
         self.current = name
@@ -164,9 +179,11 @@ class RunDirectory:
                 seconds=entry.seconds,
                 sampled_tokens=entry.sampled_tokens,
                 trained_tokens=entry.trained_tokens,
+                best=entry.best,
             )
             try:
                 states.save(record, fill)
+                self._prune_best(name)
             except atomic.DiskFull as error:
                 last = states.newest_step()
                 kept = "nothing of the stage is saved yet" if last is None else f"the state of step {last} is kept"
@@ -174,7 +191,7 @@ class RunDirectory:
             self.save()
 
     def save_checkpoint(self, name: str, label: str, fill: Fill, keep: int | None = None) -> Path:
-        """Write ``checkpoints/<label>`` of a stage, all or nothing. ``label``: "step-000050" or "best".
+        """Write ``checkpoints/<label>`` of a stage, all or nothing. ``label``: such as "step-000050".
 
         With ``keep``, only the newest so many of the step checkpoints stay. Raises DiskFull.
         """
@@ -187,6 +204,22 @@ class RunDirectory:
                     shutil.rmtree(old)
         return folder / label
 
+    def save_best(self, name: str, step: int, metric: str, value: float, fill: Fill) -> None:
+        """Write ``checkpoints/best-000050`` of a stage, the model after ``step`` steps, as its best by ``metric``.
+
+        Those that kept states speak of stay beside it, so that a run finds the best of the state that it goes on from.
+        Raises DiskFull.
+        """
+        folder = self.stage_folder(name) / "checkpoints" / f"best-{step:06d}"
+        folder.parent.mkdir(exist_ok=True)
+        with deferred():
+            checksum = atomic.write_folder(folder, fill)
+            place = folder.relative_to(self.root).as_posix()
+            best = BestEntry(step=step, metric=metric, value=value, checkpoint=place, sha256=checksum)
+            self.manifest.stage(name).best = best
+            self.save()
+            self._prune_best(name)
+
     def newest_state(self, name: str) -> int | None:
         """Step of the newest state of a stage, by its name; None: it has none."""
         return self._states(name).newest_step()
@@ -195,6 +228,7 @@ class RunDirectory:
         """Mark a stage as done. Its newest state stays, so that it may be given more steps."""
         entry = self.manifest.stage(name)
         self._states(name).prune(1)
+        self._prune_best(name)
         entry.status, entry.finished, entry.error = "done", now(), None
         self.current = None
         self.save()
@@ -242,6 +276,36 @@ class RunDirectory:
         with atomic.naming_full_disk(folder, f"to write {file_name}"), (folder / file_name).open("ab", 0) as file:
             while data:
                 data = data[os.write(file.fileno(), data) :]
+
+    def _kept(self, name: str, which: str) -> Path:
+        folder, best = self.stage_folder(name) / "checkpoints", self.manifest.stage(name).best
+        if which == "best":
+            if best is None:
+                raise UsageError(
+                    f"stage {name!r} has kept no best checkpoint: trainer.best_metric names the metric to keep it by, "
+                    "and a step must have had it"
+                )
+            found = self.root / best.checkpoint
+            if not found.is_dir() or atomic.folder_sha256(found) != best.sha256:
+                raise UsageError(f"{found} is gone or changed since stage {name!r} wrote it (checksum differs)")
+            return found
+        kept = {int(one.name.removeprefix("step-")): one for one in folder.glob("step-*")}
+        if not which.isdecimal() or int(which) not in kept:
+            there = ", ".join(f"{name}@{step}" for step in sorted(kept))
+            raise UsageError(
+                f"stage {name!r} has kept no checkpoint {which!r} ({there or 'trainer.keep_checkpoints keeps some'}); "
+                f"{name}@best is its best, {name} its last one"
+            )
+        return kept[int(which)]
+
+    def _prune_best(self, name: str) -> None:
+        """Remove every best checkpoint that neither the entry nor a state speaks of: it was surpassed, or is of a
+        session that the run does not go on from."""
+        best, wanted = self.manifest.stage(name).best, self._states(name).best_steps()
+        wanted |= set() if best is None else {best.step}
+        for folder in (self.stage_folder(name) / "checkpoints").glob("best-*"):
+            if int(folder.name.removeprefix("best-")) not in wanted:
+                shutil.rmtree(folder)
 
     def _states_folder(self, name: str) -> Path:
         return self.stage_folder(name) / "state"

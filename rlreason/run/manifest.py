@@ -100,6 +100,21 @@ class Change(Entry):
     what: str
 
 
+class BestEntry(Entry):
+    """The checkpoint of a stage's best step so far, by ``trainer.best_metric``; ``STAGE@best`` names it.
+
+    Example: ``BestEntry(step=50, metric="accuracy/heldout", value=0.81, checkpoint="stages/02-rl/checkpoints/…", …)``.
+    """
+
+    #: Steps that it has been trained for.
+    step: int
+    metric: str
+    value: float
+    #: In the run directory.
+    checkpoint: str
+    sha256: str
+
+
 class StageEntry(Entry):
     """One stage: how far it got and what it made. Times are ISO-8601 in UTC, durations seconds."""
 
@@ -118,6 +133,7 @@ class StageEntry(Entry):
     #: Stages whose artefacts this one read.
     parents: list[str] = []
     sha256: str | None = None
+    best: BestEntry | None = None
     sampled_tokens: int = 0
     trained_tokens: int = 0
     #: Engine and cluster that drew its completions.

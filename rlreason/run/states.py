@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from rlreason.errors import UsageError
 from rlreason.run import atomic
+from rlreason.run.manifest import BestEntry
 
 #: States that are kept while a stage runs.
 KEPT = 2
@@ -54,6 +55,7 @@ class StateRecord(BaseModel):
     seconds: float = 0.0
     sampled_tokens: int = 0
     trained_tokens: int = 0
+    best: BestEntry | None = None
 
 
 class StageStates:
@@ -100,6 +102,11 @@ class StageStates:
         """Step of the newest state by its name, not verified; None without one."""
         found = self._all()
         return int(found[-1].name.removeprefix("step-")) if found else None
+
+    def best_steps(self) -> set[int]:
+        """Steps of the best checkpoints that the states here speak of."""
+        found = [_read(folder).best for folder in self._all() if (folder / PROGRESS).is_file()]
+        return {best.step for best in found if best is not None}
 
     def newest(self, tell: Callable[[str], None]) -> tuple[StateRecord, Path] | None:
         """The newest state that verifies; None where there is none at all.

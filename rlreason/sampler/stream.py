@@ -71,7 +71,7 @@ class RolloutStream:
         verifier: Scorer | None = None,
     ) -> None:
         """``steps``: those to come, in order. The sampler holds the version that equals the first of them.
-        ``verifier``: scores what ``draw`` draws, instead of ``scorer``.
+        ``verifier``: scores what ``begin`` asks for, instead of ``scorer``.
         ``colocated``: the workers sleep from ``take`` to ``publish``; needs staleness 0."""
         assert not (colocated and staleness)
         self._colocated = colocated
@@ -117,7 +117,8 @@ class RolloutStream:
         groups = self._collect(f"step {step}")
         while more is not None and not self._staleness and (asked := more(groups)) is not None:
             seconds = self.seconds
-            groups += self.draw(*asked)
+            self._place("other", *asked, self.sampler.version, 0, self._scorer)
+            groups += self._collect("other")
             self.seconds = (seconds[0] + self.seconds[0], seconds[1] + self.seconds[1])
         if self._colocated:
             self.sampler.sleep()
@@ -129,10 +130,21 @@ class RolloutStream:
         with self._changed:
             return {name: list(order.keys) for name, order in self._orders.items() if name.startswith("step ")}
 
-    def draw(self, problems: Sequence[Problem], params: SamplingParams) -> list[Group]:
-        """Scored groups of other problems, drawn with the newest weights."""
-        self._place("other", problems, params, self.sampler.version, 0)
-        return self._collect("other")
+    def begin(self, problems: Sequence[Problem], params: SamplingParams) -> Callable[[], list[Group]]:
+        """Ask for verified groups of other problems, drawn with the newest weights; what is returned waits for them.
+
+        With staleness they are drawn among the groups of the steps to come, which may be taken meanwhile; newer
+        weights may not be published before they are there.
+        """
+        self._place("other", problems, params, self.sampler.version, 0, self._verifier)
+
+        def wait() -> list[Group]:
+            seconds = self.seconds
+            groups = self._collect("other")
+            self.seconds = seconds
+            return groups
+
+        return wait
 
     def publish(self, weights: Iterable[tuple[str, Tensor]], version: int, expected: Sequence[Tensor] = ()) -> None:
         """Offer the weights that follow the step just taken, and ask for one more step where drawing runs ahead.
@@ -148,17 +160,22 @@ class RolloutStream:
         for step in islice(self._ahead, count):
             problems, params = self._ask(step)
             oldest = max(0, step - self._staleness)
-            self._place(f"step {step}", problems, params, oldest, step * len(problems))
+            self._place(f"step {step}", problems, params, oldest, step * len(problems), self._scorer)
 
     def _place(
-        self, name: str, problems: Sequence[Problem], params: SamplingParams, min_version: int, position: int
+        self,
+        name: str,
+        problems: Sequence[Problem],
+        params: SamplingParams,
+        min_version: int,
+        position: int,
+        scorer: Scorer,
     ) -> None:
         """Ask for groups. ``position``: whose turn the first of them is, a function of what is asked for alone, so that
         a run that goes on gives its workers what the uninterrupted one would have given them."""
         if not self._staleness:  # first of all: a worker without work here would take the weights some time
             self.sampler.pool.settle_deliveries()
         groups = requests_of(problems, params, min_version)
-        scorer = self._verifier if name == "other" else self._scorer
         order = _Order(keys=[requests[0].group_id for requests in groups], scorer=scorer)
         with self._changed:
             self._orders[name] = order

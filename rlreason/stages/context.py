@@ -88,11 +88,15 @@ class Context:
         """Draws with ``sampler`` and verifies."""
         return lambda problems, params: self.verifier.score(list(draw_groups(sampler, problems, params)))
 
-    def heldout_metrics(self, draw: Draw, stage: str, problems: int, max_tokens: int) -> dict[str, float]:
-        """Greedy accuracy of what ``draw`` draws with, on the first ``problems`` held-out problems, and the shares of
-        answers without a verdict. Without any verdict there is no accuracy."""
+    def heldout_asked(self, stage: str, problems: int, max_tokens: int) -> tuple[list[Problem], SamplingParams]:
+        """What an evaluation while training asks: the first ``problems`` held-out problems, drawn greedily."""
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens, stream=f"{stage}/heldout")
-        report = self.evaluate(draw(self.data.of(stage).heldout(problems), params), stage, "heldout")
+        return list(self.data.of(stage).heldout(problems)), params
+
+    def heldout_metrics(self, groups: Sequence[Group], stage: str) -> dict[str, float]:
+        """Accuracy of what was drawn for it, and the shares of answers without a verdict. Without any verdict there is
+        no accuracy."""
+        report = self.evaluate(groups, stage, "heldout")
         accuracy = {"accuracy/heldout": report.accuracy.value} if report.accuracy.count else {}
         shares = {"heldout/broken": report.broken, "heldout/timed_out": report.timed_out}
         return accuracy | shares | {"heldout/verified": float(report.accuracy.count)}
@@ -106,8 +110,6 @@ class Progress:
     done: int = 0
     #: Metrics of a step that is trained but not recorded yet.
     pending: dict[str, float] | None = None
-    #: Best value of ``trainer.best_metric`` so far.
-    best: float | None = None
     #: What else the stage must know, of its own.
     position: dict[str, JsonValue] = field(default_factory=dict)
 

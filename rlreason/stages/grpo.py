@@ -45,7 +45,7 @@ from rlreason.stages.credit import (
     samples_of,
     weights_of,
 )
-from rlreason.stages.loop import Commit, StepLoop
+from rlreason.stages.loop import Commit, Heldout, StepLoop
 from rlreason.stages.replay import loss_of, record_experts, with_old
 from rlreason.stages.rollout_log import log_groups
 from rlreason.stages.rollouts import (
@@ -94,6 +94,7 @@ class GrpoWork:
         drawn, rounds = self._take(step)
         self.recorder.health.broke(broken_detail(drawn))
         if all_broken(drawn):
+            commit()
             self._stop(step, drawn)
         groups = full_batch(drawn, self.stage.problems_per_step) if rounds else drawn
         self.contract.hold(step, groups, self.stage, self.trainer)
@@ -169,10 +170,11 @@ class GrpoWork:
             self.trainer.rest()
         self.stream.publish(self.trainer.weights(), version, expected)
 
-    def heldout(self) -> dict[str, float]:
+    def heldout(self) -> Heldout:
         """See ``Work.heldout``."""
         stage = self.stage
-        return self.context.heldout_metrics(self.stream.draw, stage.name, stage.eval_problems, stage.max_tokens)
+        drawn = self.stream.begin(*self.context.heldout_asked(stage.name, stage.eval_problems, stage.max_tokens))
+        return lambda: self.context.heldout_metrics(drawn(), stage.name)
 
     def closing(self, scalars: dict[str, float]) -> dict[str, float]:
         """See ``Work.closing``: what happened to the workers since the step was trained, and before."""
@@ -384,5 +386,13 @@ def run_grpo(stage: GrpoStage, context: Context, trainer: Trainer, recorder: Rec
             doctor=doctor,
             cursor=cursor,
         )
-        StepLoop(stage=stage, context=context, trainer=trainer, recorder=recorder, published=version).run(work)
+        loop = StepLoop(
+            stage=stage,
+            context=context,
+            trainer=trainer,
+            recorder=recorder,
+            published=version,
+            ahead=stage.staleness > 0,
+        )
+        loop.run(work)
         schedule.flush()

@@ -24,6 +24,7 @@ from rlreason.config import (
     RejectStage,
     SftStage,
     Stage,
+    stage_of,
 )
 from rlreason.data.prompts import PromptFormat
 from rlreason.data.run_data import RunData
@@ -73,9 +74,9 @@ class RunModels:
                 yield _Use(stage=stage, origin=origin, teaches=True, done=done)
 
     def _origin(self, name: str, references: References) -> str:
-        while name not in TABLES and name not in self.done:
+        while stage_of(name) not in {*TABLES, *self.done}:
             name = references.model_of(references.stage(name))
-        return name
+        return stage_of(name)  # any checkpoint of a stage has the shape and the tokenizer of the others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ from rlreason.sampler.stream import RolloutStream
 from rlreason.stages.context import Context, Recorder
 from rlreason.stages.credit import completions_of, samples_of
 from rlreason.stages.grpo import earn
-from rlreason.stages.loop import Commit, StepLoop
+from rlreason.stages.loop import Commit, Heldout, StepLoop
 from rlreason.stages.opd_teachers import CANARY_EVERY, Teacher, check_noise, with_finite
 from rlreason.stages.rollout_log import log_groups
 from rlreason.stages.rollouts import all_broken, broken_detail, summarize
@@ -210,10 +210,11 @@ class OpdWork:
         """See ``Work.publish``."""
         self.stream.publish(self.trainer.weights(), version, self.trainer.expectations(self.sampler.probes))
 
-    def heldout(self) -> dict[str, float]:
+    def heldout(self) -> Heldout:
         """See ``Work.heldout``."""
         stage = self.stage
-        return self.context.heldout_metrics(self.stream.draw, stage.name, stage.eval_problems, stage.max_tokens)
+        drawn = self.stream.begin(*self.context.heldout_asked(stage.name, stage.eval_problems, stage.max_tokens))
+        return lambda: self.context.heldout_metrics(drawn(), stage.name)
 
     def closing(self, scalars: dict[str, float]) -> dict[str, float]:
         """See ``Work.closing``: what happened to the workers."""

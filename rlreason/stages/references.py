@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlreason.config import DistillStage, EvalStage, OpdStage, PolicyConfig, Recipe, RejectStage, Stage
+from rlreason.config import DistillStage, EvalStage, OpdStage, PolicyConfig, Recipe, RejectStage, Stage, stage_of
 
 #: Models that are tables of the recipe and no stage's.
 TABLES = ("policy", "student")
@@ -17,8 +17,8 @@ class References:
     recipe: Recipe
 
     def stage(self, name: str) -> Stage:
-        """The stage called ``name``."""
-        return next(stage for stage in self.recipe.stage if stage.name == name)
+        """The stage called ``name``, or whose best checkpoint that is."""
+        return next(stage for stage in self.recipe.stage if stage.name == stage_of(name))
 
     def model_of(self, stage: Stage) -> str:
         """The model a stage starts from: as named, else the newest descendant of the policy."""

@@ -12,7 +12,7 @@ from rlreason.objective.distillation.spec import FORWARD
 from rlreason.policy.batch import supervised_sample
 from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.stages.context import Context, Recorder
-from rlreason.stages.loop import Commit, StepLoop
+from rlreason.stages.loop import Commit, Heldout, StepLoop
 from rlreason.stages.replay import record_experts
 from rlreason.streams import permutation
 from rlreason.trainer.distilling import DistillationLoss
@@ -52,7 +52,7 @@ class SupervisedWork:
     def publish(self, version: int) -> None:
         """Nobody draws but for an evaluation, which takes the newest weights itself."""
 
-    def heldout(self) -> dict[str, float]:
+    def heldout(self) -> Heldout:
         """See ``Work.heldout``."""
         stage, sampler = self.stage, self.sampler
         assert sampler is not None
@@ -63,9 +63,9 @@ class SupervisedWork:
                 self.trainer.rest()
             sampler.publish(self.trainer.weights(), version, expected)
         draw = self.context.draw_with(sampler)
-        found = self.context.heldout_metrics(draw, stage.name, stage.eval_problems, stage.eval_max_tokens)
+        groups = draw(*self.context.heldout_asked(stage.name, stage.eval_problems, stage.eval_max_tokens))
         self.context.samplers.rest()
-        return found
+        return lambda: self.context.heldout_metrics(groups, stage.name)
 
     def closing(self, scalars: dict[str, float]) -> dict[str, float]:
         """Nothing more."""

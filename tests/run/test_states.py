@@ -249,24 +249,24 @@ def write_label(folder: Path) -> None:
     (folder / "config.json").write_text("{}")
 
 
-def test_step_checkpoints_are_pruned_and_the_best_is_not(tmp_path: Path) -> None:
+def test_step_checkpoints_are_pruned_and_others_are_not(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     run.begin("rl", [])
-    run.save_checkpoint("rl", "best", write_label)
+    run.save_checkpoint("rl", "other", write_label)
     for step in (50, 100, 150):
         run.save_checkpoint("rl", f"step-{step:06d}", write_label, keep=2)
-    run.save_checkpoint("rl", "best", write_label)
+    run.save_checkpoint("rl", "other", write_label)
     folder = run.stage_folder("rl") / "checkpoints"
-    assert sorted(path.name for path in folder.iterdir()) == ["best", "step-000100", "step-000150"]
+    assert sorted(path.name for path in folder.iterdir()) == ["other", "step-000100", "step-000150"]
 
 
 def test_checkpoints_put_aside_by_a_killed_replacement_come_back(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     run.begin("rl", [])
-    best = run.save_checkpoint("rl", "best", write_label)
-    best.rename(best.with_name(".best.old"))
+    label = run.save_checkpoint("rl", "other", write_label)
+    label.rename(label.with_name(".other.old"))
     RunDirectory.resume(tmp_path / "run")
-    assert (best / "config.json").read_text() == "{}"
+    assert (label / "config.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from typing import ClassVar
@@ -19,7 +20,7 @@ from rlreason.sampler.schedule import LiveSchedule
 from rlreason.sampler.stream import RolloutStream
 from rlreason.sampler.worker import RolloutWorker
 from rlreason.scorer import PoolScorer
-from rlreason.types import Group, Problem, SamplingParams
+from rlreason.types import Group, Problem, RewardResult, SamplingParams, Verdict
 
 STEPS = 4
 HELDOUT = SamplingParams(temperature=0.0, max_tokens=8, stream="heldout")
@@ -71,7 +72,7 @@ def run(policy: Policy, scorer: PoolScorer, first: int, staleness: int) -> tuple
             nudge(policy, 0.01, step)
             stream.publish(policy.weights(), step + 1, policy.expectations(sampler.probes))
             if not staleness:
-                assert [group.problem for group in stream.draw(PROBLEMS[:step], HELDOUT)] == PROBLEMS[:step]
+                assert [group.problem for group in stream.begin(PROBLEMS[:step], HELDOUT)()] == PROBLEMS[:step]
     assert sampler.unfinished == 0
     return taken, list(Noting.handed)
 
@@ -106,6 +107,52 @@ def test_a_stream_ahead_may_begin_later(scorer: PoolScorer) -> None:
     for step in range(2, STEPS):
         for at, problem in enumerate(ask(step)[0]):
             assert places[f"{step}{problem.id}"] == (step * 3 + at) % 2
+
+
+class Constant:
+    """Scores every completion with the same number."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def submit(self, group: Group, keys: object = ()) -> Future[Group]:
+        scored: Future[Group] = Future()
+        rewards = [RewardResult(score=self.value, verdict=Verdict.WRONG, verified=Verdict.WRONG)] * 2
+        scored.set_result(replace(group, rewards_G=tuple(rewards[: len(group.completions_G)])))
+        return scored
+
+
+def test_an_evaluation_is_drawn_while_the_next_step_is_taken_and_verified_alone() -> None:
+    """With staleness the next step is there before anyone waits for the evaluation, which the newest weights draw."""
+    policy = make_policy("qwen3")
+    sampler = open_at(policy, 0, 1)
+    reward, verifier = Constant(0.25), Constant(1.0)
+    with RolloutStream(sampler, reward, ask, range(STEPS), 1, verifier=verifier) as stream:  # type: ignore[arg-type]
+        stream.take(0)
+        nudge(policy, 0.01, 0)
+        stream.publish(policy.weights(), 1, policy.expectations(sampler.probes))
+        evaluation = stream.begin(PROBLEMS[:4], HELDOUT)
+        step = stream.take(1)
+        seconds = stream.seconds
+        heldout = evaluation()
+        assert stream.seconds == seconds  # those of the step, whatever the evaluation took
+    assert {version for g in heldout for c in g.completions_G for version in c.policy_versions} == {1}
+    assert {result.score for group in heldout for result in group.rewards_G} == {1.0}
+    assert {result.score for group in step for result in group.rewards_G} == {0.25}
+    assert [group.problem for group in heldout] == PROBLEMS[:4]
+    sampler.close()
+
+
+def test_groups_that_a_step_draws_on_top_are_scored_by_its_reward() -> None:
+    """Dynamic sampling's further rounds are trained on, so that the verifier alone does not score them."""
+    policy = make_policy("qwen3")
+    sampler = open_at(policy, 0, 0)
+    reward, verifier = Constant(0.25), Constant(1.0)
+    with RolloutStream(sampler, reward, ask, range(STEPS), 0, verifier=verifier) as stream:  # type: ignore[arg-type]
+        groups = stream.take(0, lambda drawn: ask(1) if len(drawn) == 3 else None)
+    assert len(groups) == 6
+    assert {result.score for group in groups for result in group.rewards_G} == {0.25}
+    sampler.close()
 
 
 def test_a_stream_may_be_left_while_workers_draw(scorer: PoolScorer) -> None:

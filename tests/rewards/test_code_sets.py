@@ -85,9 +85,10 @@ def test_a_solution_without_the_prompts_imports_and_helpers() -> None:
     """As a model writes it that answers with the function alone: HumanEval/32 and 38 have a helper in the prompt."""
     for one in rows_of("humaneval"):
         if one["id"] in {"HumanEval/0", "HumanEval/32", "HumanEval/38"}:
-            row = {**one, "task_id": one["id"], **one["tests"], "test": one["tests"]["code"]}
+            row = {"task_id": one["id"], "prompt": one["prompt"], **one["tests"], "test": one["tests"]["code"]}
             function = one["prompt"][one["prompt"].index(f"def {row['entry_point']}") :]
-            assert judged("humaneval", row, function + one["solution"]) is Verdict.CORRECT, one["id"]
+            for given in (row, one):  # as the hub has it, and as a row of a problem file
+                assert judged("humaneval", given, function + one["solution"]) is Verdict.CORRECT, one["id"]
             cheat = f"def poly(xs, x): return 0\ndef {row['entry_point']}(*a): return 0\n"
             assert judged("humaneval", row, cheat) is Verdict.WRONG, one["id"]
 

@@ -41,13 +41,17 @@ def mbpp_plus(row: HubRow) -> CodeProblem:
     return _asserts(row, "", [row.text("test")], shown=shown)
 
 
-def shown(cells: Cells, tests: Cells) -> dict[str, object]:
-    """A row of a problem file whose prompt names its function, by the first assert where it does not."""
-    asserts = tests.get("asserts")
+def completed(cells: Cells, tests: Cells) -> dict[str, object]:
+    """A row of a problem file with what its answers need: the first assert, which names the function, in the prompt,
+    and the imports and helpers of a prompt that is the start of a program as the header of its tests."""
+    asserts, entry_point = tests.get("asserts"), tests.get("entry_point")
     prompt = str(cells["prompt"])
     if isinstance(asserts, list) and asserts and "assert" not in prompt:
-        prompt = _with_example(prompt, [str(asserts[0])])
-    return {**cells, "prompt": prompt}
+        return {**cells, "prompt": _with_example(prompt, [str(asserts[0])])}
+    if tests["type"] == "function" and "prelude" not in tests and f"def {entry_point}(" in prompt:
+        header = headers.header_of(prompt, str(entry_point))
+        return {**cells, "tests": {**tests, "prelude": header}} if header else {**cells}
+    return {**cells}
 
 
 def _with_example(question: str, asserts: list[str]) -> str:

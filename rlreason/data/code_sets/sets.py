@@ -34,11 +34,11 @@ class CodeSet:
     def problem(self, cells: Cells) -> dict[str, object]:
         """``cells``, a row of the set, as a row of a problem file: ``id``, ``prompt``, ``tests``, … Raises BadRow.
 
-        A row of a problem file stays what it is, but that asserts name the function: the first is shown.
+        A row of a problem file stays what it is, but for what answers need (``functions.completed``).
         """
         tests = cells.get("tests")
         if isinstance(tests, Mapping) and "type" in tests and "prompt" in cells:
-            return functions.shown(cells, tests)
+            return functions.completed(cells, tests)
         with long_integers():
             return _written(self.read(HubRow(cells)).row())
 

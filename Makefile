@@ -10,7 +10,7 @@ MODEL := $(VENV)/.installed-model
 VLLM ?= $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),cpu,no)
 WORKERS := $(if $(filter cpu,$(VLLM)),$(VENV)/.installed-vllm)
 
-.PHONY: quickstart vllm test test-all check clean
+.PHONY: quickstart vllm golden test test-all check clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ vllm: $(VENV)/.installed-vllm  ## Ray and vLLM's CPU build, for sampler.engine=v
 
 quickstart: $(STAMP)  ## the whole R1 chain on this machine, minutes on 2 cores; prints where the report is
 	$(BIN)/rlreason run quickstart
+
+golden: $(STAMP)  ## draws the recorded curves of the objectives again, and says which have left their band (docs/objectives.md)
+	$(BIN)/python bench/golden/golden.py check
 
 test: $(STAMP) $(WORKERS) $(MODEL) check  ## what CI runs
 	$(BIN)/pytest

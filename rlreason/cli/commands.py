@@ -16,6 +16,7 @@ import typer
 from rlreason import __version__
 from rlreason.cli.audit import auditing
 from rlreason.cli.data import data_app
+from rlreason.cli.doctor import doctor_app
 from rlreason.cli.eval import judging
 from rlreason.cli.models import modelling
 from rlreason.cli.rewards import rewarding
@@ -37,6 +38,7 @@ app.add_typer(modelling)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 app.add_typer(traces_app, name="traces")
+app.add_typer(doctor_app, name="doctor")
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a .toml path.")]
 OverridesArgument = Annotated[
@@ -144,15 +146,6 @@ def report(
     if out is not None:
         raise UsageError("--out is for two runs: the report of one is always in its run directory")
     say(f"report: {build(run_dir)}")
-
-
-@app.command()
-def doctor() -> None:
-    """Say what is installed here, what will be used, and what is missing."""
-    from rlreason.doctor import findings
-
-    for line in findings():
-        say(line)
 
 
 @app.command()

@@ -37,7 +37,7 @@ RESERVED: Mapping[str, str] = {
     "enable_sleep_mode": "cluster.colocate says it",
     "worker_extension_cls": "rlreason's own takes the weights",
     "weight_transfer_config": "sampler.transport says how weights travel",
-    "enable_lora": "a worker adds the adapter to its weights by itself (trainer.lora.delivery)",
+    "enable_lora": "a worker adds the adapter to its weights by itself (sampler.delivery)",
     "enable_prompt_embeds": _TOKENS,
 }
 

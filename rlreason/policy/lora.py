@@ -63,7 +63,9 @@ def add_adapter(model: PreTrainedModel, options: LoraOptions) -> None:
 
     stacked = [f"experts.{name}" for name in _EXPERTS if options.experts and _has_experts(model, name)]
     if options.experts and not stacked:
-        raise UsageError(f"trainer.lora.experts: {type(model).__name__} has no stacked experts")
+        raise UsageError(
+            f"trainer.lora.experts: {type(model).__name__} has no stacked experts: leave it out, or say lora = false in the stage that trains this model"
+        )
     config = LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,  # peft divides it, and takes any number

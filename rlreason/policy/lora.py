@@ -64,7 +64,8 @@ def add_adapter(model: PreTrainedModel, options: LoraOptions) -> None:
     stacked = [f"experts.{name}" for name in _EXPERTS if options.experts and _has_experts(model, name)]
     if options.experts and not stacked:
         raise UsageError(
-            f"trainer.lora.experts: {type(model).__name__} has no stacked experts: leave it out, or say lora = false in the stage that trains this model"
+            f"trainer.lora.experts: {type(model).__name__} has no stacked experts; leave the key out, or give the "
+            "stage that trains this model lora = false"
         )
     config = LoraConfig(
         r=options.rank,

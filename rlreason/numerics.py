@@ -1,4 +1,4 @@
-"""`rlreason doctor numerics`: a model's tokens drawn by the engine that a run would have, and scored as it would train."""
+"""`rlreason doctor numerics`: tokens drawn by the engine that a run would have, and scored as it would train on them.
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ from rlreason.objective.spec import ObjectiveSpec
 
 def formula(spec: ObjectiveSpec) -> str:
     """J of ``spec``, with every number that it has."""
-    gain = f"{_gate_text(spec)}{_correction_text(spec)}{_surrogate_text(spec)}{_centering_text(spec)}{_kl_text(spec)}"
+    beside = f"{_centering_text(spec)}{_kl_text(spec)}{_entropy_text(spec)}"
+    gain = f"{_gate_text(spec)}{_correction_text(spec)}{_surrogate_text(spec)}{beside}"
     return (
         f"J = {_AGGREGATIONS[spec.aggregation]} [{gain}],  "
         f"{_ratio_text(spec)},  A = {_advantage_text(spec)}{_OVERLONG[spec.overlong]}"
@@ -97,6 +98,12 @@ def _centering_text(spec: ObjectiveSpec) -> str:
 
 def _kl_text(spec: ObjectiveSpec) -> str:
     return f" − {spec.kl_coef:g} · {spec.kl_estimator}(π, π_ref)" if spec.kl_coef and spec.kl_in == "loss" else ""
+
+
+def _entropy_text(spec: ObjectiveSpec) -> str:
+    if spec.entropy_target:
+        return f" + β·H(π), β from {spec.entropy_coef:g} towards H = {spec.entropy_target:g}"
+    return f" + {spec.entropy_coef:g}·H(π)" if spec.entropy_coef else ""
 
 
 def _advantage_text(spec: ObjectiveSpec) -> str:

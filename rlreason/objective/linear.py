@@ -19,7 +19,7 @@ is there: no product more.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -83,6 +83,8 @@ def linear_policy_loss(
     if options.gradient == "forward" and not local:
         raise ValueError('gradient = "forward": a token\'s gradient depends on its sequence here. Use "auto"')
     head = _Head.from_hidden(hidden_BTH, weight_VH, batch, options)
+    if spec.entropy_coef:
+        head.bonus_R = spec.entropy_coef * inputs.weights_BT.reshape(-1)[head.places_R].to(head.logprobs_R.dtype)
     if spec.centering != "off":
         head.centring = _Centring.of(head, inputs, spec)
     if local and options.gradient != "recompute" and head.rows:
@@ -97,6 +99,8 @@ def linear_policy_loss(
         _backward_gradient(head, done.grad_logprobs_BT.reshape(-1)[head.places_R])
     if head.centring is not None:
         done = with_centering(done, head.centring.gains_R, head.centring.value_R)
+    if head.bonus_R is not None:
+        done = replace(done, loss=done.loss - (head.bonus_R * head.entropies_R).sum(dtype=torch.float64))
     return head.output(done)
 
 
@@ -198,6 +202,8 @@ class _Head:
     gradient_RH: Tensor | None
     gradient_VH: Tensor | None
     centring: _Centring | None = None
+    #: entropy_coef · w of each row, where the objective has an entropy bonus.
+    bonus_R: Tensor | None = None
 
     @staticmethod
     def from_hidden(hidden_BTH: Tensor, weight_VH: Tensor, batch: Batch, options: HeadOptions) -> _Head:
@@ -285,11 +291,12 @@ class _Head:
             return
         tile_CV = self.memory_CV[: part.stop - part.start]
         sums_C1 = self.sums_R[part].unsqueeze(1)
-        tile_CV.scatter_(1, self.targets_R1[part], sums_C1 * torch.expm1(self.logprobs_R[part].unsqueeze(1)))
         factor_C1 = -grad_logprobs_C.unsqueeze(1) / sums_C1
-        if self.centring is not None:
-            self._add_centring(tile_CV, part, grad_logprobs_C)
+        if self.centring is not None or self.bonus_R is not None:
+            self._make_rows(tile_CV, part, grad_logprobs_C)
             factor_C1 = torch.ones_like(factor_C1)
+        else:
+            self._set_target(tile_CV, part)
         if self.gradient_RH is not None:
             torch.mm(tile_CV, self.wide_VH, out=self.gradient_RH[part])
             self.gradient_RH[part] *= factor_C1 / self.temperature
@@ -300,14 +307,43 @@ class _Head:
             else:
                 self.gradient_VH.addmm_(tile_CV.t(), factored_CH)
 
-    def _add_centring(self, tile_CV: Tensor, part: slice, grad_logprobs_C: Tensor) -> None:
-        """The tile -> dL/dlogits: g (e_y − π) of the objective, and w A (coefficients − π · their sum)."""
+    def _set_target(self, rows_CV: Tensor, part: slice) -> None:
+        """The target's entry of rows of e = exp(z − max z): what −g/s turns into g (1 − π)."""
+        at_target_C1 = self.sums_R[part].unsqueeze(1) * torch.expm1(self.logprobs_R[part].unsqueeze(1))
+        rows_CV.scatter_(1, self.targets_R1[part], at_target_C1)
+
+    def _make_rows(self, tile_CV: Tensor, part: slice, grad_logprobs_C: Tensor) -> None:
+        """The tile -> dL/dlogits: g (e_y − π) of the objective; entropy_coef w π (log π + H) of an entropy bonus; and
+        w A (coefficients − π · their sum) of centering."""
+        at_all_C = torch.zeros_like(grad_logprobs_C)
+        if self.centring is not None and self.centring.newest is not None:
+            at_all_C = self.centring.gains_R[part] * self.centring.newest.total_R
+        factor_C1 = (-(grad_logprobs_C + at_all_C) / self.sums_R[part]).unsqueeze(1)
+        for start in range(0, len(tile_CV), len(self.scratch)):
+            block = tile_CV[start : start + len(self.scratch)]
+            rows = slice(part.start + start, part.start + start + len(block))
+            bonus = self._entropy_rows(block, rows)
+            self._set_target(block, rows)
+            block *= factor_C1[start : start + len(block)]
+            if bonus is not None:
+                block += bonus
+        if self.centring is not None:
+            self._add_centring(tile_CV, part, at_all_C)
+
+    def _entropy_rows(self, block: Tensor, rows: slice) -> Tensor | None:
+        """entropy_coef w π (log π + H) of rows of e, in the scratch memory."""
+        if self.bonus_R is None:
+            return None
+        sums_C1, found = self.sums_R[rows].unsqueeze(1), self.scratch[: len(block)]
+        torch.log(torch.clamp(block, min=torch.finfo(block.dtype).tiny, out=found), out=found)  # e = 0 adds 0
+        found += self.entropies_R[rows].unsqueeze(1) - sums_C1.log()
+        return found.mul_(block).mul_(self.bonus_R[rows].unsqueeze(1) / sums_C1)
+
+    def _add_centring(self, tile_CV: Tensor, part: slice, at_all_C: Tensor) -> None:
         assert self.sets is not None
         assert self.centring is not None
         assert self.centring.newest is not None
         sets, newest, gains_C = self.sets.part(part), self.centring.newest, self.centring.gains_R[part]
-        at_all_C = gains_C * newest.total_R
-        tile_CV *= (-(grad_logprobs_C + at_all_C) / self.sums_R[part]).unsqueeze(1)
         tile_CV.scatter_add_(1, self.targets_R1[part], -at_all_C.unsqueeze(1))
         tile_CV.index_put_((sets.row_E, sets.ids_E), gains_C[sets.row_E] * newest.coefficients_E, accumulate=True)
 

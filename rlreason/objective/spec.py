@@ -2,7 +2,7 @@
 
 The loss over a step is one sum over all loss tokens t of all sequences i of all groups g,
 
-    L = Σ_i Σ_t w_it [ −c_it · S(ρ_it, A_it) + kl_coef · KL_it ]
+    L = Σ_i Σ_t w_it [ −c_it · S(ρ_it, A_it) + kl_coef · KL_it − entropy_coef · H_it ]
 
 ``baseline`` and ``scale`` make A from the rewards, one for all tokens of a sequence; the loss takes one for each token.
 ``ratio`` and ``clip`` make S, ``kl_*`` the KL term, ``correction*`` c, ``aggregation`` the weight w, ``overlong`` what
@@ -85,6 +85,17 @@ class ObjectiveSpec:
     kl_estimator: KlEstimator = "k3"
     #: loss: a term per token. reward: the sequence's sum is taken off its reward, before the baseline.
     kl_in: Literal["loss", "reward"] = "loss"
+    #: Weight of an entropy bonus: −entropy_coef · H(π) of each token, beside S. 0: off. With ``entropy_target`` it is
+    #: where the coefficient begins.
+    entropy_coef: float = 0.0
+    #: Adaptive entropy (Skywork-OR1, arXiv 2505.22312, as in TRL): after each step whose mean entropy was at most this
+    #: the coefficient rises by ``entropy_coef_delta`` up to ``entropy_coef_max``, after others it falls, to 0 at the
+    #: least; it acts in steps that follow one with so little entropy. 0: the coefficient stays.
+    entropy_target: float = 0.0
+    #: Step of the adaptive coefficient.
+    entropy_coef_delta: float = 0.005
+    #: Upper bound of the adaptive coefficient.
+    entropy_coef_max: float = 1.0
     #: What the mismatch between sampler and trainer does to a token: r = π_old/π_sampler. tis: weight min(r, high);
     #: mis: weight r, but 0 above high or below low; icepop: mis of single tokens, with both bounds.
     correction: Correction = "tis"
@@ -124,6 +135,11 @@ class ObjectiveSpec:
     def has_group_baseline(self) -> bool:
         """Whether the baseline is the group's own: then equal rewards, or a single one, mean advantage 0."""
         return self.baseline in ("mean", "leave_one_out", "length_weighted")
+
+    @property
+    def needs_every_token(self) -> bool:
+        """Whether tokens with advantage 0 have a share of the loss all the same: of its KL, or its entropy."""
+        return (self.kl_coef > 0 and self.kl_in == "loss") or self.entropy_coef > 0 or self.entropy_target > 0
 
     @property
     def gates_sequences(self) -> bool:
@@ -175,7 +191,8 @@ def _positive(spec: ObjectiveSpec) -> str:
         if not getattr(spec, name) > 0.0:
             return f"{name} must be positive, not {getattr(spec, name)}"
     gates = ("off_policy_delta", "sequence_kl_max")
-    for name in ("std_epsilon", "dual_clip", "delta", "kl_coef", "correction_low", *gates):
+    entropies = ("entropy_coef", "entropy_target", "entropy_coef_delta", "entropy_coef_max")
+    for name in ("std_epsilon", "dual_clip", "delta", "kl_coef", "correction_low", *gates, *entropies):
         if not getattr(spec, name) >= 0.0:
             return f"{name} must not be negative, but it is {getattr(spec, name)}"
     if spec.std_ddof not in (0, 1):
@@ -257,6 +274,12 @@ def _kl(spec: ObjectiveSpec) -> str:
     return ""
 
 
+def _entropy(spec: ObjectiveSpec) -> str:
+    if spec.entropy_target and spec.entropy_coef > spec.entropy_coef_max:
+        return f"entropy_coef ({spec.entropy_coef}) must not exceed entropy_coef_max ({spec.entropy_coef_max})"
+    return ""
+
+
 def _centering(spec: ObjectiveSpec) -> str:
     if spec.centering_top_k < 1:
         return f"centering_top_k must be at least 1, not {spec.centering_top_k}"
@@ -310,6 +333,7 @@ _RULES: tuple[Callable[[ObjectiveSpec], str], ...] = (
     _old_policy,
     _clipping,
     _kl,
+    _entropy,
     _corrections,
     _centering,
 )

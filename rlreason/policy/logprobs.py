@@ -211,6 +211,6 @@ def target_logprobs(logits_BTV: Tensor, batch: Batch) -> Tensor:
 
 
 def target_entropy(logits_BTV: Tensor) -> Tensor:
-    """Entropy of softmax(logits) at each position, [B, T], in nats, without gradient."""
-    all_BTV = torch.log_softmax(logits_BTV.detach(), dim=-1)
+    """Entropy of softmax(logits) at each position, [B, T], in nats."""
+    all_BTV = torch.log_softmax(logits_BTV, dim=-1)
     return -(all_BTV.exp() * all_BTV).sum(dim=-1)

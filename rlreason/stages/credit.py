@@ -154,8 +154,7 @@ def computed(earned: Advantages, stage: GrpoStage) -> list[bool]:
     """Which completions of a step are computed, [N]: those with loss, but not those whose share of the loss and of its
     gradient is exactly 0, where the stage filters them."""
     needed_N = earned.kept_N
-    kl_in_loss = stage.objective.kl_coef > 0 and stage.objective.kl_in == "loss"
-    if stage.filter_zero_variance and not kl_in_loss:
+    if stage.filter_zero_variance and not stage.objective.needs_every_token:
         needed_N = needed_N & (earned.advantages_N != 0.0)
     needed: list[bool] = needed_N.tolist()
     return needed

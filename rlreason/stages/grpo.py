@@ -45,6 +45,7 @@ from rlreason.stages.credit import (
     samples_of,
     weights_of,
 )
+from rlreason.stages.entropy import EntropyControl
 from rlreason.stages.loop import Commit, Heldout, StepLoop
 from rlreason.stages.replay import loss_of, record_experts, with_old
 from rlreason.stages.rollout_log import log_groups
@@ -55,6 +56,7 @@ from rlreason.stages.rollouts import (
     sampling_params,
     staleness,
     summarize,
+    with_workers,
 )
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.protocol import LossSums, StepStats, Trainer
@@ -85,6 +87,7 @@ class GrpoWork:
     #: Kept only where the stage asks for diagnoses.
     doctor: MismatchDoctor | None = None
     contract: LogprobContract = field(default_factory=LogprobContract)
+    entropy: EntropyControl
     #: Read by ``ask``, and moved on when a step is trained.
     cursor: ProblemCursor = field(default_factory=ProblemCursor)
 
@@ -105,7 +108,8 @@ class GrpoWork:
         scalars = summarize(drawn, computed_groups(groups, earned.advantages, self.stage))
         scalars |= staleness(drawn, step) | nonfinite_logprobs(drawn)
         noted = partial(record_experts, self.context.run, self.stage.name, step)
-        scalars |= learn(step, groups, earned, self.stage, self.trainer, commit, noted)
+        scalars |= learn(step, groups, earned, self.entropy.of_step(self.stage), self.trainer, commit, noted)
+        scalars |= self.entropy.seen(scalars, self.stage.objective)
         self.cursor.used += len(drawn)
         if self.cursor.curriculum is not None:
             self.cursor.curriculum.learned(step, solved(drawn))
@@ -124,7 +128,7 @@ class GrpoWork:
         keep, decode = self.stage.logged_groups, self.trainer.tokenizer.decode
         log_groups(self.context, self.stage.name, step, groups, keep=keep, earned=earned, decode=decode)
         # Now, as a state may be saved before the step is over, and another process would go on with it.
-        return _with_workers(scalars, self.sampler.stats.read())
+        return with_workers(scalars, self.sampler.stats.read())
 
     def _stop(self, step: int, drawn: Sequence[Group]) -> None:
         """A step without any verdict teaches nothing: keep the state before it, record why, raise HealthStop.
@@ -178,7 +182,7 @@ class GrpoWork:
 
     def closing(self, scalars: dict[str, float]) -> dict[str, float]:
         """See ``Work.closing``: what happened to the workers since the step was trained, and before."""
-        return _with_workers(scalars, self.sampler.stats.read())
+        return with_workers(scalars, self.sampler.stats.read())
 
     def position(self) -> dict[str, JsonValue]:
         """See ``Work.position``: whether every worker holds the newest weights already, as after an evaluation; and the
@@ -191,6 +195,7 @@ class GrpoWork:
             "delivered": self.sampler.pool.settled,
             "groups_trained": self.recorder.progress.trained * self.stage.problems_per_step,
             "problems_used": self.cursor.used,
+            "entropy": self.entropy.state(),
             "curriculum": None if self.cursor.curriculum is None else self.cursor.curriculum.state(),
             "groups_under_way": {name: list(ids) for name, ids in self.stream.under_way.items()},
         }
@@ -296,17 +301,6 @@ def ask(stage: GrpoStage, context: Context, cursor: ProblemCursor) -> Ask:
     return at
 
 
-def _with_workers(scalars: dict[str, float], stats: dict[str, float]) -> dict[str, float]:
-    """``scalars`` with what happened to the workers: counts add up; of seconds and differences the largest stands."""
-    found = dict(scalars)
-    for key, value in stats.items():
-        if key in found:
-            found[key] = max(found[key], value) if key.startswith("delivery/") else found[key] + value
-        else:
-            found[key] = value
-    return found
-
-
 def _go_on(sampler: PoolSampler, stage: GrpoStage, progress: Progress, schedule: BufferedRows) -> None:
     """Bring new workers to where those of the earlier process were."""
     if stage.staleness:
@@ -385,6 +379,7 @@ def run_grpo(stage: GrpoStage, context: Context, trainer: Trainer, recorder: Rec
             schedule=schedule,
             doctor=doctor,
             cursor=cursor,
+            entropy=EntropyControl.begun(stage.objective, None if recorder.saved is None else progress.position),
         )
         loop = StepLoop(
             stage=stage,

@@ -112,3 +112,14 @@ def recorded(stage: GrpoStage) -> Literal["", "ids", "logprobs"]:
     if stage.objective.centering != "off":
         return "logprobs"
     return "ids" if stage.top_p < 1.0 or stage.top_k or stage.min_p else ""
+
+
+def with_workers(scalars: dict[str, float], stats: dict[str, float]) -> dict[str, float]:
+    """``scalars`` with what happened to the workers: counts add up; of seconds and differences the largest stands."""
+    found = dict(scalars)
+    for key, value in stats.items():
+        if key in found:
+            found[key] = max(found[key], value) if key.startswith("delivery/") else found[key] + value
+        else:
+            found[key] = value
+    return found

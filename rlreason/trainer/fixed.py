@@ -57,7 +57,7 @@ class FixedAdvantageLoss:
         if weight_VH is None:
             logits_BTV = target_logits(model, batch)
             logprobs_BT = target_logprobs(logits_BTV, batch)
-            given = self._with(batch, logprobs_BT.detach(), target_entropy(logits_BTV))
+            given = self._with(batch, logprobs_BT.detach(), target_entropy(logits_BTV.detach()))
             output = policy_loss(logprobs_BT, None, given, _SPEC)
         else:
             hidden_BTH = hidden_states(model, batch)

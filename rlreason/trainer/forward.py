@@ -47,7 +47,12 @@ class PolicyGradientLoss:
             output = policy_loss(target_logprobs(logits_BTV, batch), old_BT, batch, self.spec, reference_BT)
             if self.spec.centering != "off":
                 output = centred_output(output, logits_BTV, batch, self.spec, old_BT)
-            entropy = (target_entropy(logits_BTV) * batch.loss_mask_BT).sum()
+            with_gradient = logits_BTV if self.spec.entropy_coef else logits_BTV.detach()
+            entropy_BT = target_entropy(with_gradient) * batch.loss_mask_BT
+            if self.spec.entropy_coef:
+                bonus = self.spec.entropy_coef * (entropy_BT * batch.weights_BT).sum()
+                output = replace(output, loss=output.loss - bonus)
+            entropy = entropy_BT.detach().sum()
         else:
             hidden_BTH = hidden_states(model, batch, routed=routed)
             options = HeadOptions(temperature=self.temperature, rows_R=batch.loss_rows_R)

@@ -135,6 +135,20 @@ def test_resampling_fills_the_batch_counts_and_goes_on_where_it_was(tmp_path: Pa
     assert json.dumps(position).count(f'"problems_used": {int(sum(row["groups/drawn"] for row in rows))}') == 1
 
 
+def test_adaptive_entropy_goes_on_where_it_was(tmp_path: Path) -> None:
+    """The coefficient begins to act after a step with little entropy, and is in the state."""
+    more = "objective = { entropy_coef = 0.02, entropy_target = 9.0, entropy_coef_delta = 0.01 }"
+    recipe = write(tmp_path, SPREAD, {"name": "rl", "steps": 3, "more": more})
+    rlreason("run", recipe, "--out", tmp_path / "whole")
+    rows, weights = state_of(tmp_path / "whole")
+    assert [row["entropy/coef"] for row in rows] == pytest.approx([0.0, 0.03, 0.04])
+    rlreason("run", recipe, "--out", tmp_path / "part", "stage.rl.steps=2")
+    rlreason("resume", tmp_path / "part", "stage.rl.steps=3")
+    again, found = state_of(tmp_path / "part")
+    assert again == rows
+    assert all(found[name].equal(one) for name, one in weights.items())
+
+
 def test_maxrl_with_penalties_ends_with_the_reason(tmp_path: Path) -> None:
     recipe = write(tmp_path, BELOW_ZERO, {"name": "rl", "steps": 2, "more": 'objective = "maxrl"'})
     said = " ".join(rlreason("run", recipe, "--out", tmp_path / "run", code=2).split())

@@ -13,7 +13,7 @@ weight's over all tiles (a float32 [V, H] lives through the call), the hidden st
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -54,10 +54,15 @@ def linear_policy_loss(
     A head in half precision multiplies as it is, into float32. With ``options.rows_R`` nothing waits for the device.
     """
     inputs = LossInputs.from_batch(batch, spec, old_logprobs_BT, reference_logprobs_BT)
-    plan = Plan(spec, inputs.old_logprobs_BT is not None, reference_logprobs_BT is not None)
+    plan = Plan(
+        replace(spec, entropy_coef=0.0, entropy_target=0.0),
+        inputs.old_logprobs_BT is not None,
+        reference_logprobs_BT is not None,
+    )
     if options.gradient == "forward" and not plan.row_local:
         raise ValueError('gradient = "forward": a token\'s gradient depends on its sequence here. Use "auto"')
     head = _Head.from_hidden(hidden_BTH, weight_VH, batch, inputs, options)
+    head.entropy_coef = spec.entropy_coef
     if spec.centering != "off":
         return _centred_loss(head, inputs, plan)
     if plan.row_local and options.gradient != "recompute":
@@ -145,6 +150,8 @@ class _Head:
     gradient_NH: Tensor | None
     gradient_VH: Tensor | None
     centring: _Centring | None = None
+    #: Of an entropy bonus. No part of what kernels are compiled for, as it may change with every step.
+    entropy_coef: float = 0.0
 
     @staticmethod
     def from_hidden(hidden: Tensor, weight: Tensor, batch: Batch, inputs: LossInputs, options: HeadOptions) -> _Head:
@@ -210,7 +217,8 @@ class _Head:
 
     def plan(self, token: Plan, *, measure: bool, objective: bool, gradient: bool) -> RowPlan:
         """What one pass over the tiles does."""
-        return RowPlan(token, measure, objective, gradient, self.narrow, self.options.temperature != 1.0)
+        tempered = self.options.temperature != 1.0
+        return RowPlan(token, measure, objective, gradient, self.narrow, tempered, self.entropy_coef > 0.0)
 
     def run(self, plan: RowPlan) -> None:
         """One pass over all tiles."""
@@ -233,7 +241,7 @@ class _Head:
                 self.inputs,
                 self.outputs,
                 sizes,
-                self.options.temperature,
+                (self.options.temperature, self.entropy_coef),
                 plan,
                 _BLOCK,
                 num_warps=8,
@@ -295,6 +303,9 @@ class _Head:
         if self.gradient_VH is not None:
             pairs.append((self.weight, self.gradient_VH.to(self.weight.dtype)))
         loss = done.loss.to(_accumulator(self.weight))
+        if self.entropy_coef:
+            bonus_BT = self.outputs.entropies * self.inputs.weights  # entropies are 0 where masked
+            loss = (done.loss - self.entropy_coef * bonus_BT.sum(dtype=torch.float64)).to(loss.dtype)
         return HeadLoss(
             loss=with_gradient(loss, *pairs) if pairs else loss,
             sums=done.sums,

@@ -37,6 +37,8 @@ class RowPlan:
     narrow: bool
     #: Whether a temperature divides the logits.
     tempered: bool
+    #: Whether the gradient has that of an entropy bonus.
+    entropy: bool
 
 
 class RowInputs(NamedTuple):
@@ -92,10 +94,11 @@ def _sweep(row_ptr, vocabulary, scale, PLAN: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def _overwrite(pointers, vocabulary, target, numbers, scale, PLAN: tl.constexpr, BLOCK: tl.constexpr):
     """dL/dlogits = grad_logprob/temperature · ([v = target] − π(v)); at the target −expm1(log π), which keeps its
-    digits where π is near 1. ``numbers``: largest, log_total, logprob, grad_logprob."""
+    digits where π is near 1; beside it bonus · π (log π + H). ``numbers``: largest, log_total, logprob, grad_logprob,
+    entropy, bonus."""
     row_ptr, gradient_ptr = pointers
     dtype: tl.constexpr = row_ptr.dtype.element_ty
-    largest, log_total, logprob, grad_logprob = numbers
+    largest, log_total, logprob, grad_logprob, entropy, bonus = numbers
     lanes = tl.arange(0, BLOCK)
     at_target = -expm1(logprob.to(dtype))
     log_total = log_total.to(dtype)
@@ -106,7 +109,11 @@ def _overwrite(pointers, vocabulary, target, numbers, scale, PLAN: tl.constexpr,
         below = tl.load(row_ptr + columns, mask=columns < vocabulary, other=float("-inf")) - largest
         if PLAN.tempered:
             below = below * scale
-        gradient = tl.where(columns == target, at_target, -tl.exp(below - log_total)) * grad_logprob
+        each = tl.exp(below - log_total)
+        gradient = tl.where(columns == target, at_target, -each) * grad_logprob
+        if PLAN.entropy:
+            log_each = tl.maximum(below - log_total, -1.0e30)  # finite: it meets an each of 0
+            gradient += each * (log_each + entropy.to(dtype)) * (bonus.to(dtype) * scale)
         if PLAN.narrow:
             tl.debug_barrier()  # a narrow store lands on logits of this block or an earlier one: all must be read
         tl.store(gradient_ptr + columns, gradient.to(gradient_ptr.dtype.element_ty), mask=columns < vocabulary)
@@ -141,10 +148,11 @@ def _objective(inputs, outputs, row, spot, rows, logprob, PLAN: tl.constexpr):
 
 
 @triton.jit
-def row_kernel(tile, inputs, outputs, sizes, temperature, PLAN: tl.constexpr, BLOCK: tl.constexpr):
+def row_kernel(tile, inputs, outputs, sizes, scales, PLAN: tl.constexpr, BLOCK: tl.constexpr):
     """``tile``: logits [C, V] and where the gradient goes, the same memory. ``sizes``: first row, rows of all tiles,
-    V, and the row strides of the two."""
+    V, and the row strides of the two. ``scales``: temperature, coefficient of the entropy bonus."""
     tile_ptr, gradient_ptr = tile
+    temperature, entropy_coef = scales
     start, rows, vocabulary, stride, gradient_stride = sizes
     row = start + tl.program_id(0)
     line = tl.program_id(0).to(tl.int64)
@@ -172,6 +180,11 @@ def row_kernel(tile, inputs, outputs, sizes, temperature, PLAN: tl.constexpr, BL
     elif PLAN.gradient:
         grad_logprob = tl.load(outputs.grad_logprobs + spot)
     if PLAN.gradient:
-        numbers = (largest, log_total, logprob, grad_logprob)
+        bonus = grad_logprob * 0.0
+        if not PLAN.measure:
+            entropy = tl.load(outputs.entropies + spot)
+        if PLAN.entropy:
+            bonus = tl.load(inputs.weights + spot) * entropy_coef
+        numbers = (largest, log_total, logprob, grad_logprob, entropy, bonus)
         pointers = (row_ptr, gradient_ptr + line * gradient_stride)
         _overwrite(pointers, vocabulary, target, numbers, scale, PLAN, BLOCK)

@@ -80,8 +80,10 @@ class Case:
         now_BT = logs.gather(-1, self.batch.targets_BT.cpu()[..., None])[..., 0]
         earlier = self.old.cpu().double() if old else None
         output = policy_loss(now_BT, earlier, wide_batch(self.batch), spec, self.reference.cpu().double())
-        gradients = torch.autograd.grad(output.loss, (hidden, weight))
         entropy_BT = -(logs.exp() * logs).sum(-1)
+        bonus = (spec.entropy_coef * entropy_BT * wide_batch(self.batch).weights_BT * mask_BT).sum()
+        output = replace(output, loss=output.loss - bonus)
+        gradients = torch.autograd.grad(output.loss, (hidden, weight))
         return {
             "loss": output.loss.detach(),
             "hidden": gradients[0],
@@ -145,8 +147,8 @@ def rows_alone(logits_RV: Tensor, targets_R: Tensor, temperature: float) -> tupl
         RowInputs(torch.arange(rows, device=DEVICE), targets_R, None, zeros_R, None, zeros_R, zeros_R),
         outputs,
         (0, rows, vocabulary, vocabulary, vocabulary),
-        temperature,
-        RowPlan(Plan(ObjectiveSpec(), False, False), True, False, True, False, temperature != 1.0),
+        (temperature, 0.0),
+        RowPlan(Plan(ObjectiveSpec(), False, False), True, False, True, False, temperature != 1.0, False),
         4096,
         num_warps=8,
     )
@@ -316,6 +318,20 @@ def test_a_sequence_s_mean_in_place_of_its_tokens_is_seen(name: str, field: str)
     expected, values_BT = case.dense(PRESETS[name]), getattr(case.batch, field)
     case.batch = replace(case.batch, **{field: values_BT.mean(dim=1, keepdim=True).expand_as(values_BT)})
     assert differences(case.kernels(PRESETS[name])[1], expected)["weight"] > 1e-3
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("gradient", ["auto", "recompute"])
+@pytest.mark.parametrize("name", ["dapo", "gspo", "grpo", "flash_reinforce"])
+def test_an_entropy_bonus(name: str, gradient: str) -> None:
+    options = replace(WARM, gradient=gradient)  # type: ignore[arg-type]
+    for dtype in (torch.float64, torch.float32):
+        case, spec = Case(dtype, seed=5), replace(PRESETS[name], entropy_coef=0.3)
+        found = case.kernels(spec, options)[1]
+        apart = differences(found, case.dense(spec, options))
+        assert max(apart.values()) < TOLERANCE[dtype], apart
+        other = differences(found, case.dense(replace(spec, entropy_coef=0.3001), options))  # canary
+        assert min(other[key] for key in ("loss", "hidden", "weight")) > TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("name", ["dapo", "gspo"])

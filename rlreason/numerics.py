@@ -1,4 +1,4 @@
-"""`rlreason doctor numerics`: tokens drawn by the engine that a run would have, and scored as it would train on them.
+"""`rlreason doctor numerics`: tokens drawn by the engine that a run would have, and scored as a trainer would."""
 
 from __future__ import annotations
 

@@ -104,17 +104,22 @@ def folder_names(parent: str) -> set[str]:
     return {part.partition("-")[2] for part in PurePath(parent).parts if re.match(r"\d+-", part)}
 
 
-def base_of(run: Run, stage: Stage, results: dict[str, Evaluation]) -> Stage | None:
-    """The nearest forebear that was evaluated, breadth first."""
-    queue, seen = parents(run, stage), {stage.name}
+def base_of(run: Run, stage: Stage, results: dict[str, Evaluation]) -> Evaluation | None:
+    """The nearest forebear that was evaluated, breadth first; without one the recipe's own model that it began with."""
+    queue, seen = [stage], set()
+    fresh: list[str] = []
     while queue:
         one = queue.pop(0)
-        if one.name in results:
-            return one
-        if one.name not in seen:
-            seen.add(one.name)
-            queue += parents(run, one)
-    return None
+        if one.name in seen:
+            continue
+        seen.add(one.name)
+        fresh += [name for name in one.parents if is_fresh(one, name)]
+        best = next((name for name in one.parents if name.endswith("@best") and name in results), None)
+        found = [best] if best is not None else [other.name for other in parents(run, one) if other.name in results]
+        if found:
+            return results[found[0]]
+        queue += parents(run, one)
+    return next((results[name] for name in fresh if name in results), None)
 
 
 def suites(run: Run) -> list[Suite]:
@@ -130,7 +135,7 @@ def suites(run: Run) -> list[Suite]:
         for model, result in results.items():
             stage = stages.get(model.partition("@")[0])
             base = base_of(run, stage, results) if stage else None
-            base_result = results[base.name] if base and results[base.name].accuracy.count else None
+            base_result = base if base and base.accuracy.count else None
             gain = difference(result.accuracy, base_result.accuracy) if base_result else None
             models.append(Model(stage=stage, result=result, base=base_result, gain=gain))
         panels = tag_panels(models)
@@ -180,7 +185,9 @@ def student_sentence(suite: Suite, teacher_named: bool) -> str | None:
 
     `teacher_named`: the sentence before speaks of the teacher's accuracy, so that "it" is enough here.
     """
-    students = [m for m in suite.models if m.stage and m.stage.kind == "distill" and m.base]
+    students = [
+        m for m in suite.models if m.stage and m.stage.kind == "distill" and m.base and m.base.model not in FRESH
+    ]
     if not students or students[-1].base is None or students[-1].base.accuracy.value <= 0:
         return None
     student, teacher = students[-1], students[-1].base

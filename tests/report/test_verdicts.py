@@ -50,6 +50,32 @@ def test_after_against_before_is_a_paired_verdict(tmp_path: Path) -> None:
     assert lines[0] in page
 
 
+def test_the_model_that_the_recipe_names_is_before_where_no_stage_is(tmp_path: Path) -> None:
+    """A recipe that measures its pretrained policy, trains it, and measures it again."""
+    folder(tmp_path, {"grpo": 52, "policy": 40})
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["stages"] = [one for one in manifest["stages"] if one["name"] != "policy"]
+    path.write_text(json.dumps(manifest))
+    run = read_run(tmp_path)
+    (line,) = verdicts(run, suites(run))
+    assert line.startswith("grpo is better than policy by 12.0 points on held-out problems, 95 % ")
+    (tmp_path / "eval" / "final-policy.json").unlink()
+    alone = read_run(tmp_path)
+    assert verdicts(alone, suites(alone)) == []
+
+
+def test_what_was_made_from_a_best_checkpoint_is_compared_with_that(tmp_path: Path) -> None:
+    folder(tmp_path, {"cold": 40, "cold@best": 45, "grpo": 52})
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["stages"] = [one for one in manifest["stages"] if "@" not in one["name"]]
+    path.write_text(json.dumps(manifest))
+    run = read_run(tmp_path)
+    (line,) = verdicts(run, suites(run))
+    assert line.startswith("grpo is better than cold@best by 7.0 points")
+
+
 @pytest.mark.parametrize("text", [None, '{"torn'])
 def test_without_completions_there_is_no_verdict(tmp_path: Path, text: str | None) -> None:
     path = folder(tmp_path, {"cold": 40, "grpo": 52}) / "eval" / "final-grpo.completions.jsonl"

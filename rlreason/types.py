@@ -241,6 +241,9 @@ class Group:
     problem: Problem
     completions_G: tuple[Completion, ...]
     rewards_G: tuple[RewardResult, ...] = ()
+    #: Which rollout each completion is of, where one was split into several (siblings): it counts once in its group.
+    #: Empty: each is one of its own.
+    rollouts_G: tuple[int, ...] = ()
 
     @property
     def scores_G(self) -> tuple[float | None, ...]:

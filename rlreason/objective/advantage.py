@@ -8,7 +8,7 @@ the device needs of them travels with the tokens of each micro-batch, so nothing
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -106,6 +106,54 @@ def group_advantage(
     )
 
 
+def rollout_advantage(
+    rewards_N: Tensor,
+    group_N: Tensor,
+    lengths_N: Tensor,
+    rollout_N: Tensor,
+    spec: ObjectiveSpec,
+    *,
+    max_tokens: int,
+    truncated_N: Tensor | None = None,
+) -> Advantages:
+    """``group_advantage`` of rollouts that were split into several completions, such as where a context was rewritten:
+    siblings, which share ``rollout_N`` (int [N], any numbers).
+
+    A rollout counts once in every statistic and denominator, with the mean of its siblings' scores and the sum of their
+    tokens, so that how it was split changes nothing: each token has the advantage and the weight that it would have in
+    the whole. (Else a rollout that was split in three pulls its group's mean three times.) ``overlong`` looks at the
+    whole: its length, and whether any sibling was truncated.
+    """
+    rollout_N, rollouts = _dense(rollout_N)
+    scored_N = ~rewards_N.isnan()
+    count_R = _sum(scored_N, rollout_N, rollouts)
+    mean_R = _sum(rewards_N.masked_fill(~scored_N, 0.0), rollout_N, rollouts) / count_R.clamp(min=1.0)
+    low_R = torch.full_like(mean_R, torch.inf).scatter_reduce(
+        0, rollout_N, rewards_N.double().masked_fill(~scored_N, torch.inf), "amin"
+    )
+    high_R = torch.full_like(mean_R, -torch.inf).scatter_reduce(
+        0, rollout_N, rewards_N.double().masked_fill(~scored_N, -torch.inf), "amax"
+    )
+    mean_R = torch.where(low_R == high_R, low_R, mean_R)  # of equal scores exactly that one: 3 · 0.1 / 3 is another
+    mean_R = mean_R.masked_fill(count_R == 0, torch.nan).to(rewards_N.dtype)
+    truncated_N = torch.zeros_like(scored_N) if truncated_N is None else truncated_N
+    whole = group_advantage(
+        mean_R,
+        torch.zeros(rollouts, dtype=group_N.dtype, device=group_N.device).scatter(0, rollout_N, group_N),
+        _sum(lengths_N, rollout_N, rollouts).to(lengths_N.dtype),
+        spec,
+        max_tokens=max_tokens,
+        truncated_N=_sum(truncated_N, rollout_N, rollouts) > 0,
+    )
+    kept_N = whole.kept_N[rollout_N] & (lengths_N > 0)
+    return replace(
+        whole,
+        advantages_N=whole.advantages_N[rollout_N].masked_fill(~kept_N, 0.0),
+        weights_N=whole.weights_N[rollout_N].masked_fill(~kept_N, 0.0),
+        kept_N=kept_N,
+    )
+
+
 def overlong_penalty(lengths_N: Tensor, max_tokens: int, share: float) -> Tensor:
     """DAPO's soft overlong punishment (arXiv 2503.14476 eq. 13), [N]: 0 up to (1 − share)·max_tokens, then linearly
     down to −1 at max_tokens."""
@@ -135,6 +183,18 @@ def loss_weights(
         tokens_G = _sum(lengths_N * kept, group_N, groups)
         weights_N = kept / (tokens_G.clamp(min=1.0) * (tokens_G > 0).sum().clamp(min=1))[group_N]
     return weights_N.to(dtype)
+
+
+def rollout_weights(
+    step: tuple[Tensor, Tensor, Tensor, Tensor], spec: ObjectiveSpec, max_tokens: int, dtype: torch.dtype
+) -> Tensor:
+    """``loss_weights``, [N], with siblings of a rollout as one. ``step``: lengths, kept, group, rollout, each [N]."""
+    lengths_N, kept_N, group_N, rollout_N = step
+    (rollout_N, rollouts), (group_N, groups) = _dense(rollout_N), _dense(group_N)
+    lengths_R = _sum(lengths_N * kept_N, rollout_N, rollouts)
+    group_R = torch.zeros(rollouts, dtype=group_N.dtype, device=group_N.device).scatter(0, rollout_N, group_N)
+    weights_R = loss_weights(lengths_R, lengths_R > 0, group_R, groups, spec, max_tokens, dtype)
+    return weights_R[rollout_N].masked_fill(~kept_N, 0.0)
 
 
 def _dense(group_N: Tensor) -> tuple[Tensor, int]:

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from rlreason.config import GrpoStage, RewardTerm
 from rlreason.errors import UsageError
-from rlreason.objective.advantage import Advantages, dense_groups, group_advantage, loss_weights
+from rlreason.objective.advantage import (
+    Advantages,
+    dense_groups,
+    group_advantage,
+    rollout_advantage,
+    rollout_weights,
+)
 from rlreason.objective.spec import ObjectiveSpec
 from rlreason.policy.batch import rollout_sample, trained_tokens
 from rlreason.types import Completion, Group, TrainingSample, Verdict
@@ -68,15 +74,18 @@ def advantages_of(
     return _advantages(scores_N, groups, stage, spec)
 
 
-def _advantages(scores_N: Tensor, groups: Sequence[Group], stage: GrpoStage, spec: ObjectiveSpec) -> Advantages:
+def _advantages(
+    scores_N: Tensor, groups: Sequence[Group], stage: GrpoStage, spec: ObjectiveSpec, lengths_N: Tensor | None = None
+) -> Advantages:
+    """``lengths_N``: loss tokens; None: those of the completions."""
     completions = completions_of(groups)
-    return group_advantage(
-        scores_N,
-        _group_numbers(groups),
-        _lengths(completions),
-        spec,
-        max_tokens=stage.max_tokens,
-        truncated_N=torch.tensor([one.finish_reason == "length" for one in completions], dtype=torch.bool),
+    lengths_N = _lengths(completions) if lengths_N is None else lengths_N
+    truncated_N = torch.tensor([one.finish_reason == "length" for one in completions], dtype=torch.bool)
+    group_N, rollout_N = _group_numbers(groups), _rollout_numbers(groups)
+    if rollout_N is None:
+        return group_advantage(scores_N, group_N, lengths_N, spec, max_tokens=stage.max_tokens, truncated_N=truncated_N)
+    return rollout_advantage(
+        scores_N, group_N, lengths_N, rollout_N, spec, max_tokens=stage.max_tokens, truncated_N=truncated_N
     )
 
 
@@ -104,15 +113,8 @@ def _normalised(scores_N: Tensor, groups: Sequence[Group], stage: GrpoStage) -> 
     will carry loss: else the sum over a group, and with it over the batch, would not be 0."""
     spec = stage.objective
     everybody = replace(spec, overlong="keep") if spec.overlong == "mask" else spec
-    completions = completions_of(groups)
-    return group_advantage(
-        scores_N,
-        _group_numbers(groups),
-        torch.ones(len(completions), dtype=torch.long),
-        everybody,
-        max_tokens=stage.max_tokens,
-        truncated_N=torch.tensor([one.finish_reason == "length" for one in completions], dtype=torch.bool),
-    ).advantages_N
+    ones_N = torch.ones(len(scores_N), dtype=torch.long)
+    return _advantages(scores_N, groups, stage, everybody, ones_N).advantages_N
 
 
 def weights_of(reward: Mapping[str, RewardTerm]) -> dict[str, float]:
@@ -144,6 +146,18 @@ def _refuse_negative(groups: Sequence[Group], stage: GrpoStage) -> None:
 def _group_numbers(groups: Sequence[Group]) -> Tensor:
     ids = dense_groups([group.group_id for group in groups for _ in group.completions_G])
     return torch.tensor(ids, dtype=torch.long)
+
+
+def _rollout_numbers(groups: Sequence[Group]) -> Tensor | None:
+    """Which rollout each completion is of, over all groups; None where none was split."""
+    if not any(group.rollouts_G for group in groups):
+        return None
+    names = [
+        f"{at}/{rollout}"
+        for at, group in enumerate(groups)
+        for rollout in group.rollouts_G or range(len(group.completions_G))
+    ]
+    return torch.tensor(dense_groups(names), dtype=torch.long)
 
 
 def _lengths(completions: Sequence[Completion]) -> Tensor:
@@ -194,12 +208,11 @@ def _weights(groups: Sequence[Group], places: Tensor, earned: Advantages, stage:
     """w of the completions of one update."""
     if stage.updates_per_step == 1:
         return earned.weights_N
-    lengths_N, group_N = _lengths(completions_of(groups)), _group_numbers(groups)
-    return loss_weights(
-        lengths_N[places],
-        earned.kept_N[places],
-        group_N[places],
-        int(group_N.max()) + 1,
+    lengths_N, group_N, rollout_N = _lengths(completions_of(groups)), _group_numbers(groups), _rollout_numbers(groups)
+    if rollout_N is None:
+        rollout_N = torch.arange(len(group_N))
+    return rollout_weights(
+        (lengths_N[places], earned.kept_N[places], group_N[places], rollout_N[places]),
         stage.objective,
         stage.max_tokens,
         earned.weights_N.dtype,

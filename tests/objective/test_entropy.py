@@ -10,13 +10,20 @@ import torch
 from test_linear import SPECS, TOLERANCE, V, apart, make, results, wide, with_grad
 from torch import Tensor
 
+from rlreason.config import PolicyConfig
 from rlreason.objective.batch import Batch
 from rlreason.objective.linear import HeadOptions, linear_policy_loss
 from rlreason.objective.loss import policy_loss
 from rlreason.objective.presets import PRESETS
 from rlreason.objective.spec import ObjectiveSpec
 from rlreason.objective.token_rows import TokenRows
+from rlreason.policy.batch import collate
+from rlreason.policy.policies import fresh_policy
 from rlreason.stages.entropy import EntropyControl
+from rlreason.trainer import forward
+from rlreason.trainer.forward import PolicyGradientLoss
+from rlreason.trainer.protocol import Models
+from rlreason.types import TrainingSample
 
 COEF, TEMPERATURE = 0.4, 0.8
 
@@ -122,6 +129,33 @@ def test_micro_batches_change_nothing_and_a_masked_token_has_no_entropy() -> Non
     masked = hidden.clone()
     masked[batch.loss_mask_BT == 0] = torch.nan
     assert torch.equal(linear_policy_loss(masked, weight, batch, spec, old_BT).loss, whole)
+
+
+@pytest.mark.parametrize("name", ["dapo", "gspo"])
+def test_a_head_that_is_no_product_has_the_same_bonus(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole logits and autograd, as models with a soft cap or a scale are computed."""
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "num_key_value_heads": 1, "head_dim": 16}  # fmt: skip
+    model = fresh_policy(PolicyConfig(model_type="qwen3", model=shape), "0123456789", (), 0, torch.device("cpu")).model
+    rows = [
+        TrainingSample(token_ids=ids, loss_mask=[False, *[True] * (len(ids) - 1)], sampler_logprobs=-2.5,
+                       advantages=advantage, weights=0.1)
+        for ids, advantage in (([5, 6, 7, 8], 1.0), ([5, 9, 10], -0.5))
+    ]  # fmt: skip
+    batch, loss = (
+        collate(rows, 0, torch.device("cpu")),
+        PolicyGradientLoss(spec=replace(PRESETS[name], entropy_coef=COEF), temperature=TEMPERATURE),
+    )
+    found = []
+    for plain in (True, False):
+        if not plain:
+            monkeypatch.setattr(forward, "plain_head", lambda model: None)
+        output = loss(Models(policy=model), batch)
+        gradients = torch.autograd.grad(output.loss, list(model.parameters()))
+        found.append([output.loss.detach(), output.sums["entropy"], torch.cat([one.flatten() for one in gradients])])
+    assert apart(found[0], [one.double() for one in found[1]]) < 1e-6
+    without = replace(loss, spec=PRESETS[name])(Models(policy=model), batch).loss
+    assert abs(float(without.detach()) - float(found[1][0])) > 1e-2  # canary
 
 
 def test_the_adaptive_coefficient_is_trls_rule() -> None:

@@ -118,6 +118,10 @@ def test_nor_with_centering(centering: str) -> None:
     assert take_a_step(whole_sets(), objective={"centering": centering}) > 1
 
 
+def test_nor_with_an_entropy_bonus() -> None:
+    assert take_a_step(objective={"preset": "gspo", "entropy_coef": 0.1}) > 1
+
+
 def test_nor_with_truncated_draws() -> None:
     assert take_a_step(whole_sets(), top_k=20) > 1
 

@@ -34,7 +34,7 @@ quickstart: $(STAMP)  ## the whole R1 chain on this machine, minutes on 2 cores;
 	$(BIN)/rlreason run quickstart
 
 golden: $(STAMP)  ## draws the recorded curves of the objectives again, and says which have left their band (docs/objectives.md)
-	$(BIN)/python bench/golden/golden.py check
+	$(BIN)/python bench/golden/bands.py check
 
 test: $(STAMP) $(WORKERS) $(MODEL) check  ## what CI runs
 	$(BIN)/pytest

@@ -28,7 +28,7 @@ from typing import Any
 
 import tomli_w
 import torch
-from golden import HELDOUT, student
+from bands import HELDOUT, student
 from torch import Tensor
 
 from rlreason.run.manifest import describe_hardware, git_commit, installed_packages

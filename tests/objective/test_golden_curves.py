@@ -23,7 +23,7 @@ FOLDER = ROOT / "bench" / "golden"
 
 @pytest.fixture(scope="module")
 def golden() -> ModuleType:
-    return _module("golden")
+    return _module("bands")
 
 
 def _module(name: str) -> ModuleType:
@@ -103,7 +103,7 @@ def test_a_curve_stays_in_its_band_and_the_planted_bug_leaves_it(golden: ModuleT
     """dapo divides by the group's deviation: without, its gradient is another. And a seed's two runs are equal."""
 
     def check(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(FOLDER / "golden.py"), "check", "--presets", "dapo", *more]
+        command = [sys.executable, str(FOLDER / "bands.py"), "check", "--presets", "dapo", *more]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     sound, planted = check(), check("--plant")

@@ -1,8 +1,8 @@
 """Golden curves: every preset of the objective on one small task, three seeds, and bands that later code must stay in.
 
-    python bench/golden/golden.py record              # all presets, seeds 0 1 2; writes bench/golden/bands.json
-    python bench/golden/golden.py check               # runs them again: which have left their band? (make golden)
-    python bench/golden/golden.py check --presets dapo --plant
+    python bench/golden/bands.py record              # all presets, seeds 0 1 2; writes bench/golden/bands.json
+    python bench/golden/bands.py check               # runs them again: which have left their band? (make golden)
+    python bench/golden/bands.py check --presets dapo --plant
 
 The task is ``task.toml``: a cold start, and from it ``STEPS`` GRPO steps of each preset. Of each curve a few numbers
 are kept (``NUMBERS``). Other machines and versions round otherwise, so other tokens are drawn, as with another seed: a

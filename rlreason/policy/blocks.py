@@ -23,6 +23,8 @@ from rlreason.policy.layouts import Call, Tokens
 BLOCK = 128
 #: Numbers of a head, fewer than which flex_attention's kernels don't compute.
 SMALLEST_HEAD = 16
+#: Kinds of calls that are compiled before torch would fall back.
+_KINDS = 256
 #: Scores of a strip that are looked at together.
 _STRIP = 2**25
 
@@ -42,9 +44,8 @@ class FlexLayout:
         """See ``layouts.Layout``. Raises UsageError for dropout, which flex_attention has not."""
         if call.dropout:
             raise UsageError(f'trainer.attention = "flex" has no dropout, and the model asks for {call.dropout:g}')
-        found = _compiled(query.device.type)(
-            query, key, value, block_mask=self._mask(call.window), scale=call.scale, enable_gqa=True
-        )
+        compute = compiled() if query.device.type == "cuda" else flex_attention
+        found = compute(query, key, value, block_mask=self._mask(call.window), scale=call.scale, enable_gqa=True)
         states: Tensor = found.transpose(1, 2)
         return states
 
@@ -58,11 +59,14 @@ class FlexLayout:
 
 
 @cache
-def _compiled(device: str) -> Callable[..., Any]:
-    """The fused kernel; elsewhere than on a GPU what it is proved with, which has every score in memory."""
-    if device == "cuda":
-        return torch.compile(flex_attention)
-    return flex_attention
+def compiled(backend: str | Callable[..., Any] = "inductor") -> Callable[..., Any]:
+    """The fused kernel of GPUs; elsewhere ``flex_attention`` itself, which has every score in memory, is its proof.
+
+    Each kind of call (heads, window, with or without gradients) is compiled once, for any length. torch gives up after
+    eight by default and, without a word in the log, keeps every score in memory: here it may be many, and the end of
+    them is an error.
+    """
+    return torch.compile(flex_attention, fullgraph=True, dynamic=True, recompile_limit=_KINDS, backend=backend)
 
 
 def block_mask(tokens: Tokens, window: int | None = None) -> BlockMask:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.attention.flex_attention as torch_flex
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -336,3 +337,38 @@ def test_the_recipes_way_reaches_the_models() -> None:
     assert trainer.model.config._attn_implementation == attention._NAMES["sdpa"]
     ours, reference = (trainer.logprobs(samples(SHORT), of=one) for one in ("policy", "reference"))  # type: ignore[arg-type]
     assert all((one == other).all() for one, other in zip(ours, reference, strict=True))
+
+
+#: As ``samples`` takes them: packings of different lengths and numbers of blocks.
+MANY = [[(20, (30,))], [(100, (100, 3))], [(50, (90, 90))], [(33, (21,)), (9, (9,))]]
+
+
+def test_new_lengths_do_not_use_up_what_torch_compiles() -> None:
+    """torch compiles a function eight times and then has every score in memory, with a warning once."""
+    compiles: list[int] = []
+
+    def counted(graph: Any, _inputs: Any) -> Any:
+        compiles.append(1)
+        return graph.forward
+
+    def called(compute: Any, lengths: Any) -> None:
+        layout = FlexLayout(packing_of(lengths))
+        length = len(layout._tokens.group_L)
+        query, key, value = (torch.randn(1, heads, length, 16) for heads in (4, 2, 2))
+        for gradients, window in ((True, None), (False, None), (True, 16), (False, 16)):
+            with torch.set_grad_enabled(gradients):
+                compute(query, key, value, block_mask=layout._mask(window), enable_gqa=True)
+
+    for lengths in MANY:
+        called(blocks.compiled(counted), lengths)
+    before = len(compiles)
+    for more in (7, 40, 77):
+        called(blocks.compiled(counted), [(50 + more, (90, 90 + more))])
+    assert len(compiles) <= before + 4  # of three blocks and of four
+    # Canary: past the limit is an error, not the way without a kernel.
+    few = torch.compile(
+        torch_flex.flex_attention, fullgraph=True, recompile_limit=1, isolate_recompiles=True, backend=counted
+    )
+    with pytest.raises(FailOnRecompileLimitHit):
+        called(few, MANY[0])
+    torch._dynamo.reset()

@@ -196,8 +196,7 @@ def _hosts(ray: Any, groups: Iterable[Mapping[str, Any]]) -> list[dict[str, floa
 def _room(ray: Any, need: Need) -> int:
     """How many of ``need`` fit beside all groups that have their places, host by host. Not by what Ray calls available,
     which lags behind."""
-    bundle = {"GPU": need.gpus} if need.gpus else need.bundle
-    return sum(_times(one, bundle) for one in _hosts(ray, ray.util.placement_group_table().values()))
+    return sum(_times(one, need.bundle) for one in _hosts(ray, ray.util.placement_group_table().values()))
 
 
 def _besides(made: Sequence[Reservation]) -> list[dict[str, float]]:

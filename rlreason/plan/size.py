@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from rlreason.cluster.plan import colocates
-from rlreason.config import DistillStage, EvalStage, GrpoStage, OpdStage, RejectStage, SftStage, Stage
+from rlreason.cluster.plan import colocates, draws
+from rlreason.config import DistillStage, EvalStage, RejectStage, SftStage, Stage
 from rlreason.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -108,9 +108,10 @@ def _layout(recipe: Recipe, options: SizeOptions) -> Layout:
     gpu = None if options.gpu is None else GPUS[options.gpu]
     trainer = max(1, recipe.trainer.ranks)
     each, cluster = recipe.sampler.tensor_parallel, recipe.cluster
-    draws = any(isinstance(one, (GrpoStage, RejectStage, OpdStage)) for one in recipe.stage)
-    shared = draws and colocates(recipe, options.gpus or 0.0)
-    wanted = 0 if not draws or shared else max(1, cluster.rollout_workers) * each
+    drawn = draws(recipe)
+    # An engine in the trainer's process is on its GPU too.
+    shared = drawn and (colocates(recipe, options.gpus or 0.0) or cluster.kind == "inline")
+    wanted = 0 if not drawn or shared else max(1, cluster.rollout_workers) * each
     gpus = options.gpus or trainer + wanted
     if gpu is not None and gpus < trainer + wanted:
         raise UsageError(
@@ -121,9 +122,9 @@ def _layout(recipe: Recipe, options: SizeOptions) -> Layout:
     left = gpus - trainer
     engines = cluster.rollout_workers or (trainer if shared else left // each)
     engines = min(engines, trainer) if shared else engines  # one on each of the trainer's GPUs
-    most = gpus if shared or not draws else max(trainer, gpus - each)
+    most = gpus if shared or not drawn else max(trainer, gpus - each)
     return Layout(
-        gpu=gpu, gpus=gpus, trainer=trainer, most_trainer=most, engines=engines if draws else 0, shared=shared
+        gpu=gpu, gpus=gpus, trainer=trainer, most_trainer=most, engines=engines if drawn else 0, shared=shared
     )
 
 

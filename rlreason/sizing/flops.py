@@ -58,12 +58,6 @@ def forward_packed(shape: ModelShape, batch: MicroBatch, *, flex: bool = False) 
     return pass_of(shape, batch.tokens, pairs, batch.loss_rows)
 
 
-def forward_whole(shape: ModelShape, batch: MicroBatch) -> Pass:
-    """Of the same rows as a padded table; the head of loss tokens only."""
-    length = batch.prompt + batch.completion - 1
-    return pass_of(shape, batch.rows * length, batch.rows * length**2, batch.loss_rows)
-
-
 def training(forward: Pass, *, recompute: bool = False, lora: bool = False) -> float:
     """Forward and backward passes of a step or micro-batch."""
     products = forward.products * (2 if lora else 3) + forward.head * (2 if lora else 3)

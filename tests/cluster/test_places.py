@@ -144,6 +144,21 @@ def test_too_much_is_refused_together(host: Callable[[int], None]) -> None:
     alone.close()
 
 
+def test_as_many_as_fit_have_cores_too(host: Callable[[int], None]) -> None:
+    """Eight GPUs and eight cores: three cores an engine are two engines, beside a rank that takes no core."""
+    host(8)
+    needs = [
+        Need(kind=RANK, setting="trainer.ranks", count=1, gpus=1.0),
+        Need(kind=WORKER, setting="cluster.rollout_workers", count=0, cpus=3.0, gpus=1.0),
+    ]
+    places = Places(needs)
+    taken = [places.take(RANK), places.take(WORKER)]
+    assert [one.need.count for one in taken] == [1, 2]
+    for one in taken:
+        one.close()
+    places.close()
+
+
 RECIPE = """
 name = "logical"
 [policy]

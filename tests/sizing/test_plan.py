@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rlreason.cli import app
+from rlreason.cluster.plan import draws
 from rlreason.config import load
 from rlreason.errors import UsageError
 from rlreason.plan import size as plan_size
@@ -149,6 +150,24 @@ def test_turns_are_the_default_where_the_trainer_leaves_no_gpu(recipe: Path) -> 
     assert "4 engine(s) of 1 on the trainer's GPUs in turns" in planned(
         recipe, *ray, "trainer.ranks=4", gpu="h100", gpus=4
     )
+
+
+def test_who_evaluates_draws(recipe: Path) -> None:
+    """As a run has it: whoever measures a policy wants an engine, whatever the stage's kind."""
+    head = RECIPE[: RECIPE.index("[[stage]]")]
+    sft = '[[stage]]\nkind = "sft"\nname = "cold"\nsteps = 1\nbatch_size = 8\n'
+    measured = '[[stage]]\nkind = "eval"\nname = "measured"\nmodels = ["cold"]\nmax_tokens = 64\n'
+    eight: dict[str, float | str] = {"gpu": "h100", "gpus": 8}
+    for text, said in (
+        (sft, "the trainer on 1, no engine"),
+        (sft + "eval_every = 1\n", "the trainer on 1, 7 engine(s) of 1 beside it"),
+        (sft + measured, "the trainer on 1, 7 engine(s) of 1 beside it"),
+    ):
+        recipe.write_text(head + text)
+        assert said in planned(recipe, "trainer.activation_checkpointing=true", **eight)
+        assert draws(load(recipe)) == ("no engine" not in said)
+    one = ("cluster.kind=inline", "trainer.activation_checkpointing=true")
+    assert "1 engine(s) of 1 on the trainer's GPU in turns" in planned(recipe, *one, gpu="h100", gpus=1)
 
 
 def test_nothing_fits(recipe: Path) -> None:

@@ -1,8 +1,10 @@
 """Our verdicts beside other evaluators' on the same completions, item by item.
 
-Run it in an environment that has them (lm-eval==0.4.13, math-verify==0.9.0, which lighteval 0.13 scores with), with the
-repository on PYTHONPATH: ``python bench/evaluation/third_party.py gsm8k_model_solutions.jsonl OUT.json``. The rows are
-{id, answer, response, correct}: ``correct`` is the label that the solutions were published with.
+Run it in environments that have them (lm-eval==0.4.13 and math-verify==0.9.0; lighteval==0.13.0, whose own extraction
+wants latex2sympy2_extended==1.0.6 and so another environment), with the repository on PYTHONPATH:
+``python bench/evaluation/third_party.py gsm8k_model_solutions.jsonl OUT.json``. What is not installed is left out, and
+what OUT.json has of it stays. The rows are {id, answer, response, correct}: ``correct`` is the label that the solutions
+were published with.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +26,57 @@ Judge = Callable[[str, str], bool]
 def judges() -> Iterator[tuple[str, Judge]]:
     """Every evaluator that can be imported here, by its name."""
     yield "rlreason", lambda response, answer: check(response, answer).verdict is Verdict.CORRECT
-    try:
-        yield from lm_eval_judges()
-    except ImportError as error:
-        print(f"lm-eval left out: {error}", file=sys.stderr)
-    try:
-        from math_verify import parse, verify
-    except ImportError as error:
-        print(f"math-verify left out: {error}", file=sys.stderr)
-        return
-    yield "math-verify", lambda response, answer: bool(verify(parse(f"\\boxed{{{answer}}}"), parse(response)))
+    for name, peers in (
+        ("lm-eval", lm_eval_judges),
+        ("lm-eval minerva_math", minerva_judge),
+        ("lighteval", lighteval_judges),
+        ("math-verify", math_verify_judge),
+    ):
+        try:
+            yield from peers()
+        except (ImportError, AssertionError) as error:  # lm-eval asserts what it needs
+            print(f"{name} left out: {error}", file=sys.stderr)
+
+
+def math_verify_judge() -> Iterator[tuple[str, Judge]]:
+    """math-verify by itself, the gold answer in a box."""
+    from math_verify import parse, verify
+
+    judge: Judge = lambda response, answer: bool(verify(parse(f"\\boxed{{{answer}}}"), parse(response)))  # noqa: E731
+    yield f"math-verify {version('math-verify')}", judge
+
+
+def minerva_judge() -> Iterator[tuple[str, Judge]]:
+    """lm-eval's minerva_math task: exact match of "Final Answer: The final answer is …" after its normalisation."""
+    from lm_eval.tasks.minerva_math.utils import process_results
+
+    def is_right(response: str, answer: str) -> bool:
+        return bool(process_results({"answer": answer, "solution": f"\\boxed{{{answer}}}"}, [response])["exact_match"])
+
+    yield "lm-eval minerva_math, exact_match", is_right
+
+
+def lighteval_judges() -> Iterator[tuple[str, Judge]]:
+    """The metrics of lighteval's tasks gsm8k (expr_gold_metric) and math_500 (pass@k:k=1&n=1), with its extraction."""
+    from lighteval.metrics.metrics import Metrics
+    from lighteval.models.model_output import ModelResponse
+    from lighteval.tasks.requests import Doc
+
+    def judge(compute: Callable[[Any, Any], float], gold: str) -> Judge:
+        def is_right(response: str, answer: str) -> bool:
+            doc = Doc(query="", choices=[gold.format(answer)], gold_index=0)
+            return float(compute(doc, ModelResponse(text=[response]))) == 1.0
+
+        return is_right
+
+    if version("latex2sympy2_extended") != "1.0.6":
+        raise ImportError("its extraction wants latex2sympy2_extended 1.0.6")
+    yield (
+        "lighteval 0.13.0 gsm8k, expr_gold_metric",
+        judge(Metrics.expr_gold_metric.value.sample_level_fn.compute, " {}"),
+    )
+    scoring = Metrics.pass_at_k_math.value.sample_level_fn.compute_score
+    yield "lighteval 0.13.0 math_500, pass@k", judge(scoring, "ANSWER: \\boxed{{{}}}")
 
 
 def lm_eval_judges() -> Iterator[tuple[str, Judge]]:
@@ -61,13 +105,14 @@ def compare(rows: list[dict[str, Any]]) -> dict[str, object]:
     """Agreement of each evaluator with the published labels and with ours, and rows where they differ from ours."""
     verdicts = {name: [judge(row["response"], row["answer"]) for row in rows] for name, judge in judges()}
     ours = verdicts["rlreason"]
-    found: dict[str, object] = {"rows": len(rows)}
+    found: dict[str, object] = {"rows": len(rows), "right by the labels": sum(row["correct"] for row in rows)}
     for name, given in verdicts.items():
         differing = [
-            {"id": row["id"], "answer": row["answer"], "end": row["response"][-120:], "theirs": a, "ours": b}
+            {"id": row["id"], "answer": row["answer"], "end": row["response"][-120:], "theirs": a, "ours": b,
+             "label": row["correct"]}
             for row, a, b in zip(rows, given, ours, strict=True)
             if a != b
-        ]
+        ]  # fmt: skip
         kinds = Counter(
             f"{'right' if a else 'wrong'} for it, {'right' if b else 'wrong'} for us"
             for a, b in zip(given, ours, strict=True)
@@ -76,11 +121,13 @@ def compare(rows: list[dict[str, Any]]) -> dict[str, object]:
             "agrees with the labels": sum(a == row["correct"] for a, row in zip(given, rows, strict=True)),
             "agrees with rlreason": len(rows) - len(differing),
             "verdicts": dict(kinds),
-            "differs": differing[:20],
+            "differs": differing[:120],
         }
     return found
 
 
 if __name__ == "__main__":
     read = [json.loads(line) for line in Path(sys.argv[1]).read_text(encoding="utf-8").split("\n") if line]
-    Path(sys.argv[2]).write_text(json.dumps(compare(read), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    target = Path(sys.argv[2])
+    known = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    target.write_text(json.dumps(known | compare(read), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -227,6 +227,9 @@ def test_a_run_that_ends_while_an_evaluation_is_drawn_evaluates_it_anew(
         with pytest.raises(Interrupted):
             run(tmp_path, text)
     assert [row["step"] for row in metrics(tmp_path / "run", "rl")] == [0]  # step 1 is trained, and not recorded
+    (first,) = metrics(tmp_path / "run", "rl")
+    (report,) = evaluate_model(EvalRequest(model=f"{tmp_path / 'run'}:rl@best"), Console(quiet=True))  # not done yet
+    assert (report.accuracy.value, report.accuracy.count) == (first["accuracy/heldout"], 6)
     folder = run(tmp_path, text, resume=True)
     rows = metrics(folder, "rl")
     assert [row["step"] for row in rows] == [0, 1, 2, 3]

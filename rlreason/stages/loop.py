@@ -157,7 +157,7 @@ class StepLoop:
             return
         self._seen |= scalars.keys()
         value = scalars.get(metric, math.nan)
-        if math.isfinite(value) and (best is None or value > best.value):
+        if math.isfinite(value) and (best is None or best.metric != metric or value > best.value):
             self.context.run.save_best(self.stage.name, done, metric, value, self.trainer.save)
 
     def _say_no_best(self) -> None:

@@ -146,6 +146,16 @@ def test_a_run_that_was_given_more_steps_has_the_best_of_the_whole(whole: Path, 
     assert sorted(path.name for path in (again / "stages/01-cold/checkpoints").iterdir()) == [f"best-{one['step']:06d}"]
 
 
+def test_by_another_metric_the_best_is_looked_for_anew(tmp_path: Path) -> None:
+    head = HEAD + BEST.replace("accuracy/heldout", "tokens")
+    first = best(run(tmp_path, head + COLD.replace("STEPS", "4")), "cold")
+    assert first["value"] > 1  # a number that no loss has
+    again = run(tmp_path, head.replace('"tokens"', '"loss"') + COLD.replace("STEPS", "6"), resume=True)
+    other = best(again, "cold")
+    losses = [row["loss"] for row in metrics(again, "cold")][4:]
+    assert (other["metric"], other["value"]) == ("loss", max(losses))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -50,6 +50,8 @@ class ActorGroup:
         self._places = reserve(need, options.address) if places is None else places
         self._ray, self._name = self._places.ray, options.name
         self._actors: list[Any] = []
+        #: Calls under way, by the actors' numbers.
+        self._begun: dict[int, Any] = {}
         #: Where each is.
         self.homes: list[Where] = []
         try:
@@ -73,7 +75,7 @@ class ActorGroup:
     def ask(self, method: str, *arguments: object, each: Sequence[object] | None = None) -> list[Any]:
         """Call ``method`` on all actors at once and wait for all; with ``each``, every one has a first argument of its
         own. Raises what a method raised, and ActorsDied; either ends all actors, as some may wait for the others."""
-        self._still_there()
+        self.settle()
         firsts = [()] * len(self._actors) if each is None else [(one,) for one in each]
         return self._wait(
             {
@@ -94,8 +96,23 @@ class ActorGroup:
 
     def ask_one(self, number: int, method: str, *arguments: object) -> Any:
         """Call ``method`` on one actor."""
-        self._still_there()
+        self.settle()
         return self._wait({number: lambda: getattr(self._actors[number], method).remote(*arguments)})[0]
+
+    def begin(self, method: str, *arguments: object) -> None:
+        """Call ``method`` on all actors and don't wait: the next question does, and raises what this one raised."""
+        self.settle()
+        with usable(self._ray):
+            self._begun = {
+                number: getattr(actor, method).remote(*arguments) for number, actor in enumerate(self._actors)
+            }
+
+    def settle(self) -> None:
+        """Until what was begun is done."""
+        self._still_there()
+        begun, self._begun = self._begun, {}
+        if begun:
+            self._wait({number: lambda call=call: call for number, call in begun.items()})
 
     def ask_beside(self, number: int, method: str, *arguments: object) -> Any:
         """Call ``method`` on one actor in a thread of its own, whatever else the actor does meanwhile."""
@@ -161,7 +178,7 @@ class ActorGroup:
             if one.host == socket.gethostname():
                 with contextlib.suppress(OSError):
                     os.kill(one.process, signal.SIGKILL)
-        self._actors, self.homes = [], []
+        self._actors, self.homes, self._begun = [], [], {}
         self._places.close()
 
 

@@ -12,7 +12,7 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -101,8 +101,8 @@ class Group:
         """Leave: who still waits for this member fails."""
         self._group = None
 
-    def send(self, buckets: Sequence[Bytes]) -> None:
-        """Member 0's part, one bucket after the other."""
+    def send(self, buckets: Iterable[Bytes]) -> None:
+        """Member 0's part, one bucket after the other, each asked for when the one before is through."""
         for bucket in buckets:
             if bucket.nbytes:
                 self.broadcast(torch.from_numpy(bucket).to(self._device))
@@ -143,7 +143,7 @@ class Sending:
     ``meeting`` is what they need to join; whether they got it they say themselves.
     """
 
-    def __init__(self, buckets: Sequence[Bytes], members: int, options: GroupOptions) -> None:
+    def __init__(self, buckets: Iterable[Bytes], members: int, options: GroupOptions) -> None:
         """``members``: how many receive."""
         store = _c10d.TCPStore(options.host, 0, None, True, timedelta(seconds=options.seconds), wait_for_workers=False)
         self.meeting = Meeting(
@@ -170,7 +170,7 @@ class Sending:
         """Until it has sent all, or ended."""
         self._thread.join()
 
-    def _run(self, store: Any, buckets: Sequence[Bytes]) -> None:
+    def _run(self, store: Any, buckets: Iterable[Bytes]) -> None:
         members = range(1, self.meeting.size)
         with contextlib.suppress(RuntimeError):  # the members are told by their own ends of it
             self._wait(store, [f"here/{member}" for member in members], self.meeting.seconds)

@@ -28,7 +28,8 @@ _KINDS: Mapping[int, type[np.unsignedinteger[Any]]] = {1: np.uint8, 2: np.uint16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """Where one tensor lies. ``checksum``: CRC-32 of the whole tensor's bytes, once it is put together.
+    """Where one tensor lies. ``checksum``: CRC-32 of the whole tensor's bytes, once it is put together; None: known
+    when they are sent (``Parcel.checksums``).
 
     Example: ``Entry(name="lm_head.weight", shape=(64, 128), dtype="float32", bucket=0, offset=0, size=32768,
     changed=None, checksum=0x5bd1e995)``. ``changed`` counts the elements of a delta: their places (int64), then values.
@@ -41,7 +42,7 @@ class Entry:
     offset: int
     size: int
     changed: int | None
-    checksum: int
+    checksum: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +89,8 @@ class Manifest:
 
     @property
     def checksums(self) -> dict[str, int]:
-        """Name -> CRC-32 of the tensor after this delivery."""
-        return {entry.name: entry.checksum for entry in self.entries}
+        """Name -> CRC-32 of the tensor after this delivery, where it is known."""
+        return {entry.name: entry.checksum for entry in self.entries if entry.checksum is not None}
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -131,10 +132,15 @@ def unique_tensors(weights: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str,
 
 class Packer:
     """Packs weights. With ``delta`` it packs what changed since the last call; ``adapter``: of weights with an adapter
-    whoever holds the rest is sent the adapter alone."""
+    whoever holds the rest is sent the adapter alone.
 
-    def __init__(self, *, delta: bool = False, adapter: bool = False, bucket_bytes: int = BUCKET_BYTES) -> None:
-        self.delta, self.adapter = delta, adapter
+    ``stream``: nothing changes weights while workers take them, so those that lie in other processes need not be
+    packed there: whole ones are sent bucket by bucket as they are made (``layout``, ``filled``)."""
+
+    def __init__(
+        self, *, delta: bool = False, adapter: bool = False, stream: bool = False, bucket_bytes: int = BUCKET_BYTES
+    ) -> None:
+        self.delta, self.adapter, self.stream = delta, adapter, stream
         self._bucket_bytes = bucket_bytes
         self._last: PackedWeights | None = None
 
@@ -166,6 +172,14 @@ class Packer:
         whole = self._packed(packed.contents.items(), packed.manifest.version, None)
         return replace(whole, contents=packed.contents)
 
+    def layout(self, shapes: Iterable[tuple[str, Tensor]], version: int) -> Manifest:
+        """Where ``filled`` puts tensors of these shapes and dtypes (of the meta device), without checksums."""
+        places, entries = _Places(self._bucket_bytes), []
+        for name, tensor in shapes:
+            bucket, offset = places.next(tensor.nbytes)
+            entries.append(_entry(name, tensor, (bucket, offset, tensor.nbytes)))
+        return Manifest(version=version, base=None, entries=tuple(entries))
+
     def _packed(self, weights: Iterable[tuple[str, Tensor]], version: int, base: PackedWeights | None) -> PackedWeights:
         buckets = _Buckets(self._bucket_bytes)
         entries = []
@@ -176,19 +190,7 @@ class Packer:
                 changes, count = _changes(as_bytes(base.contents[name]), data, tensor.element_size())
                 if sum(part.nbytes for part in changes) <= data.nbytes:  # else the tensor itself is shorter
                     parts, changed = changes, count
-            bucket, offset, size = buckets.add(parts)
-            entries.append(
-                Entry(
-                    name=name,
-                    shape=tuple(tensor.shape),
-                    dtype=str(tensor.dtype).removeprefix("torch."),
-                    bucket=bucket,
-                    offset=offset,
-                    size=size,
-                    changed=changed,
-                    checksum=_crc(data),
-                )
-            )
+            entries.append(_entry(name, tensor, buckets.add(parts), changed, _crc(data)))
         manifest = Manifest(version=version, base=base.manifest.version if base else None, entries=tuple(entries))
         return PackedWeights(manifest=manifest, buckets=buckets.end())
 
@@ -199,6 +201,46 @@ def with_base(adapter: PackedWeights, base: PackedWeights) -> PackedWeights:
     entries = [replace(entry, bucket=entry.bucket + behind) for entry in base.manifest.entries]
     manifest = replace(adapter.manifest, entries=(*adapter.manifest.entries, *entries), on_base=False)
     return PackedWeights(manifest=manifest, buckets=(*adapter.buckets, *base.buckets))
+
+
+def filled(manifest: Manifest, weights: Iterable[tuple[str, Tensor]], sums: dict[str, int]) -> Iterator[Bytes]:
+    """The buckets of a ``Packer.layout``, each made when it is asked for; ``sums`` is given the checksums of what is in
+    it before. Raises RuntimeError where ``weights`` are not what was laid out."""
+    sizes, at = manifest.sizes, -1
+    bucket: Bytes = np.zeros(0, dtype=np.uint8)
+    for entry, (name, tensor) in zip(manifest.entries, weights, strict=True):
+        if (entry.name, entry.shape, entry.dtype) != (name, tuple(tensor.shape), _dtype(tensor)):
+            raise RuntimeError(f"{name} is {_dtype(tensor)} {list(tensor.shape)}, and was laid out as {entry}")
+        if entry.bucket != at:
+            if at >= 0:
+                yield bucket
+            bucket, at = np.zeros(sizes[entry.bucket], dtype=np.uint8), entry.bucket
+        data = as_bytes(tensor)
+        sums[name] = _crc(data)
+        bucket[entry.offset : entry.offset + entry.size] = data
+    if at >= 0:
+        yield bucket
+
+
+def _entry(
+    name: str, tensor: Tensor, place: tuple[int, int, int], changed: int | None = None, checksum: int | None = None
+) -> Entry:
+    """``place``: bucket, offset, size."""
+    bucket, offset, size = place
+    return Entry(
+        name=name,
+        shape=tuple(tensor.shape),
+        dtype=_dtype(tensor),
+        bucket=bucket,
+        offset=offset,
+        size=size,
+        changed=changed,
+        checksum=checksum,
+    )
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _changes(before: Bytes, now: Bytes, width: int) -> tuple[list[Bytes], int]:
@@ -213,25 +255,43 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-class _Buckets:
-    """Buckets of about ``limit`` bytes, filled one after the other; what is larger fills its own."""
+class _Places:
+    """Where tensors go in buckets of about ``limit`` bytes, one after the other; what is larger has its own."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._bucket = 0
+        #: Bytes of the last bucket that are taken.
+        self.taken = 0
+
+    def next(self, size: int) -> tuple[int, int]:
+        """(bucket, offset)."""
+        if self.taken and self.taken + size > self._limit:
+            self._bucket, self.taken = self._bucket + 1, 0
+        place = (self._bucket, self.taken)
+        self.taken += _aligned(size)
+        return place
+
+
+class _Buckets:
+    """Buckets that are filled one after the other."""
+
+    def __init__(self, limit: int) -> None:
+        self._places = _Places(limit)
         self._full: list[Bytes] = []
-        #: Of the bucket that is being filled: (offset, parts), and where the next begins.
+        #: Of the bucket that is being filled: (offset, parts), and its bytes.
         self._parts: list[tuple[int, Sequence[Bytes]]] = []
-        self._next = 0
+        self._size = 0
 
     def add(self, parts: Sequence[Bytes]) -> tuple[int, int, int]:
         """(bucket, offset, size) of ``parts``, one behind the other."""
         size = sum(part.nbytes for part in parts)
-        if self._next and self._next + size > self._limit:
+        bucket, offset = self._places.next(size)
+        if bucket > len(self._full):
             self._close()
-        place = (len(self._full), self._next, size)
-        self._parts.append((self._next, parts))
-        self._next += _aligned(size)
-        return place
+        self._parts.append((offset, parts))
+        self._size = self._places.taken
+        return bucket, offset, size
 
     def end(self) -> tuple[Bytes, ...]:
         """All of them."""
@@ -239,11 +299,11 @@ class _Buckets:
         return tuple(self._full)
 
     def _close(self) -> None:
-        bucket = np.zeros(self._next, dtype=np.uint8)
+        bucket = np.zeros(self._size, dtype=np.uint8)
         for offset, parts in self._parts:
             np.concatenate(parts, out=bucket[offset : offset + sum(part.nbytes for part in parts)])
         self._full.append(bucket)
-        self._parts, self._next = [], 0
+        self._parts, self._size = [], 0
 
 
 class DeliveryError(RuntimeError):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from rlreason.delivery.group import GroupOptions, Meeting, Sending
-from rlreason.delivery.packing import Bytes, Manifest, PackedWeights
+from rlreason.delivery.packing import Bytes, Manifest, PackedWeights, Packer
 
 
 class Departure(Protocol):
@@ -34,6 +34,10 @@ class Parcel(Protocol):
         """What it holds."""
         ...
 
+    def checksums(self) -> Mapping[str, int]:
+        """Name -> CRC-32 of the tensor after it; of all of them once a worker has it."""
+        ...
+
     def whole(self) -> Parcel | None:
         """All of the same version, where this one holds changes. None: a newer one took its place meanwhile."""
         ...
@@ -55,8 +59,8 @@ class HeldWeights(ABC):
         """Every tensor, brought here."""
 
     @abstractmethod
-    def pack(self, version: int, *, delta: bool, adapter: bool) -> Parcel:
-        """Packed there as ``version``, as a ``Packer(delta=delta, adapter=adapter)`` does."""
+    def pack(self, version: int, packer: Packer) -> Parcel:
+        """Packed there as ``version``, as ``packer`` would; with its ``stream`` sent from where they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,10 @@ class LocalParcel:
     def manifest(self) -> Manifest:
         """See ``Parcel.manifest``."""
         return self.packed.manifest
+
+    def checksums(self) -> Mapping[str, int]:
+        """See ``Parcel.checksums``."""
+        return self.manifest.checksums
 
     def whole(self) -> LocalParcel:
         """See ``Parcel.whole``."""

@@ -65,15 +65,16 @@ class Canary:
             )
         return Expectation(manifest=manifest, logprobs_V=tuple(logprobs_V))
 
-    def check(self, receipt: Receipt, expected: Expectation, worker: int) -> float:
-        """The difference of log-probabilities that was found. Raises DeliveryError with what is wrong."""
+    def check(self, receipt: Receipt, expected: Expectation, sent: Mapping[str, int], worker: int) -> float:
+        """The difference of log-probabilities that was found. ``sent``: the checksum of each tensor as it was sent.
+        Raises DeliveryError with what is wrong."""
         where = f"delivery of version {expected.manifest.version} to rollout worker {worker}"
         if receipt.version != expected.manifest.version:
             raise DeliveryError(f"{where}: it says that it holds version {receipt.version}")
-        sent = expected.manifest.checksums
-        differ = sorted(name for name in sent if receipt.checksums.get(name) != sent[name])
+        names = [entry.name for entry in expected.manifest.entries]
+        differ = sorted(name for name in names if name not in sent or receipt.checksums.get(name) != sent[name])
         if differ:
-            raise DeliveryError(f"{where}: {len(differ)} of {len(sent)} tensors are not what was sent: {few(differ)}")
+            raise DeliveryError(f"{where}: {len(differ)} of {len(names)} tensors are not what was sent: {few(differ)}")
         difference = self._difference(receipt, expected)
         if not difference <= self._tolerance:
             raise ProbeError(

@@ -54,7 +54,7 @@ class Outbox:
         parcel: Parcel
         packer = self._packer
         if self.collective and isinstance(weights, HeldWeights):
-            parcel = weights.pack(version, delta=packer.delta, adapter=packer.adapter)
+            parcel = weights.pack(version, packer)
         elif packer.adapter and isinstance(weights, AdaptedWeights) and weights.factors:
             base = self._base = list(weights.base()) if self._base is None else self._base
             packed = packer.pack_adapter(weights.adapter(), weights.factors, version)
@@ -119,7 +119,7 @@ class Outbox:
         if self.canary is None or delivery.expected is None:
             return None
         try:
-            return self.canary.check(receipt, delivery.expected, place)
+            return self.canary.check(receipt, delivery.expected, delivery.parcel.checksums(), place)
         except ProbeError as error:
             raise DeliveryError(f"{error}; {self._explain(delivery, spec, outputs_of)}") from None
 

@@ -45,10 +45,12 @@ class Samplers:
     def __post_init__(self) -> None:
         self.places = self.places or RunPlaces(self.recipe)
 
-    def open(self, model: ServedModel, *, role: str = "policy", version: int = 0, growth: int = 0) -> PoolSampler:
+    def open(
+        self, model: ServedModel, *, role: str = "policy", version: int = 0, growth: int = 0, ahead: bool = False
+    ) -> PoolSampler:
         """A sampler that holds the model's weights as ``version``. It takes over the workers of the one opened before
         in the same role, which is no longer valid. ``growth``: bytes of a GPU that the model's owner will yet take,
-        where both share it.
+        where both share it. ``ahead``: the model is trained while workers take its weights, so they need a copy.
 
         Raises UsageError where the recipe names an engine or a cluster that is not there.
         """
@@ -56,7 +58,7 @@ class Samplers:
         kind, ray = self._choose(model)
         spec = self._spec(kind, model, ray=ray)
         canary = self._canary(model, spec) if self.recipe.sampler.canary else None
-        packer = self._packer(ray=ray)
+        packer = self._packer(ray=ray, ahead=ahead)
         if role in self._pools and not self._pools[role].closed:
             self._pools[role].follow(spec, canary, packer)
         else:
@@ -155,11 +157,11 @@ class Samplers:
         """All engines of a run are built alike, so that stages can share them."""
         return any(isinstance(stage, GrpoStage) and stage.asks_for_experts for stage in self.recipe.stage)
 
-    def _packer(self, *, ray: bool) -> Packer:
+    def _packer(self, *, ray: bool, ahead: bool) -> Packer:
         how = self.recipe.sampler.delivery
         # In this process nothing travels, and the frozen weights would be held once more.
         adapter = how == "adapter" or (how == "auto" and ray and self.recipe.trainer.lora is not None)
-        return Packer(delta=how == "delta", adapter=adapter)
+        return Packer(delta=how == "delta", adapter=adapter, stream=not ahead)
 
     def _canary(self, model: ServedModel, spec: EngineSpec) -> Canary:
         tolerance = self.recipe.sampler.canary_tolerance

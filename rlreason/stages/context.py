@@ -79,10 +79,10 @@ class Context:
     #: Who else is told of the metrics.
     trackers: Trackers = field(default_factory=Trackers)
 
-    def sampler(self, model: ServedModel, version: int = 0, *, growth: int = 0) -> PoolSampler:
+    def sampler(self, model: ServedModel, version: int = 0, *, growth: int = 0, ahead: bool = False) -> PoolSampler:
         """A sampler that holds the model's weights as ``version``; the one opened before is no longer valid.
-        ``growth`` as in ``Samplers.open``."""
-        return self.samplers.open(model, version=version, growth=growth)
+        ``growth`` and ``ahead`` as in ``Samplers.open``."""
+        return self.samplers.open(model, version=version, growth=growth, ahead=ahead)
 
     def draw_with(self, sampler: Sampler) -> Draw:
         """Draws with ``sampler`` and verifies."""

@@ -352,7 +352,8 @@ def run_grpo(stage: GrpoStage, context: Context, trainer: Trainer, recorder: Rec
         doctor = MismatchDoctor(stage, context.run, trainer)
     schedule = BufferedRows(context.run, stage.name, SCHEDULE, on=context.recipe.logging.schedule)
     growth = context.trainers.growth(trainer, stage)
-    sampler = scheduled(context.sampler(trainer, version, growth=growth), stage, schedule.add, context.replay)
+    sampler = context.sampler(trainer, version, growth=growth, ahead=stage.staleness > 0)
+    sampler = scheduled(sampler, stage, schedule.add, context.replay)
     if recorder.saved is not None:
         _go_on(sampler, stage, progress, schedule)
     steps = range(version, stage.steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from rlreason.cluster.actors import ActorGroup, ActorsDied
 from rlreason.delivery.adapter import AdaptedWeights
 from rlreason.delivery.group import GroupOptions, Meeting
-from rlreason.delivery.packing import Bytes, Factor, Manifest
+from rlreason.delivery.packing import Bytes, Factor, Manifest, Packer, filled
 from rlreason.delivery.parcel import Departure, HeldWeights
 from rlreason.policy.policies import Policy
 from rlreason.trainer.weight_sender import Part
@@ -52,9 +52,10 @@ class RankWeights(HeldWeights, AdaptedWeights):
         for count in counts:
             yield from self.ranks.ask("bucket", count)[0]
 
-    def pack(self, version: int, *, delta: bool, adapter: bool) -> RankParcel:
+    def pack(self, version: int, packer: Packer) -> RankParcel | StreamedParcel:
         """See ``HeldWeights``."""
-        return RankParcel(self.ranks, self.ranks.ask("pack", version, delta, adapter)[0])
+        manifest, streamed = self.ranks.ask("pack", version, packer.delta, packer.adapter, packer.stream)[0]
+        return StreamedParcel(self, manifest) if streamed else RankParcel(self.ranks, manifest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,10 @@ class RankParcel:
     ranks: ActorGroup
     manifest: Manifest
     all_of_it: bool = False
+
+    def checksums(self) -> Mapping[str, int]:
+        """See ``Parcel.checksums``."""
+        return self.manifest.checksums
 
     def whole(self) -> RankParcel | None:
         """See ``Parcel.whole``."""
@@ -81,6 +86,40 @@ class RankParcel:
         """See ``Parcel.send``."""
         meeting = self.ranks.ask_beside(0, "send", self.manifest.version, self.all_of_it, members, options)
         return None if meeting is None else _RankSending(self.ranks, meeting)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedParcel:
+    """``delivery.parcel.Parcel`` of weights that stay in their shards: gathered bucket by bucket each time that they
+    are sent, for as long as no step changes them."""
+
+    weights: RankWeights
+    manifest: Manifest
+
+    def checksums(self) -> Mapping[str, int]:
+        """See ``Parcel.checksums``."""
+        found: Mapping[str, int] = self.weights.ranks.ask_beside(0, "checksums", self.manifest.version)
+        return found
+
+    def whole(self) -> StreamedParcel:
+        """See ``Parcel.whole``: it is."""
+        return self
+
+    def buckets(self) -> Sequence[Bytes]:
+        """See ``Parcel.buckets``: gathered here. Raises LookupError where the ranks hold newer weights."""
+        if not all(self.weights.ranks.ask("holds", self.manifest.version)):
+            raise LookupError(f"the ranks hold newer weights than version {self.manifest.version}")
+        return list(filled(self.manifest, self.weights, {}))
+
+    def send(self, members: int, options: GroupOptions) -> Departure | None:
+        """See ``Parcel.send``. The ranks do nothing else until it is through, or its group has ended."""
+        ranks, version = self.weights.ranks, self.manifest.version
+        ranks.settle()
+        meeting = ranks.ask_beside(0, "open_stream", version, members, options)
+        if meeting is None:
+            return None
+        ranks.begin("stream", version, meeting.port)
+        return _RankSending(ranks, meeting)
 
 
 @dataclass(frozen=True, slots=True)

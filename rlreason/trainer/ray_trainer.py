@@ -6,7 +6,7 @@ The process of the run holds no model: it cuts a step's samples into shares, and
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from rlreason.cluster.places import Reservation
 from rlreason.cores import usable_cores
 from rlreason.delivery.adapter import AdaptedWeights
 from rlreason.objective.distillation.teacher import OutputHead
+from rlreason.policy.lora import plain_shapes
 from rlreason.trainer.protocol import Loss, LossSums, Routed, StepStats, give_back
 from rlreason.trainer.rank import RankSpec, RankTrainer, Share
 from rlreason.trainer.rank_weights import RankWeights
@@ -86,12 +87,18 @@ class Rank(WeightSender):
         """See ``RankTrainer``."""
         return self._opened.weights()
 
+    def shapes(self) -> Iterator[tuple[str, Tensor]]:
+        """See ``WeightSender``."""
+        trainer = self._opened
+        return plain_shapes(trainer.policy.model, trainer.spec.options.compute_dtype)
+
     def forward_backward(self, share: Share, loss: Loss) -> LossSums:
         """See ``RankTrainer``; tensors come back on the CPU."""
         return _on_cpu(self._opened.forward_backward(share, loss))
 
     def step(self, step: int) -> StepStats:
         """See ``RankTrainer``."""
+        self.weights_change()
         return self._opened.step(step)
 
     def logprobs(self, share: Share, temperature: float, of: str, replay: bool) -> list[npt.NDArray[np.float32]]:
@@ -117,6 +124,7 @@ class Rank(WeightSender):
 
     def load_state(self, folder: Path) -> None:
         """See ``RankTrainer``."""
+        self.weights_change()
         self._opened.load_state(folder)
 
     def save(self, folder: Path) -> None:

@@ -52,12 +52,11 @@ train = "arithmetic"
 accuracy = 1.0
 overlong = { weight = 0.5, max_tokens = 12, buffer = 8 }
 [sampler]
-engine = "ENGINE"
+engine = "transformers"
 transport = "collective"
-kv_cache_gib = 0.0625
 [cluster]
 kind = "ray"
-rollout_workers = WORKERS
+rollout_workers = 1
 cpus_per_worker = 0.5
 threads = 1
 [[stage]]
@@ -138,7 +137,7 @@ def kill_a_worker(patch: pytest.MonkeyPatch) -> list[int]:
         nonlocal drawings
         found = call(self, method, *arguments)
         drawings += method == "advance" and bool(arguments[0])
-        if drawings > WORKER_KILLED_AT * WORKERS[0] and not killed:
+        if drawings > WORKER_KILLED_AT and not killed:
             killed.append(ray.get(self.process)[1])
             os.kill(killed[0], signal.SIGKILL)
         return found
@@ -156,9 +155,6 @@ def kill_a_rank(patch: pytest.MonkeyPatch) -> None:
         return step(self, number)
 
     patch.setattr(RayTrainer, "step", deadly)
-
-
-WORKERS = [1]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -191,7 +187,7 @@ def test_a_killed_worker_and_a_killed_rank_cost_nothing(
     rlreason: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(RECIPE.replace("ENGINE", "transformers").replace("WORKERS", "1"), encoding="utf-8")
+    recipe.write_text(RECIPE, encoding="utf-8")
     whole, killed, alone = (tmp_path / name for name in ("whole", "killed", "alone"))
     with monkeypatch.context() as patch:
         worker = kill_a_worker(patch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from rlreason.cluster.actors import ActorGroup, ActorOptions
 from rlreason.config import OptimizerConfig, PolicyConfig
+from rlreason.delivery.packing import Packer
 from rlreason.objective.batch import Batch, LossOutput
 from rlreason.objective.spec import ObjectiveSpec
 from rlreason.policy.batch import supervised_sample
@@ -69,6 +72,27 @@ class OpenRank(Rank):
         ((batch, _), *_) = self._opened._batches(share)
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, cast_forward_inputs=cast)
         return float(fully_shard(_Narrow(), mesh=self._opened._meshes.ranks, mp_policy=policy)(batch))
+
+    def small_buckets(self) -> None:
+        """Of 1 MB, until another model is opened."""
+        self._packer = Packer(bucket_bytes=1 << 20)
+
+    def begin_measuring(self) -> None:
+        """What was freed is given back, and the largest size that this process had is forgotten."""
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        self._before = _resident("VmRSS")
+
+    def most(self) -> int:
+        """Bytes above what it had when measuring began, at most."""
+        return _resident("VmHWM") - self._before
+
+
+def _resident(key: str) -> int:
+    """Bytes: VmRSS, or VmHWM, the most of it."""
+    (line,) = [one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith(f"{key}:")]
+    return int(line.split()[1]) * 1024
 
 
 class _Narrow(nn.Linear):

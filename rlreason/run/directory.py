@@ -289,7 +289,7 @@ class RunDirectory:
             if not found.is_dir() or atomic.folder_sha256(found) != best.sha256:
                 raise UsageError(f"{found} is gone or changed since stage {name!r} wrote it (checksum differs)")
             return found
-        kept = {int(one.name.removeprefix("step-")): one for one in folder.glob("step-*")}
+        kept = {int(one.name.removeprefix("step-")): one for one in folder.glob("step-[0-9]*")}
         if not which.isdecimal() or int(which) not in kept:
             there = ", ".join(f"{name}@{step}" for step in sorted(kept))
             raise UsageError(
@@ -303,7 +303,7 @@ class RunDirectory:
         session that the run does not go on from."""
         best, wanted = self.manifest.stage(name).best, self._states(name).best_steps()
         wanted |= set() if best is None else {best.step}
-        for folder in (self.stage_folder(name) / "checkpoints").glob("best-*"):
+        for folder in (self.stage_folder(name) / "checkpoints").glob("best-[0-9]*"):
             if int(folder.name.removeprefix("best-")) not in wanted:
                 shutil.rmtree(folder)
 

@@ -34,6 +34,7 @@ from rlreason.policy.policies import Policy
 from rlreason.policy.tokenizer import character_tokenizer
 from rlreason.sizing import flops
 from rlreason.sizing.activations import MicroBatch, count_activations
+from rlreason.sizing.cut import Cut
 from rlreason.sizing.memory import Memory, Training, training_memory
 from rlreason.sizing.shape import ModelShape, empty_model, shape_of
 from rlreason.trainer.forward import PolicyGradientLoss
@@ -212,7 +213,7 @@ def planned(shape: Shape, config: PretrainedConfig, counts: ModelShape, device: 
         model = empty_model(config)
         add_adapter(model, lora)
         adapter = sum(one.numel() for name, one in model.named_parameters() if is_adapter(name))
-    training = Training(width=2, ranks=1 if shape.sharded else 0, adapter=adapter, on_gpu=gpu)
+    training = Training(width=2, cut=Cut(ranks=1 if shape.sharded else 0), adapter=adapter, on_gpu=gpu)
     return training_memory(counts, training, shape.batch, kept)
 
 

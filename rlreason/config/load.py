@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,18 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         return TypeAdapter(Recipe).validate_python(table)
     except ValidationError as error:
         raise UsageError(f"{path}: {explain(error, table, Recipe)}") from error
+
+
+def allowed(recipe: Recipe, overrides: Iterable[str]) -> bool:
+    """Whether ``recipe`` with these overrides is one."""
+    table = tomllib.loads(recipe_toml(recipe))
+    try:
+        for override in overrides:
+            _override(table, override)
+        TypeAdapter(Recipe).validate_python(table)
+    except (UsageError, ValidationError):
+        return False
+    return True
 
 
 def _override(table: dict[str, Any], override: str) -> None:

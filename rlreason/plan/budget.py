@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, product
@@ -23,6 +24,7 @@ from rlreason.config import (
     SftStage,
     TeacherConfig,
 )
+from rlreason.config.load import allowed
 from rlreason.cores import usable_cores, usable_memory
 from rlreason.data.run_data import RunData
 from rlreason.errors import UsageError
@@ -34,11 +36,13 @@ from rlreason.policy.policies import fresh_tokenizer
 from rlreason.policy.support import longest_sequence
 from rlreason.sizing import engine as engines
 from rlreason.sizing.activations import MicroBatch, count_activations, micro_batch
+from rlreason.sizing.cut import Cut, local_config
 from rlreason.sizing.gpus import Gpu
 from rlreason.sizing.memory import Memory, Training, training_memory
 from rlreason.sizing.shape import ModelShape, empty_model, shape_of
 from rlreason.stages.references import References
 from rlreason.stages.trainers import lora_options
+from rlreason.trainer.parallel import check_division
 
 #: Tokens of a prompt, where the recipe says nothing of them: a plan reads no tokenizer.
 PROMPT = 256
@@ -65,6 +69,8 @@ class Setup:
     """The settings that decide what fits."""
 
     ranks: int
+    tensor_parallel: int
+    expert_parallel: int
     offload: bool
     checkpointing: bool
     lora: LoraOptions | None
@@ -76,6 +82,8 @@ class Setup:
         trainer = recipe.trainer
         return Setup(
             ranks=trainer.ranks,
+            tensor_parallel=trainer.tensor_parallel,
+            expert_parallel=trainer.expert_parallel,
             offload=trainer.offload,
             checkpointing=trainer.activation_checkpointing,
             lora=lora_options(recipe, stage),
@@ -215,19 +223,29 @@ class Budgets:
         prompt, answer = self.rows(stage)
         group = stage.samples_per_problem if isinstance(stage, (GrpoStage, OpdStage)) else 1
         found = micro_batch(setup.micro_batch_tokens, prompt, answer, group)
-        return replace(found, rows=max(1, min(found.rows, -(-step_rows(stage) // max(1, setup.ranks)))))
+        return replace(found, rows=max(1, min(found.rows, -(-step_rows(stage) // self.cut(stage, setup).rows))))
+
+    def cut(self, stage: Trained, setup: Setup) -> Cut:
+        """How the ranks share the stage's model."""
+        if setup.expert_parallel > 1 and not self.shape(self.policy_of(stage)).experts:  # a dense one has none
+            return Cut(ranks=setup.ranks, tensor=setup.tensor_parallel)
+        return Cut(ranks=setup.ranks, tensor=setup.tensor_parallel, experts=setup.expert_parallel)
 
     def memory(self, stage: Trained, setup: Setup) -> Memory:
-        """What one GPU of the trainer holds."""
+        """What one GPU of the trainer holds. Raises UsageError for a model that its ranks can't share so."""
         policy = self.policy_of(stage)
         config, width, batch = self.config(policy), self.width(policy), self.micro_batch(stage, setup)
         dtype = torch.bfloat16 if width == 2 else torch.float32
+        cut = self.cut(stage, setup)
+        if cut.tensor > 1 or cut.experts > 1:
+            check_division(empty_model(config), cut.tensor, cut.experts)
+        of_a_rank = local_config(config, cut.tensor)
         activations = count_activations(
-            config, batch, dtype, checkpointing=setup.checkpointing, lora=setup.lora, flex=self.flex
+            of_a_rank, batch, dtype, checkpointing=setup.checkpointing, lora=setup.lora, flex=self.flex
         )
         training = Training(
             width=width,
-            ranks=setup.ranks,
+            cut=cut,
             offload=setup.offload,
             adapter=None if setup.lora is None else adapter_size(config, setup.lora),
             reference=isinstance(stage, GrpoStage) and stage.objective.kl_coef > 0,
@@ -236,6 +254,12 @@ class Budgets:
             threads=1 if self.on_gpu or setup.ranks else self._threads(stage, batch),
         )
         return training_memory(self.shape(policy), training, batch, activations)
+
+    def loading(self, stage: Trained, setup: Setup) -> float:
+        """Bytes of the first rank's host while it reads the whole model (``trainer.rank``); 0 without ranks."""
+        policy = self.policy_of(stage)
+        width = 4 if setup.lora is None else self.width(policy)
+        return float(width * self.shape(policy).total) if setup.ranks else 0.0
 
     def _threads(self, stage: Trained, batch: MicroBatch) -> int:
         """Micro-batches that a CPU computes side by side."""
@@ -266,7 +290,7 @@ class Budgets:
             return None
         for keys, changed in changes:
             memory = self.memory(stage, changed)
-            if self.fits(memory):
+            if self.fits(memory) and allowed(self.recipe, keys):
                 return keys, memory
         return None
 
@@ -300,6 +324,22 @@ def adapter_size(config: PretrainedConfig, lora: LoraOptions) -> int:
     return sum(one.numel() for name, one in model.named_parameters() if is_adapter(name))
 
 
+def _spreads(budgets: Budgets, stage: Trained, setup: Setup, most: int) -> list[int]:
+    """Over how many ranks the experts could be spread, of those that there are or could be; none where they are."""
+    policy = budgets.policy_of(stage)
+    experts = budgets.shape(policy).experts
+    counts = {math.gcd(ranks, experts) for ranks in (setup.ranks, most)} if experts else set()
+    counts = {one for one in counts if one > 1 and one % setup.tensor_parallel == 0}
+    if not counts or setup.expert_parallel > 1 or setup.lora is not None:
+        return []
+    try:
+        for one in counts:
+            check_division(empty_model(budgets.config(policy)), setup.tensor_parallel, one)
+    except UsageError:
+        return []
+    return sorted(counts)
+
+
 def _changes(budgets: Budgets, stage: Trained, setup: Setup) -> Iterator[tuple[tuple[str, ...], Setup]]:
     """Changes to try, fewest first: what costs least comes first among as many."""
     axes: list[Sequence[tuple[str, dict[str, object]]]] = []
@@ -311,9 +351,14 @@ def _changes(budgets: Budgets, stage: Trained, setup: Setup) -> Iterator[tuple[t
     tokens = [one for one in smaller if one_row <= one < setup.micro_batch_tokens]
     if tokens:
         axes.append([(f"{key}={one}", {"micro_batch_tokens": one}) for one in tokens])
-    if setup.ranks < budgets.trainer_gpus:
-        axes.append([(f"trainer.ranks={budgets.trainer_gpus}", {"ranks": budgets.trainer_gpus})])
-    if setup.lora is None:
+    together = math.lcm(setup.tensor_parallel, setup.expert_parallel)
+    most = budgets.trainer_gpus // together * together
+    if setup.ranks < most:
+        axes.append([(f"trainer.ranks={most}", {"ranks": most})])
+    spread = _spreads(budgets, stage, setup, max(most, setup.ranks))
+    if spread:
+        axes.append([(f"trainer.expert_parallel={one}", {"expert_parallel": one}) for one in spread])
+    if setup.lora is None and together == 1:
         known = lora_options(budgets.recipe, stage.model_copy(update={"lora": True}))
         key = "trainer.lora.rank=16" if known is None else f"stage.{stage.name}.lora=true"
         axes.append([(key, {"lora": known or PROPOSED_LORA})])

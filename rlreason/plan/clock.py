@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rlreason.cluster.plan import over_ray
 from rlreason.config import GrpoStage, OpdStage, RejectStage
 from rlreason.plan.budget import Budgets, Drawing, Trained, adapter_size, step_rows
 from rlreason.sizing import clock, flops
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from rlreason.plan.size import Layout, SizeOptions
 
 PF_DAY = 1e15 * 86400
+#: Bytes of an adapter's number, which is float32 whatever the model is.
+ADAPTER_WIDTH = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +85,9 @@ def stage_work(budgets: Budgets, layout: Layout, stage: Trained | RejectStage, r
         done += operations
         parts.append(f"learns {_time(learnt)} ({bound.by})")
     if isinstance(stage, (GrpoStage, OpdStage)):
-        sent = clock.delivery_time(shape, width, options.delivery or clock.DELIVERY)
+        sent, how = _delivery(budgets, layout, stage, options)
         learnt += sent
-        parts.append(f"delivers {_time(sent)} ({_rate(options.delivery or clock.DELIVERY)})")
+        parts.append(f"delivers {_time(sent)} ({how})")
     overlapped = isinstance(stage, GrpoStage) and stage.staleness > 0
     seconds = max(drawn, learnt) if overlapped else drawn + learnt
     what = "the stage" if isinstance(stage, RejectStage) else "a step"
@@ -93,10 +96,27 @@ def stage_work(budgets: Budgets, layout: Layout, stage: Trained | RejectStage, r
     return Work(tokens=count * answer, flops=done, seconds=seconds, said=said)
 
 
+def _delivery(budgets: Budgets, layout: Layout, stage: GrpoStage | OpdStage, options: SizeOptions) -> tuple[float, str]:
+    """(seconds, what is sent and how fast). A worker's base weights come once and are left out."""
+    recipe, policy = budgets.recipe, budgets.policy_of(stage)
+    lora, way = budgets.setup(stage).lora, recipe.sampler.delivery
+    alone = way == "adapter" or (way == "auto" and over_ray(recipe, layout.gpus))
+    size, what = budgets.width(policy) * budgets.shape(policy).total, "all weights"
+    if lora is not None and alone:
+        size, what = ADAPTER_WIDTH * adapter_size(budgets.config(policy), lora), "the adapter alone"
+    if options.delivery is not None:
+        return size / options.delivery, f"{what}, {_rate(options.delivery)}"
+    packed = recipe.sampler.transport == "host"
+    rates = (
+        f"packed {_rate(clock.PACKING)}, sent {_rate(clock.DELIVERY)}" if packed else f"sent {_rate(clock.DELIVERY)}"
+    )
+    return clock.delivery_time(size, packed=packed), f"{what}, {rates}"
+
+
 def _learning(budgets: Budgets, stage: Trained, shape: ModelShape, gpu: Gpu) -> tuple[clock.Bound, float]:
     """(time at the roofline, operations of all ranks) of one step."""
     setup = budgets.setup(stage)
-    batch, ranks = budgets.micro_batch(stage, setup), max(1, setup.ranks)
+    batch, cut = budgets.micro_batch(stage, setup), budgets.cut(stage, setup)
     micro_batches = math.ceil(step_rows(stage) / batch.rows)
     forward = flops.forward_packed(shape, batch, flex=budgets.flex)
     operations = micro_batches * flops.training(forward, recompute=setup.checkpointing, lora=setup.lora is not None)
@@ -111,11 +131,17 @@ def _learning(budgets: Budgets, stage: Trained, shape: ModelShape, gpu: Gpu) -> 
                 / len(budgets.recipe.teacher)
             )
     policy = budgets.policy_of(stage)
-    trained = shape.total if setup.lora is None else adapter_size(budgets.config(policy), setup.lora)
-    frozen = 0 if setup.lora is None else shape.total
-    each = math.ceil(micro_batches / ranks)
-    traffic = clock.shard_traffic(trained, frozen, budgets.width(policy), ranks, each)
-    return clock.training_time(operations, traffic, gpu, min(ranks, micro_batches)), operations
+    width, each = budgets.width(policy), math.ceil(micro_batches / cut.rows)
+    if setup.lora is None:
+        traffic = clock.cut_traffic(shape, cut, width, each)
+    else:
+        adapter = adapter_size(budgets.config(policy), setup.lora)
+        traffic = clock.shard_traffic(adapter, shape.total, width, cut.shards, each)
+    # Tensor ranks have the same samples, and each computes their head whole.
+    operations += (cut.tensor - 1) * micro_batches * 3 * forward.head
+    waits = clock.exchanges(shape, cut, width, each * batch.tokens, gpu, recompute=setup.checkpointing)
+    busy = min(cut.rows, micro_batches) * cut.tensor
+    return clock.training_time(operations, traffic, gpu, busy, waits), operations
 
 
 def _time(seconds: float) -> str:

@@ -1,7 +1,8 @@
 """How many tokens a micro-batch has where the recipe does not say: settled before a run begins, and written down.
 
 A run's recipe.toml has the numbers, so that one that goes on, or is followed, cuts its steps as before wherever it is;
-they are of the machine's whole memory and not of what is free, so that two runs on it are alike.
+they are of the GPU of the trainer's ranks by its data sheet, else of the machine's whole memory, and not of what is
+free, so that two runs are alike, and `rlreason plan --gpu` says the same.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ def settled_as(checked: CheckedRecipe, run: Path | None) -> CheckedRecipe:
 def settled(checked: CheckedRecipe) -> CheckedRecipe:
     """With numbers for all stages. A model whose size is not known here is given ``MICRO_BATCH``."""
     from rlreason.plan.budget import Budgets
+    from rlreason.plan.trainer_gpu import trainer_gpu
     from rlreason.sizing.activations import CountingError
 
-    budgets = Budgets(checked.recipe, checked.data)
+    stages = [one for one in checked.recipe.stage if isinstance(one, TrainingStage) and one.micro_batch_tokens is None]
+    if not stages:
+        return checked
+    budgets = Budgets(checked.recipe, checked.data, trainer_gpu(checked.recipe))
     found: dict[str, int] = {}
-    for stage in checked.recipe.stage:
-        if not isinstance(stage, TrainingStage) or stage.micro_batch_tokens is not None:
-            continue
+    for stage in stages:
         try:
             found[stage.name] = budgets.setup(stage).micro_batch_tokens
         except (CountingError, UsageError):

@@ -37,7 +37,7 @@ class SizeOptions:
     price: float | None = None
     #: Share of the GPU's peaks that is reached; None: ``sizing.clock.EFFICIENCY``.
     efficiency: float | None = None
-    #: Bytes/s of a delivery; None: ``sizing.clock.DELIVERY``.
+    #: Bytes/s of a delivery, packing included; None: ``sizing.clock.PACKING`` and ``DELIVERY``.
     delivery: float | None = None
 
 
@@ -188,6 +188,8 @@ def _memory_text(memory: Memory, layout: Layout, budgets: Budgets, stage: Traine
     limit = "" if layout.gpu is None else f" of {layout.gpu.gigabytes:g}"
     chosen = "" if stage.micro_batch_tokens else f" (at most {budgets.setup(stage).micro_batch_tokens:,}: what fits)"
     host = f"; in the memory of the hosts {_gb(memory.host)} a rank" if memory.host else ""
+    loading = budgets.loading(stage, budgets.setup(stage))
+    host += f"; of the first rank's host {_gb(loading)} while it reads the whole model" if loading else ""
     return (
         f"{where}: {parts}: {_gb(memory.total)}{limit}{host}. Micro-batches of {batch.tokens:,} tokens{chosen}: "
         f"{batch.rows} answers of {batch.completion:,} behind prompts of {batch.prompt}"

@@ -61,3 +61,16 @@ GPUS = {
         Gpu("rtx4090", 24, 165, 1.008, 32, "NVIDIA Ada GPU architecture paper (330 TFLOPS with sparsity; PCIe)"),
     )
 }
+
+
+def named(name: str) -> Gpu | None:
+    """By the name that a driver or Ray has for it, such as "NVIDIA H100 80GB HBM3" or "A100 A100-80G"; None: it is not
+    known, or a part of one (MIG). An A100 that does not say its memory is the smaller one."""
+    words = {part for word in name.lower().split() for part in word.split("-")}
+    if "mig" in words:
+        return None
+    if "a100" in words:
+        return GPUS["a100" if words & {"80gb", "80g"} else "a100-40"]
+    if {"rtx", "4090"} <= words:
+        return GPUS["rtx4090"]
+    return next((GPUS[one] for one in words if one in GPUS), None)

@@ -7,7 +7,8 @@ those of ``trainer.masters`` (one process) and ``trainer.sharding`` (FSDP2 over 
 - gradients 4 P / N, moments 8 P / N;
 - one process in bfloat16: the copy that computes, 2 P, and one micro-batch's gradients before they are added, 2 P;
 - shards: what is gathered whole in the compute dtype, d (two layers + all outside of layers), and whole gradients on
-  their way to being added in float32: of one layer d + 4, of what is outside of layers d or d + 4;
+  their way to being added in float32: of one layer d + 4, of what is outside of layers d or d + 4; a layer of ranks
+  that share it is (all but experts) / t + experts / e (``trainer.parallel``; t tensor, e expert ranks);
 - reference d P / N and teacher d T / N;
 - activations: counted (``sizing.activations``); head: the buffers of ``objective.linear`` and its kernel.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlreason.sizing.activations import Activations, MicroBatch
+from rlreason.sizing.cut import ALONE, Cut
 from rlreason.sizing.shape import ModelShape
 
 #: ``objective.kernels.linear._TILE_ROWS`` and ``objective.linear._TILE``, which tests hold these to.
@@ -35,7 +37,7 @@ class Training:
 
     #: Bytes of the compute dtype.
     width: int
-    ranks: int = 0
+    cut: Cut = ALONE
     offload: bool = False
     #: Parameters of the adapter; None: all weights train.
     adapter: int | None = None
@@ -74,7 +76,7 @@ class Memory:
 
 def training_memory(shape: ModelShape, training: Training, batch: MicroBatch, activations: Activations) -> Memory:
     """The budget of one step with micro-batches such as ``batch``."""
-    width, shards = training.width, max(1, training.ranks)
+    width, shards = training.width, training.cut.shards
     trained = shape.total if training.adapter is None else training.adapter
     frozen = 0 if training.adapter is None else shape.total
     stored = [
@@ -83,7 +85,7 @@ def training_memory(shape: ModelShape, training: Training, batch: MicroBatch, ac
         Part(name="moments", bytes=8 * trained / shards),
     ]
     held = []
-    if training.ranks:
+    if training.cut.ranks:
         held.append(Part(name="gathered", bytes=_gathered(shape, training)))
     elif width == 2:
         held.append(Part(name="bfloat16 copy", bytes=2 * trained))
@@ -103,7 +105,7 @@ def training_memory(shape: ModelShape, training: Training, batch: MicroBatch, ac
 
 def _gathered(shape: ModelShape, training: Training) -> float:
     """FSDP2 computes one layer while it gathers the next, and the root (embedding, norm, head) stays gathered."""
-    width, layer, root = training.width, shape.largest_layer, shape.outside
+    width, layer, root = training.width, training.cut.layer(shape), shape.outside
     whole = width * (2 * layer + root)
     if training.adapter is not None:  # gradients of adapters are small
         return whole

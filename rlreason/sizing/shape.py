@@ -64,8 +64,10 @@ class ModelShape:
     #: Of these the last matrix of each layer, whose product nothing behind it needs: recomputing stops before it.
     last_products: int
     head: int
-    #: Of the largest layer, which a shard of it is gathered to.
-    largest_layer: int
+    #: (all but routed experts, routed experts) of each kind of layer, which shards of it are gathered to.
+    layer_parts: tuple[tuple[int, int], ...]
+    #: Layers with routed experts.
+    routed_layers: int
     #: Outside of all layers: embedding, last norm, head.
     outside: int
     vocabulary: int
@@ -82,6 +84,11 @@ class ModelShape:
     def layers(self) -> int:
         """Layers of the model."""
         return len(self.attention)
+
+    @property
+    def largest_layer(self) -> int:
+        """Parameters of the largest layer."""
+        return max(sum(parts) for parts in self.layer_parts)
 
 
 def shape_of(model: PreTrainedModel) -> ModelShape:
@@ -105,8 +112,8 @@ def _shape_of(model: PreTrainedModel) -> ModelShape:
     chosen = int(model.config.to_dict()["num_experts_per_tok"]) if experts else 0
     total, active = count_parameters(model)
     adapter = sum(one.numel() for name, one in model.named_parameters() if is_adapter(name))
-    sizes = [_size(layer) for layer in layers]
-    routed = sum(one.numel() for name, one in _named(model) if ".experts." in name)
+    parts = [_parts(layer) for layer in layers]
+    routed = sum(experts for _, experts in parts)
     products = sum(one.numel() for layer in layers for name, one in _named(layer) if one.ndim >= 2)
     idle = routed * (experts - chosen) // experts if experts else 0
     return ModelShape(
@@ -115,8 +122,9 @@ def _shape_of(model: PreTrainedModel) -> ModelShape:
         layer_products=products - idle,
         last_products=sum(_last_product(layer, head.weight.shape[1]) for layer in layers),
         head=head.weight.numel(),
-        largest_layer=max(sizes),
-        outside=total - adapter - sum(sizes),
+        layer_parts=tuple(sorted(set(parts))),
+        routed_layers=sum(experts > 0 for _, experts in parts),
+        outside=total - adapter - sum(map(sum, parts)),
         vocabulary=head.weight.shape[0],
         hidden=head.weight.shape[1],
         plain_head=head.bias is None and not _scales_logits(model.config),
@@ -140,8 +148,10 @@ def _named(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, one) for name, one in module.named_parameters() if not is_adapter(name)]
 
 
-def _size(module: nn.Module) -> int:
-    return sum(one.numel() for _, one in _named(module))
+def _parts(layer: nn.Module) -> tuple[int, int]:
+    """(all but routed experts, routed experts)."""
+    routed = sum(one.numel() for name, one in _named(layer) if ".experts." in f".{name}")
+    return sum(one.numel() for _, one in _named(layer)) - routed, routed
 
 
 #: What configs call a factor of the logits (Granite, Cohere, Falcon-H1) and a cap on them (Gemma).

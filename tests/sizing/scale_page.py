@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from rlreason.policy.lora import LoraOptions
 from rlreason.sizing import clock, flops
 from rlreason.sizing.activations import MicroBatch, count_activations, micro_batch
+from rlreason.sizing.cut import Cut
 from rlreason.sizing.engine import cache_bytes, engine, read_bytes
 from rlreason.sizing.gpus import GPUS
 from rlreason.sizing.memory import Memory, Training, training_memory
@@ -57,10 +58,11 @@ class Model:
         self.config = AutoConfig.for_model(family, **settings)
         self.shape: ModelShape = shape_of(empty_model(self.config))
 
-    def memory(self, batch: MicroBatch, ranks: int, lora: LoraOptions | None = None, **options: Any) -> Memory:
+    def memory(self, batch: MicroBatch, ranks: int | Cut, lora: LoraOptions | None = None, **options: Any) -> Memory:
         found = count_activations(self.config, batch, torch.bfloat16, checkpointing=True, lora=lora, flex=True)
         adapter = None if lora is None else self.adapter
-        return training_memory(self.shape, Training(width=2, ranks=ranks, adapter=adapter, **options), batch, found)
+        cut = Cut(ranks=ranks) if isinstance(ranks, int) else ranks
+        return training_memory(self.shape, Training(width=2, cut=cut, adapter=adapter, **options), batch, found)
 
     @property
     def adapter(self) -> int:
@@ -86,7 +88,8 @@ def sizes(model: Model) -> list[str]:
         f"| weights in bfloat16 | 2 · P | {gb(2 * shape.total)} |",
         f"| largest layer | shapes | {shape.largest_layer / 1e9:.3f} B, {gb(2 * shape.largest_layer)} gathered |",
         f"| keys and values of a token | 2 · {shape.layers} layers · {one.cached} | {token / 1e3:.1f} kB |",
-        f"| a delivery at {clock.DELIVERY / 1e9:g} GB/s | 2 · P / bandwidth | {clock.delivery_time(shape, 2):.1f} s |",
+        f"| a delivery of all weights: packed and sent | 2 · P / {clock.PACKING / 1e9:g} GB/s + 2 · P / {clock.DELIVERY / 1e9:g} GB/s | {clock.delivery_time(2 * shape.total):,.1f} s |",
+        f"| memory of the first rank's host while it loads | 4 · P: the whole model in float32, before it is cut; with LoRA 2 · F | {gb(4 * shape.total)}; {gb(2 * shape.total)} |",
     ]
 
 
@@ -94,7 +97,7 @@ FORMULAS = {
     "weights": "(4 P + 2 F) / N",
     "gradients": "4 P / N",
     "moments": "8 P / N",
-    "gathered": "2 (2 layers + root), with gradients of P: + 2 root + max(6 layer, 4 root)",
+    "gathered": "2 (2 layers + root), with gradients of P: + 2 root + max(6 layer, 4 root); of e expert ranks a layer has 1/e of its experts",
     "reference": "2 P / N",
     "teacher": "2 T / N",
     "activations": "counted",
@@ -126,6 +129,8 @@ class Case:
     gpus: int
     ranks: int
     tensor_parallel: int = 0
+    #: Ranks that hold different experts.
+    experts: int = 1
     lora: LoraOptions | None = None
 
 
@@ -135,9 +140,20 @@ def step(case: Case) -> list[str]:
     count = -(-case.rows // batch.rows)
     forward = flops.forward_packed(shape, batch, flex=True)
     done = count * flops.training(forward, recompute=True, lora=case.lora is not None)
-    trained, frozen = (shape.total, 0) if case.lora is None else (model.adapter, shape.total)
-    traffic = clock.shard_traffic(trained, frozen, 2, ranks, -(-count // ranks))
-    bound = clock.training_time(done, traffic, GPU, ranks)
+    each, cut = -(-count // ranks), Cut(ranks=ranks, experts=case.experts)
+    if case.lora is None:
+        traffic = clock.cut_traffic(shape, cut, 2, each)
+    else:
+        traffic = clock.shard_traffic(model.adapter, shape.total, 2, ranks, each)
+    waits = clock.exchanges(shape, cut, 2, each * batch.tokens, GPU, recompute=True)
+    bound = clock.training_time(done, traffic, GPU, ranks, waits)
+    sent = "8 P · (N − 1) / N" if case.lora is None else "(8 P + 4 F) · (N − 1) / N"
+    exchanged = []
+    if case.experts > 1:
+        sent = f"8 · ((P − experts) · (N − 1) / N + experts / {case.experts} · (C − 1) / C), C = {cut.copies}"
+        exchanged = [
+            f"| tokens to their experts and back | 3 passes · 2 · {shape.routed_layers} layers · {shape.chosen} experts · 2 · {shape.hidden} · {each * batch.tokens:,} positions · {case.experts - 1} / {case.experts}, at {GPU.link(case.experts) / 1e9:g} GB/s | {waits:,.1f} s, beside products |"
+        ]  # fmt: skip
     learns = bound.seconds / clock.EFFICIENCY
     tokens = case.rows * batch.completion
     # Of LoRA frozen weights have no gradient: a product less.
@@ -155,14 +171,19 @@ def step(case: Case) -> list[str]:
         f"| its last matrices | not recomputed: 2 · {shape.last_products / 1e9:.3f} B · positions | {forward.last / 1e12:,.0f} TFLOP |",
         f"| operations | micro-batches · ({passes}), a = {a}, b = {b} | {done / 1e15:,.1f} PFLOP |",
         f"| products at the peak | operations / ({ranks} · {GPU.flops / 1e12:,.0f} TFLOP/s) | {done / (GPU.flops * ranks):,.1f} s |",
-        f"| a GPU's links | {-(-count // ranks)} · {'8 P' if case.lora is None else '(8 P + 4 F)'} · (N − 1) / N = {traffic / 1e9:,.0f} GB, at {GPU.link(ranks) / 1e9:g} GB/s | {traffic / GPU.link(ranks):,.1f} s |",
+        f"| a GPU's links | {each} · {sent} = {traffic / 1e9:,.0f} GB, at {GPU.link(ranks) / 1e9:g} GB/s | {traffic / GPU.link(ranks):,.1f} s |",
+        *exchanged,
         f"| learns | the slower ({bound.by}) / {clock.EFFICIENCY} | {learns:,.0f} s |",
     ]  # fmt: skip
     seconds = learns
     if case.tensor_parallel:
         drawn, said = _drawn(case)
-        sent = clock.delivery_time(shape, 2)
-        lines += [*said, f"| delivers | 2 P / {clock.DELIVERY / 1e9:g} GB/s | {sent:,.1f} s |"]
+        size, what = (2 * shape.total, "2 P") if case.lora is None else (4 * model.adapter, "the adapter alone: 4 P")
+        sent = clock.delivery_time(size)
+        lines += [
+            *said,
+            f"| delivers | {what} / {clock.PACKING / 1e9:g} GB/s (packing) + the same / {clock.DELIVERY / 1e9:g} GB/s | {sent:,.1f} s |",
+        ]
         seconds += drawn + sent
     hours = seconds * case.gpus / 3600
     lines += [
@@ -220,6 +241,11 @@ it was measured on a GPU.
   DeepSeek-V3; float32, bfloat16; full and LoRA), and a whole step's allocations, weights and moments included, are within 10 % of the budget. A step of 32,768 tokens
   with checkpointing, two layers of width 128, on a CPU: one row of 32,768 takes 507 MB (541 planned), four rows behind one prompt 508 (541), Qwen3-MoE 425 (459).
   These pages count attention by flex_attention, as on a GPU.
+- **Ranks that share layers** (`trainer.tensor_parallel` = t, `trainer.expert_parallel` = e) hold (all but experts) / t + experts / e of a gathered layer and the activations of a model with 1/t of its
+  heads and inner width; t of them have the same samples, and each computes the whole head of those. What they send each other within a layer is added to the products' time. None of it was measured.
+- **A delivery** is packed with checksums on one core of the trainer's host (0.94 GB/s, measured on an EPYC core: [rollouts.md](rollouts.md)) and sent (25 GB/s, an assumption); `--delivery` says both
+  at once. Over Ray an adapter travels alone, in float32. What engines do to load it is not in it.
+- **Memory of hosts**: the first rank reads the whole model on its host before it is cut, whatever its GPUs hold: in float32 (4 · P bytes), or with LoRA in bfloat16; `trainer.offload` adds each rank's shards.
 - **Operations** are 2 · active parameters of layers and head a token, and attention's 2 · heads · (key + value size) a visible pair; backward twice that (LoRA: once), recomputing once more. torch's counter
   agrees within 2 % (the same families, packed and whole rows, with and without checkpointing).
 - **Time** is the slower of products at the GPU's peak and bytes at its bandwidth, divided by an *assumed* efficiency of 0.4 (`--efficiency`). Answers are taken to be at full length.
@@ -256,16 +282,18 @@ def page() -> str:
         *step(Case(model=moe, batch=GRPO, rows=1024, gpus=18, ranks=16, tensor_parallel=2)),
     ]
     lines += ["## DeepSeek-V3 on 32 nodes (256 GPUs)", "", *sizes(big), ""]
-    lines += budgets({"full, N = 224": big.memory(ONE, 224)})
+    spread = Cut(ranks=224, experts=32)
+    lines += budgets({"full, N = 224": big.memory(ONE, 224), "32 of them for experts": big.memory(ONE, spread)})
     layer = big.shape.largest_layer
     lines += [
         "",
         "224 ranks leave 32 GPUs for one engine; micro-batches of a single answer. Shards fit easily, whole layers don't: "
         f"{gb(2 * layer)} are gathered of one, twice as the next one is fetched, and full training has {gb(6 * layer)} of its gradients on their way to being added. "
-        "Its experts would have to stay on ranks of their own (`trainer.expert_parallel`), which these formulas don't know: `plan` counts layers gathered whole, and refuses it.",
+        f"With `trainer.expert_parallel = 32` each rank has {big.shape.experts // 32} whole experts of a layer and gathers them over the {spread.copies} ranks that have the same; a layer is then "
+        f"{gb(2 * spread.layer(big.shape))}. Experts are taken to be chosen evenly, and buffers of tokens on their way are those that experts in their place have too.",
         "", engines(big, 32), "",
-        "Were its layers cut as they would have to be, a step would take, by the same formulas:", "",
-        *step(Case(model=big, batch=ONE, rows=1024, gpus=256, ranks=224, tensor_parallel=32)),
+        "A step so:", "",
+        *step(Case(model=big, batch=ONE, rows=1024, gpus=256, ranks=224, tensor_parallel=32, experts=32)),
     ]  # fmt: skip
     lines += ["## Distilling into Qwen3-32B on 8 x 80 GB", "", *sizes(dense), ""]
     teacher = moe.shape.total

@@ -28,6 +28,7 @@ from rlreason.policy.logprobs import hidden_states, plain_head
 from rlreason.policy.lora import LoraOptions, add_adapter
 from rlreason.sizing import memory
 from rlreason.sizing.activations import CountingError, MicroBatch, count_activations, micro_batch
+from rlreason.sizing.cut import Cut
 from rlreason.sizing.memory import Training, training_memory
 from rlreason.sizing.shape import empty_model, shape_of
 from rlreason.trainer import distilling
@@ -195,13 +196,18 @@ def test_parts_by_hand() -> None:
     }  # fmt: skip
     root = shape.outside
     gathered = 2 * (2 * layer + root) + 2 * root + max(6 * layer, 4 * root)
-    assert parts(ranks=4, reference=True) == {
+    assert parts(cut=Cut(ranks=4), reference=True) == {
         "weights": total, "gradients": total, "moments": 2 * total, "gathered": gathered, "reference": total / 2,
     }  # fmt: skip
-    assert parts(ranks=4, adapter=1000, reference=True) == {
+    assert parts(cut=Cut(ranks=4), adapter=1000, reference=True) == {
         "weights": 1000 + total / 2, "gradients": 1000, "moments": 2000, "gathered": 2 * (2 * layer + root),
     }  # fmt: skip
-    offloaded = training_memory(shape, Training(width=2, ranks=4, offload=True), BATCH, nothing)
+    shared = shape_of(empty_model(config_of("qwen3_moe")))
+    gathered = Cut(ranks=8, tensor=2, experts=4).layer(shared)
+    (others, routed) = shared.layer_parts[-1]
+    assert (others + routed, shared.routed) == (shared.largest_layer, routed * shared.routed_layers)
+    assert gathered == others / 2 + routed / 4
+    offloaded = training_memory(shape, Training(width=2, cut=Cut(ranks=4), offload=True), BATCH, nothing)
     assert offloaded.host == 4 * total
     assert {part.name for part in offloaded.parts} == {"gathered", "activations", "head and work space"}
 

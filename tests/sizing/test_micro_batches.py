@@ -10,12 +10,12 @@ import torch
 from rlreason.check import check
 from rlreason.config import MICRO_BATCH, Recipe, load, recipe_toml
 from rlreason.cores import usable_memory
-from rlreason.plan import budget
+from rlreason.plan import budget, trainer_gpu
 from rlreason.plan.budget import Budgets, Setup
 from rlreason.plan.micro_batches import settled, settled_as
 from rlreason.plan.size import SizeOptions
 from rlreason.plan.text import describe
-from rlreason.sizing.gpus import GPUS
+from rlreason.sizing.gpus import GPUS, named
 from rlreason.stages.trainers import Trainers
 from rlreason.trainer.local import LocalTrainer
 
@@ -108,6 +108,40 @@ def test_of_a_gpu(path: Path) -> None:
     found, recipe = budgets(path, *wide, gpu="l4")
     setup = found.setup(recipe.stage[1])  # type: ignore[arg-type]
     assert 512 <= setup.micro_batch_tokens < budget.MOST_TOKENS_GPU
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"), ("H100", "h100"), ("A100 A100-80G", "a100"), ("A100", "a100-40"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"), ("AMD-Instinct-MI300X-OAM", "mi300x"), ("NVIDIA L4", "l4"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"), ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("GH200", None),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_gpus_have_the_names_of_drivers_and_of_ray(name: str, key: str | None) -> None:
+    assert named(name) == (None if key is None else GPUS[key])
+
+
+def test_of_the_ranks_gpus_and_not_of_the_drivers_cpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver without GPU before a Ray with some: what `plan --gpu` says of the smallest kind."""
+    wide = ("policy.model.hidden_size=2048", "policy.model.intermediate_size=8192", "policy.model.num_hidden_layers=16")
+    ranks = (*wide, "trainer.ranks=2", "cluster.kind=ray", "policy.dtype=bfloat16")
+
+    def chosen(*kinds: str) -> int | None:
+        nodes = [{"Alive": True, "Resources": {"CPU": 8.0}}, {"Alive": False, "Resources": {"GPU": 8.0}}]
+        nodes += [{"Alive": True, "Resources": {"GPU": 2.0} | ({kind: 1.0} if kind else {})} for kind in kinds]
+        monkeypatch.setattr(trainer_gpu, "_nodes", lambda _: nodes)
+        return tokens(settled(check(load(path, ranks), path.parent)).recipe)[1]
+
+    def planned(gpu: str | None) -> int:
+        found, recipe = budgets(path, *ranks, gpu=gpu)
+        return found.setup(recipe.stage[1]).micro_batch_tokens  # type: ignore[arg-type]
+
+    assert chosen("accelerator_type:H100", "accelerator_type:L4") == planned("l4") < planned("h100")
+    assert chosen("accelerator_type:H100") == planned("h100")
+    assert chosen("") == planned("l4")  # of kinds that nobody knows the smallest that is known
+    assert chosen() == planned(None)  # ranks without GPUs
 
 
 def test_plan_says_them(path: Path) -> None:

@@ -11,11 +11,13 @@ from typer.testing import CliRunner
 from rlreason.cli import app
 from rlreason.cluster.plan import draws
 from rlreason.config import load
+from rlreason.config.load import allowed
 from rlreason.errors import UsageError
 from rlreason.plan import size as plan_size
 from rlreason.plan.size import SizeOptions
 from rlreason.plan.text import describe
 from rlreason.sizing import clock, flops
+from rlreason.sizing.cut import Cut
 from rlreason.sizing.engine import cache_bytes, engine, read_bytes
 from rlreason.sizing.gpus import GPUS
 from rlreason.sizing.shape import Attention, ModelShape
@@ -152,6 +154,30 @@ def test_turns_are_the_default_where_the_trainer_leaves_no_gpu(recipe: Path) -> 
     )
 
 
+def test_the_first_ranks_host_reads_the_whole_model(recipe: Path) -> None:
+    """1.72 B parameters: in float32, or the frozen ones of an adapter in bfloat16; nothing without ranks."""
+    assert "of the first rank's host 6.9 GB while it reads" in planned(recipe, "trainer.ranks=2")
+    assert "of the first rank's host 3.4 GB while" in planned(recipe, "trainer.ranks=2", "trainer.lora.rank=16")
+    assert "while it reads the whole model" not in planned(recipe)
+
+
+def test_what_is_delivered(recipe: Path) -> None:
+    """All weights are packed on the host and sent; over Ray an adapter travels alone, in float32."""
+    some = ("trainer.activation_checkpointing=true",)
+    card: dict[str, float | str] = {"gpu": "h100", "gpus": 8}
+    full = planned(recipe, *some, **card)
+    assert "delivers 3.8 s (all weights, packed at 0.94 GB/s, sent at 25 GB/s)" in full  # 3.44 GB
+    broadcast = planned(recipe, *some, "cluster.kind=ray", "sampler.transport=collective", **card)
+    assert "delivers 0.138 s (all weights, sent at 25 GB/s)" in broadcast
+    lora = (*some, "cluster.kind=ray", "trainer.lora.rank=16")
+    # Of each of 28 layers: 16 · (in + out) of q, k, v, o and the MLP's three: 17.4 M numbers.
+    numbers = 28 * 16 * (2 * (2048 + 2048) + 2 * (2048 + 1024) + 3 * (2048 + 6144))
+    seconds = 4 * numbers * (1 / 0.94e9 + 1 / 25e9)
+    assert f"delivers {seconds:.3g} s (the adapter alone, packed" in planned(recipe, *lora, **card)
+    assert "(all weights, packed" in planned(recipe, *lora, "sampler.delivery=full", **card)
+    assert "delivers 3.44 s (all weights, at 1 GB/s)" in planned(recipe, *some, **card, delivery=1e9)
+
+
 def test_who_evaluates_draws(recipe: Path) -> None:
     """As a run has it: whoever measures a policy wants an engine, whatever the stage's kind."""
     head = RECIPE[: RECIPE.index("[[stage]]")]
@@ -193,9 +219,9 @@ def test_a_model_that_is_not_here_is_said(recipe: Path) -> None:
 def shape(**changed: object) -> ModelShape:
     one = Attention(heads=4, key_width=8, value_width=8, cached=32, cuts=2, window=None)
     values: dict[str, object] = {
-        "total": 1000, "active": 400, "layer_products": 300, "last_products": 0, "head": 100, "largest_layer": 450,
-        "outside": 100, "vocabulary": 10, "hidden": 10, "plain_head": True, "experts": 4, "chosen": 1, "routed": 800,
-        "attention": (one, one), **changed,
+        "total": 1000, "active": 400, "layer_products": 300, "last_products": 0, "head": 100, "outside": 100,
+        "layer_parts": ((50, 400),), "routed_layers": 2, "vocabulary": 10, "hidden": 10, "plain_head": True,
+        "experts": 4, "chosen": 1, "routed": 800, "attention": (one, one), **changed,
     }  # fmt: skip
     return ModelShape(**values)  # type: ignore[arg-type]
 
@@ -226,7 +252,57 @@ def test_the_slower_resource_is_the_bound() -> None:
     token = read_bytes(shape(), 2, 50, width=2, tensor_parallel=1) / gpu.bandwidth
     prompts = flops.pass_of(shape(), 0, 0, 4).total / gpu.flops
     assert clock.drawing_time(shape(), draw, gpu).seconds == pytest.approx(2 * 100 * token + prompts)
-    assert clock.delivery_time(shape(), 2, 1000) == 2.0
+    assert clock.delivery_time(25e9, packed=False) == 1.0
+    assert clock.delivery_time(25e9) == pytest.approx(1 + 25 / 0.94)
+
+
+def test_ranks_that_share_layers_by_hand() -> None:
+    """Eight ranks, two of them on the same samples, experts over four."""
+    cut, gpu = Cut(ranks=8, tensor=2, experts=4), GPUS["h100"]
+    assert (cut.shards, cut.rows, cut.copies) == (8, 4, 2)
+    assert cut.layer(shape()) == 50 / 2 + 400 / 4
+    assert Cut(ranks=8).layer(shape()) == 450
+    # Root 100 over 8 ranks, 100 dense over 4 by halves, 800 routed over 2 by quarters: 8 bytes each, 3 micro-batches.
+    assert clock.cut_traffic(shape(), cut, 2, 3) == 3 * 8 * (100 * 7 / 8 + 50 * 3 / 4 + 200 / 2)
+    assert clock.cut_traffic(shape(), Cut(ranks=4), 2, 3) == pytest.approx(clock.shard_traffic(1000, 0, 2, 4, 3))
+    # 7 tokens of 10 numbers in 2 bytes; two sums a layer, of which each rank sends 2 · 1/2; two journeys of each token
+    # to one expert, of which 3/4 leave the rank, and either tensor rank sends half.
+    sums, sent = 2 * 2 * 2 * 140 / 2, 2 * 2 * 140 / 2 * 3 / 4
+    assert clock.exchanges(shape(), cut, 2, 7, gpu, recompute=False) == pytest.approx(2 * (sums + sent) / 450e9)
+    assert clock.exchanges(shape(), cut, 2, 7, gpu, recompute=True) == pytest.approx(3 * (sums + sent) / 450e9)
+    assert clock.exchanges(shape(), Cut(ranks=8), 2, 7, gpu, recompute=True) == 0
+    assert clock.training_time(989e12, 0.0, gpu, 1, 3.0) == clock.Bound(seconds=4.0, by="exchanges within layers")
+
+
+def test_a_plan_knows_who_shares_what(recipe: Path) -> None:
+    wide = ("trainer.ranks=8", "trainer.activation_checkpointing=true", "cluster.colocate=true", "cluster.kind=ray")
+    eight: dict[str, float | str] = {"gpu": "h100", "gpus": 8}
+    alone, shared = planned(recipe, *wide, **eight), planned(recipe, *wide, "trainer.tensor_parallel=4", **eight)
+
+    def part(text: str, name: str) -> float:
+        return float(re.findall(rf"{name} ([\d.]+) GB", text)[0])
+
+    assert part(shared, "weights") == part(alone, "weights")
+    assert part(shared, "gathered") < part(alone, "gathered")  # layers by quarters; what is outside of them stays
+    assert part(shared, "activations") == pytest.approx(part(alone, "activations"), rel=0.2)  # states between layers
+    assert "num_key_value_heads = 8" in refused(recipe, *wide, "trainer.ranks=16", "trainer.tensor_parallel=16")
+    assert planned(recipe, *wide, "trainer.expert_parallel=4", **eight) == alone  # a dense model has no experts
+
+
+def test_what_the_schema_refuses_is_not_proposed(recipe: Path) -> None:
+    """Ten GPUs are no two rows of four, and an adapter is not trained by tensor ranks."""
+    wide = (
+        "policy.model.hidden_size=8192",
+        "policy.model.intermediate_size=28672",
+        "trainer.activation_checkpointing=true",
+    )
+    wide += ("trainer.ranks=4", "trainer.tensor_parallel=4", "stage.grpo.micro_batch_tokens=2304")
+    proposed = proposal(refused(recipe, *wide, gpu="h100", gpus=11))
+    assert "trainer.ranks=8" in proposed
+    load(recipe, (*wide, *proposed))
+    assert allowed(load(recipe, wide), proposed)
+    assert not allowed(load(recipe, wide), ("trainer.ranks=10",))
+    assert not allowed(load(recipe, wide), ("trainer.lora.rank=16",))
 
 
 def test_every_gpu_names_its_source() -> None:
@@ -245,3 +321,13 @@ def test_a_tokenizer_that_a_run_would_refuse(tmp_path: Path) -> None:
     path.write_text(text)
     assert '"characters" needs a procedural task' in refused(path)
     assert "size     policy" in planned(path, "policy.tokenizer.kind=bpe", "policy.tokenizer.vocab_size=500")
+
+
+def test_experts_are_spread_where_whole_layers_do_not_fit(recipe: Path) -> None:
+    """A layer of many experts, gathered whole: shards fit, and it does not."""
+    experts = ("num_experts=128", "num_experts_per_tok=8", "moe_intermediate_size=3072", "num_hidden_layers=4")
+    wide = ("policy.model_type=qwen3_moe", *(f"policy.model.{one}" for one in experts), "policy.model.hidden_size=4096")
+    wide += ("trainer.activation_checkpointing=true", "trainer.ranks=64", "stage.grpo.micro_batch_tokens=2304")
+    message = refused(recipe, *wide, gpu="a100-40", gpus=72)
+    assert "trainer.expert_parallel=64" in proposal(message)
+    planned(recipe, *wide, *proposal(message), "sampler.tensor_parallel=2", gpu="a100-40", gpus=72)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlreason.cluster.places import Reservation
+from rlreason.cluster.processes import ProcessId, own_process
 from rlreason.errors import UsageError
 
 #: How often a name was given in this process: a successor has another one, as Ray remembers the dead.
@@ -22,12 +23,11 @@ _NAMED: Counter[str] = Counter()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Where:
-    """Example: ``Where(node="1a63…", host="gpu-7", process=4711, gpus=("4", "5"), visible="4,5")``."""
+    """Example: ``Where(node="1a63…", process=own_process(), gpus=("4", "5"), visible="4,5")``."""
 
     #: Ray's id of the host.
     node: str
-    host: str
-    process: int
+    process: ProcessId
     #: By the numbers that Ray counts them with.
     gpus: tuple[str, ...]
     #: CUDA_VISIBLE_DEVICES: what torch sees.
@@ -91,8 +91,7 @@ def where() -> Where:
 
     return Where(
         node=ray.get_runtime_context().get_node_id(),
-        host=socket.gethostname(),
-        process=os.getpid(),
+        process=own_process(),
         gpus=tuple(str(one) for one in ray.get_gpu_ids()),
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
@@ -112,7 +111,10 @@ def write_into(log: Path | None, name: str) -> None:
         os.close(file)
         one = where()
         gpus = f", GPU {','.join(one.gpus)}" if one.gpus else ""
-        print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {name}: process {one.process} on {one.host}{gpus}", flush=True)
+        print(
+            f"{datetime.now():%Y-%m-%d %H:%M:%S} {name}: process {one.process.number} on {one.process.host}{gpus}",
+            flush=True,
+        )
 
 
 def check_gpus() -> None:

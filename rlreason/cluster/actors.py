@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +11,7 @@ from rlreason.cluster.actor import Where, log_of, make_actor
 from rlreason.cluster.failures import said, usable
 from rlreason.cluster.needs import Need
 from rlreason.cluster.places import Reservation, reserve
+from rlreason.cluster.processes import end_process
 
 #: A thread of its own in each actor, which answers while the actor is at work.
 BESIDE = "beside"
@@ -174,10 +172,8 @@ class ActorGroup:
         for actor in self._actors:
             with contextlib.suppress(Exception):
                 self._ray.kill(actor, no_restart=True)
-        for one in self.homes:  # a stopped one (SIGSTOP) hears nothing else
-            if one.host == socket.gethostname():
-                with contextlib.suppress(OSError):
-                    os.kill(one.process, signal.SIGKILL)
+        for one in self.homes:
+            end_process(one.process)
         self._actors, self.homes, self._begun = [], [], {}
         self._places.close()
 

@@ -202,8 +202,11 @@ def _room(ray: Any, need: Need) -> int:
 def _besides(made: Sequence[Reservation]) -> list[dict[str, float]]:
     """Resources of each host, without what this process holds beside ``made``."""
     ray = made[0].ray
-    held = [one for one in _HELD if one.owns and one.group is not None and one not in made]
-    return _hosts(ray, [ray.util.placement_group_table(one.group) for one in held])
+    return _hosts(ray, [ray.util.placement_group_table(one.group) for one in _held_beside(made)])
+
+
+def _held_beside(made: Sequence[Reservation]) -> list[Reservation]:
+    return [one for one in _HELD if one.owns and one.group is not None and one not in made]
 
 
 def _times(resources: Mapping[str, float], bundle: Mapping[str, float]) -> int:
@@ -220,7 +223,8 @@ def _shortage(made: Sequence[Reservation]) -> str:
             wanted[key] = wanted.get(key, 0.0) + amount * one.need.count
     total = {key: sum(one.get(key, 0.0) for one in hosts) for key in wanted}
     if any(total[key] + 1e-9 < amount for key, amount in wanted.items()):
-        return f"{_needed(made)}, and Ray has {_amounts(total)}"
+        beside = " beside what this run holds" if _held_beside(made) else ""
+        return f"{_needed(made)}, and Ray has {_amounts(total)}{beside}"
     for one in made:
         if sum(_times(resources, one.need.bundle) for resources in hosts) < one.need.count:
             largest = {key: max((host.get(key, 0.0) for host in hosts), default=0.0) for key in one.need.bundle}

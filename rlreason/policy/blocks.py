@@ -44,7 +44,7 @@ class FlexLayout:
         """See ``layouts.Layout``. Raises UsageError for dropout, which flex_attention has not."""
         if call.dropout:
             raise UsageError(f'trainer.attention = "flex" has no dropout, and the model asks for {call.dropout:g}')
-        compute = compiled() if query.device.type == "cuda" else flex_attention
+        compute: Any = compiled() if query.device.type == "cuda" else flex_attention
         found = compute(query, key, value, block_mask=self._mask(call.window), scale=call.scale, enable_gqa=True)
         states: Tensor = found.transpose(1, 2)
         return states
@@ -66,7 +66,10 @@ def compiled(backend: str | Callable[..., Any] = "inductor") -> Callable[..., An
     eight by default and, without a word in the log, keeps every score in memory: here it may be many, and the end of
     them is an error.
     """
-    return torch.compile(flex_attention, fullgraph=True, dynamic=True, recompile_limit=_KINDS, backend=backend)
+    found: Callable[..., Any] = torch.compile(  # type: ignore[call-overload]  # its stubs lack recompile_limit
+        flex_attention, fullgraph=True, dynamic=True, recompile_limit=_KINDS, backend=backend
+    )
+    return found
 
 
 def block_mask(tokens: Tokens, window: int | None = None) -> BlockMask:

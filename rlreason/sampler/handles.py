@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +15,7 @@ from rlreason.cluster.actor import log_of, make_actor
 from rlreason.cluster.failures import full, said, usable
 from rlreason.cluster.needs import Need
 from rlreason.cluster.places import Reservation, reserve
+from rlreason.cluster.processes import end_process
 from rlreason.cluster.session import own_gpus
 from rlreason.delivery.group import BrokenGroup, GroupOptions
 from rlreason.delivery.packing import Bytes, DeliveryError
@@ -246,7 +245,7 @@ class _RayCall:
 
 @dataclass(slots=True)
 class RayHandle:
-    """A worker in a Ray actor. ``process``: (host, process id) once it is up. ``placed``: whether its place is on a
+    """A worker in a Ray actor. ``process``: its ``ProcessId`` once it is up. ``placed``: whether its place is on a
     host that is up."""
 
     actor: Any
@@ -302,9 +301,7 @@ class RayHandle:
         with contextlib.suppress(Exception):
             self.ray.kill(self.actor, no_restart=True)
         with contextlib.suppress(Exception):
-            host, process_id = self.ray.get(self.process, timeout=0)
-            if host == socket.gethostname():
-                os.kill(process_id, signal.SIGKILL)
+            end_process(self.ray.get(self.process, timeout=0))
 
 
 class RayCluster:

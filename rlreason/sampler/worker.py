@@ -4,8 +4,6 @@ a Ray actor."""
 from __future__ import annotations
 
 import gc
-import os
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlreason.cluster.actor import check_gpus
+from rlreason.cluster.processes import ProcessId, own_process
 from rlreason.delivery.adapter import KeptBase
 from rlreason.delivery.group import Meeting, joined
 from rlreason.delivery.packing import Bytes, Manifest, Receiver, summed
@@ -62,9 +61,9 @@ class RolloutWorker:
         here = torch.cuda.is_available() and spec.vllm.tensor_parallel == 1
         self._base = KeptBase("cuda" if here else "cpu")
 
-    def process_id(self) -> tuple[str, int]:
-        """(host, process id) of where it runs; also shows that it is up."""
-        return socket.gethostname(), os.getpid()
+    def process_id(self) -> ProcessId:
+        """Of where it runs; also shows that it is up."""
+        return own_process()
 
     def deliver(
         self,

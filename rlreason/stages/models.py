@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,7 @@ from rlreason.stages.lengths import LengthCheck, Overlong
 from rlreason.stages.references import TABLES, References
 from rlreason.stages.vocabularies import shared_words
 from rlreason.trainer.balance import router_coefficient
+from rlreason.trainer.parallel import check_division
 
 #: Before the path of a teacher that is no model of the recipe.
 FOLDER = "path:"
@@ -62,16 +63,19 @@ class RunModels:
         for stage in self.recipe.stage:
             done = stage.name in self.done
             names = stage.models if isinstance(stage, EvalStage) else (references.model_of(stage),)
+            trains = not isinstance(stage, EvalStage | RejectStage)
             for name in names:
                 if name not in self.recipe.endpoint:
-                    yield _Use(stage=stage, origin=self._origin(name, references), done=done)
+                    yield _Use(stage=stage, origin=self._origin(name, references), done=done, in_trainer=trains)
             if isinstance(stage, DistillStage) and stage.teacher_kl > 0:
                 teacher = references.model_of(references.traces_of(stage))
-                yield _Use(stage=stage, origin=self._origin(teacher, references), teaches=True, done=done)
+                origin = self._origin(teacher, references)
+                yield _Use(stage=stage, origin=origin, teaches=True, done=done, in_trainer=True)
             for taught in stage.teachers(self.recipe.teacher) if isinstance(stage, OpdStage) else ():
                 one = self.recipe.teacher[taught]
                 origin = self._origin(one.model, references) if one.model is not None else f"{FOLDER}{one.path}"
-                yield _Use(stage=stage, origin=origin, teaches=True, done=done)
+                inside = one.where == "trainer"
+                yield _Use(stage=stage, origin=origin, teaches=True, done=done, in_trainer=inside)
 
     def _origin(self, name: str, references: References) -> str:
         while stage_of(name) not in {*TABLES, *self.done}:
@@ -89,6 +93,8 @@ class _Use:
     teaches: bool = False
     #: The stage is done: only which rows it left out counts.
     done: bool = False
+    #: The trainer holds it.
+    in_trainer: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +121,11 @@ def check_models(run: RunModels, tell: Callable[[str], None]) -> RunData:
             continue
         if use.origin not in inspected:
             inspected[use.origin] = _inspect(run, use.origin)
+        model = inspected[use.origin]
+        if not use.done and use.in_trainer:
+            _check_cut(run.recipe, use.stage, model)
         if use.teaches:
             continue
-        model = inspected[use.origin]
         _check_engine(run.recipe, use.stage, model)
         _check_experts(use.stage, model)
         for found in lengths.overlong(use.stage, run.data.of(use.stage.name), model.policy, model.longest):
@@ -127,6 +135,7 @@ def check_models(run: RunModels, tell: Callable[[str], None]) -> RunData:
                     'sampler.max_length, or leave such rows out by data.overlong_prompts = "drop"'
                 )
             dropped[key_of(found.problem)] = found
+    _some_experts(run.recipe, [inspected[use.origin] for use in uses if use.in_trainer and not use.done])
     for use in uses:
         if use.teaches and not use.done:
             (student,) = (one.origin for one in uses if one.stage is use.stage and not one.teaches)
@@ -192,6 +201,22 @@ def _try_attention(policy: Policy) -> None:
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         if isinstance(error, UsageError):
             raise
+
+
+def _check_cut(recipe: Recipe, stage: Stage, model: _Inspected) -> None:
+    """Its layers and experts can be divided as the ranks want them. A dense model has no experts to spread."""
+    trainer, policy = recipe.trainer, model.policy.model
+    if trainer.ranks:
+        try:
+            check_division(policy, trainer.tensor_parallel, trainer.expert_parallel if expert_count(policy) else 1)
+        except UsageError as error:
+            raise UsageError(f"stage {stage.name!r}: {error}") from error
+
+
+def _some_experts(recipe: Recipe, trained: Sequence[_Inspected]) -> None:
+    spread = recipe.trainer.expert_parallel
+    if spread > 1 and trained and not any(expert_count(one.policy.model) for one in trained):
+        raise UsageError(f"trainer.expert_parallel = {spread}, and no model of the run has experts: leave it out")
 
 
 def _check_experts(stage: Stage, model: _Inspected) -> None:

@@ -197,7 +197,11 @@ class Pipeline:
             finally:
                 sampler.close()
             return
-        policy = self._source(name).load(self._compute_dtype(name), self._context.device)
+        plan = self._context.trainers.places.plan
+        # With ranks every GPU is theirs or an engine's: here the weights are only on their way to an engine.
+        passing = plan.ranks is not None and plan.workers is not None
+        device = torch.device("cpu") if passing else self._context.device
+        policy = self._source(name).load(self._compute_dtype(name), device)
         sampler, parameters = self._context.sampler(policy), count_parameters(policy.model)
         del policy  # the engine has its weights, and may be on the same GPU
         yield MeasuredModel(name=name, sampler=sampler, parameters=parameters)

@@ -51,6 +51,12 @@ class Meshes:
         """Whether each rank holds a part of everything, and nothing else."""
         return self.tensor is None and self.experts is None
 
+    def of(self, model: PreTrainedModel) -> Meshes:
+        """The rows for ``model``: a dense one has no experts to spread."""
+        if self.experts is None or expert_count(model):
+            return self
+        return Meshes(self.ranks, self.ranks if self.tensor is None else self.data, self.tensor)
+
 
 def meshes(device_type: str, tensor_parallel: int = 1, expert_parallel: int = 1) -> Meshes:
     """Of all processes that have met; rank r has the samples of row r // tensor_parallel."""
@@ -122,7 +128,8 @@ def _cut(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def check_division(model: PreTrainedModel, tensor: int, experts: int) -> None:
-    """Raise UsageError where ``model`` can't be cut so: no plan, or heads or experts that are no multiple."""
+    """Raise UsageError where ``model`` can't be cut so: no plan, heads or experts that are no multiple, or two matrices
+    in one."""
     name, config = type(model).__name__, model.config.to_dict()
     if tensor > 1:
         if not model.tp_plan:
@@ -133,6 +140,8 @@ def check_division(model: PreTrainedModel, tensor: int, experts: int) -> None:
         for key, count in counts.items():
             if isinstance(count, int) and count % tensor:
                 raise UsageError(f"trainer.tensor_parallel = {tensor} must divide {name}'s {key} = {count}")
+        if experts == 1:
+            _refuse_packed(model, model.tp_plan)
     if experts > 1:
         count = expert_count(model)
         if not count:

@@ -102,13 +102,8 @@ class RankTrainer:
         self._trainable = ShardedParameters(self.policy.model, self._meshes.ranks)
         self._optimizer = PolicyOptimizer(self._trainable, options.optimizer, options.total_steps, options.max_skipped)
 
-    def _open(
-        self, model: ModelSource, stored: torch.dtype, lora: LoraOptions | None = None, *, cut: bool = True
-    ) -> Policy:
-        """A sharded policy, its shards in ``stored``. Rank 0 reads the whole one and hands the numbers out.
-
-        ``cut``: with the tensor and expert parallelism of the trainer.
-        """
+    def _open(self, model: ModelSource, stored: torch.dtype, lora: LoraOptions | None = None) -> Policy:
+        """A sharded policy, its shards in ``stored``. Rank 0 reads the whole one and hands the numbers out."""
         source = model.source.load(stored, torch.device("cpu")) if dist.get_rank() == 0 else None
         if source is not None and stored == torch.float32 != model.dtype:
             self.rounded = round_ties(list(source.model.parameters()))
@@ -123,7 +118,7 @@ class RankTrainer:
         if source is not None:
             found = [plain_head(source.model) is not None, takes_packed(source.model), find_routers(source.model)]
         dist.broadcast_object_list(found, src=0, device=self.device)
-        rows = self._meshes if cut else Meshes(self._meshes.ranks, self._meshes.ranks)
+        rows = self._meshes.of(policy.model)
         shard(cast(policy.model, stored), rows, model.dtype, self.device, offload=self.spec.options.offload)
         fill(policy.model, None if source is None else source.model, rows)
         remember(policy.model, plain=found[0], packed=found[1])

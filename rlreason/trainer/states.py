@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -89,6 +89,26 @@ def save_state(folder: Path, policy: Policy, trainable: Trainable, optimizer: Po
     config.architectures = config.architectures or [type(policy.model).__name__]
     save_without_weights(policy.model, policy.tokenizer, folder / MODEL_FOLDER)
     (folder / NOTE).write_text(json.dumps(asdict(note), indent=1) + "\n", encoding="utf-8")
+
+
+def check_whole(folder: Path) -> None:
+    """Raise UsageError where not all that ranks wrote of a state can be seen from here."""
+    shards = folder / SHARDS
+    files = [folder / NOTE, shards / ".metadata"]
+    if files[1].is_file():
+        parts = FileSystemReader(shards).read_metadata().storage_data or {}
+        files += sorted({shards / one.relative_path for one in parts.values()})
+    check_seen(files)
+
+
+def check_seen(files: Sequence[Path]) -> None:
+    """Raise UsageError where a file that ranks wrote is not there."""
+    for file in files:
+        if not file.is_file():
+            raise UsageError(
+                f"{file}: a trainer rank wrote it, and the host of the run can't see it: the run directory must be on "
+                "a file system that all hosts share (--out)"
+            )
 
 
 @torch.no_grad()

@@ -19,8 +19,9 @@ from typer.testing import CliRunner  # noqa: E402
 from rlreason.cli import app  # noqa: E402
 from rlreason.cluster.needs import Need  # noqa: E402
 from rlreason.cluster.places import Places, reserve  # noqa: E402
-from rlreason.cluster.plan import RANK, WORKER  # noqa: E402
+from rlreason.cluster.plan import RANK, WORKER, teacher_kind  # noqa: E402
 from rlreason.cluster.run_places import RunPlaces  # noqa: E402
+from rlreason.config import load  # noqa: E402
 from rlreason.errors import UsageError  # noqa: E402
 from rlreason.sampler.handles import RayCluster, RayOptions  # noqa: E402
 
@@ -139,9 +140,27 @@ def test_too_much_is_refused_together(host: Callable[[int], None]) -> None:
     ):
         Places(needs).take(RANK)
     alone = Places(needs[:1]).take(RANK)
-    with pytest.raises(UsageError, match=r"^cluster\.rollout_workers = 1 needs 1 GPU, and Ray has 0 GPU: use fewer"):
+    with pytest.raises(UsageError, match=r"^cluster\.rollout_workers = 1 needs 1 GPU, and Ray has 0 GPU beside what"):
         Places(needs[1:]).take(WORKER)  # what this run holds it does not wait for
     alone.close()
+
+
+def test_a_teacher_is_on_none_of_the_others_gpus(
+    host: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Engines take every GPU that is left, so its place is reserved before theirs."""
+    host(8)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    taught = RECIPE.replace('kind = "grpo"', 'kind = "opd"\nmodel = "policy"').replace("[data]", TEACHER)
+    (tmp_path / "recipe.toml").write_text(taught)
+    places = RunPlaces(load(tmp_path / "recipe.toml", ("trainer.ranks=2",)), name="run")
+    taken = {kind: places.take(kind) for kind in (RANK, WORKER, teacher_kind("big"))}
+    assert [one.need.count for one in taken.values()] == [2, 5, 1]
+    found = [card for one in taken.values() for card in cards(started(one))]
+    assert len(set(found)) == len(found) == 8
+    for one in taken.values():
+        one.close()
+    places.close()
 
 
 def test_as_many_as_fit_have_cores_too(host: Callable[[int], None]) -> None:
@@ -177,6 +196,9 @@ problems_per_step = 2
 max_tokens = 4
 optimizer = { lr = 1e-3 }
 """
+
+
+TEACHER = '[teacher.big]\npath = "org/big"\nwhere = "worker"\n[data]'
 
 
 @pytest.mark.parametrize(

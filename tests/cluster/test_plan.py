@@ -151,3 +151,41 @@ def test_staleness_on_all_gpus_of_the_ranks_is_not_taken_for_turns() -> None:
     found = plan(2, {**GRPO, "staleness": 1}, trainer={"ranks": 2})
     assert not found.colocated
     assert [one.kind for one in found.needs] == ["trainer rank", "rollout worker"]
+
+
+OPD = {"kind": "opd", "name": "o", "model": "policy", "steps": 1, "problems_per_step": 1, "max_tokens": 8}
+
+
+def test_a_teacher_in_a_worker_has_a_place_of_the_plan() -> None:
+    """Behind the ranks and before engines, which take what is left."""
+    elsewhere = {"teacher": {"big": {"path": "org/big", "where": "worker"}}}
+    found = plan(4, OPD, trainer={"ranks": 1}, **elsewhere)
+    assert bundles(found) == [
+        ("trainer rank", 1, {"GPU": 1.0}),
+        ("teacher big", 1, {"GPU": 1.0}),
+        ("rollout worker", 0, {"CPU": 1.0, "GPU": 1.0}),
+    ]
+    assert not found.colocated
+    two = plan(2, OPD, trainer={"ranks": 1}, **elsewhere)
+    assert two.colocated  # the second one is the teacher's
+    assert [one.gpus for one in two.needs] == [0.5, 1.0, 0.5]
+    assert [one.gpus for one in plan(0, OPD, **elsewhere).teachers] == [0.0]
+    assert not plan(4, OPD, teacher={"big": {"path": "org/big"}}).teachers  # beside the student
+    assert not plan(4, GRPO, **elsewhere).teachers  # nobody asks it
+    assert not plan(4, OPD, cluster={"kind": "inline"}, **elsewhere).teachers
+
+
+def test_auto_over_ray_is_ray_for_teachers_too() -> None:
+    pytest.importorskip("ray")
+    pytest.importorskip("vllm")
+    elsewhere = {"teacher": {"big": {"path": "org/big", "where": "worker"}}, "cluster": {"kind": "auto"}}
+    assert [one.kind for one in plan(4, OPD, **elsewhere).teachers] == ["teacher big"]
+    assert not plan(0, OPD, **elsewhere).teachers
+
+
+def test_one_gpu_has_no_room_for_a_teacher_of_its_own() -> None:
+    elsewhere = {"teacher": {"big": {"path": "org/big", "where": "worker"}}}
+    with pytest.raises(UsageError, match=r'^teacher\.big\.where = "worker" wants a GPU .*: say where = "trainer"$'):
+        plan(1, OPD, **elsewhere)
+    with pytest.raises(UsageError, match=r"or trainer\.ranks = 1 with cluster\.colocate$"):
+        plan(4, OPD, cluster=ray(colocate=True), **elsewhere)

@@ -110,7 +110,7 @@ def leftovers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def process_of(sampler: PoolSampler, place: int) -> int:
     handle = sampler.pool._workers[place].handle
     assert isinstance(handle, RayHandle)
-    return int(ray.get(handle.process)[1])
+    return int(ray.get(handle.process).number)
 
 
 def after(seconds: float, act: Callable[[], None]) -> threading.Thread:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rlreason.cluster.processes import ProcessId
 from rlreason.errors import UsageError
 from rlreason.sampler.handles import RayCluster, RayOptions, WorkerDied
 
@@ -17,8 +18,8 @@ ray: Any = pytest.importorskip("ray", reason="Ray is not installed")
 class Greedy:
     """In place of a rollout worker: it holds memory until it is ended."""
 
-    def process_id(self) -> tuple[str, int]:
-        return "host", 0
+    def process_id(self) -> ProcessId:
+        return ProcessId("host", 0, "")
 
     def work(self) -> int:
         held = bytearray(50 << 20)

@@ -164,6 +164,26 @@ def test_a_damaged_checkpoint_and_one_of_another_shape(folder: Path) -> None:
         checked(path)
 
 
+def test_what_ranks_can_not_cut_is_said_before_the_first_stage(folder: Path) -> None:
+    """The student of a late stage as well; that it is dense beside a policy with experts is no matter."""
+    ranks = "[trainer]\nranks = 2\ntensor_parallel = 2\n"
+    path = write(folder, tables=STUDENT + ranks, stages=DISTILL.format(distill=""))
+    with pytest.raises(
+        UsageError, match=r"stage 'cold': trainer\.tensor_parallel = 2 must divide .*num_key_value_heads"
+    ):
+        checked(path)
+    text = path.read_text(encoding="utf-8").replace("num_key_value_heads = 1", "num_key_value_heads = 2", 1)
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"stage 'small': trainer\.tensor_parallel = 2 must divide"):
+        checked(path)
+    path.write_text(text.replace("num_key_value_heads = 1", "num_key_value_heads = 2"), encoding="utf-8")
+    checked(path)
+    experts = "tensor_parallel = 1\nexpert_parallel = 2"
+    path.write_text(text.replace("tensor_parallel = 2", experts), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"trainer\.expert_parallel = 2, and no model of the run has experts"):
+        checked(path)
+
+
 def test_the_engine_is_there_and_its_limit_is_the_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlreason.sampler.open.installed", lambda _: False)
     with pytest.raises(UsageError, match=r"stage 'rl': sampler\.engine = \"vllm\": vLLM is not installed"):

@@ -138,7 +138,7 @@ def kill_a_worker(patch: pytest.MonkeyPatch) -> list[int]:
         found = call(self, method, *arguments)
         drawings += method == "advance" and bool(arguments[0])
         if drawings > WORKER_KILLED_AT and not killed:
-            killed.append(ray.get(self.process)[1])
+            killed.append(ray.get(self.process).number)
             os.kill(killed[0], signal.SIGKILL)
         return found
 
@@ -151,7 +151,7 @@ def kill_a_rank(patch: pytest.MonkeyPatch) -> None:
 
     def deadly(self: RayTrainer, number: int) -> StepStats:
         if number == RANK_KILLED_AT:
-            os.kill(self._ranks.homes[1].process, signal.SIGKILL)
+            os.kill(self._ranks.homes[1].process.number, signal.SIGKILL)
         return step(self, number)
 
     patch.setattr(RayTrainer, "step", deadly)

@@ -101,6 +101,14 @@ def test_two_ranks_are_one_process(family: str, tensor: int, experts: int, tmp_p
 
 
 @pytest.mark.parametrize(("tensor", "experts"), [(2, 2), (1, 2)])
+def test_a_dense_model_beside_experts_has_none_to_spread(
+    tensor: int, experts: int, tmp_path: Path, two: ActorGroup
+) -> None:
+    """A recipe's ranks are cut for its policy, and train the dense student too."""
+    check(two, "qwen3", tensor, experts, tmp_path)
+
+
+@pytest.mark.parametrize(("tensor", "experts"), [(2, 2), (1, 2)])
 def test_checkpointing_changes_nothing(tensor: int, experts: int, two: ActorGroup) -> None:
     samples, loss = rollouts()
     found = []

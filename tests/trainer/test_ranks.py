@@ -32,6 +32,7 @@ from rlreason.trainer.options import ModelSource
 from rlreason.trainer.protocol import Trainer
 from rlreason.trainer.rank import RankSpec
 from rlreason.trainer.ray_trainer import RayTrainer
+from rlreason.trainer.states import check_whole
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,12 @@ def test_gradients_canary(ranks: Callable[[int], ActorGroup]) -> None:
     off = replace(loss, denominator=loss.denominator * (1 + 1e-5))
     group = ranks(2)
     pairs = zip(group._actors, given, (loss, off), strict=True)
-    group._wait([actor.forward_backward.remote(share, its) for actor, share, its in pairs])
+    group._wait(
+        {
+            number: lambda actor=actor, share=share, its=its: actor.forward_backward.remote(share, its)
+            for number, (actor, share, its) in enumerate(pairs)
+        }
+    )
     found = group.ask("gradients")[0]
     assert 1e-6 < relative(found, gradients_of(one)) < 1e-4
     assert relative({name: one / 2 for name, one in found.items()}, gradients_of(one)) > 0.4
@@ -283,11 +289,30 @@ def test_a_folder_is_what_one_process_writes(family: str, tmp_path: Path, ranks:
     assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
 
 
+def test_a_state_that_only_the_ranks_can_see_is_refused_at_once(
+    tmp_path: Path, ranks: Callable[[int], ActorGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hosts without a common file system: found when it is saved, not when it is needed."""
+    many = sharded(ranks(2), "qwen3")
+    many.save_state(tmp_path / "whole")
+    many.save(tmp_path / "checkpoint")
+    (shard, _) = sorted((tmp_path / "whole" / "shards").glob("*.distcp"))
+    shard.unlink()
+    with pytest.raises(UsageError, match=r"shards/__0_0\.distcp: .*file system that all hosts share"):
+        check_whole(tmp_path / "whole")
+    monkeypatch.setattr(many._ranks, "ask", lambda *_: None)  # they write where it can't be seen
+    with pytest.raises(UsageError, match=r"trainer\.json: .*file system that all hosts share"):
+        many.save_state(tmp_path / "state")
+    with pytest.raises(UsageError, match=r"config\.json: .*file system that all hosts share"):
+        many.save(tmp_path / "model")
+    monkeypatch.undo()
+
+
 def test_a_rank_that_dies_ends_all(tmp_path: Path, ranks: Callable[[int], ActorGroup]) -> None:
     """And ranks that have ended take nothing for done: a state without weights would follow the last good one."""
     group = ranks(3)
     many = sharded(group, "qwen3")
-    processes = [home.process for home in group.homes]
+    processes = [home.process.number for home in group.homes]
     os.kill(processes[1], signal.SIGKILL)
     samples, loss = demonstrations()
     with pytest.raises(ActorsDied, match="trainer rank 1: its process died"):

@@ -28,6 +28,7 @@ from rlreason.trainer.protocol import Loss, LossSums, Routed, StepStats, give_ba
 from rlreason.trainer.rank import RankSpec, RankTrainer, Share
 from rlreason.trainer.rank_weights import RankWeights
 from rlreason.trainer.shares import shares
+from rlreason.trainer.states import check_seen, check_whole
 from rlreason.trainer.weight_sender import WeightSender
 from rlreason.types import TrainingSample
 
@@ -167,6 +168,7 @@ class RayTrainer:
         self._shape = spec.model.source.inspect()
         self._dtype = spec.model.dtype
         self._tensor_parallel = spec.options.tensor_parallel
+        self._count = ranks.count
         self._ranks = ranks
         opened: tuple[tuple[int, int], float] = ranks.ask("open", spec)[0]
         self._parameters, self._rounded = opened
@@ -218,7 +220,7 @@ class RayTrainer:
     def _shares(self, samples: Sequence[TrainingSample]) -> tuple[list[Share], list[list[int]]]:
         """What each rank is given, and the places of its samples; neighbours that compute together have the same."""
         together = self._tensor_parallel
-        places = [own for own in shares(samples, self._ranks.count // together) for _ in range(together)]
+        places = [own for own in shares(samples, self._count // together) for _ in range(together)]
         filler = min(samples, key=lambda one: len(one.token_ids))
         return [Share(samples=[samples[at] for at in own], filler=filler) for own in places], places
 
@@ -270,6 +272,7 @@ class RayTrainer:
     def save_state(self, folder: Path) -> None:
         """See ``Trainer.save_state``; on a file system that all ranks see."""
         self._ranks.ask("save_state", folder.absolute())
+        check_whole(folder)
 
     def load_state(self, folder: Path) -> None:
         """See ``Trainer.load_state``."""
@@ -278,6 +281,8 @@ class RayTrainer:
     def save(self, folder: Path) -> None:
         """See ``Trainer.save``."""
         self._ranks.ask("save", folder.absolute())
+        weights = sorted(folder.glob("*.safetensors")) or [folder / "model.safetensors"]
+        check_seen([folder / "config.json", *weights])
 
     def rest(self) -> None:
         """See ``Trainer.rest``."""

@@ -56,7 +56,7 @@ def ranks(mark: Path) -> Iterator[ActorGroup]:
         environment.setenv("PYTHONPATH", str(Path(faults.__file__).parent), prepend=os.pathsep)
         ray.init("local", num_cpus=4, object_store_memory=128 << 20, include_dashboard=False, log_to_driver=False)
         group = start(2)
-        processes = [psutil.Process(home.process) for home in group.homes]
+        processes = [psutil.Process(home.process.number) for home in group.homes]
         yield group
         group.close()
         ray.shutdown()

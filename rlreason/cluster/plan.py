@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from rlreason.cluster.needs import Need
-from rlreason.config import DistillStage, EvalStage, GrpoStage, Recipe, RejectStage, SftStage, Stage
+from rlreason.config import DistillStage, EvalStage, GrpoStage, OpdStage, Recipe, RejectStage, SftStage, Stage
 from rlreason.errors import UsageError
 
 RANK, WORKER = "trainer rank", "rollout worker"
@@ -24,11 +24,14 @@ class ClusterPlan:
     draws: bool
     #: Engines are on the trainer's GPUs, and take turns with it.
     colocated: bool
+    #: Those that score in an actor of their own.
+    teachers: tuple[Need, ...] = ()
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """The trainer's first: its ranks are kept together."""
-        return tuple(one for one in (self.ranks, self.workers if self.draws else None) if one is not None)
+        """The trainer's first: its ranks are kept together; engines, which take what is left, last."""
+        found = (self.ranks, *self.teachers, self.workers if self.draws else None)
+        return tuple(one for one in found if one is not None)
 
     @property
     def others(self) -> tuple[Need, ...]:
@@ -49,6 +52,19 @@ def _draws(recipe: Recipe, stage: Stage) -> bool:
     return not isinstance(stage, (SftStage, DistillStage)) or stage.eval_every > 0
 
 
+def teacher_kind(name: str) -> str:
+    """What the actor of ``[teacher.NAME]`` is called in a plan."""
+    return f"teacher {name}"
+
+
+def teachers_elsewhere(recipe: Recipe, gpus: float) -> tuple[str, ...]:
+    """Names of the teachers that score in a Ray actor, where there are so many GPUs."""
+    if not over_ray(recipe, gpus):
+        return ()
+    asked = [name for one in recipe.stage if isinstance(one, OpdStage) for name in one.teachers(recipe.teacher)]
+    return tuple(name for name in dict.fromkeys(asked) if recipe.teacher[name].where == "worker")
+
+
 def over_ray(recipe: Recipe, gpus: float) -> bool:
     """Whether rollout workers are Ray actors, where there are so many GPUs."""
     kind, engine = recipe.cluster.kind, recipe.sampler.engine
@@ -66,7 +82,10 @@ def colocates(recipe: Recipe, gpus: float) -> bool:
         return said
     if not gpus or recipe.cluster.gpus_per_worker is not None or not trains_and_draws(recipe):
         return False
-    left = gpus - max(1, recipe.trainer.ranks)
+    teachers = len(teachers_elsewhere(recipe, gpus))
+    if teachers and not recipe.trainer.ranks:  # Ray would give a teacher the GPU that this process trains on
+        return False
+    left = gpus - teachers - max(1, recipe.trainer.ranks)
     alone = recipe.sampler.tensor_parallel == 1 or not recipe.trainer.ranks
     fits = left < recipe.sampler.tensor_parallel <= gpus
     return fits and alone and over_ray(recipe, gpus) and not _ahead(recipe)
@@ -114,7 +133,11 @@ def plan_places(recipe: Recipe, gpus: float, cores: int) -> ClusterPlan:
             within=RANK if shared else None,
             here=on_gpus and colocated and not shared,
         )
-    return ClusterPlan(ranks=ranks, workers=workers, draws=draws(recipe), colocated=colocated)
+    teachers = tuple(
+        Need(kind=teacher_kind(name), setting=f"teacher.{name}", count=1, gpus=1.0 if on_gpus else 0.0)
+        for name in teachers_elsewhere(recipe, gpus)
+    )
+    return ClusterPlan(ranks=ranks, workers=workers, draws=draws(recipe), colocated=colocated, teachers=teachers)
 
 
 def _ahead(recipe: Recipe) -> bool:
@@ -132,6 +155,12 @@ def _check(recipe: Recipe, gpus: float, *, colocated: bool) -> None:
         raise UsageError(
             f"cluster.colocate puts an engine on each rank's GPU, and cluster.rollout_workers = "
             f"{cluster.rollout_workers} is more than trainer.ranks = {ranks}: use as many or fewer"
+        )
+    teachers = teachers_elsewhere(recipe, gpus) if gpus else ()
+    if teachers and (gpus == 1 or (colocated and not ranks)):
+        raise UsageError(
+            f'teacher.{teachers[0]}.where = "worker" wants a GPU that neither trainer nor engine has: say '
+            'where = "trainer"' + (", or trainer.ranks = 1 with cluster.colocate" if gpus > 1 else "")
         )
     alone = gpus == 1 and cluster.gpus_per_worker is None and not isinstance(cluster.colocate, bool)
     if alone and trains_and_draws(recipe) and over_ray(recipe, gpus) and _ahead(recipe):

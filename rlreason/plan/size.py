@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from rlreason.cluster.plan import colocates, draws
+from rlreason.cluster.plan import colocates, draws, teachers_elsewhere
 from rlreason.config import DistillStage, EvalStage, RejectStage, SftStage, Stage
 from rlreason.errors import UsageError, nearest
 
@@ -90,6 +90,8 @@ class Layout:
     engines: int
     #: They are on the trainer's GPU, in turns.
     shared: bool
+    #: GPUs of teachers that score in an actor of their own.
+    teachers: int
 
     def said(self, recipe: Recipe) -> str:
         assert self.gpu is not None
@@ -97,7 +99,8 @@ class Layout:
         one += f"{self.gpu.terabytes_per_second:g} TB/s: {self.gpu.source})"
         where = f"on the trainer's GPU{'s' if self.trainer > 1 else ''} in turns" if self.shared else "beside it"
         drawn = f"{self.engines} engine(s) of {recipe.sampler.tensor_parallel} {where}" if self.engines else "no engine"
-        return f"{one}; the trainer on {self.trainer}, {drawn}"
+        taught = f", {self.teachers} teacher(s) of 1" if self.teachers else ""
+        return f"{one}; the trainer on {self.trainer}{taught}, {drawn}"
 
 
 def _layout(recipe: Recipe, options: SizeOptions) -> Layout:
@@ -112,19 +115,27 @@ def _layout(recipe: Recipe, options: SizeOptions) -> Layout:
     # An engine in the trainer's process is on its GPU too.
     shared = drawn and (colocates(recipe, options.gpus or 0.0) or cluster.kind == "inline")
     wanted = 0 if not drawn or shared else max(1, cluster.rollout_workers) * each
-    gpus = options.gpus or trainer + wanted
-    if gpu is not None and gpus < trainer + wanted:
+    teachers = len(teachers_elsewhere(recipe, options.gpus or 1.0))
+    gpus = options.gpus or trainer + teachers + wanted
+    if gpu is not None and gpus < trainer + teachers + wanted:
+        taught = f" and teachers in workers {teachers}" if teachers else ""
         raise UsageError(
-            f"--gpus {gpus}: the trainer holds {trainer} (trainer.ranks), and "
+            f"--gpus {gpus}: the trainer holds {trainer} (trainer.ranks){taught}, and "
             f"{max(1, cluster.rollout_workers)} engine(s) of {each} (sampler.tensor_parallel) take {wanted} more. "
             "Give it fewer of both, or more GPUs"
         )
-    left = gpus - trainer
+    left = gpus - trainer - teachers
     engines = cluster.rollout_workers or (trainer if shared else left // each)
     engines = min(engines, trainer) if shared else engines  # one on each of the trainer's GPUs
-    most = gpus if shared or not drawn else max(trainer, gpus - each)
+    most = max(trainer, gpus - teachers - (0 if shared or not drawn else each))
     return Layout(
-        gpu=gpu, gpus=gpus, trainer=trainer, most_trainer=most, engines=engines if drawn else 0, shared=shared
+        gpu=gpu,
+        gpus=gpus,
+        trainer=trainer,
+        most_trainer=most,
+        engines=engines if drawn else 0,
+        shared=shared,
+        teachers=teachers,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rlreason.cluster.actors import ActorOptions
+from rlreason.cluster.plan import teacher_kind
 from rlreason.config import OpdStage, TeacherConfig
 from rlreason.errors import HealthStop
 from rlreason.stages.context import Context
@@ -71,12 +72,10 @@ def open_teachers(
 
 
 def _opened(name: str, spec: TeacherSpec, context: Context) -> TeacherScorer | RemoteTeacher:
-    cluster = context.recipe.cluster
-    if cluster.kind != "ray":
+    places, kind = context.trainers.places, teacher_kind(name)
+    if all(one.kind != kind for one in places.plan.teachers):
         return TeacherScorer(spec, context.device)
-    gpus = 1.0 if context.device.type == "cuda" else 0.0
-    options = ActorOptions(name=f"teacher {name}", setting=f"teacher.{name}", address=cluster.address, gpus=gpus)
-    return RemoteTeacher(spec, options)
+    return RemoteTeacher(spec, ActorOptions(name=kind, setting=f"teacher.{name}"), places.take(kind))
 
 
 def with_finite(sample: TrainingSample) -> tuple[TrainingSample, int]:

@@ -17,7 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rlreason.cluster.actor import check_gpus
 from rlreason.cluster.actors import ActorGroup, ActorOptions
+from rlreason.cluster.places import Reservation
 from rlreason.errors import UsageError
 from rlreason.objective.batch import Batch
 from rlreason.objective.distillation.head import rows_of
@@ -153,6 +155,7 @@ class _Actor:
     """A ``TeacherScorer`` as a Ray actor; each of several scores its share."""
 
     def __init__(self, rank: int, count: int, spec: TeacherSpec) -> None:
+        check_gpus()
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         self._scorer = TeacherScorer(spec, device)
 
@@ -169,9 +172,10 @@ class _Actor:
 class RemoteTeacher:
     """A ``TeacherScorer`` in a process of its own."""
 
-    def __init__(self, spec: TeacherSpec, options: ActorOptions) -> None:
-        """Raises UsageError as ``ActorGroup`` and ``TeacherScorer`` do."""
-        self._actors = ActorGroup(_Actor, 1, options, spec)
+    def __init__(self, spec: TeacherSpec, options: ActorOptions, places: Reservation | None = None) -> None:
+        """``places``: one place of the run's plan. Raises UsageError as ``ActorGroup`` and ``TeacherScorer`` do, and
+        where Ray gave it a GPU that torch does not see."""
+        self._actors = ActorGroup(_Actor, 1, options, spec, places=places)
 
     def head(self) -> OutputHead:
         """See ``TeacherScorer.head``."""

@@ -154,6 +154,20 @@ def test_turns_are_the_default_where_the_trainer_leaves_no_gpu(recipe: Path) -> 
     )
 
 
+def test_a_teacher_in_a_worker_is_counted(recipe: Path) -> None:
+    head = RECIPE[: RECIPE.index("[[stage]]")]
+    teacher = '[teacher.big]\nmodel = "policy"\nwhere = "worker"\n'
+    stage = '[[stage]]\nkind = "opd"\nname = "opd"\nsteps = 1\nproblems_per_step = 4\nmax_tokens = 64\n'
+    student = head[head.index("[policy]") : head.index("[data]")].replace("policy", "student")
+    recipe.write_text(head + student.replace("not/here", "not/there") + teacher + stage)
+    some = ("cluster.kind=ray", "trainer.activation_checkpointing=true")
+    assert "the trainer on 1, 1 teacher(s) of 1, 6 engine(s) of 1 beside it" in planned(
+        recipe, *some, gpu="h100", gpus=8
+    )
+    said = refused(recipe, *some, gpu="h100", gpus=2)
+    assert "the trainer holds 1 (trainer.ranks) and teachers in workers 1, and 1 engine(s)" in said
+
+
 def test_the_first_ranks_host_reads_the_whole_model(recipe: Path) -> None:
     """1.72 B parameters: in float32, or the frozen ones of an adapter in bfloat16; nothing without ranks."""
     assert "of the first rank's host 6.9 GB while it reads" in planned(recipe, "trainer.ranks=2")

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,6 +47,8 @@ class GroupOptions:
 
     host: str = "127.0.0.1"
     backend: Backend = "gloo"
+    #: Where the process of the run sends by itself: NCCL wants a GPU that no member has.
+    here: Backend = "gloo"
     seconds: float = 120.0
 
 
@@ -71,8 +75,9 @@ class Group:
         if meeting.backend == "nccl":
             self._device = torch.device("cuda", torch.cuda.current_device())
             nccl = _c10d.ProcessGroupNCCL.Options()
-            nccl._timeout = timeout
-            self._group = _c10d.ProcessGroupNCCL(named, member, meeting.size, nccl)
+            nccl._timeout = 4 * timeout  # ``broadcast`` is the first to see it
+            with _left_alone():
+                self._group = _c10d.ProcessGroupNCCL(named, member, meeting.size, nccl)
             return
         self._device = torch.device("cpu")
         gloo = _c10d.ProcessGroupGloo
@@ -82,8 +87,9 @@ class Group:
         options._timeout = timeout
         self._group = gloo(named, member, meeting.size, options)
 
-    def broadcast(self, data: Tensor) -> None:
-        """Member 0's bytes to all, flat uint8; returns when ``data`` may be read or written to."""
+    def broadcast(self, data: Tensor, ended: threading.Event | None = None) -> None:
+        """Member 0's bytes to all, flat uint8; returns when ``data`` may be read or written to. Raises RuntimeError
+        where a member left; ``ended``: somebody else knows of it."""
         options = dist.BroadcastOptions()
         options.rootRank = 0
         work = self._group.broadcast([data], options)
@@ -92,20 +98,23 @@ class Group:
             return
         deadline = time.monotonic() + self._seconds
         while not work.is_completed():
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or (ended is not None and ended.is_set()):
                 self._group.abort()
-                raise RuntimeError(f"nothing moved for {self._seconds:g} s")
+                raise RuntimeError(f"nothing moved for {self._seconds:g} s, or it was ended")
             time.sleep(_LOOK / 10)
+        if work.exception() is not None:  # NCCL counts what failed as completed
+            self._group.abort()
+            raise RuntimeError(str(work.exception()))
 
     def close(self) -> None:
         """Leave: who still waits for this member fails."""
         self._group = None
 
-    def send(self, buckets: Iterable[Bytes]) -> None:
+    def send(self, buckets: Iterable[Bytes], ended: threading.Event) -> None:
         """Member 0's part, one bucket after the other, each asked for when the one before is through."""
         for bucket in buckets:
             if bucket.nbytes:
-                self.broadcast(torch.from_numpy(bucket).to(self._device))
+                self.broadcast(torch.from_numpy(bucket).to(self._device), ended)
 
     def buckets(self, sizes: Sequence[int]) -> Iterator[Bytes]:
         """The other members' part: each bucket in memory of its own. Raises BrokenGroup."""
@@ -153,6 +162,8 @@ class Sending:
             backend=options.backend,
             seconds=options.seconds,
         )
+        #: Why the sender could not send; "" where it was a member that left.
+        self.failure = ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(store, buckets), name="rlreason-sending", daemon=True)
         self._thread.start()
@@ -172,16 +183,20 @@ class Sending:
 
     def _run(self, store: Any, buckets: Iterable[Bytes]) -> None:
         members = range(1, self.meeting.size)
-        with contextlib.suppress(RuntimeError):  # the members are told by their own ends of it
+        try:
             self._wait(store, [f"here/{member}" for member in members], self.meeting.seconds)
             store.set("met", "")
             group = Group(store, self.meeting, 0)
             try:
-                group.send(buckets)
+                group.send(buckets, self._ended)
                 # The last bucket may take long to load, and a group that is closed can't be told that it was.
                 self._wait(store, [f"done/{member}" for member in members], math.inf)
             finally:
                 group.close()
+        except Exception as error:  # the members are told by their own ends of it that it ended, not why
+            self.failure = "" if isinstance(error, BrokenGroup) else " ".join(str(error).split())[:300]
+            if self.failure:
+                print(f"sending weights: {self.failure}", file=sys.stderr, flush=True)
 
     def _wait(self, store: Any, keys: list[str], seconds: float) -> None:
         def ready() -> bool:
@@ -208,6 +223,21 @@ def _broken_where_it_fails() -> Iterator[None]:
         if isinstance(error, BrokenGroup):
             raise
         raise BrokenGroup(" ".join(str(error).split())[:300]) from error
+
+
+@contextlib.contextmanager
+def _left_alone() -> Iterator[None]:
+    """torch's NCCL groups, as their default is, end their process where a member fails; this one ends alone."""
+    name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+    before = os.environ.get(name)
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _own_address(meeting: Meeting) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -19,6 +19,11 @@ class Departure(Protocol):
     @property
     def meeting(self) -> Meeting:
         """What a worker needs to join."""
+        ...
+
+    @property
+    def failure(self) -> str:
+        """Why its sender could not send, where that is known here; "" otherwise."""
         ...
 
     def end(self) -> None:
@@ -89,4 +94,4 @@ class LocalParcel:
 
     def send(self, members: int, options: GroupOptions) -> Departure:
         """See ``Parcel.send``."""
-        return Sending(self.packed.buckets, members, options)
+        return Sending(self.packed.buckets, members, replace(options, backend=options.here))

@@ -54,10 +54,13 @@ class Gathering:
         """A worker says that its group ended early. Raises RuntimeError where that goes on, and nobody died of it."""
         if self._departure is None:  # it is known already
             return
+        failure = self._departure.failure
         self.end()
         self._broken += 1
         if self._broken > MAX_BROKEN:
-            raise RuntimeError(f"{self._broken} collective deliveries failed and none succeeded; the last: {reason}")
+            raise RuntimeError(
+                f"{self._broken} collective deliveries failed and none succeeded; the last: {failure or reason}"
+            )
 
     def arrived(self) -> None:
         """A worker has its weights."""

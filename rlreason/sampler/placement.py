@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import AutoTokenizer
 
 from rlreason.cluster.plan import WORKER, over_ray
@@ -178,7 +179,9 @@ class Samplers:
         places = self.places.take(WORKER, sharing_cores=sharing)
         # NCCL wants a GPU of its own for each member, and the sender's weights on one.
         backend: Backend = "nccl" if places.need.gpus >= 1 and not self.colocated else "gloo"
+        # With ranks this process has no GPU that is not theirs or a worker's.
+        here: Backend = backend if self.places.plan.ranks is None and torch.cuda.is_available() else "gloo"
         # Longer than the pool waits for a worker that hangs: the pool's end of it is the quicker one.
-        group = GroupOptions(backend=backend, seconds=2 * self.recipe.cluster.worker_timeout)
+        group = GroupOptions(backend=backend, here=here, seconds=2 * self.recipe.cluster.worker_timeout)
         found = RayCluster(RayOptions(group=group if collective else None), places=places)
         return found, found.workers

@@ -126,6 +126,8 @@ class StreamedParcel:
 class _RankSending:
     ranks: ActorGroup
     meeting: Meeting
+    #: The first rank's log has it.
+    failure: str = ""
 
     def end(self) -> None:
         with contextlib.suppress(ActorsDied):  # the trainer's next call says so

@@ -20,6 +20,7 @@ from policies import PROBLEMS, copy_of, make_policy, nudge, open_pool, publish, 
 from rlreason.data.prompts import PromptFormat
 from rlreason.delivery.group import BrokenGroup, GroupOptions, Sending, joined
 from rlreason.delivery.packing import DeliveryError, Packer
+from rlreason.delivery.parcel import LocalParcel
 from rlreason.policy.batch import collate, rollout_sample
 from rlreason.policy.policies import Policy
 from rlreason.sampler.canary import Canary
@@ -195,3 +196,20 @@ def test_a_group_whose_member_never_comes_is_ended_for_the_others(late: bool) ->
     assert len(found) == 1
     assert time.monotonic() - began < GROUP.seconds / 2
     assert list(packed.manifest.sizes) == [bucket.nbytes for bucket in packed.buckets]
+
+
+def test_a_sender_without_a_gpu_sends_between_cpus_and_says_why_it_could_not() -> None:
+    """As where ranks have the GPUs, and the process of the run sends a checkpoint that is only drawn from."""
+    packed = Packer().pack(make_policy("qwen3").weights(), 0)
+    options = GroupOptions(backend="nccl", seconds=GROUP.seconds)
+    departure = LocalParcel(packed, lambda: packed).send(1, options)
+    with joined(departure.meeting, 1) as group:
+        found = list(group.buckets(packed.manifest.sizes))
+    assert all((one == other).all() for one, other in zip(found, packed.buckets, strict=True))
+    assert departure.failure == ""
+    # Canary: as it was, NCCL where there is no GPU. The sender has the reason, which its members can't have.
+    sending = Sending(packed.buckets, 1, options)
+    with pytest.raises(BrokenGroup), joined(sending.meeting, 1):
+        pass
+    sending.join()
+    assert "CUDA" in sending.failure or "NVIDIA" in sending.failure

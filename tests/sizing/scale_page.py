@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from rlreason.policy.lora import LoraOptions
 from rlreason.sizing import clock, flops
 from rlreason.sizing.activations import MicroBatch, count_activations, micro_batch
-from rlreason.sizing.cut import Cut
+from rlreason.sizing.cut import Cut, local_config
 from rlreason.sizing.engine import cache_bytes, engine, read_bytes
 from rlreason.sizing.gpus import GPUS
 from rlreason.sizing.memory import Memory, Training, training_memory
@@ -59,9 +59,10 @@ class Model:
         self.shape: ModelShape = shape_of(empty_model(self.config))
 
     def memory(self, batch: MicroBatch, ranks: int | Cut, lora: LoraOptions | None = None, **options: Any) -> Memory:
-        found = count_activations(self.config, batch, torch.bfloat16, checkpointing=True, lora=lora, flex=True)
-        adapter = None if lora is None else self.adapter
         cut = Cut(ranks=ranks) if isinstance(ranks, int) else ranks
+        of_a_rank = local_config(self.config, cut.tensor)
+        found = count_activations(of_a_rank, batch, torch.bfloat16, checkpointing=True, lora=lora, flex=True)
+        adapter = None if lora is None else self.adapter
         return training_memory(self.shape, Training(width=2, cut=cut, adapter=adapter, **options), batch, found)
 
     @property
@@ -290,7 +291,7 @@ def page() -> str:
         "224 ranks leave 32 GPUs for one engine; micro-batches of a single answer. Shards fit easily, whole layers don't: "
         f"{gb(2 * layer)} are gathered of one, twice as the next one is fetched, and full training has {gb(6 * layer)} of its gradients on their way to being added. "
         f"With `trainer.expert_parallel = 32` each rank has {big.shape.experts // 32} whole experts of a layer and gathers them over the {spread.copies} ranks that have the same; a layer is then "
-        f"{gb(2 * spread.layer(big.shape))}. Experts are taken to be chosen evenly, and buffers of tokens on their way are those that experts in their place have too.",
+        f"{gb(2 * spread.layer(big.shape))}. Even so eighty GB are not enough: most of what is too much is the work space of one layer. Experts are taken to be chosen evenly, and buffers of tokens on their way are those that experts in their place have too.",
         "", engines(big, 32), "",
         "A step so:", "",
         *step(Case(model=big, batch=ONE, rows=1024, gpus=256, ranks=224, tensor_parallel=32, experts=32)),

@@ -143,6 +143,20 @@ def test_a_teacher_elsewhere_teaches_the_same(variants: dict[str, dict[str, floa
     assert 0 < few["tail/student"] < 1
 
 
+def test_a_teacher_in_an_actor_teaches_the_same(
+    variants: dict[str, dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over Ray it has a place of the run's plan, and what it prints a log of the run."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    over_ray = 'threads = 1\nkind = "ray"\nrollout_workers = 1\n[sampler]\nengine = "transformers"'
+    monkeypatch.setitem(globals(), "BASE", BASE.replace("threads = 1", over_ray))
+    made = run(tmp_path, stage("opd", VARIANTS["there"], steps=1), PLACES)
+    (found,) = metrics(made, "opd")
+    for key in ("divergence", "grad_norm", "length/mean"):
+        assert found[key] == pytest.approx(variants["there"][key], rel=1e-4)
+    assert (made / "logs" / "teacher-far-0.log").is_file()
+
+
 def test_estimates_are_of_the_same_rows(variants: dict[str, dict[str, float]]) -> None:
     for name in ("part", "one"):
         row = variants[name]

@@ -115,7 +115,7 @@ def plan(
         float | None, typer.Option(min=0.01, max=1.0, help="Share of the GPU's peaks that is reached; default 0.4.")
     ] = None,
     delivery: Annotated[
-        float | None, typer.Option(min=0.001, help="GB/s of a whole delivery; default: packed at 0.94, sent at 25.")
+        float | None, typer.Option(min=0.001, help="GB/s of a whole delivery; default: packed at 3.8, sent at 25.")
     ] = None,
 ) -> None:
     """Say what a recipe would do: objective with its formula, batches, memory, time; refuse contradictions."""

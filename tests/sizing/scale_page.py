@@ -244,7 +244,7 @@ it was measured on a GPU.
   These pages count attention by flex_attention, as on a GPU.
 - **Ranks that share layers** (`trainer.tensor_parallel` = t, `trainer.expert_parallel` = e) hold (all but experts) / t + experts / e of a gathered layer and the activations of a model with 1/t of its
   heads and inner width; t of them have the same samples, and each computes the whole head of those. What they send each other within a layer is added to the products' time. None of it was measured.
-- **A delivery** is packed with checksums on one core of the trainer's host (0.94 GB/s, measured on an EPYC core: [rollouts.md](rollouts.md)) and sent (25 GB/s, an assumption); `--delivery` says both
+- **A delivery** is packed with checksums on one core of the trainer's host (3.8 GB/s, measured on an EPYC core: [rollouts.md](rollouts.md)) and sent (25 GB/s, an assumption); `--delivery` says both
   at once. Over Ray an adapter travels alone, in float32. What engines do to load it is not in it.
 - **Memory of hosts**: the first rank reads the whole model on its host before it is cut, whatever its GPUs hold: in float32 (4 · P bytes), or with LoRA in bfloat16; `trainer.offload` adds each rank's shards.
 - **Operations** are 2 · active parameters of layers and head a token, and attention's 2 · heads · (key + value size) a visible pair; backward twice that (LoRA: once), recomputing once more. torch's counter

@@ -119,6 +119,7 @@ class Wandb:
     def start(self, run: TrackedRun) -> None:
         """Open the run, the same one where this run directory had one. Raises where there is no key or no network."""
         import wandb
+        from wandb.sdk.lib.import_hooks import unregister_all_post_import_hooks
 
         folder = run.folder or run.root
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,6 +142,9 @@ class Wandb:
                 finish_timeout=20,
             ),
         )
+        # They tell W&B's service of each import that it counts, in the thread that imports: with the service gone,
+        # `import openai`, as vLLM does, would end the run.
+        unregister_all_post_import_hooks()
         self._named: set[str] = set()
 
     def log(self, line: MetricsLine) -> None:

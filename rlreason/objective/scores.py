@@ -70,7 +70,7 @@ class StepScores:
 
     def _equal(self, rewards_N: Tensor, usable_N: Tensor) -> Tensor:
         """Whether all usable rewards of a rollout's group are one, or there are none, bool [N]."""
-        parts = zip(torch.split(rewards_N, self.sizes_G), torch.split(usable_N, self.sizes_G), strict=True)
+        parts = zip(torch.split(rewards_N, list(self.sizes_G)), torch.split(usable_N, list(self.sizes_G)), strict=True)
         equal_G = torch.tensor([_all_equal(rewards_M[usable_M]) for rewards_M, usable_M in parts], dtype=torch.bool)
         return equal_G[self.group_N]
 

@@ -71,7 +71,7 @@ def group_advantage(
     asked for and not given.
     """
     dtype = rewards_N.dtype  # a penalty on length is float64
-    group_N, groups = _dense(group_N)
+    group_N, groups = dense_numbers(group_N)
     rewards_N, usable_N, kept_N = usable_rewards((rewards_N, lengths_N, truncated_N), spec, max_tokens)
     statistics_G6 = _statistics(rewards_N, usable_N, group_N, groups, spec.std_ddof)
     informative_G = (statistics_G6[:, 4] > 1) & (statistics_G6[:, 2] != statistics_G6[:, 3])
@@ -151,15 +151,15 @@ def rollout_weights(
 ) -> Tensor:
     """``loss_weights``, [N], with siblings of a rollout as one. ``step``: lengths, kept, group, rollout, each [N]."""
     lengths_N, kept_N, group_N, rollout_N = step
-    (rollout_N, rollouts), (group_N, groups) = _dense(rollout_N), _dense(group_N)
+    (rollout_N, rollouts), (group_N, groups) = dense_numbers(rollout_N), dense_numbers(group_N)
     lengths_R = _sum(lengths_N * kept_N, rollout_N, rollouts)
     group_R = torch.zeros(rollouts, dtype=group_N.dtype, device=group_N.device).scatter(0, rollout_N, group_N)
     weights_R = loss_weights(lengths_R, lengths_R > 0, group_R, groups, spec, max_tokens, dtype)
     return weights_R[rollout_N].masked_fill(~kept_N, 0.0)
 
 
-def _dense(group_N: Tensor) -> tuple[Tensor, int]:
-    """Group numbers as 0..groups−1, in the order of the numbers."""
+def dense_numbers(group_N: Tensor) -> tuple[Tensor, int]:
+    """Numbers of groups as 0..groups−1, in their order, and how many there are."""
     numbers, dense_N = torch.unique(group_N, return_inverse=True)
     return dense_N, len(numbers)
 

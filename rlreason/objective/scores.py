@@ -1,9 +1,9 @@
 """The scores of a step, from which the trainer makes its advantages on its own device.
 
-N = rollouts, G = groups, R = rollouts, B = rows, T = positions. Scores come from verifiers on the host. What a rollout
-weighs, and whether its advantage can differ from 0 at all, is known there without an advantage; the advantages
-themselves are made where the loss is: on a GPU by K1 in one launch (``kernels.advantage``), on a CPU by
-``objective.advantage``, for all rollouts of the step before its first micro-batch.
+N = rollouts, G = groups, B = rows, T = positions; in ``Rollouts`` N = completions, R = rollouts. Scores come from
+verifiers on the host. What a rollout weighs, and whether its advantage can differ from 0 at all, is known there without
+an advantage; the advantages themselves are made where the loss is: on a GPU by K1 in one launch
+(``kernels.advantage``), on a CPU by ``objective.advantage``, for all rollouts of the step before its first micro-batch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rlreason.objective.advantage import group_advantage, usable_rewards
+from rlreason.objective.advantage import dense_numbers, group_advantage, usable_rewards
 from rlreason.objective.batch import Batch
 from rlreason.objective.spec import ObjectiveSpec
 
@@ -119,8 +119,8 @@ class Rollouts:
     @staticmethod
     def of(group_N: Tensor, rollout_N: Tensor) -> Rollouts:
         """``group_N``, ``rollout_N``: of each completion, int [N], any numbers."""
-        at_N, rollouts = _dense(rollout_N)
-        dense_N, groups = _dense(group_N)
+        at_N, rollouts = dense_numbers(rollout_N)
+        dense_N, groups = dense_numbers(group_N)
         group_R = torch.zeros(rollouts, dtype=torch.long).scatter(0, at_N, dense_N)
         place_R = torch.empty_like(group_R)
         place_R[group_R.argsort(stable=True)] = torch.arange(rollouts)
@@ -143,9 +143,3 @@ class Rollouts:
             0, self.at_N, values_N.double().masked_fill(~known_N, -torch.inf), "amax"
         )
         return torch.where(low_R == high_R, low_R, mean_R).masked_fill(count_R == 0, torch.nan)
-
-
-def _dense(numbers_N: Tensor) -> tuple[Tensor, int]:
-    """Numbers as 0..count−1, in their order."""
-    different, dense_N = torch.unique(numbers_N, return_inverse=True)
-    return dense_N, len(different)

@@ -163,9 +163,7 @@ def _eval_stage(recipe: Recipe, model: str) -> EvalStage:
         first = recipe.stage[0].name
         return EvalStage(kind="eval", name=first, models=(model,), problems=PROBLEMS, max_tokens=MAX_TOKENS)
     longest: int = getattr(stage, "max_tokens", stage.eval_max_tokens)  # GRPO evaluates with its own limit
-    return EvalStage(
-        kind="eval", name=stage.name, models=(model,), problems=stage.eval_problems, max_tokens=longest
-    )
+    return EvalStage(kind="eval", name=stage.name, models=(model,), problems=stage.eval_problems, max_tokens=longest)
 
 
 def _of_model(

@@ -80,3 +80,4 @@ def test_what_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     samplers = Samplers(recipe(sampler={"engine": "vllm"}), PromptFormat(), 1)
     with pytest.raises(UsageError, match=r'sampler\.engine = "vllm": vLLM is not installed'):
         samplers.open(make_policy("qwen3"))
+    samplers.close()  # it had looked at what Ray has

@@ -296,7 +296,7 @@ class TrainingSample:
     loss_mask: BoolArray
     #: float32 [T]: log-probability under the sampling distribution; 0 where masked.
     sampler_logprobs: FloatArray = 0.0  # type: ignore[assignment]  # __post_init__ makes an array of it
-    #: float32 [T]: advantage of each token.
+    #: float32 [T]: advantage of each token, where the loss has no scores that it is made of.
     advantages: FloatArray = 0.0  # type: ignore[assignment]
     #: float32 [T]: weight of each token in the whole step's loss, which is a plain sum over tokens.
     weights: FloatArray = 0.0  # type: ignore[assignment]
@@ -312,6 +312,9 @@ class TrainingSample:
     routed_experts: ByteArray | None = None
     #: What each token was drawn from; empty sets where masked. None: from the whole distribution, unrecorded.
     sampled_from: TokenSets | None = None
+    #: Place of its rollout among the scores of the step (``objective.scores.StepScores``), of which the trainer makes
+    #: its advantage. None: ``advantages`` stand.
+    score_at: int | None = None
     group_id: str = ""
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Inputs, implementations and exact results of the two kernels' benchmark.
+"""Inputs, implementations and exact results of the three kernels' benchmark.
 
 N = completions or rows, B = sequences, T = positions, H = hidden size, V = vocabulary. The objective is PPO's clip with
 a KL term (k3) and one mean over all tokens: what every way computes.
@@ -15,13 +15,16 @@ import torch
 from measure import Way
 from torch import Tensor
 
-from rlreason.objective import dispatch, linear, loss
+from rlreason.objective import dispatch, linear, loss, scores
 from rlreason.objective.batch import Batch
 from rlreason.objective.linear import HeadOptions
 from rlreason.objective.loss import LossInputs
+from rlreason.objective.scores import StepScores
 from rlreason.objective.spec import ObjectiveSpec
 
 SPEC = ObjectiveSpec(clip_low=0.2, clip_high=0.2, kl_coef=0.04, correction="none")
+
+GROUP_SPEC = ObjectiveSpec(std_epsilon=1e-4, correction="none")
 
 
 def has_liger() -> bool:
@@ -35,6 +38,57 @@ def has_kernels(device: torch.device) -> bool:
 
 def _random(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- K1
+
+
+@dataclass(frozen=True)
+class ScoreInputs:
+    """Scores as the host has them: sending them is a part of what is measured."""
+
+    step: StepScores
+    device: torch.device
+
+    @staticmethod
+    def make(rollouts: int, group: int, offset: int, device: torch.device) -> ScoreInputs:
+        step = StepScores(
+            spec=GROUP_SPEC,
+            max_tokens=4096,
+            scores_N=(_random(0, rollouts) > 0.3).double() + offset,
+            sizes_G=(group,) * (rollouts // group),
+            lengths_N=(_random(1, rollouts).abs() * 500).long().clamp(1, 4096),
+            truncated_N=torch.zeros(rollouts, dtype=torch.bool),
+        )
+        return ScoreInputs(step=step, device=device)
+
+
+def advantage_exact(inputs: ScoreInputs) -> tuple[Tensor, ...]:
+    return (scores.step_advantages(inputs.step, torch.device("cpu"), torch.float64),)
+
+
+def advantage_ways(inputs: ScoreInputs, compiled: bool) -> list[Way]:
+    step, device = inputs.step, inputs.device
+
+    def plain(scores_N: Tensor) -> Tensor:
+        """Groups of one size, no missing score; float64, as float32 cancels under an offset."""
+        scores_GM = scores_N.view(len(step.sizes_G), -1)
+        mean_G1, std_G1 = scores_GM.mean(1, keepdim=True), scores_GM.std(1, keepdim=True)
+        return ((scores_GM - mean_G1) / (std_G1 + GROUP_SPEC.std_epsilon)).view(-1).float()
+
+    def sent(function: Callable[[Tensor], Tensor]) -> Callable[[], tuple[Tensor, ...]]:
+        return lambda: (function(step.scores_N.to(device)),)
+
+    ways = []
+    if has_kernels(device):
+        from rlreason.objective.kernels.advantage import step_advantages
+
+        ways.append(Way("kernel", lambda: (step_advantages(step, device),), ours=True, note="as a stage calls it"))
+    ways.append(Way("torch path", lambda: (scores.step_advantages(step, device),), note="on the CPU, then sent"))
+    ways.append(Way("torch eager", sent(plain), note="even groups"))
+    if compiled:
+        ways.append(Way("torch.compile", sent(torch.compile(plain)), note="as eager"))
+    return ways
 
 
 # ---- K2

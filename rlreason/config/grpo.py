@@ -39,8 +39,9 @@ class GrpoStage(TrainingStage):
     min_p: float = Field(0.0, ge=0, lt=1)
     #: Optimizer steps on each batch of rollouts; more than 1 is off-policy and relies on the clip.
     updates_per_step: int = Field(1, ge=1)
-    #: Do not compute completions whose advantage is 0 and that carry no KL term, such as those of groups of equal
-    #: rewards. It saves time and changes nothing: statistics and denominators are of all completions.
+    #: Do not compute completions whose scores alone say that their advantage is 0, such as those of groups of equal
+    #: rewards, and that carry no KL term. It saves time and changes nothing: statistics and denominators are of all
+    #: completions.
     filter_zero_variance: bool = True
     #: Draw up to this many more batches of problems in a step, until ``problems_per_step`` groups have both correct and
     #: wrong completions, and learn from those (DAPO's dynamic sampling, arXiv 2503.14476). Needs staleness 0.

@@ -1,14 +1,14 @@
 """Advantages and loss weights of a whole step, vectorised over all groups.
 
 N = completions, G = groups, both of the whole step. Group identity is data: ``group_N[i]`` says whose completion i is,
-in any order and number. Scores come from verifiers on the host, a few thousand a step, and are credited there: what
-the device needs of them travels with the tokens of each micro-batch, so nothing waits for it.
+in any order and number. This is the path of CPUs, and what K1 (``kernels.advantage``) is held against;
+``objective.scores`` has what both are given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -70,19 +70,9 @@ def group_advantage(
     of mean 0 does (by its formula the worse completion would be reinforced). Raises ValueError for a baseline that is
     asked for and not given.
     """
-    dtype = rewards_N.dtype  # the penalty below is float64
-    group_N, groups = _dense(group_N)
-    if truncated_N is None:
-        truncated_N = torch.zeros_like(rewards_N, dtype=torch.bool)
-    if spec.overlong == "soft_penalty":
-        rewards_N = rewards_N + overlong_penalty(lengths_N, max_tokens, spec.overlong_share)
-    usable_N = ~rewards_N.isnan()
-    if spec.overlong == "mask_from_baseline":
-        usable_N = usable_N & ~truncated_N
-    kept_N = usable_N & (lengths_N > 0)
-    if spec.overlong == "mask":
-        kept_N = kept_N & ~truncated_N
-    rewards_N = rewards_N.masked_fill(~usable_N, 0.0)
+    dtype = rewards_N.dtype  # a penalty on length is float64
+    group_N, groups = dense_numbers(group_N)
+    rewards_N, usable_N, kept_N = usable_rewards((rewards_N, lengths_N, truncated_N), spec, max_tokens)
     statistics_G6 = _statistics(rewards_N, usable_N, group_N, groups, spec.std_ddof)
     informative_G = (statistics_G6[:, 4] > 1) & (statistics_G6[:, 2] != statistics_G6[:, 3])
     step = _Step(
@@ -106,52 +96,23 @@ def group_advantage(
     )
 
 
-def rollout_advantage(
-    rewards_N: Tensor,
-    group_N: Tensor,
-    lengths_N: Tensor,
-    rollout_N: Tensor,
-    spec: ObjectiveSpec,
-    *,
-    max_tokens: int,
-    truncated_N: Tensor | None = None,
-) -> Advantages:
-    """``group_advantage`` of rollouts that were split into several completions, such as where a context was rewritten:
-    siblings, which share ``rollout_N`` (int [N], any numbers).
-
-    A rollout counts once in every statistic and denominator, with the mean of its siblings' scores and the sum of their
-    tokens, so that how it was split changes nothing: each token has the advantage and the weight that it would have in
-    the whole. (Else a rollout that was split in three pulls its group's mean three times.) ``overlong`` looks at the
-    whole: its length, and whether any sibling was truncated.
-    """
-    rollout_N, rollouts = _dense(rollout_N)
-    scored_N = ~rewards_N.isnan()
-    count_R = _sum(scored_N, rollout_N, rollouts)
-    mean_R = _sum(rewards_N.masked_fill(~scored_N, 0.0), rollout_N, rollouts) / count_R.clamp(min=1.0)
-    low_R = torch.full_like(mean_R, torch.inf).scatter_reduce(
-        0, rollout_N, rewards_N.double().masked_fill(~scored_N, torch.inf), "amin"
-    )
-    high_R = torch.full_like(mean_R, -torch.inf).scatter_reduce(
-        0, rollout_N, rewards_N.double().masked_fill(~scored_N, -torch.inf), "amax"
-    )
-    mean_R = torch.where(low_R == high_R, low_R, mean_R)  # of equal scores exactly that one: 3 · 0.1 / 3 is another
-    mean_R = mean_R.masked_fill(count_R == 0, torch.nan).to(rewards_N.dtype)
-    truncated_N = torch.zeros_like(scored_N) if truncated_N is None else truncated_N
-    whole = group_advantage(
-        mean_R,
-        torch.zeros(rollouts, dtype=group_N.dtype, device=group_N.device).scatter(0, rollout_N, group_N),
-        _sum(lengths_N, rollout_N, rollouts).to(lengths_N.dtype),
-        spec,
-        max_tokens=max_tokens,
-        truncated_N=_sum(truncated_N, rollout_N, rollouts) > 0,
-    )
-    kept_N = whole.kept_N[rollout_N] & (lengths_N > 0)
-    return replace(
-        whole,
-        advantages_N=whole.advantages_N[rollout_N].masked_fill(~kept_N, 0.0),
-        weights_N=whole.weights_N[rollout_N].masked_fill(~kept_N, 0.0),
-        kept_N=kept_N,
-    )
+def usable_rewards(
+    step: tuple[Tensor, Tensor, Tensor | None], spec: ObjectiveSpec, max_tokens: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(rewards with what ``overlong`` takes off, 0 where not usable; which are usable in statistics; which carry loss),
+    [N] each. ``step``: rewards, lengths, and which were truncated (None: none was)."""
+    rewards_N, lengths_N, truncated_N = step
+    if truncated_N is None:
+        truncated_N = torch.zeros_like(rewards_N, dtype=torch.bool)
+    if spec.overlong == "soft_penalty":
+        rewards_N = rewards_N + overlong_penalty(lengths_N, max_tokens, spec.overlong_share)
+    usable_N = ~rewards_N.isnan()
+    if spec.overlong == "mask_from_baseline":
+        usable_N = usable_N & ~truncated_N
+    kept_N = usable_N & (lengths_N > 0)
+    if spec.overlong == "mask":
+        kept_N = kept_N & ~truncated_N
+    return rewards_N.masked_fill(~usable_N, 0.0), usable_N, kept_N
 
 
 def overlong_penalty(lengths_N: Tensor, max_tokens: int, share: float) -> Tensor:
@@ -190,15 +151,15 @@ def rollout_weights(
 ) -> Tensor:
     """``loss_weights``, [N], with siblings of a rollout as one. ``step``: lengths, kept, group, rollout, each [N]."""
     lengths_N, kept_N, group_N, rollout_N = step
-    (rollout_N, rollouts), (group_N, groups) = _dense(rollout_N), _dense(group_N)
+    (rollout_N, rollouts), (group_N, groups) = dense_numbers(rollout_N), dense_numbers(group_N)
     lengths_R = _sum(lengths_N * kept_N, rollout_N, rollouts)
     group_R = torch.zeros(rollouts, dtype=group_N.dtype, device=group_N.device).scatter(0, rollout_N, group_N)
     weights_R = loss_weights(lengths_R, lengths_R > 0, group_R, groups, spec, max_tokens, dtype)
     return weights_R[rollout_N].masked_fill(~kept_N, 0.0)
 
 
-def _dense(group_N: Tensor) -> tuple[Tensor, int]:
-    """Group numbers as 0..groups−1, in the order of the numbers."""
+def dense_numbers(group_N: Tensor) -> tuple[Tensor, int]:
+    """Numbers of groups as 0..groups−1, in their order, and how many there are."""
     numbers, dense_N = torch.unique(group_N, return_inverse=True)
     return dense_N, len(numbers)
 

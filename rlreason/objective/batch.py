@@ -78,6 +78,8 @@ class Batch:
     #: What each loss token was drawn from, where the samples say so: if the draws were truncated, log π is over those
     #: tokens alone, and ``centering`` reads their log-probabilities.
     sampled_from: TokenRows | None = None
+    #: ``TrainingSample.score_at`` of each row, int64 [B]; None where a row has none.
+    score_at_B: Tensor | None = None
     #: Place of each row in what was cut into micro-batches.
     places: tuple[int, ...] = ()
     #: Of each row, place among the input tokens of the one that predicts each token of its sample; −1 for the first,

@@ -13,10 +13,11 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from rlreason.objective import linear, loss
+from rlreason.objective import linear, loss, scores
 from rlreason.objective.batch import Batch, LossOutput
 from rlreason.objective.linear import DEFAULT_HEAD, HeadLoss, HeadOptions
 from rlreason.objective.loss import LossAndGrad, LossInputs
+from rlreason.objective.scores import StepScores
 from rlreason.objective.spec import ObjectiveSpec
 
 
@@ -37,6 +38,15 @@ def _triton_installed() -> bool:
         stacklevel=3,
     )
     return False
+
+
+def step_advantages(given: StepScores, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """``scores.step_advantages``: on a GPU one launch makes them there, and nothing waits for it."""
+    if uses_triton(device):
+        from rlreason.objective.kernels.advantage import step_advantages as chosen
+    else:
+        chosen = scores.step_advantages
+    return chosen(given, device, dtype)
 
 
 def evaluate(logprobs_BT: Tensor, inputs: LossInputs, spec: ObjectiveSpec) -> LossAndGrad:

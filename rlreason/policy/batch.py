@@ -187,9 +187,15 @@ def _batch(
         packing=packing,
         sampled_from=token_rows(rows, starts, mask, inputs.device),
         loss_rows_R=torch.from_numpy(np.flatnonzero(mask)).to(inputs.device),
+        score_at_B=_score_places(rows, inputs.device),
         places=tuple(places),
         predicted_by=tuple(predicted_by),
     )
+
+
+def _score_places(rows: Sequence[TrainingSample], device: torch.device) -> Tensor | None:
+    places = [row.score_at for row in rows if row.score_at is not None]
+    return torch.tensor(places).to(device) if len(places) == len(rows) else None
 
 
 def _teacher_table(scores: Sequence[TeacherScores | None], table: Callable[..., Tensor | None]) -> TeacherTable | None:

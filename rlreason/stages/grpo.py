@@ -2,10 +2,10 @@
 
 The life of a completion::
 
-    problem -> Request -> rollout worker -> Completion -> Group -> reward -> advantage -> TrainingSample
+    problem -> Request -> rollout worker -> Completion -> Group -> reward -> score  ->  TrainingSample
                (ask)      (sampler room)    (RolloutStream)  (scorer)  (credit.py)    |
                                                                                       v
-    weights, version + 1 <- optimizer step <- gradients <- loss <- forward pass <- micro-batch
+    weights, version + 1 <- optimizer step <- gradients <- loss <- forward pass <- micro-batch <- advantages
     (stream.publish)        (trainer.step)       (trainer.forward_backward: trainer room, objective room)
 
 With ``staleness`` above 0 the first line runs ahead (``sampler/stream.py``); nothing else here changes.
@@ -36,10 +36,10 @@ from rlreason.sampler.stream import SCHEDULE, Ask, RolloutStream, scheduled
 from rlreason.stages.context import Context, Progress, Recorder
 from rlreason.stages.contract import LogprobContract
 from rlreason.stages.credit import (
-    StepAdvantages,
-    advantages_of,
+    StepCredit,
     completions_of,
     computed_groups,
+    credit_of,
     full_batch,
     is_mixed,
     samples_of,
@@ -104,11 +104,11 @@ class GrpoWork:
         if self.doctor is not None:
             self.doctor.look(step, groups)
         taken = time.perf_counter()
-        earned = earn(groups, self.stage, self.trainer, self.context.recipe.reward)
-        scalars = summarize(drawn, computed_groups(groups, earned.advantages, self.stage))
+        credit = earn(groups, self.stage, self.trainer, self.context.recipe.reward)
+        scalars = summarize(drawn, computed_groups(groups, credit, self.stage))
         scalars |= staleness(drawn, step) | nonfinite_logprobs(drawn)
         noted = partial(record_experts, self.context.run, self.stage.name, step)
-        scalars |= learn(step, groups, earned, self.entropy.of_step(self.stage), self.trainer, commit, noted)
+        scalars |= learn(step, groups, credit, self.entropy.of_step(self.stage), self.trainer, commit, noted)
         scalars |= self.entropy.seen(scalars, self.stage.objective)
         self.cursor.used += len(drawn)
         if self.cursor.curriculum is not None:
@@ -126,7 +126,7 @@ class GrpoWork:
         self.recorder.entry.sampled_tokens += int(scalars["tokens"])
         self.recorder.entry.trained_tokens += int(scalars.get("trained_tokens", 0.0))
         keep, decode = self.stage.logged_groups, self.trainer.tokenizer.decode
-        log_groups(self.context, self.stage.name, step, groups, keep=keep, earned=earned, decode=decode)
+        log_groups(self.context, self.stage.name, step, groups, keep=keep, credit=credit, decode=decode)
         # Now, as a state may be saved before the step is over, and another process would go on with it.
         return with_workers(scalars, self.sampler.stats.read())
 
@@ -203,23 +203,22 @@ class GrpoWork:
 
 def earn(
     groups: Sequence[Group], stage: GrpoStage, trainer: Trainer, reward: Mapping[str, RewardTerm] = ACCURACY
-) -> StepAdvantages:
-    """What each completion of the step earns: of all scored groups, whatever is computed of them afterwards.
+) -> StepCredit:
+    """The scores that the step's advantages are made of: of all scored groups, whatever is computed of them afterwards.
 
     ``reward``: the recipe's table, whose weights are asked for where rewards are kept apart.
     """
     objective = stage.objective
     if not groups or objective.kl_in != "reward" or objective.kl_coef <= 0:
         weights = weights_of(reward) if objective.rewards == "apart" else None
-        return StepAdvantages(advantages=advantages_of(groups, stage, weights=weights))
-    taken = _kl_penalties(groups, stage, trainer)
-    return StepAdvantages(advantages=advantages_of(groups, stage, taken), penalties=tuple(taken))
+        return credit_of(groups, stage, weights=weights)
+    return credit_of(groups, stage, _kl_penalties(groups, stage, trainer))
 
 
 def learn(
     step: int,
     groups: Sequence[Group],
-    earned: StepAdvantages,
+    credit: StepCredit,
     stage: GrpoStage,
     trainer: Trainer,
     commit: Commit,
@@ -230,11 +229,11 @@ def learn(
     Metrics of tokens are means over those that were computed; ``loss`` is the mean of the updates' losses; ``noted``
     gives more of them.
     """
-    batches = [_with_reference(samples, stage, trainer) for samples in samples_of(groups, earned.advantages, stage)]
+    batches = [_with_reference(samples, stage, trainer) for samples in samples_of(groups, credit, stage)]
     if not batches:
         commit()
         return {}
-    loss, total, tokens = loss_of(stage), LossSums(), 0
+    loss, total, tokens = loss_of(stage, credit.scores), LossSums(), 0
     steps: list[StepStats] = []
     for samples in with_old(batches, stage, trainer):
         total.merge(trainer.forward_backward(samples, loss))
@@ -244,7 +243,7 @@ def learn(
         steps.append(trainer.step(step))
     scalars = {**total.read(tokens), **_merged(steps), **noted(total), "trained_tokens": float(tokens)}
     scalars["loss"] /= len(steps)
-    return scalars | ({"kl/penalty": fmean(earned.penalties)} if earned.penalties else {})
+    return scalars | ({"kl/penalty": fmean(credit.penalties)} if credit.penalties else {})
 
 
 def _merged(steps: Sequence[StepStats]) -> dict[str, float]:

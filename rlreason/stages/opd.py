@@ -185,10 +185,11 @@ class OpdWork:
     def _reward(self, groups: Sequence[Group]) -> dict[str, float]:
         """GRPO's gradient of the same draws, added with its own denominators."""
         grpo = self.stage.grpo()
-        found = LossSums()
-        for samples in samples_of(groups, earn(groups, grpo, self.trainer).advantages, grpo):
+        found, credit = LossSums(), earn(groups, grpo, self.trainer)
+        loss = PolicyGradientLoss(spec=grpo.objective, scores=credit.scores)
+        for samples in samples_of(groups, credit, grpo):
             weighed = [replace(one, weights=one.weights * self.stage.reward_weight) for one in samples]
-            found.merge(self.trainer.forward_backward(weighed, PolicyGradientLoss(spec=grpo.objective)))
+            found.merge(self.trainer.forward_backward(weighed, loss))
         return {"loss/reward": found.read(1.0)["loss"]} if found.losses else {"loss/reward": 0.0}
 
     def _learn_fixed(self, step: int, groups: Sequence[Group], commit: Commit) -> dict[str, float]:

@@ -12,16 +12,17 @@ from dataclasses import replace
 from rlreason.config import GrpoStage
 from rlreason.diagnose.experts import EXPERTS, layers_of, scalars_of
 from rlreason.errors import UsageError
+from rlreason.objective.scores import StepScores
 from rlreason.run.directory import RunDirectory
 from rlreason.trainer.forward import PolicyGradientLoss
 from rlreason.trainer.protocol import LossSums, Trainer
 from rlreason.types import TrainingSample
 
 
-def loss_of(stage: GrpoStage) -> PolicyGradientLoss:
-    """The objective under the stage's temperature and routing."""
+def loss_of(stage: GrpoStage, scores: StepScores) -> PolicyGradientLoss:
+    """The objective under the stage's temperature and routing, of a step with these scores."""
     replays = stage.routing_replay != "off"
-    return PolicyGradientLoss(spec=stage.objective, temperature=stage.temperature, replay=replays)
+    return PolicyGradientLoss(spec=stage.objective, temperature=stage.temperature, replay=replays, scores=scores)
 
 
 def with_old(

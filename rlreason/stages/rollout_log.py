@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlreason.config import RolloutLog
 from rlreason.stages.context import Context
-from rlreason.stages.credit import StepAdvantages
+from rlreason.stages.credit import StepCredit
 from rlreason.types import Completion, Group, Problem, RewardResult, Verdict
 
 FAILURES = frozenset({Verdict.BROKEN, Verdict.TIMED_OUT})
@@ -26,13 +26,14 @@ def log_groups(
     groups: Sequence[Group],
     *,
     keep: int | None = None,
-    earned: StepAdvantages | None = None,
+    credit: StepCredit | None = None,
     decode: Decode | None = None,
 ) -> None:
     """Append a step's rows to the stage's rollouts.jsonl (.gz): every completion of the first ``keep`` groups (default
     ``logging.rollouts.groups``), and of the others some whose check failed.
 
-    ``earned``: the advantages of ``groups``, as trained on. ``decode`` writes the prompt out as the model read it.
+    ``credit``: of ``groups``: advantages for people are made anew by the torch path, in float64. ``decode`` writes the
+    prompt out as the model read it.
     """
     config = context.recipe.logging.rollouts
     name = "rollouts.jsonl.gz" if config.compress else "rollouts.jsonl"
@@ -40,7 +41,7 @@ def log_groups(
         return
     limit = config.groups if keep is None else keep
     none: list[list[float | None]] = [[None] * len(group.completions_G) for group in groups]
-    advantages = none if earned is None else earned.by_group(groups)
+    advantages = none if credit is None else credit.by_group(groups)
     rows, failures = [], 0
     for place, (group, values_G) in enumerate(zip(groups, advantages, strict=True)):
         prompt = None

@@ -51,6 +51,7 @@ class DistillationLoss:
     elsewhere: bool = False
     chunk: int = CHUNK
     takes_packed: bool = True
+    scores: None = None
 
     def __call__(self, models: Models, batch: Batch) -> LossOutput:
         """See ``Loss``. Needs the teacher that it names."""

@@ -49,6 +49,7 @@ class FixedAdvantageLoss:
     lowest: float
     denominator: float
     takes_packed: bool = True
+    scores: None = None
 
     def __call__(self, models: Models, batch: Batch) -> LossOutput:
         """See ``Loss``."""

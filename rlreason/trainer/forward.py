@@ -14,6 +14,7 @@ from rlreason.objective.centering import centred_output
 from rlreason.objective.dispatch import linear_logprobs, linear_policy_loss, linear_supervised_loss, policy_loss
 from rlreason.objective.linear import HeadOptions
 from rlreason.objective.loss import supervised_loss
+from rlreason.objective.scores import StepScores
 from rlreason.objective.spec import ObjectiveSpec
 from rlreason.policy.logprobs import hidden_states, plain_head, target_entropy, target_logits, target_logprobs
 from rlreason.policy.token_rows import cut_logits
@@ -35,6 +36,8 @@ class PolicyGradientLoss:
     takes_packed: bool = True
     #: Send every token to the experts that its sample names (routing replay).
     replay: bool = False
+    #: What the trainer makes the advantages of; None: the samples' own stand.
+    scores: StepScores | None = None
 
     def __call__(self, models: Models, batch: Batch) -> LossOutput:
         """See ``Loss``."""
@@ -69,6 +72,7 @@ class CrossEntropyLoss:
 
     denominator: float
     takes_packed: bool = True
+    scores: None = None
 
     def __call__(self, models: Models, batch: Batch) -> LossOutput:
         """See ``Loss``."""

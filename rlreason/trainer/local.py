@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlreason.objective.batch import Batch
+from rlreason.objective.dispatch import step_advantages
 from rlreason.objective.distillation.teacher import OutputHead
+from rlreason.objective.scores import with_advantages
 from rlreason.policy.attention import set_attention
 from rlreason.policy.batch import make_batches
 from rlreason.policy.logprobs import takes_packed
@@ -114,6 +116,9 @@ class LocalTrainer:
         model.train()
         packed = loss.takes_packed and all(takes_packed(one) for one in self._models.teachers)
         batches = self._batches(samples, packed=packed)
+        if loss.scores is not None:
+            advantages_N = step_advantages(loss.scores, model.device)
+            batches = [with_advantages(batch, advantages_N) for batch in batches]
         outputs = accumulate_gradients(
             model, self._masters, batches, lambda batch: loss(self._models, batch), self._threads
         )

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rlreason.objective.batch import Batch, ExpertCounts, LossOutput
 from rlreason.objective.distillation.teacher import OutputHead
+from rlreason.objective.scores import StepScores
 from rlreason.types import TrainingSample
 
 if TYPE_CHECKING:
@@ -46,6 +47,12 @@ class Loss(Protocol):
     @property
     def takes_packed(self) -> bool:
         """Whether it may be given packed micro-batches (``objective.batch.Packing``)."""
+        ...
+
+    @property
+    def scores(self) -> StepScores | None:
+        """Scores of the step: the trainer makes its advantages of them, on its own device, before the micro-batches.
+        None: what the samples say of advantages stands."""
         ...
 
     def __call__(self, models: Models, batch: Batch) -> LossOutput:

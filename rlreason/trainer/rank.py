@@ -20,7 +20,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlreason.objective.batch import Batch, ExpertCounts, LossOutput
+from rlreason.objective.dispatch import step_advantages
 from rlreason.objective.distillation.teacher import OutputHead
+from rlreason.objective.scores import with_advantages
 from rlreason.policy.attention import set_attention
 from rlreason.policy.batch import make_batches
 from rlreason.policy.logprobs import next_logprobs, plain_head, remember, takes_packed
@@ -130,8 +132,11 @@ class RankTrainer:
         self.policy.model.train()
         sums = LossSums()
         packed = loss.takes_packed and all(takes_packed(one) for one in self._models.teachers)
+        # Of the whole step on every rank: a group, or a batch's deviation, may lie on several.
+        advantages_N = None if loss.scores is None else step_advantages(loss.scores, self.device)
         for batch, counts in self._batches(share, packed=packed):
-            output = self._computed(partial(loss, self._models, batch))
+            given = batch if advantages_N is None else with_advantages(batch, advantages_N)
+            output = self._computed(partial(loss, self._models, given))
             (output.loss if counts else output.loss * 0.0).backward()  # type: ignore[no-untyped-call]
             if counts:
                 sums.add(output)

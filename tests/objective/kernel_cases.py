@@ -79,6 +79,23 @@ TOKEN_SPECS: Mapping[str, ObjectiveSpec] = {
     **{name: replace(SMALL_STEP, **changes) for name, changes in TOKEN_AXES.items()},
 }
 
+GROUP_AXES: Mapping[str, dict[str, Any]] = {
+    **{f"{baseline}, {scale}": {"baseline": baseline, "scale": scale}
+       for baseline in ("mean", "leave_one_out", "length_weighted", "batch", "none")
+       for scale in ("group_std", "batch_std", "batch_whiten", "group_mean", "none")
+       if (scale != "group_mean" or baseline == "mean") and (baseline, scale) != ("leave_one_out", "group_std")},
+    "opo": {"baseline": "length_weighted", "scale": "none"},
+    "ddof 0": {"std_ddof": 0},
+    "ddof 0, batch": {"std_ddof": 0, "scale": "batch_std"},
+    "epsilon 0": {"std_epsilon": 0.0},
+    **{f"overlong {name}": {"overlong": name} for name in ("mask", "mask_from_baseline", "soft_penalty")},
+    "overlong share": {"overlong": "soft_penalty", "overlong_share": 0.6, "baseline": "batch"},
+}  # fmt: skip
+GROUP_SPECS: Mapping[str, ObjectiveSpec] = {
+    **PRESETS,
+    **{name: ObjectiveSpec(**changes) for name, changes in GROUP_AXES.items()},
+}
+
 
 def difference(actual: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest expected value or 1."""

@@ -13,7 +13,7 @@ import pytest
 from rlreason.config import GrpoStage
 from rlreason.errors import UsageError
 from rlreason.objective.presets import PRESETS
-from rlreason.stages.credit import advantages_of, weights_of
+from rlreason.stages.credit import credit_of, weights_of
 from rlreason.types import Completion, Group, Problem, RewardResult, Verdict
 
 WEIGHTS = {"accuracy": 1.0, "format": 0.25}
@@ -77,7 +77,7 @@ def table(seed: int = 0) -> list[list[tuple[float, float] | None]]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_each_part_is_normalised_in_its_group_and_their_sum_over_the_batch(seed: int) -> None:
-    found = advantages_of(groups_of(table(seed)), STAGE, weights=WEIGHTS).advantages_N.tolist()
+    found = credit_of(groups_of(table(seed)), STAGE, weights=WEIGHTS).advantages_N.tolist()
     assert found == pytest.approx(by_hand(table(seed)), abs=1e-12)
     assert math.isclose(sum(found), 0.0, abs_tol=1e-12)
 
@@ -87,7 +87,7 @@ def test_the_comparison_sees_a_small_error() -> None:
     first = rows[0][0]
     assert first is not None
     moved = [[(first[0], first[1] + 1e-9), *rows[0][1:]], *rows[1:]]
-    found = advantages_of(groups_of(moved), STAGE, weights=WEIGHTS).advantages_N.tolist()
+    found = credit_of(groups_of(moved), STAGE, weights=WEIGHTS).advantages_N.tolist()
     assert max(abs(a - b) for a, b in zip(found, by_hand(rows), strict=True)) > 1e-12
 
 
@@ -95,13 +95,13 @@ def test_a_completion_that_no_part_tells_from_its_group_earns_exactly_nothing() 
     """The batch's mean, which is 0 but for rounding, left 1e-17 to it, and so a forward pass."""
     rows = table()
     rows[2] = [(1.0, 0.3)] * 3
-    found = advantages_of(groups_of(rows), STAGE, weights=WEIGHTS).advantages_N.tolist()
+    found = credit_of(groups_of(rows), STAGE, weights=WEIGHTS).advantages_N.tolist()
     assert found[-3:] == [0.0] * 3
     assert found == pytest.approx(by_hand(rows), abs=1e-12)
 
 
 def test_a_step_without_any_score_is_no_mistake_of_the_recipe() -> None:
-    found = advantages_of(groups_of([[None, None], [None]]), STAGE, weights=WEIGHTS)
+    found = credit_of(groups_of([[None, None], [None]]), STAGE, weights=WEIGHTS)
     assert not found.advantages_N.any()
     assert not found.kept_N.any()
 
@@ -112,8 +112,8 @@ def test_a_masked_completion_stays_in_the_statistics() -> None:
     cut = replace(groups[0].completions_G[0], finish_reason="length")
     groups[0] = replace(groups[0], completions_G=(cut, *groups[0].completions_G[1:]))
     stage = STAGE.model_copy(update={"objective": replace(STAGE.objective, overlong="mask")})
-    whole = advantages_of(groups, STAGE, weights=WEIGHTS).advantages_N.tolist()
-    masked = advantages_of(groups, stage, weights=WEIGHTS).advantages_N.tolist()
+    whole = credit_of(groups, STAGE, weights=WEIGHTS).advantages_N.tolist()
+    masked = credit_of(groups, stage, weights=WEIGHTS).advantages_N.tolist()
     assert masked == pytest.approx([0.0, *whole[1:]], abs=1e-14)
     assert abs(whole[0]) > 0.1
 
@@ -121,14 +121,14 @@ def test_a_masked_completion_stays_in_the_statistics() -> None:
 def test_a_rare_reward_is_not_drowned_by_a_wide_one() -> None:
     """What the paper is about: in the sum of 0/100 and 0/1, both right and one right are the same but for 1 %."""
     rows: list[list[tuple[float, float] | None]] = [[(100.0, 1.0), (100.0, 0.0), (0.0, 1.0), (0.0, 0.0)]]
-    apart = advantages_of(groups_of(rows), STAGE, weights={"accuracy": 1.0, "format": 1.0}).advantages_N
+    apart = credit_of(groups_of(rows), STAGE, weights={"accuracy": 1.0, "format": 1.0}).advantages_N
     assert apart.tolist() == pytest.approx([1.2247, 0.0, 0.0, -1.2247], abs=1e-4)
 
 
 def test_the_order_of_groups_and_completions_changes_nothing() -> None:
     rows = table()
-    forth = advantages_of(groups_of(rows), STAGE, weights=WEIGHTS).advantages_N.tolist()
-    back = advantages_of(groups_of([row[::-1] for row in rows[::-1]]), STAGE, weights=WEIGHTS).advantages_N.tolist()
+    forth = credit_of(groups_of(rows), STAGE, weights=WEIGHTS).advantages_N.tolist()
+    back = credit_of(groups_of([row[::-1] for row in rows[::-1]]), STAGE, weights=WEIGHTS).advantages_N.tolist()
     assert back[::-1] == pytest.approx(forth, abs=1e-14)
 
 
@@ -141,4 +141,4 @@ def test_weights_are_the_recipes_and_what_has_no_single_one_is_refused() -> None
     with pytest.raises(UsageError, match=r"reward.format: .* gate and schedule"):
         weights_of({"format": {"gate": "accuracy"}})
     with pytest.raises(UsageError, match="none of other gave a score"):
-        advantages_of(groups_of(table()), STAGE, weights={"other": 1.0})
+        credit_of(groups_of(table()), STAGE, weights={"other": 1.0})

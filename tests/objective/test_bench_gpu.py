@@ -36,7 +36,7 @@ def test_smoke(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "deep" / "result.json").read_text(encoding="utf-8"))
     assert result["smoke"] is True
-    assert {table["kernel"] for table in result["tables"]} == set(result["gates"]) == {"K2", "K3"}
+    assert {table["kernel"] for table in result["tables"]} == set(result["gates"]) == {"K1", "K2", "K3"}
     for table in result["tables"]:
         assert {"torch path", "torch eager"} <= {row["way"] for row in table["ways"]}
         assert all(row["ms_median"] > 0 for row in table["ways"])
@@ -48,7 +48,7 @@ def test_the_gate_has_a_canary() -> None:
         "import sys; sys.path.insert(0, 'bench/gpu')\n"
         "import objective, torch\n"
         "from dataclasses import replace\n"
-        "kernel = objective.KERNELS[0]\n"
+        "kernel = objective.KERNELS[1]\n"
         "off = lambda inputs: tuple(value * 1.1 for value in kernel.exact(inputs))\n"
         "objective.gate(replace(kernel, exact=off), torch.device('cpu'), False)\n"
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from rlreason.objective import dispatch, linear, loss
+from rlreason.objective import dispatch, linear, loss, scores
 from rlreason.objective.presets import PRESETS
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -46,6 +46,7 @@ def test_a_gpu_with_triton_runs_the_kernels(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("name", "module"),
     [
+        ("step_advantages", scores),
         ("evaluate", loss),
         ("policy_loss", loss),
         ("linear_policy_loss", linear),
@@ -57,7 +58,15 @@ def test_arguments_and_results_pass_as_they_are(name: str, module: object, monke
     seen: list[tuple[object, ...]] = []
     monkeypatch.setattr(module, name, lambda *arguments: seen.append(arguments) or "result")
     given: tuple[object, ...] = (torch.zeros(1), "second", "third", PRESETS["dapo"], "fifth", "sixth", "seventh")
-    count = {"evaluate": 3, "policy_loss": 5, "linear_policy_loss": 7, "linear_supervised_loss": 5}.get(name, 4)
+    if name == "step_advantages":
+        given = ("scores", CPU, torch.float64)
+    count = {
+        "evaluate": 3,
+        "step_advantages": 3,
+        "policy_loss": 5,
+        "linear_policy_loss": 7,
+        "linear_supervised_loss": 5,
+    }.get(name, 4)
     assert getattr(dispatch, name)(*given[:count]) == "result"
     assert seen == [given[:count]]
 
@@ -68,9 +77,13 @@ def test_triton_is_not_imported_on_the_cpu() -> None:
         "from rlreason.objective import dispatch\n"
         "from rlreason.objective.spec import ObjectiveSpec\n"
         "from rlreason.objective.loss import LossInputs\n"
+        "from rlreason.objective.scores import StepScores\n"
         "one = torch.ones(2, 2)\n"
         "tokens = LossInputs(mask_BT=one, sampler_logprobs_BT=one, advantages_BT=one, weights_BT=one)\n"
         "dispatch.evaluate(one, tokens, ObjectiveSpec())\n"
+        "step = StepScores(spec=ObjectiveSpec(), max_tokens=2, scores_N=one[0].double(), sizes_G=(2,), "
+        "lengths_N=one[0].long(), truncated_N=one[0] > 1)\n"
+        "dispatch.step_advantages(step, one.device)\n"
         "assert 'rlreason.objective.kernels' not in sys.modules\n"
         "assert 'triton' not in sys.modules\n"
     )

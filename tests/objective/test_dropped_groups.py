@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import oracle
 import pytest
+import torch
 
 from rlreason.config import GrpoStage
 from rlreason.objective.presets import PRESETS
+from rlreason.objective.scores import step_advantages
 from rlreason.objective.spec import ObjectiveSpec
-from rlreason.stages.credit import advantages_of, samples_of
+from rlreason.stages.credit import StepCredit, credit_of, samples_of
 from rlreason.types import Completion, Group, Problem, RewardResult, TrainingSample, Verdict
 
 GROUPS, SIZE, MAX_TOKENS = 8, 4, 12
@@ -82,12 +84,13 @@ def stage_of(spec: ObjectiveSpec, updates: int = 1) -> GrpoStage:
     )
 
 
-def trained(samples: list[TrainingSample]) -> dict[int, float]:
+def trained(samples: list[TrainingSample], credit: StepCredit) -> dict[int, float]:
     """A·w of the completions that are computed."""
-    found = {}
+    found, advantages_N = {}, step_advantages(credit.scores, torch.device("cpu"))
     for one in samples:
         first = one.prompt_length
-        found[int(one.token_ids[first])] = float(one.advantages[first]) * float(one.weights[first])
+        assert one.score_at is not None
+        found[int(one.token_ids[first])] = float(advantages_N[one.score_at]) * float(one.weights[first])
     return found
 
 
@@ -96,8 +99,9 @@ def test_with_one_useful_group_of_eight_a_preset_is_its_formula(name: str) -> No
     """dr_grpo, grpo, dapo and rloo were 8 times their formula, lite_ppo 4.7, reinforce_pp_baseline 2.8 times."""
     spec, step = PRESETS[name], Step()
     stage = stage_of(spec)
-    (samples,) = samples_of(step.groups(), advantages_of(step.groups(), stage), stage)
-    found, wanted = trained(samples), step.published(spec)
+    credit = credit_of(step.groups(), stage)
+    (samples,) = samples_of(step.groups(), credit, stage)
+    found, wanted = trained(samples, credit), step.published(spec)
     largest = max(map(abs, wanted))
     assert found == pytest.approx({at: wanted[at] for at in found}, rel=2e-7, abs=1e-7 * largest)
     # What is not computed has a share of exactly 0.
@@ -106,8 +110,9 @@ def test_with_one_useful_group_of_eight_a_preset_is_its_formula(name: str) -> No
     assert len(found) == (SIZE if filtered else GROUPS * SIZE)
     # Canary: the useful group alone, as it was computed before, is seen.
     alone = step.groups()[2:3]
-    (few,) = samples_of(alone, advantages_of(alone, stage), stage)
-    before = trained(few)
+    credit = credit_of(alone, stage)
+    (few,) = samples_of(alone, credit, stage)
+    before = trained(few, credit)
     assert max(abs(before[at] - wanted[at]) for at in before) > 1e-3 * largest
 
 
@@ -117,7 +122,8 @@ def test_each_update_has_its_own_denominators_of_all_its_completions(aggregation
     spec = ObjectiveSpec(scale="none", aggregation=aggregation)  # type: ignore[arg-type]
     step = Step()
     stage = stage_of(spec, updates=2)
-    updates = samples_of(step.groups(), advantages_of(step.groups(), stage), stage)
+    credit = credit_of(step.groups(), stage)
+    updates = samples_of(step.groups(), credit, stage)
     assert len(updates) == 1
     half = Step()
     even = [at for at, group in enumerate(step.numbers) if group % 2 == 0]
@@ -125,13 +131,13 @@ def test_each_update_has_its_own_denominators_of_all_its_completions(aggregation
         [values[at] for at in even] for values in (step.lengths, step.rewards, step.numbers)
     )
     wanted = dict(zip(even, half.published(spec), strict=True))
-    found = trained(updates[0])
+    found = trained(updates[0], credit)
     assert found == pytest.approx({at: wanted[at] for at in found}, rel=2e-7)
     assert sorted(found) == [8, 9, 10, 11]
     # Canary: weights of both updates together are half as large.
     whole = stage.model_copy(update={"updates_per_step": 1})
-    (together,) = samples_of(step.groups(), advantages_of(step.groups(), whole), whole)
-    assert max(abs(trained(together)[at] - found[at]) for at in found) > 0.3 * max(map(abs, found.values()))
+    (together,) = samples_of(step.groups(), credit, whole)
+    assert max(abs(trained(together, credit)[at] - found[at]) for at in found) > 0.3 * max(map(abs, found.values()))
 
 
 def test_a_score_that_is_missing_is_in_no_denominator() -> None:
@@ -141,7 +147,7 @@ def test_a_score_that_is_missing_is_in_no_denominator() -> None:
     blank = RewardResult(score=None, verdict=Verdict.BROKEN)
     groups[0] = replace(groups[0], rewards_G=(blank, blank, *groups[0].rewards_G[2:]))
     stage = stage_of(replace(spec, kl_coef=0.0))
-    earned = advantages_of(groups, stage)
+    earned = credit_of(groups, stage)
     assert int(earned.kept_N.sum()) == 30
     (samples,) = samples_of(groups, earned, stage)
     assert [round(1 / (float(one.weights.max()) * int(one.loss_mask.sum())), 3) for one in samples] == [30.0] * 4

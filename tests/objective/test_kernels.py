@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
-FILES = ("policy_loss.py", "linear_head.py", "dispatched.py", "stage_path.py")
-KERNELS = {"_token_kernel", "_reduce_kernel", "row_kernel"}
+FILES = ("group_advantage.py", "policy_loss.py", "linear_head.py", "dispatched.py", "stage_path.py")
+KERNELS = {"one_launch_kernel", "measure_kernel", "finish_kernel", "_token_kernel", "_reduce_kernel", "row_kernel"}
 
 pytestmark = pytest.mark.skipif(
     find_spec("triton") is None, reason="Triton is not installed (extra dev; its wheels are for Linux)"

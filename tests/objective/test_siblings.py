@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from rlreason.config import GrpoStage
-from rlreason.objective.advantage import group_advantage, rollout_advantage
+from rlreason.objective.advantage import group_advantage, rollout_weights
 from rlreason.objective.presets import PRESETS
+from rlreason.objective.scores import Rollouts, StepScores, step_advantages
 from rlreason.objective.spec import ObjectiveSpec
-from rlreason.stages.credit import advantages_of, samples_of
+from rlreason.stages.credit import credit_of, samples_of
 from rlreason.types import Completion, Group, Problem, RewardResult, Verdict
 
 MAX_TOKENS = 20
@@ -25,7 +27,7 @@ SPECS = {
 }
 
 
-class Rollouts:
+class Split:
     """Nine rollouts of three groups, one without a score and one truncated, and each cut into one to three pieces."""
 
     def __init__(self) -> None:
@@ -38,9 +40,27 @@ class Rollouts:
         self.lengths = [length for cut in self.pieces for length in cut]
 
 
+def of_siblings(
+    rewards_N: Tensor, group_N: Tensor, lengths_N: Tensor, rollout_N: Tensor, spec: ObjectiveSpec, truncated_N: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(advantages, weights, kept) of completions, as a stage makes them."""
+    rollouts = Rollouts.of(group_N, rollout_N)
+    scores = StepScores(
+        spec=spec,
+        max_tokens=MAX_TOKENS,
+        scores_N=rollouts.mean(rewards_N),
+        sizes_G=rollouts.sizes_G,
+        lengths_N=rollouts.total(lengths_N).long(),
+        truncated_N=rollouts.total(truncated_N) > 0,
+    )
+    kept_N = scores.kept_N[rollouts.at_N]
+    weights_N = rollout_weights((lengths_N, kept_N, group_N, rollouts.at_N), spec, MAX_TOKENS, torch.float64)
+    return step_advantages(scores, torch.device("cpu"), torch.float64)[rollouts.at_N], weights_N, kept_N
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_each_token_has_what_it_would_have_in_the_whole(name: str) -> None:
-    some, spec = Rollouts(), SPECS[name]
+    some, spec = Split(), SPECS[name]
     whole = group_advantage(
         torch.tensor(some.rewards, dtype=torch.float64),
         torch.tensor(some.groups),
@@ -52,19 +72,17 @@ def test_each_token_has_what_it_would_have_in_the_whole(name: str) -> None:
     order = random.Random(2).sample(range(len(some.rollout)), len(some.rollout))
     rollout = [some.rollout[at] for at in order]
     last = {one: max(at for at in order if some.rollout[at] == one) for one in rollout}
-    split = rollout_advantage(
+    advantages_N, weights_N, kept_N = of_siblings(
         torch.tensor([some.rewards[one] for one in rollout], dtype=torch.float64),
         torch.tensor([some.groups[one] for one in rollout]),
         torch.tensor([some.lengths[at] for at in order]),
         torch.tensor(rollout) * 7 - 3,
         spec,
-        max_tokens=MAX_TOKENS,
-        truncated_N=torch.tensor([some.truncated[some.rollout[at]] and last[some.rollout[at]] == at for at in order]),
+        torch.tensor([some.truncated[some.rollout[at]] and last[some.rollout[at]] == at for at in order]),
     )
-    assert split.advantages_N.tolist() == pytest.approx(whole.advantages_N[rollout].tolist(), abs=1e-14)
-    assert split.weights_N.tolist() == pytest.approx(whole.weights_N[rollout].tolist(), abs=1e-14)
-    assert split.kept_N.tolist() == whole.kept_N[rollout].tolist()
-    assert torch.equal(split.statistics_G6, whole.statistics_G6)
+    assert advantages_N.tolist() == pytest.approx(whole.advantages_N[rollout].tolist(), abs=1e-14)
+    assert weights_N.tolist() == pytest.approx(whole.weights_N[rollout].tolist(), abs=1e-14)
+    assert kept_N.tolist() == whole.kept_N[rollout].tolist()
 
 
 def test_a_rollout_in_three_pieces_counts_once_by_hand() -> None:
@@ -75,12 +93,13 @@ def test_a_rollout_in_three_pieces_counts_once_by_hand() -> None:
         torch.tensor([1, 2, 1, 2]),
     )
     spec = ObjectiveSpec(scale="none", aggregation="sequence")
-    once = rollout_advantage(*step, torch.tensor([0, 0, 0, 1]), spec, max_tokens=9)
-    assert once.advantages_N.tolist() == [0.5, 0.5, 0.5, -0.5]
-    assert once.weights_N.tolist() == [1 / 8, 1 / 8, 1 / 8, 1 / 4]  # 4 and 2 tokens of two rollouts
+    none = torch.zeros(4, dtype=torch.bool)
+    advantages_N, weights_N, _ = of_siblings(*step, torch.tensor([0, 0, 0, 1]), spec, none)
+    assert advantages_N.tolist() == [0.5, 0.5, 0.5, -0.5]
+    assert weights_N.tolist() == [1 / 8, 1 / 8, 1 / 8, 1 / 4]  # 4 and 2 tokens of two rollouts
     tenths = torch.full((4,), 0.1, dtype=torch.float64)
-    same = rollout_advantage(tenths, *step[1:], torch.tensor([0, 0, 0, 1]), ObjectiveSpec(), max_tokens=9)
-    assert not same.advantages_N.any()  # 0.1 + 0.1 + 0.1 is not 0.3: equal rewards stay equal
+    same_N, *_ = of_siblings(tenths, *step[1:], torch.tensor([0, 0, 0, 1]), ObjectiveSpec(), none)
+    assert not same_N.any()  # 0.1 + 0.1 + 0.1 is not 0.3: equal rewards stay equal
     thrice = group_advantage(*step, spec, max_tokens=9)  # canary
     assert thrice.advantages_N.tolist() == [0.25, 0.25, 0.25, -0.75]
 
@@ -119,11 +138,12 @@ def test_the_samples_of_a_stage(name: str, updates: int) -> None:
     found = []
     for split in (False, True):
         groups = groups_of(split)
-        earned = advantages_of(groups, stage, weights={"accuracy": 1.0})
+        credit = credit_of(groups, stage, weights={"accuracy": 1.0})
+        advantages_N = step_advantages(credit.scores, torch.device("cpu"))
         found.append(
             [
-                [(float(a), float(w)) for one in samples for a, w in zip(one.advantages, one.weights, strict=True) if w]
-                for samples in samples_of(groups, earned, stage)
+                [(float(advantages_N[one.score_at]), float(w)) for one in samples for w in one.weights if w]
+                for samples in samples_of(groups, credit, stage)
             ]
         )
     whole, split_ = found

@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 from rlreason.config import GrpoStage, OptimizerConfig, PolicyConfig
 from rlreason.errors import UsageError
 from rlreason.objective.presets import PRESETS
+from rlreason.objective.scores import step_advantages
 from rlreason.policy.batch import collate, rollout_sample
 from rlreason.policy.policies import Policy, fresh_policy
-from rlreason.stages.credit import advantages_of, computed_groups, full_batch, is_mixed, samples_of
+from rlreason.stages.credit import computed_groups, credit_of, full_batch, is_mixed, samples_of
 from rlreason.stages.grpo import earn, learn
 from rlreason.trainer.forward import loss_logprobs
 from rlreason.trainer.local import LocalTrainer
@@ -205,7 +206,7 @@ def test_which_groups_are_computed() -> None:
 
     def names(**changes: Any) -> list[str]:
         stage = stage_of(**changes)
-        return [one.group_id for one in computed_groups(groups, advantages_of(groups, stage), stage)]
+        return [one.group_id for one in computed_groups(groups, credit_of(groups, stage), stage)]
 
     assert names() == names(objective="rloo") == ["g0"]
     assert names(filter_zero_variance=False) == ["g0", "g1", "g2"]
@@ -271,13 +272,14 @@ def test_updates_split_all_scored_groups_and_share_the_batch_s_statistics() -> N
     groups = groups_of(policy_of(0))
     groups[1:2] = scored(groups[1:2], [1.0])
     stage = stage_of(objective="lite_ppo", updates_per_step=3)
-    earned = advantages_of(groups, stage)
+    earned = credit_of(groups, stage)
     updates = samples_of(groups, earned, stage)
     assert [{one.group_id for one in samples} for samples in updates] == [{"g0"}, {"g2"}]
     scores = [1.0, 0.0, 0.5, 1.0, 1.0, 1.0, 0.3, 0.9]  # None is in no statistic
     deviation = statistics.stdev(scores) + 1e-6
     last = updates[-1]
-    assert [float(one.advantages.max() + one.advantages.min()) for one in last] == pytest.approx(
+    advantages_N = step_advantages(earned.scores, CPU)
+    assert [float(advantages_N[one.score_at]) for one in last] == pytest.approx(
         [-0.3 / deviation, 0.3 / deviation], rel=1e-6
     )
     tokens = sum(int(one.loss_mask.sum()) for one in last)

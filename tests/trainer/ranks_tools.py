@@ -117,6 +117,7 @@ class LossOfFields:
 
     loss: Loss
     takes_packed: bool = True
+    scores: None = None
 
     def __call__(self, models: Models, batch: Batch) -> LossOutput:
         output = self.loss(models, batch)

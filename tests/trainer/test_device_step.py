@@ -17,10 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rlreason.config import GrpoStage, OptimizerConfig, PolicyConfig
 from rlreason.objective import linear
 from rlreason.objective import loss as losses
+from rlreason.objective.dispatch import step_advantages
 from rlreason.objective.presets import PRESETS
 from rlreason.policy.logprobs import plain_head, takes_packed
 from rlreason.policy.policies import fresh_policy
 from rlreason.stages.grpo import earn, learn
+from rlreason.trainer import local
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.masters import Masters
 from rlreason.trainer.optimizer import PolicyOptimizer
@@ -124,6 +126,35 @@ def test_nor_with_an_entropy_bonus() -> None:
 
 def test_nor_with_truncated_draws() -> None:
     assert take_a_step(whole_sets(), top_k=20) > 1
+
+
+@pytest.mark.parametrize("preset", ["dapo", "gdpo", "lite_ppo", "maxrl"])
+def test_nor_where_the_advantages_are_made_on_the_device(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """K1's own host code, on the way to its launch (which itself is the interpreter's: kernels/stage_path.py)."""
+    pytest.importorskip("triton")
+    from rlreason.objective.kernels import advantage
+
+    launched: list[tuple[object, ...]] = []
+    monkeypatch.setattr(advantage, "one_launch_kernel", {(1,): lambda *given, num_warps: launched.append(given)})
+    monkeypatch.setattr(local, "step_advantages", advantage.step_advantages)
+    assert take_a_step(objective=preset) > 1
+    ((inputs, advantages_N, scratch, *_),) = launched  # once, for all micro-batches
+    assert isinstance(inputs, tuple)
+    assert isinstance(scratch, tuple)
+    assert isinstance(advantages_N, torch.Tensor)
+    assert {one.device for one in (*inputs, *scratch, advantages_N)} == {DEVICE}
+    assert advantages_N.shape == (6,)  # of all completions, whether or not they are computed
+
+
+def test_one_read_of_an_advantage_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reading(*given: Any) -> torch.Tensor:
+        found = step_advantages(*given)
+        assert float(found.max())
+        return found
+
+    monkeypatch.setattr(local, "step_advantages", reading)
+    with pytest.raises(RuntimeError, match="item"):
+        take_a_step(objective="dapo")
 
 
 def test_one_read_of_the_loss_fails(monkeypatch: pytest.MonkeyPatch) -> None:

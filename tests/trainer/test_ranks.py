@@ -24,9 +24,11 @@ from rlreason.cluster.actors import ActorGroup, ActorsDied
 from rlreason.config import OptimizerConfig
 from rlreason.errors import UsageError
 from rlreason.objective.distillation.spec import FORWARD
+from rlreason.objective.presets import PRESETS
+from rlreason.objective.scores import StepScores
 from rlreason.policy.policies import PolicySource
 from rlreason.trainer.distilling import DistillationLoss
-from rlreason.trainer.forward import CrossEntropyLoss
+from rlreason.trainer.forward import CrossEntropyLoss, PolicyGradientLoss
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.options import ModelSource
 from rlreason.trainer.protocol import Trainer
@@ -86,6 +88,36 @@ def test_gradients_and_ten_steps_are_those_of_one_process(
             assert sums[1] == pytest.approx(sums[0], rel=1e-5, abs=1e-5)
         stats = [trainer.step(step) for trainer in (one, many)]
         assert stats[1].grad_norm == pytest.approx(stats[0].grad_norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("preset", ["dapo", "lite_ppo", "reinforce_pp_baseline"])
+def test_every_rank_makes_the_advantages_of_the_whole_step(preset: str, ranks: Callable[[int], ActorGroup]) -> None:
+    """Groups, and a batch's deviation, lie on several ranks: of its own samples alone a rank would make others."""
+    samples, _ = rollouts()
+    scores = StepScores(
+        spec=PRESETS[preset],
+        max_tokens=24,
+        scores_N=torch.tensor(
+            [1.0, 0.0, 0.5, float("nan"), 0.0, 0.0, 1.0, 0.25, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64
+        ),
+        sizes_G=(4, 4, 4),
+        lengths_N=torch.tensor([int(one.loss_mask.sum()) for one in samples]),
+        truncated_N=torch.zeros(12, dtype=torch.bool),
+    )
+    samples = [replace(one, score_at=at) for at, one in enumerate(samples)]
+    loss = PolicyGradientLoss(spec=PRESETS[preset], scores=scores)
+    one, many = local("qwen3"), sharded(ranks(2), "qwen3")
+    sums = [trainer.forward_backward(samples, loss).read(1.0) for trainer in (one, many)]
+    assert sums[1] == pytest.approx(sums[0], rel=1e-5, abs=1e-5)
+    expected = gradients_of(one)
+    assert relative(ranks(2).ask("gradients")[0], expected) <= 1e-6
+    # Canaries: the advantages that the samples came with, and a score that is a tenth off.
+    off_N = scores.scores_N.clone()
+    off_N[0] = 0.9
+    for wrong in (None, replace(scores, scores_N=off_N)):
+        other = local("qwen3")
+        other.forward_backward(samples, replace(loss, scores=wrong))
+        assert relative(gradients_of(other), expected) > 1e-3
 
 
 def test_ranks_round_ties_as_one_process_does(ranks: Callable[[int], ActorGroup], tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from rlreason.objective.batch import Batch
-from rlreason.objective.kernels import linear, loss
+from rlreason.objective.kernels import advantage, linear, loss
 from rlreason.objective.linear import HeadOptions
 from rlreason.objective.loss import LossInputs
 from rlreason.objective.presets import PRESETS
+from rlreason.objective.scores import StepScores
 from rlreason.objective.spec import ObjectiveSpec
 
 
@@ -79,6 +80,20 @@ def compile_only(self: JITFunction[Any], *arguments: Any, grid: Any, warmup: boo
     return built
 
 
+def group_kernels(name: str) -> None:
+    """K1, in one launch and in two."""
+    for rollouts in (1000, advantage.ONE_LAUNCH + 1000):
+        scores = StepScores(
+            spec=PRESETS[name],
+            max_tokens=50,
+            scores_N=torch.zeros(rollouts, dtype=torch.float64),
+            sizes_G=(8,) * (rollouts // 8),
+            lengths_N=torch.ones(rollouts, dtype=torch.int64),
+            truncated_N=torch.zeros(rollouts, dtype=torch.bool),
+        )
+        advantage.step_advantages(scores, torch.device("cpu"))
+
+
 def token_kernels(spec: ObjectiveSpec) -> None:
     """K2."""
     some_BT = torch.zeros(32, 1024)
@@ -117,6 +132,8 @@ def head_kernels(dtype: torch.dtype, temperature: float, gradient: str) -> None:
 def main() -> None:
     driver.set_active(Hopper())
     JITFunction.run = compile_only  # type: ignore[method-assign]
+    group_kernels("dapo")
+    group_kernels("reinforce_pp_baseline")
     for name in ("grpo", "gspo", "cispo"):
         token_kernels(PRESETS[name])
     head_kernels(torch.bfloat16, 1.0, "auto")

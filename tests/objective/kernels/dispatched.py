@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import group_advantage
 import linear_head
 import policy_loss
 import pytest
 import torch
-from kernel_cases import INTERPRETED
+from kernel_cases import DEVICE, INTERPRETED
 
 from rlreason.objective import dispatch
-from rlreason.objective.kernels import linear, loss
+from rlreason.objective.kernels import advantage, linear, loss
 from rlreason.objective.presets import PRESETS
 
 SPEC = PRESETS["grpo"]
@@ -22,6 +23,16 @@ SPEC = PRESETS["grpo"]
 def _kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
     if INTERPRETED:
         monkeypatch.setattr(dispatch, "uses_triton", lambda device: True)
+
+
+def test_advantages_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, called = group_advantage.step(SPEC), []
+    made = advantage.step_advantages
+    monkeypatch.setattr(advantage, "step_advantages", lambda *given: called.append(1) or made(*given))
+    found = dispatch.step_advantages(scores, DEVICE)
+    assert called
+    assert found.dtype == torch.float32
+    assert torch.equal(found, group_advantage.on_kernels(scores, torch.float32))
 
 
 def test_token_loss() -> None:

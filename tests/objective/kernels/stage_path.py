@@ -1,21 +1,27 @@
-"""The way of a GRPO step through the kernels: scored groups, samples, packed micro-batches, forward pass, head with the
-loss in it, gradients. Against the torch path; and between two launches nothing reads a number of the device.
+"""The way of a GRPO step through the kernels: scored groups, samples, packed micro-batches, advantages (K1), forward
+pass, head with the loss in it (K3), gradients. Against the torch path; and between two launches nothing reads a number
+of the device.
 
 Run by ``tests/objective/test_kernels.py``, or alone on a GPU.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from kernel_cases import DEVICE, INTERPRETED, difference
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from rlreason.config import GrpoStage, OptimizerConfig, PolicyConfig
 from rlreason.objective import dispatch, loss
+from rlreason.objective.batch import Batch
+from rlreason.objective.kernels import advantage as kernel
 from rlreason.objective.presets import PRESETS
+from rlreason.objective.scores import StepScores, with_advantages
 from rlreason.policy.policies import fresh_policy
 from rlreason.stages.grpo import earn, learn
 from rlreason.trainer import local
@@ -97,9 +103,25 @@ def groups_of(ids_of: torch.Generator) -> list[Group]:
     return groups
 
 
-def step_of(preset: str, monkeypatch: pytest.MonkeyPatch, *, kernels: bool) -> tuple[dict[str, float], torch.Tensor]:
-    """(loss and metrics, gradient of all parameters)."""
+@dataclass
+class Taken:
+    """What a step did: loss and metrics, the gradient of all parameters, and the advantages of its micro-batches."""
+
+    scalars: dict[str, float]
+    gradient: Tensor
+    advantages: Tensor
+
+
+def step_of(preset: str, monkeypatch: pytest.MonkeyPatch, *, kernels: bool) -> Taken:
     monkeypatch.setattr(dispatch, "uses_triton", lambda device: kernels)
+    read: list[Tensor] = []
+
+    def noted(batch: Batch, advantages_N: Tensor) -> Batch:
+        given = with_advantages(batch, advantages_N)
+        read.append(given.advantages_BT.flatten())
+        return given
+
+    monkeypatch.setattr(local, "with_advantages", noted)
     if INTERPRETED:  # as on an accelerator: micro-batches one after the other, and no look at the outer gradient
         monkeypatch.setattr(loss, "_is_one", lambda grad_output: False)
         monkeypatch.setattr(
@@ -118,7 +140,7 @@ def step_of(preset: str, monkeypatch: pytest.MonkeyPatch, *, kernels: bool) -> t
         learn(0, groups, earn(groups, stage, trainer), stage, trainer, lambda: None)
     assert len(trainer.summed.losses) > 1
     gradients = [one.grad.flatten() for one in trainer._masters.parameters if one.grad is not None]
-    return trainer.summed.read(1.0), torch.cat(gradients)
+    return Taken(trainer.summed.read(1.0), torch.cat(gradients), torch.cat(read))
 
 
 def _sample() -> TrainingSample:
@@ -129,15 +151,51 @@ def _sample() -> TrainingSample:
 def test_the_step_is_that_of_the_torch_path_and_reads_nothing(
     preset: str, launches: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted, slow = step_of(preset, monkeypatch, kernels=False)
-    found, fast = step_of(preset, monkeypatch, kernels=True)
-    assert not INTERPRETED or "row_kernel" in launches
-    assert found.keys() == wanted.keys()
-    assert found == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    wanted = step_of(preset, monkeypatch, kernels=False)
+    assert not launches
+    found = step_of(preset, monkeypatch, kernels=True)
+    if INTERPRETED:
+        _, first, *others = launches  # behind the pass that asked the model what its head is
+        assert first == "one_launch_kernel"  # all advantages of the step, then its micro-batches
+        assert "row_kernel" in others
+        assert "one_launch_kernel" not in others
+    assert found.scalars.keys() == wanted.scalars.keys()
+    assert found.scalars == pytest.approx(wanted.scalars, rel=1e-5, abs=1e-6)
+    assert difference(found.advantages, wanted.advantages) < 1e-6
+    assert difference(found.advantages * 1.00001, wanted.advantages) > 1e-6  # canary
+    assert int((wanted.advantages != 0).sum()) > 10
+    slow, fast = wanted.gradient, found.gradient
     scale = float(slow.abs().max())
     assert difference(fast / scale, slow / scale) < 1e-5
     assert difference(fast / scale * 1.0001, slow / scale) > 1e-5  # canary
     assert scale > 1e-4
+
+
+def test_advantages_that_are_off_by_the_deviation_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = step_of("dapo", monkeypatch, kernels=False)
+    made = kernel.step_advantages
+
+    def off(scores: StepScores, *more: Any) -> Tensor:
+        return made(replace(scores, spec=replace(scores.spec, scale="none")), *more)
+
+    monkeypatch.setattr(kernel, "step_advantages", off)
+    found = step_of("dapo", monkeypatch, kernels=True)
+    assert difference(found.advantages, wanted.advantages) > 0.1
+    assert difference(found.gradient / found.gradient.abs().max(), wanted.gradient / found.gradient.abs().max()) > 0.1
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a GPU's reads are not seen by a dispatch mode alone")
+def test_a_read_of_the_advantages_is_seen(launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = kernel.step_advantages
+
+    def reading(*given: Any) -> Tensor:
+        found = made(*given)
+        assert float(found.sum()) < 9.0
+        return found
+
+    monkeypatch.setattr(kernel, "step_advantages", reading)
+    with pytest.raises(AssertionError, match="waits for the device"):
+        step_of("dapo", monkeypatch, kernels=True)
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="a GPU's reads are not seen by a dispatch mode alone")

@@ -87,9 +87,7 @@ def left_behind() -> Iterator[None]:
         wandb.teardown()
 
 
-def test_a_killed_service_costs_one_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_behind: None
-) -> None:
+def test_a_killed_service_costs_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_behind: None) -> None:
     """And no import: W&B has its service note those of some packages."""
     noted = "catboost"
     (tmp_path / f"{noted}.py").write_text("")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlreason.config import Recipe
+from rlreason.config import Recipe, RewardTable
 from rlreason.errors import UsageError
 from rlreason.inputs import RecipeFiles
 from rlreason.rewards import plugins
@@ -40,9 +40,11 @@ class _Wanted:
         return shlex.join(words)
 
 
-def required_audits(recipe: Recipe, mix: RewardMix, files: RecipeFiles, verifiers: Sequence[str]) -> list[AuditEntry]:
+def required_audits(
+    recipe: Recipe, mixes: Mapping[str, RewardMix], files: RecipeFiles, verifiers: Sequence[str]
+) -> list[AuditEntry]:
     """The audits that a run of ``recipe`` rests on; none where it asks for none. ``verifiers``: of its problems, which
-    accuracy asks.
+    accuracy asks; ``mixes``: of ``recipe.reward_tables``.
 
     Raises UsageError for a reward without one, with the command that makes it.
     """
@@ -50,7 +52,7 @@ def required_audits(recipe: Recipe, mix: RewardMix, files: RecipeFiles, verifier
         return []
     found: list[AuditEntry] = []
     missing: list[str] = []
-    for wanted in _wanted(recipe, mix, verifiers):
+    for wanted in _wanted(recipe, mixes, verifiers):
         identity = identify(files.loaded(wanted.name), wanted.options, files.loaded(wanted.verifier))
         stored, why = record.find(identity, list(_places(recipe, wanted, files)))
         if stored is not None:
@@ -64,9 +66,17 @@ def required_audits(recipe: Recipe, mix: RewardMix, files: RecipeFiles, verifier
     return found
 
 
-def _wanted(recipe: Recipe, mix: RewardMix, verifiers: Sequence[str]) -> Iterator[_Wanted]:
+def _wanted(recipe: Recipe, mixes: Mapping[str, RewardMix], verifiers: Sequence[str]) -> Iterator[_Wanted]:
+    """Each reward with its options once, in whichever tables it stands."""
+    found: list[_Wanted] = []
+    for place, table in recipe.reward_tables.items():
+        found += [one for one in _wanted_of(table, mixes[place], verifiers) if one not in found]
+    yield from found
+
+
+def _wanted_of(table: RewardTable, mix: RewardMix, verifiers: Sequence[str]) -> Iterator[_Wanted]:
     by_name = {part.name: part for part in mix.parts}
-    for name in recipe.reward:
+    for name in table:
         label = plugins.parse(name).label if ":" in name else name
         part = by_name.get(label) or by_name[name]
         options = dict(part.options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,16 @@ import numpy as np
 
 from rlreason import extensions
 from rlreason.audit_gate import required_audits
-from rlreason.config import EvalStage, GrpoStage, OpdStage, Recipe, RejectStage, SftStage, TrainingStage
+from rlreason.config import (
+    EvalStage,
+    GrpoStage,
+    OpdStage,
+    Recipe,
+    RejectStage,
+    RewardTable,
+    SftStage,
+    TrainingStage,
+)
 from rlreason.data.prompts import PromptFormat
 from rlreason.data.run_data import RunData
 from rlreason.data.source import ProblemSource
@@ -39,6 +49,8 @@ class CheckedRecipe:
     #: With the data that was taken, and every file and folder by its absolute path.
     recipe: Recipe
     mix: RewardMix
+    #: Of stages that have rewards of their own, by the stage's name.
+    stage_mixes: Mapping[str, RewardMix]
     data: RunData
     prompt_format: PromptFormat
     #: The files that it was read from.
@@ -60,7 +72,7 @@ def check(recipe: Recipe, base: Path, known: KnownInputs | None = None) -> Check
     files = RecipeFiles(base=base, known=known or _copies_in(base))
     recipe = absolute_recipe(recipe, files)
     check_room(recipe)
-    mix = reward_mix(recipe, files)
+    mix, stage_mixes = reward_mix(recipe, files), _stage_mixes(recipe, files)
     _check_watchers(recipe)
     reader = RecipeData(recipe=recipe, base=base, files=files)
     data = reader.read()
@@ -69,8 +81,9 @@ def check(recipe: Recipe, base: Path, known: KnownInputs | None = None) -> Check
         check_overlap(data, allowed=recipe.data.allow_overlap)
     _check_golds(recipe, data)
     # A run that is gone on with rests on the audits in its manifest, unless its code was changed.
+    mixes = {"reward": mix, **{f"stage.{name}.reward": one for name, one in stage_mixes.items()}}
     audited = known is None or known.accept
-    audits = required_audits(recipe, mix, files, _verifiers(data)) if audited else []
+    audits = required_audits(recipe, mixes, files, _verifiers(data)) if audited else []
     taken = recipe.model_copy(update={"data": reader.taken()})
     used = [name for supply in data.supplies().values() for name in supply.origins]
     read = [files.data_files[name] for name in used if name in files.data_files]
@@ -78,6 +91,7 @@ def check(recipe: Recipe, base: Path, known: KnownInputs | None = None) -> Check
     return CheckedRecipe(
         recipe=taken,
         mix=mix,
+        stage_mixes=stage_mixes,
         data=data,
         prompt_format=prompt_format(taken.data),
         inputs=inputs,
@@ -101,16 +115,25 @@ def _copies_in(base: Path) -> KnownInputs | None:
 
 def reward_mix(recipe: Recipe, files: RecipeFiles) -> RewardMix:
     """The recipe's rewards by name. Raises UsageError for an unknown reward, option or verifier."""
-    try:
-        mix = RewardMix.from_table(recipe.reward, {name: files.loaded(name) for name in recipe.reward})
-    except ValueError as error:
-        raise UsageError(f"[reward] {error}") from error
+    mix = _mix(recipe.reward, files, "[reward]")
     for place, table in (("data", recipe.data), *((f"data.{name}", one) for name, one in recipe.data.sets.items())):
         try:
             resolve_verifier(files.loaded(table.verifier))
         except ValueError as error:
             raise UsageError(f"{place}.verifier: {error}") from error
     return mix
+
+
+def _mix(table: RewardTable, files: RecipeFiles, place: str) -> RewardMix:
+    try:
+        return RewardMix.from_table(table, {name: files.loaded(name) for name in table})
+    except ValueError as error:
+        raise UsageError(f"{place} {error}") from error
+
+
+def _stage_mixes(recipe: Recipe, files: RecipeFiles) -> dict[str, RewardMix]:
+    own = [one for one in recipe.stage if recipe.has_own_reward(one)]
+    return {one.name: _mix(recipe.reward_of(one), files, f"stage.{one.name}.reward:") for one in own}
 
 
 def _check_watchers(recipe: Recipe) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rlreason import extensions
-from rlreason.config import DataSetConfig, PolicyConfig, Recipe
+from rlreason.config import DataSetConfig, PolicyConfig, Recipe, RewardTable, Stage
 from rlreason.config.reward_audit import RewardAudit
 from rlreason.data.files import MissingSource, locate
 from rlreason.data.places import AnyOf, Place, Where
@@ -165,17 +165,30 @@ def absolute_recipe(recipe: Recipe, files: RecipeFiles) -> Recipe:
     student = recipe.student
     rules = tuple(files.watcher(name, "health.rules") for name in recipe.health.rules)
     trackers = tuple(files.watcher(name, "logging.trackers") for name in recipe.logging.trackers)
+    stages = tuple(_absolute_stage(files, recipe, one) for one in recipe.stage)
     return recipe.model_copy(
         update={
+            "stage": stages,
             "policy": files.model(recipe.policy),
             "student": None if student is None else files.model(student),
             "data": data,
-            "reward": {_reward(files, name, "[reward]"): term for name, term in recipe.reward.items()},
+            "reward": _rewards(files, recipe.reward, "[reward]"),
             "reward_audit": _audit_places(files, recipe.reward_audit),
             "health": recipe.health.model_copy(update={"rules": rules}),
             "logging": recipe.logging.model_copy(update={"trackers": trackers}),
         }
     )
+
+
+def _rewards(files: RecipeFiles, table: RewardTable, place: str) -> RewardTable:
+    return {_reward(files, name, place): term for name, term in table.items()}
+
+
+def _absolute_stage(files: RecipeFiles, recipe: Recipe, stage: Stage) -> Stage:
+    if not recipe.has_own_reward(stage):
+        return stage
+    own = _rewards(files, recipe.reward_of(stage), f"stage.{stage.name}.reward:")
+    return stage.model_copy(update={"reward": own})
 
 
 def _audit_places(files: RecipeFiles, audit: RewardAudit) -> RewardAudit:

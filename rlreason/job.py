@@ -150,10 +150,15 @@ def _run(checked: CheckedRecipe, run: RunDirectory, display: RichDisplay, option
             open_scorer(checked, local=options.local_rewards) as scorer,
             open_samplers(checked, run) as samplers,
             open_trackers(checked.recipe, run, run.tell) as trackers,
+            ExitStack() as stack,
         ):
+            own = {
+                name: stack.enter_context(open_scorer(checked, name, local=options.local_rewards))
+                for name in checked.stage_mixes
+            }
             context = context_of(checked, run, scorer, samplers, display, options.replay)
             with closing(context.trainers):
-                Pipeline(replace(context, trackers=trackers)).run()
+                Pipeline(replace(context, trackers=trackers, stage_scorers=own)).run()
     except Interrupted as error:
         display.stop()
         error.add_note(_interrupted(run, error))
@@ -315,11 +320,12 @@ def _require_training_packages() -> None:
         raise UsageError(f"training needs {', '.join(missing)}: pip install 'rlreason[train]'")
 
 
-def open_scorer(checked: CheckedRecipe, *, local: bool = False) -> PoolScorer:
-    """The recipe's rewards in worker processes, or with ``local`` in a thread of this one; a context manager."""
+def open_scorer(checked: CheckedRecipe, stage: str | None = None, *, local: bool = False) -> PoolScorer:
+    """The recipe's rewards, or those of ``stage`` alone, in worker processes, or with ``local`` in a thread of this
+    one; a context manager."""
     cluster = checked.recipe.cluster
     return PoolScorer(
-        checked.mix,
+        checked.mix if stage is None else checked.stage_mixes[stage],
         workers=cluster.reward_workers,
         timeout=cluster.reward_timeout,
         concurrency=cluster.reward_concurrency,

@@ -48,11 +48,12 @@ def open_trackers(recipe: Recipe, run: RunDirectory, tell: Tell) -> Iterator[Tra
 
 def check_secrets(recipe: Recipe, tell: Tell) -> None:
     """Warn of keys and passwords that the recipe holds. Raises UsageError where a variable that it names is not set."""
-    for name, term in recipe.reward.items():
-        for key, value in term.items() if isinstance(term, dict) else ():
-            option = from_option(value)
-            if isinstance(option, FromEnvironment) and option.name not in os.environ:
-                raise UsageError(f'reward."{name}".{key}: the environment has no variable {option.name}')
+    for place, table in recipe.reward_tables.items():
+        for name, term in table.items():
+            for key, value in term.items() if isinstance(term, dict) else ():
+                option = from_option(value)
+                if isinstance(option, FromEnvironment) and option.name not in os.environ:
+                    raise UsageError(f'{place}."{name}".{key}: the environment has no variable {option.name}')
     for name, endpoint in recipe.endpoint.items():
         if endpoint.api_key_env is not None and endpoint.api_key_env not in os.environ:
             raise UsageError(f"endpoint.{name}.api_key_env: the environment has no variable {endpoint.api_key_env}")

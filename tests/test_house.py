@@ -31,7 +31,19 @@ ALLOWED = {
     "sizing": {"objective", "policy", "trainer"},
     "sampler": {"data", "cluster", "delivery", "config"},
     "diagnose": {"objective", "policy", "trainer", "run", "config"},
-    "stages": {"diagnose", "objective", "policy", "cluster", "trainer", "sampler", "data", "run", "config", "traces"},
+    "stages": {
+        "diagnose",
+        "objective",
+        "policy",
+        "cluster",
+        "trainer",
+        "sampler",
+        "data",
+        "run",
+        "config",
+        "traces",
+        "sizing",
+    },
 }
 #: Files outside the rooms that may import what they need: they wire.
 TORCH_ROOMS = {

@@ -8,17 +8,16 @@ from rlreason.config.load import load, locate, recipe_toml, recipes_folder, ship
 from rlreason.config.logging import LoggingConfig, RolloutLog
 from rlreason.config.opd import OpdStage, TeacherConfig
 from rlreason.config.recipe import (
-    ACCURACY,
     DistillStage,
     EvalStage,
     PolicyConfig,
     Recipe,
     RejectStage,
-    RewardTerm,
     SftStage,
     Stage,
     TokenizerConfig,
 )
+from rlreason.config.reward_terms import ACCURACY, RewardTable, RewardTerm
 from rlreason.config.traces import Decontamination, Difficulty, TraceFilters
 from rlreason.config.training import MICRO_BATCH, OptimizerConfig, TrainingStage, stage_of
 
@@ -43,6 +42,7 @@ __all__ = [
     "PolicyConfig",
     "Recipe",
     "RejectStage",
+    "RewardTable",
     "RewardTerm",
     "RolloutLog",
     "SamplerConfig",

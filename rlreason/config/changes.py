@@ -46,6 +46,7 @@ FREE = (
     "cluster.colocate",
     "cluster.wait_for_places",
     "cluster.worker_timeout",
+    "cluster.dollars_per_hour",
     "reward.require_audit",
     "reward.audits",
     "logging.*",

@@ -148,6 +148,8 @@ class ClusterConfig(Section):
     cpus_per_worker: float = Field(1.0, gt=0)
     #: GPUs of one rollout worker; a fraction shares a GPU. Default: sampler.tensor_parallel where GPUs are, else 0.
     gpus_per_worker: float | None = Field(None, ge=0)
+    #: Dollars of one GPU for an hour, or without any of the machine: the cost ledger's price. Default: none is told.
+    dollars_per_hour: float | None = Field(None, ge=0)
     #: Put workers on different hosts where there are several.
     spread: bool = False
     #: Engine and trainer take turns on the trainer's GPUs, and vLLM gives its memory back while the policy learns.

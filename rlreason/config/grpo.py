@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from rlreason.config.data import CurriculumConfig, DataChoice
+from rlreason.config.reward_terms import RewardTable
 from rlreason.config.training import TrainingStage
 from rlreason.objective.presets import expand
 from rlreason.objective.spec import ObjectiveSpec
@@ -48,6 +49,11 @@ class GrpoStage(TrainingStage):
     resample: int = Field(0, ge=0)
     #: A preset's name, a table with ``preset`` and what differs from it, or a table of all that differs from DAPO.
     objective: Annotated[ObjectiveSpec, BeforeValidator(expand)] = ObjectiveSpec()
+    #: Rewards of this stage alone, written as in [reward], which it replaces here: ``reward = { accuracy = 1.0 }``.
+    reward: RewardTable | None = None
+    #: Steps after which the reference of the KL term is replaced by the policy as it is then, as in DeepSeek-R1; 0: it
+    #: stays what the stage began with.
+    reference_every: int = Field(0, ge=0)
     #: Groups of each step kept in rollouts.jsonl; default: ``logging.rollouts.groups``.
     logged_groups: int | None = Field(None, ge=0)
     #: Versions that the weights may be ahead of those that began a group. 0: sampling and training take turns, exactly
@@ -81,6 +87,17 @@ class GrpoStage(TrainingStage):
                 "denominators. DAPO's dynamic sampling is resample = N"
             )
         return values
+
+    @model_validator(mode="after")
+    def _has_reference(self) -> GrpoStage:
+        if self.reference_every and self.objective.kl_coef <= 0:
+            raise ValueError(
+                f"reference_every = {self.reference_every} replaces a reference that nothing reads: give the objective "
+                "a kl_coef above 0, or leave it out"
+            )
+        if self.reward is not None and not self.reward:
+            raise ValueError("reward is empty: leave it out for the recipe's [reward], or name one")
+        return self
 
     @model_validator(mode="after")
     def _possible(self) -> GrpoStage:

@@ -17,7 +17,7 @@ from rlreason.config.health import HealthConfig
 from rlreason.config.logging import LoggingConfig
 from rlreason.config.opd import OpdStage, TeacherConfig
 from rlreason.config.reward_audit import KEYS_SCHEMA, AuditedRewards
-from rlreason.config.secret import FromEnvironment, OptionTable
+from rlreason.config.reward_terms import ACCURACY, RewardTable
 from rlreason.config.traces import TraceFilters
 from rlreason.config.training import NAME, TrainingStage, stage_of
 from rlreason.errors import nearest
@@ -126,10 +126,6 @@ class EvalStage(Section):
 
 
 Stage = Annotated[SftStage | GrpoStage | RejectStage | DistillStage | OpdStage | EvalStage, Field(discriminator="kind")]
-RewardOption = Scalar | FromEnvironment | list[Scalar | list[Scalar]] | OptionTable
-RewardTerm = float | dict[str, RewardOption]
-#: The reward of a recipe that names none.
-ACCURACY: dict[str, RewardTerm] = {"accuracy": 1.0}
 
 
 class Recipe(AuditedRewards):
@@ -154,7 +150,7 @@ class Recipe(AuditedRewards):
     #: Rewards by name or plug-in, with their weights: ``accuracy = 1.0``, or with options
     #: ``format = { weight = 0.1, style = "boxed" }``. Beside them ``require_audit = true`` refuses a run whose rewards
     #: have no audit that they passed (`rlreason audit`), and ``audits`` names a folder or file of audits.
-    reward: dict[str, RewardTerm] = Field(default_factory=lambda: dict(ACCURACY), json_schema_extra=KEYS_SCHEMA)
+    reward: RewardTable = Field(default_factory=lambda: dict(ACCURACY), json_schema_extra=KEYS_SCHEMA)
     sampler: SamplerConfig = SamplerConfig()
     cluster: ClusterConfig = ClusterConfig()
     health: HealthConfig = HealthConfig()
@@ -191,6 +187,22 @@ class Recipe(AuditedRewards):
                 trained.append(stage.name)
         return self
 
+    def reward_of(self, stage: Stage) -> RewardTable:
+        """What scores the completions of ``stage``."""
+        own = stage.reward if isinstance(stage, GrpoStage) else None
+        return self.reward if own is None else own
+
+    @property
+    def reward_tables(self) -> dict[str, RewardTable]:
+        """Every table of rewards by its place in the recipe."""
+        own = {f"stage.{one.name}.reward": self.reward_of(one) for one in self.stage if self.has_own_reward(one)}
+        return {"reward": self.reward, **own}
+
+    @staticmethod
+    def has_own_reward(stage: Stage) -> bool:
+        """Whether ``stage`` is scored by another table than ``[reward]``."""
+        return isinstance(stage, GrpoStage) and stage.reward is not None
+
     def _check_best(self) -> None:
         evaluates = any(isinstance(stage, TrainingStage) and stage.eval_every for stage in self.stage)
         if self.trainer.best_metric == "accuracy/heldout" and not evaluates:
@@ -215,6 +227,13 @@ class Recipe(AuditedRewards):
             )
         if self.sampler.delivery == "adapter" and trainer.lora is None:
             raise ValueError('sampler.delivery = "adapter" sends an adapter: train one ([trainer.lora]) or say "full"')
+        for stage in self.stage if trainer.lora is not None else ():
+            if isinstance(stage, GrpoStage) and stage.reference_every and stage.lora:
+                raise ValueError(
+                    f"stage {stage.name!r}: reference_every replaces the reference by the policy, and with "
+                    "trainer.lora the reference is the model without the adapter: leave it out, or say lora = false "
+                    "in the stage"
+                )
         for stage in self.stage if trainer.ranks else ():
             if isinstance(stage, GrpoStage) and stage.diagnose_every:
                 raise ValueError(

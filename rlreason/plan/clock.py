@@ -47,8 +47,9 @@ def time_lines(
         f"in all at most {steps * work.tokens / 1e6:,.1f} M tokens of answers, {steps * work.flops / PF_DAY:,.3g} "
         f"PF-days, {_time(steps * work.seconds)}, {hours:,.1f} GPU-hours"
     )
-    if options.price is not None:
-        dollars = hours * options.price
+    price = budgets.recipe.cluster.dollars_per_hour if options.price is None else options.price
+    if price is not None:
+        dollars = hours * price
         said += f", ${dollars:,.2f}: ${dollars / (steps * work.tokens / 1e6):,.2f} for 1M tokens"
     return [f"{work.said}, at {efficiency:.0%} of the peaks", said]
 

@@ -33,7 +33,7 @@ class SizeOptions:
     gpu: str | None = None
     #: GPUs in all; None: what the recipe asks for.
     gpus: int | None = None
-    #: Dollars of a GPU for an hour.
+    #: Dollars of a GPU for an hour; None: ``cluster.dollars_per_hour``.
     price: float | None = None
     #: Share of the GPU's peaks that is reached; None: ``sizing.clock.EFFICIENCY``.
     efficiency: float | None = None

@@ -6,7 +6,17 @@ from pathlib import Path
 
 from rlreason.check import check
 from rlreason.cluster.plan import colocates
-from rlreason.config import DistillStage, EvalStage, GrpoStage, OpdStage, Recipe, RejectStage, SftStage, Stage
+from rlreason.config import (
+    DistillStage,
+    EvalStage,
+    GrpoStage,
+    OpdStage,
+    Recipe,
+    RejectStage,
+    RewardTable,
+    SftStage,
+    Stage,
+)
 from rlreason.plan.data import check_alphabet, data_lines, stage_data
 from rlreason.plan.experts import expert_lines
 from rlreason.plan.lengths import length_line
@@ -23,7 +33,7 @@ def describe(recipe: Recipe, path: Path, size: SizeOptions = ANY_SIZE) -> str:
     lines = [
         f"{recipe.name}  (seed {recipe.seed})  {recipe.description}",
         *data_lines(checked, path.parent),
-        f"  reward   {_rewards(recipe)}",
+        f"  reward   {_rewards(recipe.reward)}",
         f"  policy   {_model(recipe, student=False)}",
     ]
     if recipe.student is not None:
@@ -39,9 +49,9 @@ def describe(recipe: Recipe, path: Path, size: SizeOptions = ANY_SIZE) -> str:
     return "\n".join(lines)
 
 
-def _rewards(recipe: Recipe) -> str:
+def _rewards(table: RewardTable) -> str:
     parts = []
-    for name, term in recipe.reward.items():
+    for name, term in table.items():
         if isinstance(term, dict):
             options = ", ".join(f"{key}={value}" for key, value in term.items() if key != "weight")
             parts.append(f"{term['weight']:g}·{name}({options})")
@@ -134,6 +144,20 @@ def _batch(stage: GrpoStage) -> str:
     )
 
 
+def _own_reward(stage: GrpoStage, recipe: Recipe) -> list[str]:
+    return [f"reward of this stage: {_rewards(recipe.reward_of(stage))}"] if recipe.has_own_reward(stage) else []
+
+
+def _reference(stage: GrpoStage) -> list[str]:
+    """What the KL term is measured from."""
+    if stage.objective.kl_coef <= 0:
+        return []
+    if not stage.reference_every:
+        return ["reference of the KL term: what the stage begins with"]
+    updates = stage.reference_every * stage.updates_per_step
+    return [f"reference of the KL term: the policy of every {stage.reference_every} steps ({updates:,} updates)"]
+
+
 def _stage(stage: Stage, recipe: Recipe) -> list[str]:
     if isinstance(stage, OpdStage):
         return opd_lines(stage, recipe)
@@ -147,6 +171,8 @@ def _stage(stage: Stage, recipe: Recipe) -> list[str]:
             f"{stage.updates_per_step} update(s) per batch of rollouts: {_ratio(stage)}",
             _batch(stage),
             _staleness(stage),
+            *_own_reward(stage, recipe),
+            *_reference(stage),
             *expert_lines(stage, recipe),
             f"lr {stage.optimizer.lr:g} {stage.optimizer.schedule}",
         ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined, Undefined
 from markupsafe import Markup
 
-from rlreason.report import curve, findings, words
+from rlreason.report import curve, findings, ledger, lineage, words
 from rlreason.report.experts import read_experts
 from rlreason.report.mismatch import read_doctor
 from rlreason.report.read import Json, Run, Stage, as_dict, as_list, heldout_points, number, whole
@@ -105,7 +105,7 @@ def facts(stage: Stage) -> list[tuple[str, str]]:
     """A stage in a few numbers: (label, value)."""
     found = []
     spent = stage.seconds or sum(row.get("seconds") or 0.0 for row in stage.steps)
-    if stage.steps and stage.kind in ("sft", "grpo", "distill"):
+    if stage.steps and stage.kind in ("sft", "grpo", "distill", "opd"):
         found.append(("steps", words.count(len(stage.steps))))
     if spent:
         found.append(("time", words.duration(spent)))
@@ -266,6 +266,9 @@ def context(run: Run) -> Json:
         "verdicts": sorted({verdict for one in rollouts for verdict in one.verdicts}, key=verdict_order),
         "seconds": total_seconds(run),
         "gpu_hours": gpu_hours(run),
+        "ledger": ledger.read_ledger(run),
+        "published": ledger.published(),
+        "graph": Markup(graph) if (graph := lineage.draw(run)) else None,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "curve_wide": Markup(curve.draw(chain, 1080, top)) if chain else None,
         "curve_narrow": [Markup(curve.draw(chain[i : i + 2], 380, top)) for i in range(0, len(chain), 2)],
@@ -281,7 +284,8 @@ def environment() -> Environment:
     made = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=finalize
     )
-    for function in (words.percent, words.points, words.count, words.big, words.duration, words.moment, words.kind):
+    shown = (words.percent, words.points, words.count, words.big, words.duration, words.moment, words.kind)
+    for function in (*shown, ledger.operations, ledger.dollars):
         made.filters[function.__name__] = function
     made.globals["plural"] = words.plural
     return made

@@ -45,6 +45,11 @@ class Stage:
     active_parameters: int | None = None
     parents: tuple[str, ...] = ()
     sha256: str | None = None
+    sampled_tokens: float = 0.0
+    trained_tokens: float = 0.0
+    #: Its part of the cost ledger beside those, and what it was made from, as the manifest has them.
+    work: Json = field(default_factory=dict)
+    made_from: tuple[Any, ...] = ()
     error: str | None = None
     #: What the manifest says of its best checkpoint: step, metric, value; empty without one.
     best: Json = field(default_factory=dict)
@@ -238,6 +243,10 @@ def read_stages(run_dir: Path, manifest: Json, notes: list[str]) -> tuple[Stage,
                 active_parameters=whole(entry.get("active_parameters")),
                 parents=tuple(str(parent) for parent in as_list(entry.get("parents"))),
                 sha256=words(entry.get("sha256")),
+                sampled_tokens=number(entry.get("sampled_tokens")) or 0.0,
+                trained_tokens=number(entry.get("trained_tokens")) or 0.0,
+                work=as_dict(entry.get("work")),
+                made_from=tuple(as_list(entry.get("made_from"))),
                 error=masked_words(entry.get("error")),
                 best=as_dict(entry.get("best")),
                 folder=folder,

@@ -18,6 +18,7 @@ KINDS = {
     "grpo": "GRPO",
     "reject": "rejection sampling",
     "distill": "distillation",
+    "opd": "on-policy distillation",
     "eval": "evaluation",
 }
 

@@ -146,7 +146,7 @@ class RunDirectory:
             entry.resumed += 1
         entry.status, entry.error, entry.finished, entry.parents = "running", None, None, parents
         entry.seconds, entry.sampled_tokens = record.seconds, record.sampled_tokens
-        entry.trained_tokens = record.trained_tokens
+        entry.trained_tokens, entry.work = record.trained_tokens, record.work.model_copy(deep=True)
         entry.best = record.best
         if entry.best is not None and not (self.root / entry.best.checkpoint).is_dir():
             self._note(f"{name}: its best checkpoint, {entry.best.checkpoint}, is gone; the next one measured is kept")
@@ -179,6 +179,7 @@ class RunDirectory:
                 seconds=entry.seconds,
                 sampled_tokens=entry.sampled_tokens,
                 trained_tokens=entry.trained_tokens,
+                work=entry.work.model_copy(deep=True),
                 best=entry.best,
             )
             try:

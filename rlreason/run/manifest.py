@@ -115,6 +115,43 @@ class BestEntry(Entry):
     sha256: str
 
 
+class Source(Entry):
+    """What a stage was made from, by its hash.
+
+    Example: ``Source(kind="model", name="cold_start", sha256="9f86…")``.
+    """
+
+    kind: Literal["model", "traces", "data", "reward"]
+    #: Of a stage its name (``grpo@best`` its best checkpoint), of data that of the set, of a reward its file or module.
+    name: str
+    #: Of the artefact as it was read: a checkpoint's or trace file's, a set's fingerprint. A model built from nothing:
+    #: of its config and seed. Of a model from a hub or a folder: of its config and the names and sizes of its files,
+    #: as weights may take minutes to read.
+    sha256: str
+
+
+class Work(Entry):
+    """What a stage computed beside the tokens that it sampled and trained on: its part of the cost ledger.
+
+    Operations are counted from the lengths of what was drawn and learnt (``sizing.flops``), not measured: a multiply
+    and an add are two. Of attention what is visible counts; a prompt counts with every completion that is drawn, and
+    once a group where it is learnt from.
+    """
+
+    #: Tokens drawn by evaluations while the stage trained.
+    evaluated_tokens: int = 0
+    #: Tokens of completions that a model said log-probabilities of without learning: references, teachers, the policy
+    #: before its updates.
+    scored_tokens: int = 0
+    sampling_flops: float = 0.0
+    training_flops: float = 0.0
+    scoring_flops: float = 0.0
+    #: GPUs that the run could use; 0: none.
+    gpus: float = 0.0
+    #: Models whose operations are in none of these: behind a server, or of an unknown shape.
+    uncounted: list[str] = []
+
+
 class StageEntry(Entry):
     """One stage: how far it got and what it made. Times are ISO-8601 in UTC, durations seconds."""
 
@@ -132,10 +169,14 @@ class StageEntry(Entry):
     active_parameters: int | None = None
     #: Stages whose artefacts this one read.
     parents: list[str] = []
+    #: The same, and all else that it read, each with its hash.
+    made_from: list[Source] = []
+    #: Of what it made: the checkpoint's folder, a reject stage's traces, an eval stage's results.
     sha256: str | None = None
     best: BestEntry | None = None
     sampled_tokens: int = 0
     trained_tokens: int = 0
+    work: Work = Field(default_factory=Work)
     #: Engine and cluster that drew its completions.
     sampler: str | None = None
     error: str | None = None

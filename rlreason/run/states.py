@@ -19,11 +19,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from rlreason.errors import UsageError
 from rlreason.run import atomic
-from rlreason.run.manifest import BestEntry
+from rlreason.run.manifest import BestEntry, Work
 
 #: States that are kept while a stage runs.
 KEPT = 2
@@ -55,6 +55,7 @@ class StateRecord(BaseModel):
     seconds: float = 0.0
     sampled_tokens: int = 0
     trained_tokens: int = 0
+    work: Work = Field(default_factory=Work)
     best: BestEntry | None = None
 
 

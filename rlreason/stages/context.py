@@ -25,6 +25,7 @@ from rlreason.sampler.groups import draw_groups
 from rlreason.sampler.open import ServedModel
 from rlreason.sampler.placement import Samplers
 from rlreason.sampler.pool_sampler import PoolSampler
+from rlreason.stages.ledger import Meter
 from rlreason.stages.trainers import Trainers
 from rlreason.types import EvalReport, Group, Problem, Sampler, SamplingParams, Scorer, StepReport
 
@@ -78,6 +79,12 @@ class Context:
     replay: Path | None = None
     #: Who else is told of the metrics.
     trackers: Trackers = field(default_factory=Trackers)
+    #: Of stages that have rewards of their own, by the stage's name.
+    stage_scorers: Mapping[str, Scorer] = field(default_factory=dict)
+
+    def scorer_of(self, stage: str) -> Scorer:
+        """What scores the completions of ``stage``."""
+        return self.stage_scorers.get(stage, self.scorer)
 
     def sampler(self, model: ServedModel, version: int = 0, *, growth: int = 0, ahead: bool = False) -> PoolSampler:
         """A sampler that holds the model's weights as ``version``; the one opened before is no longer valid.
@@ -135,12 +142,14 @@ class Recorder:
     #: ``progress.done`` of the newest state.
     saved_at: int = field(init=False, default=-1)
     health: StageHealth = field(init=False)
+    meter: Meter = field(init=False)
     _seconds: float = field(init=False)
     _began: float = field(default_factory=time.perf_counter)
     _last: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         self._seconds = self.entry.seconds
+        self.meter = Meter(entry=self.entry)
         self.progress = Progress() if self.saved is None else _PROGRESS.validate_python(dict(self.saved.progress))
         if self.saved is not None and self.progress.pending is None:
             self.saved_at = self.progress.done
@@ -149,6 +158,11 @@ class Recorder:
         if self.saved is not None:
             self.health.replay(run.rows(self.entry.name, "metrics.jsonl"), run.warned(self.entry.name))
         self.warn(self.health.begin(proved=self.context.recipe.sampler.canary))
+
+    def heldout(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Metrics of an evaluation while the stage trains, which counts in the ledger."""
+        self.meter.evaluated(groups)
+        return self.context.heldout_metrics(groups, self.entry.name)
 
     def warn(self, findings: Sequence[Finding]) -> None:
         """Say in the manifest and on the screen what the health rules found."""
@@ -172,7 +186,8 @@ class Recorder:
         self.warn(self.health.step(report))
 
     def count_seconds(self) -> None:
-        """Bring ``entry.seconds`` up to date: of this process and of those before it."""
+        """Bring the entry's ledger up to date: of this process and of those before it."""
+        self.meter.bring_up_to_date()
         self.entry.seconds = round(self._seconds + time.perf_counter() - self._began, 3)
 
     def save(self, fill: Callable[[Path], None] | None = None) -> None:

@@ -88,7 +88,7 @@ def run_evaluation(stage: EvalStage, context: Context, model: MeasuredModel, rec
         atomic.write_text(target, json.dumps(row, indent=2) + "\n")
         log_groups(context, stage.name, 0, groups, keep=40)
         progress = recorder.progress
-        recorder.entry.sampled_tokens += sum(len(one.token_ids) for group in groups for one in group.completions_G)
+        recorder.meter.drawn(groups)
         recorder.step(line)
         progress.done = index + 1
         recorder.save()

@@ -95,6 +95,8 @@ class GrpoWork:
         """Take the step's scored groups and learn from them."""
         began = time.perf_counter()
         drawn, rounds = self._take(step)
+        if self.stage.reference_every and step and step % self.stage.reference_every == 0:
+            self.trainer.renew_reference()
         self.recorder.health.broke(broken_detail(drawn))
         if all_broken(drawn):
             commit()
@@ -104,7 +106,7 @@ class GrpoWork:
         if self.doctor is not None:
             self.doctor.look(step, groups)
         taken = time.perf_counter()
-        credit = earn(groups, self.stage, self.trainer, self.context.recipe.reward)
+        credit = earn(groups, self.stage, self.trainer, self.context.recipe.reward_of(self.stage))
         scalars = summarize(drawn, computed_groups(groups, credit, self.stage))
         scalars |= staleness(drawn, step) | nonfinite_logprobs(drawn)
         noted = partial(record_experts, self.context.run, self.stage.name, step)
@@ -123,7 +125,7 @@ class GrpoWork:
         }
         if self.stage.resample:
             scalars |= {"groups/drawn": float(len(drawn)), "resample/rounds": float(rounds)}
-        self.recorder.entry.sampled_tokens += int(scalars["tokens"])
+        self.recorder.meter.drawn(drawn)
         self.recorder.entry.trained_tokens += int(scalars.get("trained_tokens", 0.0))
         keep, decode = self.stage.logged_groups, self.trainer.tokenizer.decode
         log_groups(self.context, self.stage.name, step, groups, keep=keep, credit=credit, decode=decode)
@@ -178,7 +180,7 @@ class GrpoWork:
         """See ``Work.heldout``."""
         stage = self.stage
         drawn = self.stream.begin(*self.context.heldout_asked(stage.name, stage.eval_problems, stage.max_tokens))
-        return lambda: self.context.heldout_metrics(drawn(), stage.name)
+        return lambda: self.recorder.heldout(drawn())
 
     def closing(self, scalars: dict[str, float]) -> dict[str, float]:
         """See ``Work.closing``: what happened to the workers since the step was trained, and before."""
@@ -360,7 +362,7 @@ def run_grpo(stage: GrpoStage, context: Context, trainer: Trainer, recorder: Rec
     colocated = context.samplers.colocated
     with RolloutStream(
         sampler,
-        context.scorer,
+        context.scorer_of(stage.name),
         ask(stage, context, cursor),
         steps,
         stage.staleness,

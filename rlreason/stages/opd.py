@@ -71,13 +71,12 @@ class OpdWork:
         scalars = summarize(groups, groups) if groups else {}
         scalars |= self._learn(step, groups, commit)
         done = time.perf_counter()
-        tokens = int(scalars.get("tokens", 0))
         scalars |= {
             "seconds/sample": self.stream.seconds[0],
             "seconds/train": done - taken,
             "tokens_per_second": scalars["trained_tokens"] / (done - began),
         }
-        self.recorder.entry.sampled_tokens += tokens
+        self.recorder.meter.drawn(groups)
         self.recorder.entry.trained_tokens += int(scalars["trained_tokens"])
         log_groups(self.context, self.stage.name, step, groups, keep=None)
         return scalars
@@ -107,6 +106,7 @@ class OpdWork:
         tokens = float(sum(int(sample.loss_mask.sum()) for samples in rows for sample in samples))
         total = LossSums()
         for teacher, samples in zip(self.teachers, rows, strict=True):
+            self.recorder.meter.taught(samples, teacher.name)
             weighed = [_weighed(one, teacher.weight / max(tokens, 1.0)) for one in samples]
             loss = DistillationLoss(
                 spec=stage.spec,
@@ -215,7 +215,7 @@ class OpdWork:
         """See ``Work.heldout``."""
         stage = self.stage
         drawn = self.stream.begin(*self.context.heldout_asked(stage.name, stage.eval_problems, stage.max_tokens))
-        return lambda: self.context.heldout_metrics(drawn(), stage.name)
+        return lambda: self.recorder.heldout(drawn())
 
     def closing(self, scalars: dict[str, float]) -> dict[str, float]:
         """See ``Work.closing``: what happened to the workers."""

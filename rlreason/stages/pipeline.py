@@ -34,6 +34,8 @@ from rlreason.stages.context import Context, Recorder
 from rlreason.stages.distill import run_distill, trace_samples
 from rlreason.stages.evaluate import MeasuredModel, read_accuracy, run_evaluation
 from rlreason.stages.grpo import run_grpo
+from rlreason.stages.ledger import Measured, Meter, shape_or_none
+from rlreason.stages.lineage import made_sha256, sources_of
 from rlreason.stages.loop import TrainedStage
 from rlreason.stages.opd import run_opd
 from rlreason.stages.opd_teachers import open_teachers
@@ -67,6 +69,7 @@ class Pipeline:
         run = self._context.run
         entry, saved = run.begin(stage.name, self._references.parents(stage))
         recorder = Recorder(self._context, entry, saved)
+        entry.made_from = sources_of(stage, self._context)
         self._context.display.begin(stage.name, stage.kind, _total(stage))
         if recorder.progress.done:
             self._context.display.advance(_done(stage, recorder.progress.done), {})
@@ -80,6 +83,8 @@ class Pipeline:
                 run.save()
             raise
         recorder.count_seconds()
+        entry.work.gpus = self._context.trainers.places.gpus
+        entry.sha256 = made_sha256(stage, self._context)
         entry.sampler = self._context.samplers.describe() or None
         run.finish(stage.name)
         self._context.trackers.stage_done(run, stage.name)
@@ -90,11 +95,14 @@ class Pipeline:
         if isinstance(stage, EvalStage):
             return self._evaluate(stage, recorder)
         if isinstance(stage, RejectStage):
-            with self.open_model(stage, self._references.model_of(stage)) as model:
+            name = self._references.model_of(stage)
+            recorder.meter.model = self._measured(name)
+            with self.open_model(stage, name) as model:
                 run_reject(stage, self._context, model.sampler, recorder)
             recorder.health.end(0)
             return f"{recorder.entry.sampled_tokens:,} tokens sampled"
         with closing(self._trainer(stage, recorder)) as trainer:
+            self._meter(stage, recorder.meter, trainer)
             return self._train(stage, recorder, trainer)
 
     def _train(self, stage: TrainedStage, recorder: Recorder, trainer: Trainer) -> str:
@@ -145,6 +153,22 @@ class Pipeline:
             self._say_other_ranks(stage.name, recorder.saved)
         return trainer
 
+    def _measured(self, name: str) -> Measured:
+        """The model called ``name``, for the ledger."""
+        shape = None if name in self._recipe.endpoint else shape_or_none(self._source(name))
+        return Measured(name=name, shape=shape)
+
+    def _meter(self, stage: TrainedStage, meter: Meter, trainer: Trainer) -> None:
+        """Have the ledger count what the stage's models compute."""
+        meter.trainer, meter.model = trainer, self._measured(self._references.model_of(stage))
+        meter.recompute = self._recipe.trainer.activation_checkpointing
+        meter.lora = self._recipe.trainer.lora is not None and stage.lora
+        if isinstance(stage, DistillStage) and stage.teacher_kl > 0:
+            meter.teachers[""] = self._measured(self._references.model_of(self._references.traces_of(stage)))
+        for name in stage.teachers(self._recipe.teacher) if isinstance(stage, OpdStage) else ():
+            source = self._taught_by(self._recipe.teacher[name]).source
+            meter.teachers[name] = Measured(name=f"teacher {name}", shape=shape_or_none(source))
+
     def _taught_by(self, table: TeacherConfig) -> ModelSource:
         """A teacher of an opd stage."""
         if table.model is not None:
@@ -182,6 +206,7 @@ class Pipeline:
         parts = []
         for index, name in enumerate(stage.models):
             if index >= recorder.progress.done:
+                recorder.meter.model = self._measured(name)
                 with self.open_model(stage, name) as model:
                     run_evaluation(stage, self._context, model, recorder)
             parts.append(f"{name} {read_accuracy(self._context, stage, name)}")

@@ -109,7 +109,7 @@ def _record_chunk(
     counts["solved"] += sum(bool(completions) for _, completions in chosen)
     counts["kept"] += sum(len(completions) for _, completions in chosen)
     tokens = sum(len(c.token_ids) for group in groups for c in group.completions_G)
-    recorder.entry.sampled_tokens += tokens
+    recorder.meter.drawn(groups)
     scalars = {
         "problems": float(counts["drawn"]),
         "kept": float(counts["kept"]),

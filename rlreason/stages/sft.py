@@ -43,6 +43,7 @@ class SupervisedWork:
         samples = self.samples(step)
         tokens = float(sum(int(sample.loss_mask.sum()) for sample in samples))
         sums = self.trainer.forward_backward(samples, self.loss(tokens))
+        self.recorder.meter.taught(samples)
         commit()
         stats = self.trainer.step(step)
         self.recorder.entry.trained_tokens += int(tokens)
@@ -65,7 +66,7 @@ class SupervisedWork:
         draw = self.context.draw_with(sampler)
         groups = draw(*self.context.heldout_asked(stage.name, stage.eval_problems, stage.eval_max_tokens))
         self.context.samplers.rest()
-        return lambda: self.context.heldout_metrics(groups, stage.name)
+        return lambda: self.recorder.heldout(groups)
 
     def closing(self, scalars: dict[str, float]) -> dict[str, float]:
         """Nothing more."""

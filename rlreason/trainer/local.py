@@ -25,6 +25,7 @@ from rlreason.policy.model import count_parameters
 from rlreason.policy.policies import Policy
 from rlreason.routing import RoutedPass, check_routing, find_routers
 from rlreason.trainer.adapted import ModelWeights
+from rlreason.trainer.counts import Counts
 from rlreason.trainer.experts import hold_still, routed_pass, routed_rows
 from rlreason.trainer.forward import loss_logprobs
 from rlreason.trainer.masters import Masters
@@ -32,7 +33,7 @@ from rlreason.trainer.microbatches import accumulate_gradients
 from rlreason.trainer.optimizer import PolicyOptimizer
 from rlreason.trainer.options import TrainerOptions, checkpoint_activations, of_tokens, switch_dropout_off
 from rlreason.trainer.protocol import Loss, LossSums, Models, Routed, StepStats, give_back
-from rlreason.trainer.states import StateNote, load_state, save_state
+from rlreason.trainer.states import StateNote, load_state, save_state, take_weights
 from rlreason.trainer.streaming import write_folder
 from rlreason.types import TrainingSample
 
@@ -63,6 +64,8 @@ class LocalTrainer:
         self._optimizer = PolicyOptimizer(self._masters, options.optimizer, options.total_steps, options.max_skipped)
         # With an adapter the reference is the model without it.
         self._reference = policy.frozen_copy() if reference and options.lora is None else None
+        self._renewed = False
+        self._counts = Counts()
         self._base_is_reference = reference and options.lora is not None
         self._models = Models(
             policy=policy.model,
@@ -101,6 +104,11 @@ class LocalTrainer:
         return count_parameters(self._policy.model)
 
     @property
+    def counts(self) -> Counts:
+        """See ``Trainer.counts``."""
+        return self._counts
+
+    @property
     def rounded(self) -> float:
         """See ``Trainer.rounded``."""
         return self._masters.rounded
@@ -113,6 +121,7 @@ class LocalTrainer:
     def forward_backward(self, samples: Sequence[TrainingSample], loss: Loss) -> LossSums:
         """See ``Trainer.forward_backward``."""
         model = self._policy.model
+        self._counts.trained.add(samples)
         model.train()
         packed = loss.takes_packed and all(takes_packed(one) for one in self._models.teachers)
         batches = self._batches(samples, packed=packed)
@@ -148,6 +157,7 @@ class LocalTrainer:
     ) -> list[npt.NDArray[np.float32]]:
         """See ``Trainer.logprobs``."""
         model = self._policy.model
+        self._counts.scored.add(samples)
         if of == "reference" and self._base_is_reference:
             with adapter_off(model):
                 return self._logprobs(model, samples, temperature)
@@ -155,6 +165,12 @@ class LocalTrainer:
             assert self._reference is not None, "the trainer was made without a reference"
             return self._logprobs(self._reference, samples, temperature)
         return self._logprobs(model, samples, temperature, replay=replay)
+
+    def renew_reference(self) -> None:
+        """See ``Trainer.renew_reference``."""
+        assert self._reference is not None, "the trainer was made without a reference of its own"
+        take_weights(self._reference, self._policy.model)
+        self._renewed = True
 
     def _logprobs(
         self, model: PreTrainedModel, samples: Sequence[TrainingSample], temperature: float, *, replay: bool = False
@@ -170,6 +186,7 @@ class LocalTrainer:
     def routed_logprobs(self, samples: Sequence[TrainingSample], temperature: float = 1.0) -> list[Routed]:
         """See ``Trainer.routed_logprobs``."""
         model, found = self._policy.model, {}
+        self._counts.scored.add(samples)
         check_routing(model, "routing replay")
         for batch in self._batches(samples):
             routed = RoutedPass()
@@ -201,11 +218,12 @@ class LocalTrainer:
             base=self._policy.model.name_or_path or None,
             lora=self._options.lora,
         )
-        save_state(folder, self._policy, self._masters, self._optimizer, note)
+        reference = self._reference if self._renewed else None
+        save_state(folder, self._policy, self._masters, self._optimizer, note, reference)
 
     def load_state(self, folder: Path) -> None:
         """See ``Trainer.load_state``: of a trainer in one process, or of any number of ranks."""
-        load_state(folder, self._policy.model, self._masters, self._optimizer)
+        self._renewed = load_state(folder, self._policy.model, self._masters, self._optimizer, self._reference)
 
     def save(self, folder: Path) -> None:
         """See ``Trainer.save``."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from rlreason.objective.batch import Batch, ExpertCounts, LossOutput
 from rlreason.objective.distillation.teacher import OutputHead
 from rlreason.objective.scores import StepScores
+from rlreason.trainer.counts import Counts
 from rlreason.types import TrainingSample
 
 if TYPE_CHECKING:
@@ -176,6 +177,11 @@ class Trainer(Protocol):
         ...
 
     @property
+    def counts(self) -> Counts:
+        """What it has computed since it was opened."""
+        ...
+
+    @property
     def rounded(self) -> float:
         """Share of the weights that lay between two numbers of the compute dtype before all were rounded to it once;
         0: none were rounded. See ``masters.round_ties``."""
@@ -203,9 +209,15 @@ class Trainer(Protocol):
     ) -> list[npt.NDArray[np.float32]]:
         """log π of every loss token under softmax(logits / temperature), float32 [T] a sample; 0 where masked.
 
-        ``of``: the weights of now, or those that the trainer began with (where it was made with a reference).
+        ``of``: the weights of now, or those that the trainer began with or renewed its reference from last (where it
+        was made with one).
         ``replay``: with the samples' ``routed_experts`` (of the policy; a reference is another model).
         """
+        ...
+
+    def renew_reference(self) -> None:
+        """From here on the reference is the policy with its weights of now. Of trainers of all weights alone, made with
+        a reference; their states hold it from then on."""
         ...
 
     def routed_logprobs(self, samples: Sequence[TrainingSample], temperature: float = 1.0) -> list[Routed]:

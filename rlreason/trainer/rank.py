@@ -45,7 +45,7 @@ from rlreason.trainer.options import (
 from rlreason.trainer.parallel import Meshes, meshes
 from rlreason.trainer.protocol import Loss, LossSums, Models, Routed, StepStats
 from rlreason.trainer.sharding import ShardedParameters, cast, fill, inside, shard, whole
-from rlreason.trainer.states import StateNote, load_state, save_state
+from rlreason.trainer.states import StateNote, load_state, save_state, take_weights
 from rlreason.trainer.streaming import write_folder
 from rlreason.types import TrainingSample
 
@@ -81,6 +81,7 @@ class RankTrainer:
     rounded: float = field(init=False, default=0.0)
     _models: Models = field(init=False)
     _reference: PreTrainedModel | None = field(init=False, default=None)
+    _renewed: bool = field(init=False, default=False)
     _trainable: ShardedParameters = field(init=False)
     _optimizer: PolicyOptimizer = field(init=False)
     _meshes: Meshes = field(init=False)
@@ -169,6 +170,12 @@ class RankTrainer:
             return self._logprobs(self._reference, share, temperature)
         return self._logprobs(model, share, temperature, replay=replay)
 
+    def renew_reference(self) -> None:
+        """See ``Trainer.renew_reference``: every rank its shards."""
+        assert self._reference is not None, "the trainer was made without a reference of its own"
+        take_weights(self._reference, self.policy.model)
+        self._renewed = True
+
     @torch.no_grad()
     def routed_logprobs(self, share: Share, temperature: float) -> list[Routed]:
         """See ``Trainer.routed_logprobs``."""
@@ -237,11 +244,12 @@ class RankTrainer:
             base=self.spec.model.source.path,
             lora=options.lora,
         )
-        save_state(folder, self.policy, self._trainable, self._optimizer, note)
+        reference = self._reference if self._renewed else None
+        save_state(folder, self.policy, self._trainable, self._optimizer, note, reference)
 
     def load_state(self, folder: Path) -> None:
         """See ``Trainer.load_state``: of any number of ranks, or of a trainer without."""
-        load_state(folder, self.policy.model, self._trainable, self._optimizer)
+        self._renewed = load_state(folder, self.policy.model, self._trainable, self._optimizer, self._reference)
 
     def save(self, folder: Path) -> None:
         """See ``Trainer.save``: rank 0 writes, one tensor at a time."""

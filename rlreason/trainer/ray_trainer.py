@@ -24,6 +24,7 @@ from rlreason.cores import usable_cores
 from rlreason.delivery.adapter import AdaptedWeights
 from rlreason.objective.distillation.teacher import OutputHead
 from rlreason.policy.lora import plain_shapes
+from rlreason.trainer.counts import Counts
 from rlreason.trainer.protocol import Loss, LossSums, Routed, StepStats, give_back
 from rlreason.trainer.rank import RankSpec, RankTrainer, Share
 from rlreason.trainer.rank_weights import RankWeights
@@ -106,6 +107,10 @@ class Rank(WeightSender):
         """See ``RankTrainer``."""
         return self._opened.logprobs(share, temperature, of, replay=replay)
 
+    def renew_reference(self) -> None:
+        """See ``RankTrainer``."""
+        self._opened.renew_reference()
+
     def routed_logprobs(self, share: Share, temperature: float) -> list[Routed]:
         """See ``RankTrainer``."""
         return self._opened.routed_logprobs(share, temperature)
@@ -170,6 +175,7 @@ class RayTrainer:
         self._tensor_parallel = spec.options.tensor_parallel
         self._count = ranks.count
         self._ranks = ranks
+        self._counts = Counts()
         opened: tuple[tuple[int, int], float] = ranks.ask("open", spec)[0]
         self._parameters, self._rounded = opened
 
@@ -204,6 +210,11 @@ class RayTrainer:
         return self._parameters
 
     @property
+    def counts(self) -> Counts:
+        """See ``Trainer.counts``."""
+        return self._counts
+
+    @property
     def rounded(self) -> float:
         """See ``Trainer.rounded``."""
         return self._rounded
@@ -211,6 +222,7 @@ class RayTrainer:
     def forward_backward(self, samples: Sequence[TrainingSample], loss: Loss) -> LossSums:
         """See ``Trainer.forward_backward``."""
         sums = LossSums()
+        self._counts.trained.add(samples)
         if samples:
             found = self._ranks.ask("forward_backward", loss, each=self._shares(samples)[0])
             for one in found[:: self._tensor_parallel]:
@@ -238,6 +250,7 @@ class RayTrainer:
         replay: bool = False,
     ) -> list[npt.NDArray[np.float32]]:
         """See ``Trainer.logprobs``."""
+        self._counts.scored.add(samples)
         found: list[npt.NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(samples)
         if samples:
             given, places = self._shares(samples)
@@ -247,8 +260,13 @@ class RayTrainer:
                     found[at] = answer
         return found
 
+    def renew_reference(self) -> None:
+        """See ``Trainer.renew_reference``."""
+        self._ranks.ask("renew_reference")
+
     def routed_logprobs(self, samples: Sequence[TrainingSample], temperature: float = 1.0) -> list[Routed]:
         """See ``Trainer.routed_logprobs``."""
+        self._counts.scored.add(samples)
         found: dict[int, Routed] = {}
         if samples:
             given, places = self._shares(samples)

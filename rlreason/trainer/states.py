@@ -2,7 +2,7 @@
 
     trainer.json       who wrote it, counters, and what an adapter is the adapter of
     model/             config and tokenizer, without weights
-    parameters.safetensors, optimizer.safetensors      of one process
+    parameters.safetensors, optimizer.safetensors      of one process; reference.safetensors of a renewed reference
     shards/                                            of ranks (torch.distributed.checkpoint), each its own
 
 Read by as many ranks as wrote it, the next steps are the same bits; by another number sums are in another order, and
@@ -35,9 +35,11 @@ from rlreason.policy.saving import save_without_weights
 from rlreason.trainer.optimizer import PolicyOptimizer, Trainable
 
 NOTE, MODEL_FOLDER, SHARDS = "trainer.json", "model", "shards"
-PARAMETERS, OPTIMIZER = "parameters.safetensors", "optimizer.safetensors"
-#: Names of what a state holds: "model.NAME", what is trained and buffers; "optimizer.KEY.NAME".
-MODEL, _OPTIMIZER = "model.", "optimizer."
+PARAMETERS, OPTIMIZER, REFERENCE = "parameters.safetensors", "optimizer.safetensors", "reference.safetensors"
+#: Names of what a state holds: "model.NAME", what is trained and buffers; "optimizer.KEY.NAME"; "reference.NAME" of a
+#: reference that is not what the stage began with.
+MODEL, _OPTIMIZER, _REFERENCE = "model.", "optimizer.", "reference."
+_FILES = ((PARAMETERS, MODEL), (OPTIMIZER, _OPTIMIZER), (REFERENCE, _REFERENCE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,15 +76,25 @@ def read_note(folder: Path) -> StateNote:
         raise UsageError(f"{folder / NOTE} is damaged or from another version: {error}") from error
 
 
-def save_state(folder: Path, policy: Policy, trainable: Trainable, optimizer: PolicyOptimizer, note: StateNote) -> None:
-    """Write weights, moments and counters; with ranks called on all of them with one folder, which all of them see."""
-    tensors = _tensors(policy.model, trainable, optimizer.state())
+def save_state(
+    folder: Path,
+    policy: Policy,
+    trainable: Trainable,
+    optimizer: PolicyOptimizer,
+    note: StateNote,
+    reference: nn.Module | None = None,
+) -> None:
+    """Write weights, moments and counters; with ranks called on all of them with one folder, which all of them see.
+
+    ``reference``: where it is not what the trainer began with.
+    """
+    tensors = _tensors(policy.model, trainable, optimizer.state()) | _weights(reference)
     if note.ranks:
         save(dict(tensors), checkpoint_id=folder / SHARDS)
         if dist.get_rank():
             return
     else:
-        for name, prefix in ((PARAMETERS, MODEL), (OPTIMIZER, _OPTIMIZER)):
+        for name, prefix in _FILES if reference is not None else _FILES[:2]:
             own = {key.removeprefix(prefix): one for key, one in tensors.items() if key.startswith(prefix)}
             save_file({key: one.contiguous() for key, one in own.items()}, folder / name)
     config = policy.model.config
@@ -112,8 +124,33 @@ def check_seen(files: Sequence[Path]) -> None:
 
 
 @torch.no_grad()
-def load_state(folder: Path, model: nn.Module, trainable: Trainable, optimizer: PolicyOptimizer) -> None:
-    """Take over what ``save_state`` wrote, whoever did; with ranks called on all of them.
+def take_weights(into: nn.Module, source: nn.Module) -> None:
+    """Copy parameters and buffers of a model of the same shape, whole or sharded alike, in the dtype of ``into``."""
+    found = dict(source.named_parameters())
+    for name, one in into.named_parameters():
+        one.copy_(found[name])
+    kept = dict(source.named_buffers())
+    for name, buffer in into.named_buffers():
+        buffer.copy_(kept[name])
+
+
+def _weights(reference: nn.Module | None) -> dict[str, Tensor]:
+    """Of a reference; empty of none."""
+    if reference is None:
+        return {}
+    return {_REFERENCE + name: one for name, one in (*reference.named_parameters(), *reference.named_buffers())}
+
+
+@torch.no_grad()
+def load_state(
+    folder: Path,
+    model: nn.Module,
+    trainable: Trainable,
+    optimizer: PolicyOptimizer,
+    reference: nn.Module | None = None,
+) -> bool:
+    """Take over what ``save_state`` wrote, whoever did; with ranks called on all of them. Returns whether that has a
+    reference, which is then read into ``reference``.
 
     Raises UsageError where it is of another model.
     """
@@ -124,7 +161,8 @@ def load_state(folder: Path, model: nn.Module, trainable: Trainable, optimizer: 
         for key in ("step", "exp_avg", "exp_avg_sq")
         if f"{_OPTIMIZER}{key}.{name}" in saved.shapes  # a parameter without has not been stepped yet
     }
-    own = _tensors(model, trainable, moments)
+    renewed = any(name.startswith(_REFERENCE) for name in saved.shapes)
+    own = _tensors(model, trainable, moments) | _weights(reference if renewed else None)
     differs = sorted(own.keys() ^ saved.shapes.keys())
     differs += [name for name, one in own.items() if name in saved.shapes and one.shape != saved.shapes[name]]
     if differs:
@@ -133,6 +171,7 @@ def load_state(folder: Path, model: nn.Module, trainable: Trainable, optimizer: 
     trainable.round_into_model()
     optimizer.load_state(moments)
     optimizer.skipped_in_a_row = note.skipped_in_a_row
+    return renewed
 
 
 def _tensors(model: nn.Module, trainable: Trainable, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -157,7 +196,9 @@ class StateTensors:
                 if isinstance(one, TensorStorageMetadata):
                     self.shapes[name], self._dtypes[name] = one.size, one.properties.dtype
             return
-        for path, prefix in ((folder / PARAMETERS, MODEL), (folder / OPTIMIZER, _OPTIMIZER)):
+        for path, prefix in ((folder / name, prefix) for name, prefix in _FILES):
+            if prefix == _REFERENCE and not path.is_file():
+                continue
             if not path.is_file():
                 raise UsageError(f"{folder} is no whole state: it has neither {SHARDS}/ nor {path.name}")
             with safe_open(path, framework="pt") as file:

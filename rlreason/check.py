@@ -11,6 +11,7 @@ import numpy as np
 from rlreason import extensions
 from rlreason.audit_gate import required_audits
 from rlreason.config import (
+    DistillStage,
     EvalStage,
     GrpoStage,
     OpdStage,
@@ -152,6 +153,8 @@ def _check_needs(recipe: Recipe, data: RunData) -> None:
             source.demonstrations(0, 1)
             if stage.demonstrations is not None:
                 source.check_distinct(stage.demonstrations)
+        if isinstance(stage, DistillStage) and stage.general is not None:
+            source.demonstrations(0, 1)
         if isinstance(stage, (GrpoStage, RejectStage, OpdStage)):
             source.train(0, 1)
         if isinstance(stage, GrpoStage) and stage.curriculum is not None and source.train_size is None:

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rlreason.config import (
+    DataChoice,
     DataConfig,
     DataSetConfig,
+    DistillStage,
     EvalStage,
     GrpoStage,
     OpdStage,
@@ -64,6 +66,8 @@ class RecipeData:
         if isinstance(stage, (SftStage, GrpoStage, RejectStage, OpdStage)):
             return ProblemSource(self._training(stage), self._heldout(stage))
         heldout = self._heldout(stage)
+        if isinstance(stage, DistillStage) and stage.general is not None:
+            return ProblemSource(self._chosen(stage.general), heldout)
         # Nothing is trained on here, or traces are: a source needs some problems all the same.
         train = heldout or next(iter(self.trained.values()), None) or self._default().train
         return ProblemSource(train, heldout)
@@ -74,6 +78,9 @@ class RecipeData:
             train = self.recipe.data.train
             name = train if isinstance(train, str) and train in self.recipe.data.sets else None
             return self._train_on(name or "train", self._default())
+        return self._chosen(choice)
+
+    def _chosen(self, choice: DataChoice) -> Supply:
         if isinstance(choice, str):
             return self._train_on(choice, self._set(choice))
         parts = {name: (self._train_on(name, self._set(name)), share) for name, share in choice.items()}

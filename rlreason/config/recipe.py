@@ -102,6 +102,10 @@ class DistillStage(TrainingStage):
     batch_size: int = Field(64, ge=1)
     #: Which rows of a reject stage with filters: kept, wrong (stopped as incorrect alone), or all that were drawn.
     which: Literal["kept", "wrong", "all"] = "kept"
+    #: Named set whose demonstrations are mixed into the traces, or a mix of several, as R1 does with general data.
+    general: DataChoice | None = None
+    #: Their share of the tokens with loss; R1's is 5.9 %, of the rows 22 %.
+    general_share: float = Field(0.06, gt=0, lt=1)
     #: Weight of KL(teacher || student) on the traces, between 0 (traces only) and 1; needs one tokenizer for both.
     teacher_kl: float = Field(0.0, ge=0, le=1)
 
@@ -319,6 +323,8 @@ class Recipe(AuditedRewards):
         place = f"stage.{stage.name}."
         if isinstance(stage, (SftStage, GrpoStage, RejectStage, OpdStage)):
             self.data.check_choice(stage.data, place + "data")
+        if isinstance(stage, DistillStage) and stage.general is not None:
+            self.data.check_choice(stage.general, place + "general")
         asked = (
             stage.data if isinstance(stage, EvalStage) else stage.heldout if isinstance(stage, TrainingStage) else None
         )

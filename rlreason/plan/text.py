@@ -185,6 +185,8 @@ def _stage(stage: Stage, recipe: Recipe) -> list[str]:
         if isinstance(stage, DistillStage) and stage.teacher_kl > 0:
             extra = f"; loss = {1 - stage.teacher_kl:g} CE + {stage.teacher_kl:g} KL(teacher || student)"
         experts = expert_lines(stage, recipe) if isinstance(stage, SftStage) else []
+        if isinstance(stage, DistillStage) and stage.general is not None:
+            experts.append(f"{stage.general_share:.3g} of the tokens are demonstrations of {stage.general}")
         return [f"{rows}{extra}; lr {stage.optimizer.lr:g} {stage.optimizer.schedule}", *experts]
     if isinstance(stage, RejectStage):
         return [

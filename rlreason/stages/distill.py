@@ -50,10 +50,40 @@ def trace_samples(
     return samples
 
 
+def general_samples(stage: DistillStage, context: Context, student: Trainer, tokens: int) -> list[TrainingSample]:
+    """The first demonstrations of ``stage.general`` that together have ``general_share`` of the loss tokens beside
+    ``tokens`` of the traces; of a set that has fewer all, which is said."""
+    source, wanted = context.data.of(stage.name), tokens * stage.general_share / (1.0 - stage.general_share)
+    there = source.demonstration_count
+    found: list[TrainingSample] = []
+    have = 0
+    positions, looked = student.architecture.get("max_position_embeddings"), 0
+    while have < wanted and (there is None or looked < there):
+        (problem,) = source.demonstrations(looked, 1)
+        pair = context.prompt_format.supervised(problem, student.tokenizer)
+        looked += 1
+        if isinstance(positions, int) and len(pair.token_ids) > positions:
+            if context.recipe.data.overlong_prompts == "drop":
+                continue
+            raise UsageError(
+                f"stage {stage.name!r}: the demonstration of problem {problem.id!r} has {len(pair.token_ids)} tokens, "
+                f'and the student {positions} positions; leave such out by data.overlong_prompts = "drop"'
+            )
+        found.append(supervised_sample(pair.token_ids, pair.loss_mask))
+        have += int(found[-1].loss_mask.sum())
+    context.run.tell(
+        f"{stage.name}: {len(found):,} demonstrations of general data beside the traces, {have / (have + tokens):.1%} "
+        "of the tokens"
+    )
+    return found
+
+
 def run_distill(stage: DistillStage, context: Context, student: Trainer, recorder: Recorder, traces: Path) -> None:
     """Train ``student`` on the traces in the folder ``traces``; with ``teacher_kl`` it was made with a teacher. Raises
     UsageError as ``trace_samples``."""
     samples = trace_samples(stage, context, student, traces)
+    if stage.general is not None:
+        samples += general_samples(stage, context, student, sum(int(one.loss_mask.sum()) for one in samples))
     batches = epoch_samples(samples, stage.batch_size, context.recipe.seed, stage.name)
     loss = with_teacher(stage.teacher_kl, len(student.tokenizer)) if stage.teacher_kl > 0 else cross_entropy
     train_supervised(stage, context, student, recorder, batches, loss)

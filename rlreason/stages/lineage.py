@@ -85,6 +85,8 @@ def data_names(stage: Stage, context: Context) -> list[str]:
         if choice is None:
             choice = table.train if isinstance(table.train, str) and table.train in table.sets else "train"
         found = [choice] if isinstance(choice, str) else list(choice)
+    if isinstance(stage, DistillStage) and stage.general is not None:
+        found = [stage.general] if isinstance(stage.general, str) else list(stage.general)
     if isinstance(stage, EvalStage) or (isinstance(stage, TrainingStage) and stage.eval_every):
         found += _measured(stage, context)
     return [name for name in dict.fromkeys(found) if name in context.run.manifest.data]

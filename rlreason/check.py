@@ -88,7 +88,7 @@ def check(recipe: Recipe, base: Path, known: KnownInputs | None = None) -> Check
     taken = recipe.model_copy(update={"data": reader.taken()})
     used = [name for supply in data.supplies().values() for name in supply.origins]
     read = [files.data_files[name] for name in used if name in files.data_files]
-    inputs = tuple(dict.fromkeys((*read, *files.rewards.values())))
+    inputs = tuple(dict.fromkeys((*read, *files.traces, *files.rewards.values())))
     return CheckedRecipe(
         recipe=taken,
         mix=mix,

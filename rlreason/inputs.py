@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rlreason import extensions
-from rlreason.config import DataSetConfig, PolicyConfig, Recipe, RewardTable, Stage
+from rlreason.config import DataSetConfig, DistillStage, PolicyConfig, Recipe, RewardTable, Stage
 from rlreason.config.reward_audit import RewardAudit
 from rlreason.data.files import MissingSource, locate
 from rlreason.data.places import AnyOf, Place, Where
@@ -16,6 +16,7 @@ from rlreason.errors import UsageError
 from rlreason.rewards import plugins
 from rlreason.rewards.registry import entry_point_module
 from rlreason.run.inputs import InputFile, Kind, KnownInputs
+from rlreason.traces.rows import KEPT
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class RecipeFiles:
     data_files: dict[str, InputFile] = field(default_factory=dict)
     #: Reward code likewise, modules by name.
     rewards: dict[str, InputFile] = field(default_factory=dict)
+    #: Kept rows of trace sets.
+    traces: list[InputFile] = field(default_factory=list)
 
     @property
     def copies(self) -> dict[str, Path]:
@@ -118,6 +121,20 @@ class RecipeFiles:
         target = plugins.parse(spec)
         return replace(target, place=str(self.rewards[target.place].file)).spec if target.is_file else spec
 
+    def trace_set(self, folder: str) -> str:
+        """A folder of traces as an absolute path, its kept rows among the inputs; one that is not there stays.
+
+        Raises UsageError where the run was begun with other rows.
+        """
+        place = Path(folder).expanduser()
+        for one in [place] if place.is_absolute() else [self.base / place, place]:
+            if (one / KEPT).is_file():
+                rows = self._resolve("data", str(_absolute(one / KEPT)), _absolute(one / KEPT))
+                if rows is not None:
+                    self.traces.append(rows)
+                return str(_absolute(one))
+        return folder
+
     def model(self, config: PolicyConfig) -> PolicyConfig:
         """A model's table with a local folder or GGUF file as an absolute path; a hub id stays."""
         if config.path is None:
@@ -185,6 +202,8 @@ def _rewards(files: RecipeFiles, table: RewardTable, place: str) -> RewardTable:
 
 
 def _absolute_stage(files: RecipeFiles, recipe: Recipe, stage: Stage) -> Stage:
+    if isinstance(stage, DistillStage) and stage.trace_set is not None:
+        return stage.model_copy(update={"trace_set": files.trace_set(stage.trace_set)})
     if not recipe.has_own_reward(stage):
         return stage
     own = _rewards(files, recipe.reward_of(stage), f"stage.{stage.name}.reward:")

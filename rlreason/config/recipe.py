@@ -99,6 +99,8 @@ class DistillStage(TrainingStage):
     model: str | None = "student"
     #: Name of the ``reject`` stage; default the last one.
     traces: str | None = None
+    #: Instead: a folder of traces that another run's reject stage or `rlreason traces import` made.
+    trace_set: str | None = None
     batch_size: int = Field(64, ge=1)
     #: Which rows of a reject stage with filters: kept, wrong (stopped as incorrect alone), or all that were drawn.
     which: Literal["kept", "wrong", "all"] = "kept"
@@ -183,6 +185,7 @@ class Recipe(AuditedRewards):
         trained: list[str] = []
         rejects: list[str] = []
         for stage in self.stage:
+            self._check_rate(stage)
             self._check_references(stage, trained, rejects)
             self._check_data(stage)
             if isinstance(stage, RejectStage):
@@ -213,6 +216,18 @@ class Recipe(AuditedRewards):
             raise ValueError(
                 'trainer.best_metric = "accuracy/heldout" is measured by the evaluations of a training stage: give one '
                 "eval_every"
+            )
+
+    def _check_rate(self, stage: Stage) -> None:
+        if not isinstance(stage, TrainingStage) or stage.optimizer.lr != "auto":
+            return
+        where = f'stage.{stage.name}.optimizer.lr = "auto" takes DeepSeek-R1\'s table, which is of '
+        if not isinstance(stage, (SftStage, DistillStage)):
+            raise ValueError(f"{where}supervised training: write a number")
+        if self.trainer.lora is not None and stage.lora:
+            raise ValueError(
+                f"{where}all weights, and the stage trains an adapter: write a number, about ten times as large, or "
+                "lora = false in the stage"
             )
 
     def _check_ranks(self) -> None:
@@ -265,22 +280,34 @@ class Recipe(AuditedRewards):
         if isinstance(stage, RejectStage) and stage.keep_rejected and stage.filters is None:
             raise ValueError(f"stage {stage.name!r}: keep_rejected needs filters: filters = {{}} takes the defaults")
         if isinstance(stage, DistillStage):
-            if not rejects:
-                raise ValueError(f"stage {stage.name!r} needs the traces of an earlier stage of kind reject")
-            if stage.traces is not None and stage.traces not in rejects:
-                raise ValueError(
-                    f"stage {stage.name!r}: traces {stage.traces!r} is no earlier reject stage "
-                    f"({', '.join(rejects)}){nearest(stage.traces, rejects)}"
-                )
-            self._check_teacher(stage, stage.traces or rejects[-1])
-            source = next(one for one in self.stage if one.name == (stage.traces or rejects[-1]))
-            if stage.which != "kept" and isinstance(source, RejectStage) and source.filters is None:
-                raise ValueError(
-                    f"stage {stage.name!r}: which = {stage.which!r} reads all draws, which {source.name!r} keeps with "
-                    "filters only: give it filters = {}"
-                )
+            self._check_distill(stage, rejects)
         if isinstance(stage, OpdStage):
             self._check_opd(stage, trained, rejects)
+
+    def _check_distill(self, stage: DistillStage, rejects: list[str]) -> None:
+        if stage.trace_set is not None:
+            if stage.traces is not None or stage.teacher_kl > 0 or stage.which != "kept":
+                raise ValueError(
+                    f"stage {stage.name!r}: trace_set is a folder of kept traces alone: leave traces, teacher_kl and "
+                    "which out"
+                )
+            return
+        if not rejects:
+            raise ValueError(
+                f"stage {stage.name!r} needs the traces of an earlier stage of kind reject, or of a folder (trace_set)"
+            )
+        if stage.traces is not None and stage.traces not in rejects:
+            raise ValueError(
+                f"stage {stage.name!r}: traces {stage.traces!r} is no earlier reject stage "
+                f"({', '.join(rejects)}){nearest(stage.traces, rejects)}"
+            )
+        self._check_teacher(stage, stage.traces or rejects[-1])
+        source = next(one for one in self.stage if one.name == (stage.traces or rejects[-1]))
+        if stage.which != "kept" and isinstance(source, RejectStage) and source.filters is None:
+            raise ValueError(
+                f"stage {stage.name!r}: which = {stage.which!r} reads all draws, which {source.name!r} keeps with "
+                "filters only: give it filters = {}"
+            )
 
     def _is_model(self, name: str, trained: list[str]) -> bool:
         """Whether ``name`` is policy, student, a stage of ``trained`` or such a stage's best checkpoint."""

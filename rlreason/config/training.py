@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -20,8 +20,9 @@ def stage_of(model: str) -> str:
 class OptimizerConfig(Section):
     """AdamW and its schedule."""
 
-    #: Learning rate after the warm-up.
-    lr: float = Field(1e-6, gt=0)
+    #: Learning rate after the warm-up. auto, of sft and distill stages: by the model's size, from DeepSeek-R1's table
+    #: of students; `rlreason plan` says which row (docs/r1.md).
+    lr: Annotated[float, Field(gt=0)] | Literal["auto"] = 1e-6
     #: Decay of the running means of the gradient and of its square.
     betas: tuple[float, float] = (0.9, 0.95)
     #: Of matrices; norms and biases have none.
@@ -34,6 +35,12 @@ class OptimizerConfig(Section):
     final_lr_ratio: float = Field(0.1, ge=0, le=1)
     #: Gradients with a larger norm are scaled down to it.
     max_grad_norm: float = Field(1.0, gt=0)
+
+    @property
+    def rate(self) -> float:
+        """``lr`` as a number: what a trainer is given, whose stage has settled it."""
+        assert self.lr != "auto"
+        return self.lr
 
 
 #: Tokens of a micro-batch where the memory was not asked.

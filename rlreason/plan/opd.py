@@ -21,7 +21,7 @@ def opd_lines(stage: OpdStage, recipe: Recipe) -> list[str]:
         lines.append(f"teacher {name}{routed}: {_said(recipe.teacher[name], stage)}{weight}")
     if stage.reward_weight:
         lines.append(f"+ {stage.reward_weight:g} x {stage.grpo().objective.formula()}, a sum of its own")
-    return [*lines, f"lr {stage.optimizer.lr:g} {stage.optimizer.schedule}"]
+    return [*lines, f"lr {stage.optimizer.rate:g} {stage.optimizer.schedule}"]
 
 
 def _formula(stage: OpdStage) -> str:

@@ -171,7 +171,7 @@ def _stage(budgets: Budgets, layout: Layout, stage: Stage, options: SizeOptions)
         return []
     from rlreason.sizing.activations import CountingError
 
-    lines = []
+    lines = [] if isinstance(stage, RejectStage) else _rate(budgets, stage)
     held = 0.0
     if not isinstance(stage, RejectStage):
         try:
@@ -190,6 +190,19 @@ def _stage(budgets: Budgets, layout: Layout, stage: Stage, options: SizeOptions)
         rows, said = _drawing(budgets, layout, stage, held if layout.shared else 0.0)
         lines.append(said)
     return lines + time_lines(budgets, layout, stage, rows, options)
+
+
+def _rate(budgets: Budgets, stage: Trained) -> list[str]:
+    """Where a learning rate that the recipe leaves to the table is from."""
+    if stage.optimizer.lr != "auto":
+        return []
+    from rlreason.config.learning_rates import SMALLEST, rate_of
+
+    policy = budgets.policy_of(stage)
+    total = budgets.shape(policy).total
+    rate = rate_of(total, budgets.config(policy).model_type)
+    small = "; the model is smaller than any of R1's, and learns faster at a higher one" if total < SMALLEST / 2 else ""
+    return [f"lr auto: {rate.value:g}, {rate.said}{small}"]
 
 
 def _memory_text(memory: Memory, layout: Layout, budgets: Budgets, stage: Trained) -> str:

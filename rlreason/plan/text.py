@@ -22,6 +22,7 @@ from rlreason.plan.experts import expert_lines
 from rlreason.plan.lengths import length_line
 from rlreason.plan.opd import opd_lines
 from rlreason.plan.size import ANY_SIZE, SizeOptions, sizes
+from rlreason.traces.rows import KEPT
 
 
 def describe(recipe: Recipe, path: Path, size: SizeOptions = ANY_SIZE) -> str:
@@ -144,6 +145,11 @@ def _batch(stage: GrpoStage) -> str:
     )
 
 
+def _rate(stage: GrpoStage | SftStage | DistillStage) -> str:
+    lr = stage.optimizer.lr
+    return f"lr {lr if lr == 'auto' else f'{lr:g}'} {stage.optimizer.schedule}"
+
+
 def _own_reward(stage: GrpoStage, recipe: Recipe) -> list[str]:
     return [f"reward of this stage: {_rewards(recipe.reward_of(stage))}"] if recipe.has_own_reward(stage) else []
 
@@ -174,7 +180,7 @@ def _stage(stage: Stage, recipe: Recipe) -> list[str]:
             *_own_reward(stage, recipe),
             *_reference(stage),
             *expert_lines(stage, recipe),
-            f"lr {stage.optimizer.lr:g} {stage.optimizer.schedule}",
+            _rate(stage),
         ]
     if isinstance(stage, (SftStage, DistillStage)):
         rows = f"{stage.steps} steps x {stage.batch_size} rows = {stage.steps * stage.batch_size:,} rows"
@@ -185,9 +191,12 @@ def _stage(stage: Stage, recipe: Recipe) -> list[str]:
         if isinstance(stage, DistillStage) and stage.teacher_kl > 0:
             extra = f"; loss = {1 - stage.teacher_kl:g} CE + {stage.teacher_kl:g} KL(teacher || student)"
         experts = expert_lines(stage, recipe) if isinstance(stage, SftStage) else []
+        if isinstance(stage, DistillStage) and stage.trace_set is not None:
+            there = "" if (Path(stage.trace_set) / KEPT).is_file() else ", which is NOT THERE yet: a run is refused"
+            experts.append(f"traces of {stage.trace_set}{there}")
         if isinstance(stage, DistillStage) and stage.general is not None:
             experts.append(f"{stage.general_share:.3g} of the tokens are demonstrations of {stage.general}")
-        return [f"{rows}{extra}; lr {stage.optimizer.lr:g} {stage.optimizer.schedule}", *experts]
+        return [f"{rows}{extra}; {_rate(stage)}", *experts]
     if isinstance(stage, RejectStage):
         return [
             f"{stage.problems:,} problems x {stage.samples_per_problem} samples at temperature {stage.temperature:g}; "

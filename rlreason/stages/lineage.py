@@ -30,6 +30,9 @@ def sources_of(stage: Stage, context: Context) -> list[Source]:
             for name, one in tables.items()
             if one.path is not None
         ]
+    if isinstance(stage, DistillStage) and stage.trace_set is not None:
+        rows = Path(stage.trace_set) / KEPT
+        found.append(Source(kind="traces", name=stage.trace_set, sha256=atomic.file_sha256(rows)))
     for name in data_names(stage, context):
         found.append(Source(kind="data", name=name, sha256=run.manifest.data[name].fingerprint))
     if not isinstance(stage, (TrainingStage, EvalStage)) or stage.kind in ("grpo", "opd"):  # completions are scored

@@ -40,6 +40,7 @@ from rlreason.sampler.open import why_not_vllm
 from rlreason.stages.lengths import LengthCheck, Overlong
 from rlreason.stages.references import TABLES, References
 from rlreason.stages.vocabularies import shared_words
+from rlreason.traces.rows import KEPT
 from rlreason.trainer.balance import router_coefficient
 from rlreason.trainer.parallel import check_division
 
@@ -111,6 +112,8 @@ def check_models(run: RunModels, tell: Callable[[str], None]) -> RunData:
 
     Raises UsageError for the first thing that would end or spoil a stage, naming model, key or row and the fix.
     """
+    for stage in run.recipe.stage:
+        _check_traces(stage, done=stage.name in run.done)
     inspected: dict[str, _Inspected] = {}
     lengths = LengthCheck(run.recipe, run.prompt_format)
     dropping = run.recipe.data.overlong_prompts == "drop"
@@ -148,6 +151,16 @@ def check_models(run: RunModels, tell: Callable[[str], None]) -> RunData:
         f"{first.problem.id!r} {first.reason}{', …' if len(dropped) > 1 else ''}"
     )
     return run.data.without(dropped.keys())
+
+
+def _check_traces(stage: Stage, *, done: bool) -> None:
+    if isinstance(stage, DistillStage) and stage.trace_set is not None and not done:
+        rows = Path(stage.trace_set) / KEPT
+        if not rows.is_file():
+            raise UsageError(
+                f"stage.{stage.name}.trace_set: there is no {rows}: name the folder of a reject stage, such as "
+                "runs/r1/stages/03-traces, or of `rlreason traces import`"
+            )
 
 
 def _inspect(run: RunModels, origin: str) -> _Inspected:

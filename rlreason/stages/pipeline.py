@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -115,12 +116,17 @@ class Pipeline:
         elif isinstance(stage, OpdStage):
             self._opd(stage, recorder, trainer)
         else:
-            traces = self._context.run.stage_folder(self._references.traces_of(stage).name)
-            run_distill(stage, self._context, trainer, recorder, traces)
+            run_distill(stage, self._context, trainer, recorder, self._traces(stage))
         recorder.health.end(recorder.entry.trained_tokens)
         with deferred():
             self._save(stage.name, trainer, recorder.entry)
         return f"{recorder.entry.trained_tokens:,} tokens trained"
+
+    def _traces(self, stage: DistillStage) -> Path:
+        """The folder of what ``stage`` learns."""
+        if stage.trace_set is not None:
+            return Path(stage.trace_set)
+        return self._context.run.stage_folder(self._references.traces_of(stage).name)
 
     def _trainer(self, stage: TrainedStage, recorder: Recorder) -> Trainer:
         """The stage's trainer, with the weights that the stage begins with or those of its newest state."""

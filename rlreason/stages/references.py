@@ -51,7 +51,9 @@ class References:
         if isinstance(stage, OpdStage):
             taught = [self.recipe.teacher[name].model for name in stage.teachers(self.recipe.teacher)]
             parents = list(dict.fromkeys([*parents, *(name for name in taught if name is not None)]))
-        if isinstance(stage, DistillStage) or (isinstance(stage, OpdStage) and stage.on_policy < 1):
+        drawn = isinstance(stage, DistillStage) and stage.trace_set is None
+        if drawn or (isinstance(stage, OpdStage) and stage.on_policy < 1):
+            assert isinstance(stage, (DistillStage, OpdStage))
             parents.append(self.traces_of(stage).name)
         return parents
 

@@ -11,8 +11,20 @@ import torch
 from rlreason.cluster.actors import ActorGroup, ActorOptions
 from rlreason.cluster.plan import RANK
 from rlreason.cluster.run_places import RunPlaces
-from rlreason.config import DistillStage, GrpoStage, OpdStage, PolicyConfig, Recipe, SftStage, Stage, TrainingStage
+from rlreason.config import (
+    DistillStage,
+    GrpoStage,
+    OpdStage,
+    OptimizerConfig,
+    PolicyConfig,
+    Recipe,
+    SftStage,
+    Stage,
+    TrainingStage,
+)
+from rlreason.config.learning_rates import rate_of
 from rlreason.policy.lora import LoraOptions
+from rlreason.policy.model import count_parameters
 from rlreason.trainer.balance import router_coefficient
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.options import ModelSource, TrainerOptions
@@ -69,7 +81,7 @@ class Trainers:
         """
         settings = self.recipe.trainer
         options = TrainerOptions(
-            optimizer=stage.optimizer,
+            optimizer=settled_optimizer(stage, model),
             total_steps=stage.steps,
             compute_dtype=model.dtype,
             checkpoint_dtype=_CHECKPOINT_DTYPES[settings.checkpoint_dtype],
@@ -101,6 +113,15 @@ class Trainers:
         if self._ranks is not None:
             self._ranks.close()
             self._ranks = None
+
+
+def settled_optimizer(stage: TrainingStage, model: ModelSource) -> OptimizerConfig:
+    """The stage's optimizer with its learning rate as a number."""
+    if stage.optimizer.lr != "auto":
+        return stage.optimizer
+    shape = model.source.inspect().model
+    rate = rate_of(count_parameters(shape)[0], shape.config.model_type)
+    return stage.optimizer.model_copy(update={"lr": rate.value})
 
 
 def router_options(stage: Stage) -> dict[str, Any]:

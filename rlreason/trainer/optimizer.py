@@ -22,12 +22,12 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     Decay begins after the warm-up and reaches ``final_lr_ratio`` of the peak at the last step.
     """
     if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
+        return config.rate * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
-        return config.lr
+        return config.rate
     progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps - 1)
     shape = 1.0 - progress if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-    return config.lr * (config.final_lr_ratio + (1.0 - config.final_lr_ratio) * shape)
+    return config.rate * (config.final_lr_ratio + (1.0 - config.final_lr_ratio) * shape)
 
 
 class Trainable(Protocol):
@@ -80,7 +80,7 @@ class PolicyOptimizer:
             groups += [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         self._adamw = torch.optim.AdamW(
             groups,
-            lr=config.lr,
+            lr=config.rate,
             betas=config.betas,
             fused=True,
         )

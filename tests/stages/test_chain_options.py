@@ -3,19 +3,22 @@ run, held against its files. Small real runs."""
 
 from __future__ import annotations
 
+import io
 import json
-import subprocess
-import sys
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from transformers import Qwen3Config
 
 from rlreason.config import load
+from rlreason.config.learning_rates import rate_of
 from rlreason.errors import UsageError
+from rlreason.job import JobOptions, run_job
+from rlreason.plan.text import describe
 from rlreason.run import atomic
 from rlreason.run.manifest import StageEntry
 from rlreason.sizing.shape import empty_model, shape_of
@@ -23,7 +26,18 @@ from rlreason.stages.ledger import Measured, Meter
 from rlreason.trainer.counts import Passes
 from rlreason.types import Completion, Group, Problem, TrainingSample
 
-ROOT = Path(__file__).parents[2]
+DISTILL = """
+[[stage]]
+kind = "distill"
+name = "small"
+model = "second"
+trace_set = "elsewhere"
+general = "others"
+general_share = 0.25
+steps = 2
+batch_size = 4
+optimizer = { lr = "auto" }
+"""
 RECIPE = """
 name = "chain"
 [policy]
@@ -81,11 +95,9 @@ def letters(problem, completion):
 """
 
 
-def rlreason(*arguments: str | Path, code: int = 0) -> str:
-    command = [sys.executable, "-m", "rlreason", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+def start(recipe: Path, out: Path, *overrides: str, resume: bool = False) -> None:
+    options = JobOptions(folder=out, command="rlreason run chain", resume=resume)
+    run_job(load(recipe, overrides), recipe, options, Console(file=io.StringIO()))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +112,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(recipe: Path) -> Path:
     out = recipe.parent / "run"
-    rlreason("run", recipe, "--out", out)
+    start(recipe, out)
     return out
 
 
@@ -135,10 +147,10 @@ def test_the_reference_is_the_policy_of_every_second_step(run: Path) -> None:
 def test_a_run_broken_after_the_reference_was_renewed_goes_on_bit_for_bit(recipe: Path, run: Path) -> None:
     """Three steps, then the fourth from the state: its KL is from the policy of step 2, which the state holds."""
     short = recipe.parent / "short"
-    rlreason("run", recipe, "--out", short, "stage.first.steps=3")
+    start(recipe, short, "stage.first.steps=3")
     state = next(short.glob("stages/01-first/state/step-*"))
     assert (state / "reference.safetensors").is_file()
-    rlreason("resume", short, "stage.first.steps=4")
+    start(recipe, short, resume=True)
     drop = {"time", "seconds", "lr", "tokens_per_second", "delivery/seconds"}
     whole, gone_on = (
         {key: value for key, value in metrics(one, "first")[3].items() if key not in drop and "seconds/" not in key}
@@ -149,10 +161,7 @@ def test_a_run_broken_after_the_reference_was_renewed_goes_on_bit_for_bit(recipe
         key: value for key, value in whole.items() if not key.startswith(("accuracy", "heldout"))
     }
     assert entry(short, "first")["sha256"] == entry(run, "first")["sha256"]
-    assert entry(short, "first")["work"] == entry(run, "first")["work"] | {
-        "evaluated_tokens": entry(short, "first")["work"]["evaluated_tokens"],
-        "sampling_flops": entry(short, "first")["work"]["sampling_flops"],
-    }
+    assert entry(short, "first")["work"]["training_flops"] == entry(run, "first")["work"]["training_flops"]
 
 
 @pytest.mark.parametrize(
@@ -169,13 +178,12 @@ def test_what_contradicts_itself_is_refused(recipe: Path, override: str, words: 
 
 
 def test_an_unknown_reward_of_a_stage_is_named_with_its_place(recipe: Path) -> None:
-    said = rlreason("plan", recipe, "stage.second.reward.acuracy=1.0", code=2)
-    assert "stage.second.reward: " in said
-    assert "did you mean 'accuracy'" in said
+    with pytest.raises(UsageError, match=r"stage\.second\.reward: .*did you mean 'accuracy'"):
+        describe(load(recipe, ("stage.second.reward.acuracy=1.0",)), recipe)
 
 
 def test_plan_says_what_is_its_own(recipe: Path) -> None:
-    said = rlreason("plan", recipe)
+    said = describe(load(recipe), recipe)
     assert "reference of the KL term: the policy of every 2 steps (2 updates)" in said
     assert "letters" in said.split("reward of this stage: ")[1].splitlines()[0]
 
@@ -262,7 +270,7 @@ def test_every_artefact_traces_to_its_inputs_by_hash(recipe: Path, run: Path) ->
     assert measured["sha256"] == sha256("\n".join(map(atomic.file_sha256, results)).encode()).hexdigest()
     origins = {one["name"]: one["sha256"] for one in first["made_from"]}
     other = recipe.parent / "other"
-    rlreason("run", recipe, "--out", other, "seed=1", "stage.first.steps=1")
+    start(recipe, other, "seed=1", "stage.first.steps=1")
     assert {one["name"]: one["sha256"] for one in entry(other, "first")["made_from"]}["policy"] != origins["policy"]
 
 
@@ -279,3 +287,63 @@ def test_the_report_shows_ledger_and_graph(run: Path) -> None:
     assert "$294,000" in ledger
     hours = sum(one["seconds"] for one in manifest(run)["stages"]) / 3600
     assert f"{hours:.3g}" in ledger
+
+
+def test_a_student_learns_a_folder_of_traces_and_general_data_at_the_rate_of_its_size(
+    tmp_path: Path, run: Path
+) -> None:
+    """Its rows are an input by hash; those that another run made can't be changed on the way."""
+    recipe = tmp_path / "student.toml"
+    head = RECIPE[: RECIPE.index("[[stage]]")].replace('train = "arithmetic"', 'train = "sums"')
+    sets = '[data.sums]\npath = "arithmetic"\n[data.others]\npath = "arithmetic"\n'
+    sets += "options = { max_terms = 5 }\n[reward]"
+    stage = DISTILL.replace('model = "second"', 'model = "policy"')
+    recipe.write_text(head.replace("[reward]", sets).replace('"judge.py:length"', "accuracy") + stage, encoding="utf-8")
+    said = describe(load(recipe), recipe)
+    assert "traces of elsewhere, which is NOT THERE yet: a run is refused" in said
+    assert "lr auto: 0.0001, DeepSeek-R1's for Qwen2.5-Math-1.5B" in said
+    with pytest.raises(UsageError, match=r"trace_set: there is no elsewhere/traces\.jsonl"):
+        start(recipe, tmp_path / "none")
+    row = {"problem_id": "p", "prompt": "1+1=", "messages": [], "response": "<think>2</think><answer>2</answer>"}
+    rows = tmp_path / "elsewhere" / "traces.jsonl"
+    rows.parent.mkdir()
+    rows.write_text("".join(json.dumps(row | {"problem_id": str(at)}) + "\n" for at in range(20)), encoding="utf-8")
+    start(recipe, tmp_path / "run")
+    found, lines = entry(tmp_path / "run", "small"), metrics(tmp_path / "run", "small")
+    assert [line["lr"] for line in lines] == [1e-4, 1e-4]
+    made = {one["kind"]: one for one in found["made_from"]}
+    assert made["traces"]["sha256"] == atomic.file_sha256(rows)
+    assert made["data"]["name"] == "others"
+    (kept,) = [one for one in manifest(tmp_path / "run")["inputs"] if one["kind"] == "data"]
+    assert (kept["path"], kept["sha256"]) == (str(rows), made["traces"]["sha256"])
+    rows.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="changed since"):
+        start(recipe, tmp_path / "run", resume=True)
+
+
+def test_the_table_gives_r1s_own_students_their_rates() -> None:
+    students = [  # parameters, as the models have them, and R1's rate
+        (1.54e9, "qwen2", 1e-4), (7.62e9, "qwen2", 8e-5), (8.03e9, "llama", 5e-5), (14.8e9, "qwen2", 7e-5),
+        (32.8e9, "qwen2", 6e-5), (70.6e9, "llama", 2e-5),
+    ]  # fmt: skip
+    assert [rate_of(size, family).value for size, family, _ in students] == [rate for _, _, rate in students]
+    assert rate_of(8e9, "qwen3").value != rate_of(8e9, "glm4").value
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("stage.small.traces=x", "trace_set is a folder of kept traces alone"),
+        ("trainer.lora={}", "all weights, and the stage trains an adapter"),
+        ('stage.second.optimizer.lr="auto"', "supervised training: write a number"),
+    ],
+)
+def test_what_the_table_and_the_folder_are_not_for(tmp_path: Path, override: str, words: str) -> None:
+    recipe = tmp_path / "recipe.toml"
+    text = RECIPE.replace("reference_every = 2\n", "") + DISTILL.replace(
+        'general = "others"\ngeneral_share = 0.25\n', ""
+    )
+    recipe.write_text(text, encoding="utf-8")
+    assert load(recipe).stage[-1].name == "small"
+    with pytest.raises(UsageError, match=words):
+        load(recipe, (override,))

@@ -276,6 +276,33 @@ def test_reference_teacher_logprobs_and_expectations(ranks: Callable[[int], Acto
     assert many.parameters == one.parameters
 
 
+def test_a_renewed_reference_is_the_policy_and_travels_in_the_state(
+    tmp_path: Path, ranks: Callable[[int], ActorGroup]
+) -> None:
+    """DeepSeek's router has a buffer. The first reference is another model than the policy that has learnt."""
+    samples, loss = rollouts()
+    one = LocalTrainer(source("deepseek_v3").load(torch.float32, CPU), options(), reference=True)
+    many = sharded(ranks(2), "deepseek_v3", reference=True)
+    for trainer in (one, many):
+        trainer.forward_backward(samples, loss)
+        trainer.step(0)
+        before, now = (trainer.logprobs(samples, of=of) for of in ("reference", "policy"))
+        assert max(float(np.abs(a - b).max()) for a, b in zip(before, now, strict=True)) > 1e-4
+        trainer.renew_reference()
+        assert all(map(np.array_equal, trainer.logprobs(samples, of="reference"), now))
+    for trainer, name in ((one, "one"), (many, "many")):
+        (tmp_path / name).mkdir()
+        trainer.save_state(tmp_path / name)
+        kept = trainer.logprobs(samples, of="reference")
+        for reader in (one, many):
+            reader.forward_backward(samples, loss)
+            reader.step(1)
+            reader.renew_reference()  # what is there before counts for nothing
+            reader.load_state(tmp_path / name)
+            pairs = zip(reader.logprobs(samples, of="reference"), kept, strict=True)
+            assert max(float(np.abs(a - b).max()) for a, b in pairs) < 1e-5
+
+
 def after(trainer: Trainer, steps: range) -> dict[str, Tensor]:
     samples, loss = rollouts()
     for step in steps:

@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 from rlreason.config import (
     MICRO_BATCH,
     DistillStage,
+    EvalStage,
     GrpoStage,
     OpdStage,
     PolicyConfig,
@@ -210,6 +211,7 @@ class Budgets:
     def rows(self, stage: Trained | RejectStage) -> tuple[int, int]:
         """Tokens of (a prompt, an answer at most)."""
         asked = [one.max_tokens for one in self.recipe.stage if isinstance(one, Drawing)]
+        asked = asked or [one.max_tokens for one in self.recipe.stage if isinstance(one, EvalStage)]
         answer = stage.max_tokens if isinstance(stage, Drawing) else max(asked, default=ANSWER)
         policy = self.policy_of(stage)
         limit = longest(self.recipe, policy) or longest_sequence(self.config(policy))

@@ -147,11 +147,13 @@ def _gb(count: float) -> str:
 
 def _models(budgets: Budgets) -> list[str]:
     from rlreason.sizing.engine import cache_bytes
+    from rlreason.stages.references import References
 
     lines = []
     tables = [("policy", budgets.recipe.policy), ("student", budgets.recipe.student)]
+    used = References(budgets.recipe)
     for name, config in tables:
-        if config is None:
+        if config is None or not used.uses(name):
             continue
         shape, width = budgets.shape(config), budgets.width(config)
         active = "" if shape.active == shape.total else f", {_count(shape.active)} active a token"

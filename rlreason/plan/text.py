@@ -22,6 +22,7 @@ from rlreason.plan.experts import expert_lines
 from rlreason.plan.lengths import length_line
 from rlreason.plan.opd import opd_lines
 from rlreason.plan.size import ANY_SIZE, SizeOptions, sizes
+from rlreason.stages.references import References
 from rlreason.traces.rows import KEPT
 
 
@@ -35,8 +36,9 @@ def describe(recipe: Recipe, path: Path, size: SizeOptions = ANY_SIZE) -> str:
         f"{recipe.name}  (seed {recipe.seed})  {recipe.description}",
         *data_lines(checked, path.parent),
         f"  reward   {_rewards(recipe.reward)}",
-        f"  policy   {_model(recipe, student=False)}",
     ]
+    if References(recipe).uses("policy"):
+        lines.append(f"  policy   {_model(recipe, student=False)}")
     if recipe.student is not None:
         lines.append(f"  student  {_model(recipe, student=True)}")
     lines += [f"  sampler  {_sampler(recipe)}", *_vllm(recipe), f"  lengths  {length_line(recipe)}"]

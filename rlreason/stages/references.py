@@ -57,6 +57,19 @@ class References:
             parents.append(self.traces_of(stage).name)
         return parents
 
+    def uses(self, table: str) -> bool:
+        """Whether any stage starts from, measures or learns from the model of that table."""
+        names = [one for stage in self.recipe.stage for one in self.parents(stage)]
+        return table in {self.root(name) for name in names if name not in self.recipe.endpoint}
+
+    def root(self, name: str) -> str:
+        """The table that a model, or the model that drew traces, descends from; "" where a server drew them."""
+        while name not in TABLES:
+            if name in self.recipe.endpoint:
+                return ""
+            name = self.model_of(self.stage(name))
+        return name
+
     def is_student(self, name: str) -> bool:
         """Whether the model of training stage ``name`` descends from the student."""
         while name not in TABLES:

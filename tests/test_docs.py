@@ -147,6 +147,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"prompt": f"{i}?", "answer": str(i), "solution": f"It is.\n#### {i}"} for i in range(first, first + 400)
         ]
         (folder / f"gsm8k_{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in hub))
+    for number, name in enumerate(("math", "general", "cold_start", "aime24")):  # the files of recipes/r1
+        (folder / f"{name}.jsonl").write_text(rows(30, 1000 * (number + 1)))
+    program = {"prompt": "Print 1.", "tests": {"type": "stdin", "cases": [{"input": "", "output": "1"}]}}
+    (folder / "code.jsonl").write_text(json.dumps(program) + "\n")
     answer = {"id": 1, "response": "\\boxed{6}", "reference": "6"}
     (folder / "in.jsonl").write_text(json.dumps(answer) + "\n")
     labelled = [answer | {"correct": True}, answer | {"reference": "7", "correct": False}]

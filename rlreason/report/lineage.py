@@ -13,12 +13,12 @@ from itertools import pairwise
 from rlreason.report.read import Run, Stage, as_dict, words
 from rlreason.report.words import kind, visible
 
-BOX, HIGH, LANE, GAP, DOWN, MARGIN = 214, 62, 18, 22, 46, 8
+BOX, HIGH, LANE, GAP, DOWN, MARGIN = 262, 62, 18, 22, 46, 8
 #: Tables of a recipe, which no stage made.
 _BASES = {"policy": "model of the recipe", "student": "model of the recipe"}
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Node:
     """A box, or with no lines a place that an edge passes through."""
 
@@ -52,30 +52,31 @@ def draw(run: Run) -> str | None:
     every = [one for layer in layers for one in layer]
     edges = "".join(_edge(above, one) for one in every for above in one.above)
     boxes = "".join(_box(one) for one in every)
-    said = escape(f"Lineage of {run.name}: {len(stages)} stages", quote=True)
+    said = escape(visible(f"Lineage of {run.name}: {len(stages)} stages"), quote=True)
     return (
         f'<svg class="lineage-graph" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" '
         f'role="img" aria-label="{said}">{edges}{boxes}</svg>'
     )
 
 
-def _nodes(stages: list[Stage]) -> dict[str, Node]:
-    """Boxes by name, each below its parents, and their edges."""
-    nodes: dict[str, Node] = {}
+def _nodes(stages: list[Stage]) -> list[Node]:
+    """Boxes, each below its parents, and their edges. A name that no earlier stage has is of a model that none made."""
+    found: list[Node] = []
+    named: dict[str, Node] = {}
     for stage in stages:
         sources = [as_dict(one) for one in stage.made_from]
         made = {str(one.get("name")): words(one.get("sha256")) for one in sources if one.get("kind") in _ARTEFACTS}
-        names = list(dict.fromkeys([*stage.parents, *made]))
         above = []
-        for name in names:
+        for name in dict.fromkeys([*stage.parents, *made]):
             owner = name.partition("@")[0]
-            if owner not in nodes:
-                told = _BASES.get(owner, "model from elsewhere")
-                lines = (told, _short(made.get(name)).removeprefix("· "))
-                nodes[owner] = Node(key=owner, layer=0, title=owner, lines=lines, style="base")
-            above.append(nodes[owner])
+            if owner not in named:
+                lines = (_BASES.get(owner, "from elsewhere"), _short(made.get(name)).removeprefix("· "))
+                named[owner] = Node(key=f"base {owner}", layer=0, title=owner, lines=lines, style="base")
+                found.append(named[owner])
+            if named[owner] not in above:
+                above.append(named[owner])
         read = [one for one in sources if one.get("kind") not in _ARTEFACTS]
-        nodes[stage.name] = Node(
+        node = Node(
             key=stage.name,
             layer=1 + max(one.layer for one in above),
             title=stage.name,
@@ -84,7 +85,9 @@ def _nodes(stages: list[Stage]) -> dict[str, Node]:
             link=f"#stage-{stage.number}",
             above=above,
         )
-    return nodes
+        found.append(node)
+        named |= {name: node for name in (stage.name, stage.checkpoint, stage.sha256) if name}
+    return found
 
 
 _ARTEFACTS = ("model", "traces")
@@ -100,11 +103,11 @@ def _read(sources: list[dict[str, object]]) -> str:
     return ("reads " + ", ".join(told)) if told else ""
 
 
-def _layers(nodes: dict[str, Node]) -> list[list[Node]]:
+def _layers(nodes: list[Node]) -> list[list[Node]]:
     """Boxes and passing places layer by layer, each near what it comes from."""
-    layers: list[list[Node]] = [[] for _ in range(1 + max(one.layer for one in nodes.values()))]
+    layers: list[list[Node]] = [[] for _ in range(1 + max(one.layer for one in nodes))]
     lanes: dict[tuple[str, int], Node] = {}
-    for one in nodes.values():
+    for one in nodes:
         layers[one.layer].append(one)
         one.above = [_lane(above, one.layer - 1, lanes) for above in one.above]
     for (_, layer), lane in lanes.items():
@@ -147,7 +150,7 @@ def _box(node: Node) -> str:
     for at, (style, text) in enumerate(texts):
         body += f'<text class="{style}" x="{left + 12:.1f}" y="{top + 20 + 16 * at:.1f}">{_cut(text)}</text>'
     told = escape(visible(" ".join((node.title, *node.lines))))
-    body = f'<g class="node {escape(node.style, quote=True)}">{body}<title>{told}</title></g>'
+    body = f'<g class="node {escape(visible(node.style), quote=True)}">{body}<title>{told}</title></g>'
     return f'<a href="{escape(node.link, quote=True)}">{body}</a>' if node.link else body
 
 

@@ -70,11 +70,11 @@ class Pipeline:
         run = self._context.run
         entry, saved = run.begin(stage.name, self._references.parents(stage))
         recorder = Recorder(self._context, entry, saved)
-        entry.made_from = sources_of(stage, self._context)
         self._context.display.begin(stage.name, stage.kind, _total(stage))
         if recorder.progress.done:
             self._context.display.advance(_done(stage, recorder.progress.done), {})
         try:
+            entry.made_from = sources_of(stage, self._context)
             message = self._dispatch(stage, recorder)
         except Interrupted:
             raise  # the caller says in the manifest that the stage was interrupted

@@ -51,6 +51,8 @@ class Sizes:
 
     run: tuple[str, ...]
     stages: dict[str, tuple[str, ...]]
+    #: Names of the stages that train a mixture of experts.
+    sparse: frozenset[str] = frozenset()
 
 
 def sizes(checked: CheckedRecipe, options: SizeOptions) -> Sizes:
@@ -73,7 +75,9 @@ def sizes(checked: CheckedRecipe, options: SizeOptions) -> Sizes:
         return Sizes(run=(f"  size     {error}",), stages={})
     run += [] if layout.gpu is None else [f"  gpus     {layout.said(checked.recipe)}"]
     stages = {one.name: tuple(_stage(budgets, layout, one, options)) for one in checked.recipe.stage}
-    return Sizes(run=tuple(run), stages=stages)
+    trained = [one for one in checked.recipe.stage if not isinstance(one, (EvalStage, RejectStage))]
+    sparse = frozenset(one.name for one in trained if budgets.shape(budgets.policy_of(one)).routed_layers)
+    return Sizes(run=tuple(run), stages=stages, sparse=sparse)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

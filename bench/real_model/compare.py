@@ -5,8 +5,8 @@
 
 The gate: both must give the same loss (1e-6) and gradients (1e-5) of the same rollouts of this model. Then every side
 runs in a process of its own, one after the other, for ``--rounds`` rounds: ours with transformers and with vLLM over
-Ray, in float32 and in bfloat16 (float32 parameters), TRL in float32, with bfloat16 autocast, and with bfloat16 weights (no
-float32 masters: what TRL then trains is bfloat16). TRL draws with transformers, as its vLLM needs GPUs. Writes
+Ray, in float32 and in bfloat16 (float32 parameters), TRL in float32, with bfloat16 autocast, and with bfloat16 weights
+(no float32 masters: what TRL then trains is bfloat16). TRL draws with transformers, as its vLLM needs GPUs. Writes
 bench/real_model/results/compare.json and the marked block of docs/performance.md, with ``--smoke`` neither.
 """
 
@@ -130,8 +130,11 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     best = max(one["samples_per_second"] for name, one in found.items() if name.startswith("rlreason"))
     theirs = {name: one["samples_per_second"] for name, one in found.items() if name.startswith("TRL")}
     plain, most = theirs["TRL, float32"], max(theirs.values())
-    lines += ["", f"Our best draws and learns {best / plain:.2f} times as many completions a second as TRL in float32, and "
-              f"{best / most:.2f} times as many as TRL at its best."]  # fmt: skip
+    lines += [
+        "",
+        f"Our best draws and learns {best / plain:.2f} times as many completions a second as TRL in float32, and "
+        f"{best / most:.2f} times as many as TRL at its best.",
+    ]
     return "\n".join(lines)
 
 

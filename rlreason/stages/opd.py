@@ -23,9 +23,9 @@ from pydantic import JsonValue
 from rlreason.config import OpdStage
 from rlreason.errors import HealthStop, UsageError
 from rlreason.policy.batch import rollout_sample
-from rlreason.run.interrupt import deferred
 from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.sampler.stream import RolloutStream
+from rlreason.stages.broken import stop_broken
 from rlreason.stages.context import Context, Recorder
 from rlreason.stages.credit import completions_of, samples_of
 from rlreason.stages.grpo import earn
@@ -38,7 +38,7 @@ from rlreason.trainer.distilling import DistillationLoss
 from rlreason.trainer.fixed import FixedAdvantageLoss
 from rlreason.trainer.forward import PolicyGradientLoss
 from rlreason.trainer.protocol import LossSums, Trainer
-from rlreason.types import Group, Problem, SamplingParams, StepReport, TrainingSample
+from rlreason.types import Group, Problem, SamplingParams, TrainingSample
 
 #: Share of a step's loss tokens without a finite answer of the teacher at which the run stops.
 MOST_EXCLUDED = 1e-3
@@ -66,7 +66,8 @@ class OpdWork:
         groups = self.stream.take(step)
         self.recorder.health.broke(broken_detail(groups))
         if groups and all_broken(groups):
-            self._stop(step, groups)
+            commit()
+            stop_broken(self.stage, step, groups, self.recorder, self.trainer, self.position())
         taken = time.perf_counter()
         scalars = summarize(groups, groups) if groups else {}
         scalars |= self._learn(step, groups, commit)
@@ -79,22 +80,8 @@ class OpdWork:
         }
         self.recorder.entry.sampled_tokens += tokens
         self.recorder.entry.trained_tokens += int(scalars["trained_tokens"])
-        log_groups(self.context, self.stage.name, step, groups, keep=None)
+        log_groups(self.context, self.stage.name, step, groups, decode=self.trainer.tokenizer.decode)
         return scalars
-
-    def _stop(self, step: int, groups: Sequence[Group]) -> None:
-        """A verifier that is broken says nothing of the run: keep the state before, record why, raise HealthStop."""
-        with deferred():
-            self.recorder.progress.position = self.position()
-            self.recorder.save(self.trainer.save_state)
-            report = StepReport(
-                stage=self.stage.name,
-                kind=self.stage.kind,
-                step=step,
-                policy_version=step,
-                scalars=summarize(groups, ()),
-            )
-            self.recorder.step(report)
 
     def _learn(self, step: int, groups: Sequence[Group], commit: Commit) -> dict[str, float]:
         stage = self.stage

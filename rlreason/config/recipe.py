@@ -285,10 +285,20 @@ class Recipe(AuditedRewards):
                 )
             if not one.gives(stage.support):
                 gives = [support for support in ("full", "tail", "unbiased", "sampled") if one.gives(support)]
+                exact = stage.support == "full"
                 raise ValueError(
                     f'{where}support = "{stage.support}" can\'t be computed from the teacher {name!r} '
                     f'(where = "{one.where}", payload = "{one.payload}"), which gives {" or ".join(gives)}: say that, '
-                    'or where = "worker" with payload = "topk"'
+                    + (
+                        'or where = "trainer", whose logits are whole'
+                        if exact
+                        else 'or where = "worker", payload = "topk"'
+                    )
+                )
+            if one.where == "vllm" and self.cluster.kind == "inline":
+                raise ValueError(
+                    f'{where}the teacher {name!r} is an engine in a Ray actor (where = "vllm"), and cluster.kind = '
+                    '"inline" starts no Ray: say cluster.kind = "ray", or where = "worker"'
                 )
         if stage.on_policy < 1 and (not rejects or stage.traces not in {None, *rejects}):
             raise ValueError(

@@ -263,8 +263,8 @@ def run_opd(
         for problem in known:
             route_of(stage, problem)
     heads = [one.elsewhere.head() for one in teachers if one.elsewhere is not None]
-    if heads:
-        trainer.teach(heads)
+    if sent := [one for one in heads if one is not None]:
+        trainer.teach(sent)
 
     def ask(step: int) -> tuple[list[Problem], SamplingParams]:
         params = SamplingParams(

@@ -75,7 +75,8 @@ class RunModels:
                 one = self.recipe.teacher[taught]
                 origin = self._origin(one.model, references) if one.model is not None else f"{FOLDER}{one.path}"
                 inside = one.where == "trainer"
-                yield _Use(stage=stage, origin=origin, teaches=True, done=done, in_trainer=inside)
+                beside = int(one.where == "vllm")  # vLLM draws a token behind whatever it scores
+                yield _Use(stage=stage, origin=origin, teaches=True, done=done, in_trainer=inside, beside=beside)
 
     def _origin(self, name: str, references: References) -> str:
         while stage_of(name) not in {*TABLES, *self.done}:
@@ -95,6 +96,8 @@ class _Use:
     done: bool = False
     #: The trainer holds it.
     in_trainer: bool = False
+    #: Positions that it needs beside a row that it scores.
+    beside: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,11 +127,10 @@ def check_models(run: RunModels, tell: Callable[[str], None]) -> RunData:
         model = inspected[use.origin]
         if not use.done and use.in_trainer:
             _check_cut(run.recipe, use.stage, model)
-        if use.teaches:
-            continue
-        _check_engine(run.recipe, use.stage, model)
-        _check_experts(use.stage, model)
-        for found in lengths.overlong(use.stage, run.data.of(use.stage.name), model.policy, model.longest):
+        if not use.teaches:
+            _check_engine(run.recipe, use.stage, model)
+            _check_experts(use.stage, model)
+        for found in _overlong(run, use, model, lengths):
             if not dropping:
                 raise UsageError(
                     f"stage {use.stage.name!r}: problem {found.problem.id!r} {found.reason}; change max_tokens or "
@@ -148,6 +150,15 @@ def check_models(run: RunModels, tell: Callable[[str], None]) -> RunData:
         f"{first.problem.id!r} {first.reason}{', …' if len(dropped) > 1 else ''}"
     )
     return run.data.without(dropped.keys())
+
+
+def _overlong(run: RunModels, use: _Use, model: _Inspected, lengths: LengthCheck) -> Iterator[Overlong]:
+    """Problems of the stage that don't fit the model."""
+    source = run.data.of(use.stage.name)
+    if not use.teaches:
+        yield from lengths.overlong(use.stage, source, model.policy, model.longest)
+    elif isinstance(use.stage, OpdStage) and model.longest is not None:
+        yield from lengths.untaught(use.stage, source, model.policy, model.longest - use.beside)
 
 
 def _inspect(run: RunModels, origin: str) -> _Inspected:

@@ -81,8 +81,9 @@ demonstrations = 200
 steps = 10
 batch_size = 32
 optimizer = {{ lr = 1e-2 }}
-""" + "".join(OPD.format(name=name, teacher=teacher)
-              for name, teacher in (("right", "main"), ("wrong", "other"), ("uphill", "main")))  # fmt: skip
+"""
+#: Whom each stage learns from; "other" is a model that nobody trained.
+ARM_TEACHER = {"right": "main", "wrong": "other", "uphill": "main"}
 
 
 @pytest.fixture
@@ -127,12 +128,21 @@ def divergence(student: Path, teacher: Path, rows: list[tuple[list[int], int]]) 
     return total / count
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+#: Share of its divergence that is left. Measured over seeds 1, 2, 3: 0.30, 0.52, 0.42 (mean 0.41, deviation 0.11); with
+#: the other teacher 1.18, 1.38, 1.40 (1.32, 0.12), with the wrong sign 2.6 to 3.4. The line between is 3.5 deviations
+#: above the mean of what learns, and 4.3 below that of what learns from somebody else.
+LINE = 0.8
+#: Seeds, and the stages of each: what must come nearer, and a canary that must not.
+ARMS = [(1, ("right", "wrong")), (2, ("right", "uphill")), pytest.param(3, ("right",), marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("seed", "names"), ARMS)
 def test_the_student_comes_nearer_to_its_teacher_on_problems_that_nobody_saw(
-    seed: int, tmp_path: Path, uphill: None
+    seed: int, names: tuple[str, ...], tmp_path: Path, uphill: None
 ) -> None:
     path = tmp_path / "recipe.toml"
-    path.write_text(RECIPE.replace("SEED", str(seed)), encoding="utf-8")
+    stages = "".join(OPD.format(name=name, teacher=ARM_TEACHER[name]) for name in names)
+    path.write_text(RECIPE.replace("SEED", str(seed)) + stages, encoding="utf-8")
     recipe = load(path)
     run_job(recipe, path, JobOptions(folder=tmp_path / "run", command="test"), Console(file=io.StringIO()))
 
@@ -140,11 +150,10 @@ def test_the_student_comes_nearer_to_its_teacher_on_problems_that_nobody_saw(
         (found,) = (tmp_path / "run").glob(f"stages/*-{name}/checkpoint")
         return found
 
-    problems = RecipeData(recipe=recipe, base=tmp_path, files=RecipeFiles(base=tmp_path)).read().of("right").heldout(32)
-    rows = rows_of([checkpoint("start"), checkpoint("trained")], list(problems))
+    data = RecipeData(recipe=recipe, base=tmp_path, files=RecipeFiles(base=tmp_path)).read()
+    rows = rows_of([checkpoint("start"), checkpoint("trained")], list(data.of("right").heldout(32)))
     before = divergence(checkpoint("start"), checkpoint("trained"), rows)
-    share = {
-        name: divergence(checkpoint(name), checkpoint("trained"), rows) / before
-        for name in ("right", "wrong", "uphill")
-    }
-    print("SHARES", seed, before, share)
+    left = {name: divergence(checkpoint(name), checkpoint("trained"), rows) / before for name in names}
+    assert before > 1.0
+    assert left.pop("right") < LINE
+    assert all(share > LINE for share in left.values()), left

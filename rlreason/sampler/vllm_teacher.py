@@ -115,6 +115,14 @@ class VllmTeacher:
         strange = np.flatnonzero(sample.token_ids >= self._words)
         return int(strange[0]) if len(strange) else len(sample.token_ids)
 
+    def greedy(self, prompt_ids: Sequence[int], count: int) -> list[int]:
+        """The ``count`` tokens that it finds most probable behind a prompt, one after the other."""
+        ids = list(prompt_ids)
+        for _ in range(count):
+            (answer,) = self._engine.probe([tuple(ids)], 1)
+            ids.append(answer.token_ids[0])
+        return ids[len(prompt_ids) :]
+
     def head(self) -> None:
         """It sends no states, which would need one."""
 
@@ -159,3 +167,7 @@ class VllmTeacherActor:
     def score(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
         """See ``VllmTeacher.score``."""
         return self._teacher.score(samples)
+
+    def greedy(self, prompt_ids: Sequence[int], count: int) -> list[int]:
+        """See ``VllmTeacher.greedy``."""
+        return self._teacher.greedy(prompt_ids, count)

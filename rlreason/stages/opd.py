@@ -30,7 +30,7 @@ from rlreason.stages.context import Context, Recorder
 from rlreason.stages.credit import completions_of, samples_of
 from rlreason.stages.grpo import earn
 from rlreason.stages.loop import Commit, Heldout, StepLoop
-from rlreason.stages.opd_teachers import CANARY_EVERY, Teacher, check_noise, with_finite
+from rlreason.stages.opd_teachers import CANARY_EVERY, Teacher, check_noise, check_places, with_finite
 from rlreason.stages.rollout_log import log_groups
 from rlreason.stages.rollouts import all_broken, broken_detail, summarize
 from rlreason.streams import permutation
@@ -143,6 +143,8 @@ class OpdWork:
             if teacher.elsewhere is None:
                 found.append(samples)
                 continue
+            if samples and step % CANARY_EVERY == 0:
+                check_places(teacher, samples, self.stage.name)
             scored = [with_finite(one) for one in teacher.elsewhere.score(samples)]
             excluded += sum(count for _, count in scored)
             found.append([one for one, _ in scored])

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
 from rlreason.cluster.actors import ActorOptions
 from rlreason.cluster.plan import teacher_kind
@@ -23,6 +25,8 @@ from rlreason.types import TrainingSample
 
 #: Steps between canaries of teachers elsewhere, and the share of the signal that their noise may be.
 CANARY_EVERY, MOST_NOISE = 50, 0.3
+#: Tokens of a teacher's own text that its answers are tried on.
+OWN_TOKENS = 16
 
 
 class TeacherElsewhere(Protocol):
@@ -34,6 +38,10 @@ class TeacherElsewhere(Protocol):
 
     def score(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
         """The samples with what it says of their loss tokens."""
+        ...
+
+    def greedy(self, prompt_ids: Sequence[int], count: int) -> list[int]:
+        """What it would say itself."""
         ...
 
     def close(self) -> None:
@@ -148,3 +156,39 @@ def check_noise(teacher: Teacher, samples: Sequence[TrainingSample], stage: str)
             f"and in a batch, and differs from the student by {signal:.2g}: its signal is noise. Say "
             'where = "trainer"'
         )
+
+
+def check_places(teacher: Teacher, samples: Sequence[TrainingSample], stage: str) -> None:
+    """On its own greedy text a teacher's most probable word is the token that follows; of answers that came out a place
+    too early or too late it would be the token before or behind. Nothing can be said of a teacher that names no words.
+    """
+    assert teacher.elsewhere is not None
+    prompt = samples[0].token_ids[: samples[0].prompt_length]
+    own = teacher.elsewhere.greedy(prompt.tolist(), min(OWN_TOKENS, max(len(one.token_ids) for one in samples)))
+    ids = np.concatenate([prompt, np.asarray(own, np.int32)])
+    mask = np.arange(len(ids)) >= len(prompt)
+    (said,) = teacher.elsewhere.score([TrainingSample(token_ids=ids, loss_mask=mask)])
+    top_T = _first_words(said, teacher.elsewhere.head(), teacher.shared)
+    if top_T is None:
+        return
+    places = np.flatnonzero(mask)[1:-1]
+    hits = {shift: float((top_T[places + shift] == ids[places]).mean()) for shift in (-1, 0, 1)}
+    if hits[0] < max(hits[-1], hits[1]):
+        raise HealthStop(
+            f"stage {stage!r}: what the teacher {teacher.name!r} says is of other places: on its own text its most "
+            f"probable word is the token itself in {hits[0]:.0%} of the places, and the one beside it in "
+            f'{max(hits[-1], hits[1]):.0%}. This is a fault of rlreason: please report it, and say where = "trainer"'
+        )
+
+
+def _first_words(said: TrainingSample, head: OutputHead | None, shared: int) -> npt.NDArray[np.int64] | None:
+    """The most probable word before each token; None of a teacher that does not say it."""
+    if said.teacher is None:
+        return None
+    if said.teacher.ids is not None:
+        return said.teacher.ids[:, 0].astype(np.int64)
+    assert said.teacher.states is not None
+    assert head is not None
+    states_TH = torch.from_numpy(said.teacher.states)
+    logits_TV = head.logits(states_TH, torch.empty(len(states_TH), head.weight_VH.shape[0]))
+    return logits_TV[:, :shared].argmax(dim=1).numpy()

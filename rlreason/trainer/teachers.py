@@ -96,6 +96,15 @@ class TeacherScorer:
                 found[place] = replace(sample, teacher=TeacherScores(**of) if of else None, teacher_logprobs=own)
         return found
 
+    @torch.no_grad()
+    def greedy(self, prompt_ids: Sequence[int], count: int) -> list[int]:
+        """The ``count`` tokens that it finds most probable behind a prompt, one after the other."""
+        ids = list(prompt_ids)
+        for _ in range(count):
+            logits_V = self._model(input_ids=torch.tensor([ids], device=self._model.device)).logits[0, -1]
+            ids.append(int(logits_V[: self._spec.shared].argmax()))
+        return ids[len(prompt_ids) :]
+
     def _said(self, states_RH: Tensor, batch: Batch, rows_R: Tensor) -> dict[str, Tensor]:
         targets_R = batch.targets_BT.reshape(-1)[rows_R]
         parts = [
@@ -157,6 +166,10 @@ class TeacherActor:
         """See ``TeacherScorer.score``."""
         return self._scorer.score(samples)
 
+    def greedy(self, prompt_ids: Sequence[int], count: int) -> list[int]:
+        """See ``TeacherScorer.greedy``."""
+        return self._scorer.greedy(prompt_ids, count)
+
 
 class RemoteTeacher:
     """A teacher in a process of its own: ``kind`` is its actor's class (``TeacherActor``, or one that scores as it
@@ -175,6 +188,11 @@ class RemoteTeacher:
     def score(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
         """See ``TeacherScorer.score``."""
         found: list[TrainingSample] = self._actors.ask_one(0, "score", list(samples))
+        return found
+
+    def greedy(self, prompt_ids: Sequence[int], count: int) -> list[int]:
+        """See ``TeacherScorer.greedy``."""
+        found: list[int] = self._actors.ask_one(0, "greedy", list(prompt_ids), count)
         return found
 
     def close(self) -> None:

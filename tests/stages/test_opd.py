@@ -104,6 +104,10 @@ payload = "topk"
 [teacher.again]
 model = "cold_start"
 """
+AGAIN = """
+[teacher.again]
+model = "cold_start"
+"""
 
 
 #: Variants of one stage, each in a run of its own, so that all draw the same rows.
@@ -124,7 +128,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, fl
     folder = tmp_path_factory.mktemp("variants")
     found = {}
     for name, more in VARIANTS.items():
-        made = run(folder, stage("opd", more, steps=1), PLACES, out=name)
+        made = run(folder, stage("opd", more, steps=1), AGAIN if name == "two" else PLACES, out=name)
         (found[name],) = metrics(made, "opd")
         assert entry(made, "opd")["parents"] == ["student", "cold_start"]
     return found
@@ -261,6 +265,7 @@ where = "vllm"
         ('route = { a = "main" }\nweights = { again = 2.0 }', PLACES, "route sends nothing to"),
         ("on_policy = 0.5", "", "of an earlier stage of kind reject"),
         ('model = "cold_start"', "", "its gradient is 0"),
+        ('route = { a = "main" }', AGAIN, "route sends nothing to the teacher 'again'"),
         ('lambda = 0.5', "", "lambda is called on_policy"),
         ('clamp = 10.0', "", "no value is cut"),
         ("staleness = 1", "", "its rows are the newest weights' own"),
@@ -288,6 +293,14 @@ def test_an_engine_needs_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     text = stage("opd", 'teacher = "engine"\nsupport = "tail"')
     with pytest.raises(UsageError, match=r"'engine' is an engine in a Ray actor.*say cluster.kind = \"ray\""):
         load(write(tmp_path, text, VLLM))
+
+
+def test_a_teacher_that_is_the_start_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = f'[student]\nmodel_type = "qwen3"\n[student.model]\n{SHAPE}'
+    assert student in BASE
+    monkeypatch.setitem(globals(), "BASE", BASE.replace(student, '[student]\npath = "/x/y"'))
+    with pytest.raises(UsageError, match="'same' and student are both /x/y: its gradient is 0"):
+        load(write(tmp_path, stage("opd", 'teacher = "same"'), '[teacher.same]\npath = "/x/y"'))
 
 
 def test_a_problem_without_a_teacher_is_said_before_anything_is_drawn(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def table(document: dict[str, dict[str, dict[str, float]]]) -> str:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=int, nargs=3, default=(1024, 128, 151_936), metavar=("ROWS", "HIDDEN", "WORDS"))
+    parser.add_argument("--shape", type=int, nargs=3, default=(256, 64, 151_936), metavar=("ROWS", "HIDDEN", "WORDS"))
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     shape = tuple(options.shape)

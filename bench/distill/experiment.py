@@ -199,7 +199,7 @@ def measures(out: Path, size: Size) -> Measure:
     """The same problems for every arm and seed."""
     path = out / "problems.toml"
     text = HEAD.format(
-        name="problems", seed=12345, every=0, policy=model(size, moe=False), student=model(size, moe=False)
+        name="problems", seed=12345, every=0, policy=model(size, moe=True), student=model(size, moe=False)
     )
     stage = '[[stage]]\nkind = "sft"\nname = "none"\nmodel = "student"\nsteps = 1\nbatch_size = 1\ndemonstrations = 1\n'
     path.write_text(text.replace("keep_checkpoints = 1000", "") + stage, encoding="utf-8")

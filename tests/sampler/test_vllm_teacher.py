@@ -29,6 +29,7 @@ def test_a_teacher_behind_vllm_says_what_transformers_says() -> None:
         assert found[name]["rest"] < 1e-2  # one minus a sum, where it is above 1e-4; measured: 9e-4
     # Canary: a softmax over all words of the teacher, of which the student has a half.
     assert found["not cut"]["drawn"] > 1.0
+    assert found["greedy"]["differ"] == 0
     assert found["alone"] == {"drawn": 0, "words": 0, "ids": 0, "rest": 0}
     assert found["whole"]["rest"] == -math.inf  # its words are all there are: nothing is left
     assert found["strange"]["from"] == 7  # from the first word on that it has not

@@ -75,6 +75,10 @@ def main() -> None:
                 torch.device("cpu"),
             ).score(samples)
             found["not cut"] = apart(ours, whole)
+            own = TeacherScorer(asked, torch.device("cpu")).greedy([3, 4, 5, 6], 12)
+            found["greedy"] = {
+                "differ": float(sum(a != b for a, b in zip(engine.greedy([3, 4, 5, 6], 12), own, strict=True)))
+            }
             again = [engine.score([one])[0] for one in samples]
             found["alone"] = apart(again, ours)
             strange = rows(SHARED, 1)[0]

@@ -76,8 +76,8 @@ class Size:
 
 FULL = Size()
 SMOKE = Size(
-    budget=400, problems=4, steps=4, teacher_steps=2, sft_steps=4, draws=32, heldout=12, sampled=4, every=2, enough=0.0,
-    good=0.0, shape="hidden_size = 32\nnum_hidden_layers = 1\nhead_dim = 16\nintermediate_size = 48\n",
+    budget=400, problems=12, steps=4, teacher_steps=2, sft_steps=40, draws=32, heldout=12, sampled=4, every=2,
+    enough=0.0, good=0.0, shape="hidden_size = 32\nnum_hidden_layers = 1\nhead_dim = 16\nintermediate_size = 48\n",
 )  # fmt: skip
 HEAD = """
 name = "{name}"

@@ -36,7 +36,7 @@ from rlreason.policy.policies import Policy, fresh_tokenizer
 from rlreason.policy.saving import save_without_weights
 from rlreason.policy.support import longest_sequence
 from rlreason.routing import MOST_EXPERTS, expert_count
-from rlreason.sampler.open import why_not_vllm
+from rlreason.sampler.open import installed, why_not_vllm
 from rlreason.stages.lengths import LengthCheck, Overlong
 from rlreason.stages.references import TABLES, References
 from rlreason.stages.vocabularies import shared_words
@@ -130,6 +130,8 @@ def check_models(run: RunModels, tell: Callable[[str], None]) -> RunData:
         if not use.teaches:
             _check_engine(run.recipe, use.stage, model)
             _check_experts(use.stage, model)
+        elif use.beside and not use.done:
+            _check_teacher_engine(run.recipe, use.stage, model)
         for found in _overlong(run, use, model, lengths):
             if not dropping:
                 raise UsageError(
@@ -258,13 +260,27 @@ def _check_engine(recipe: Recipe, stage: Stage, model: _Inspected) -> None:
         )
     if _draws(stage) and model.longest is None and sampler.max_length is None:
         raise UsageError(f"{model.place} says no longest sequence: set sampler.max_length")
-    # Workers of another host may have GPUs where this process has none.
-    on_gpu = torch.cuda.is_available() or recipe.cluster.address is not None or "RAY_ADDRESS" in os.environ
-    why_not = why_not_vllm(model.policy, on_gpu=on_gpu) if _draws(stage) and sampler.engine == "vllm" else ""
+    why_not = why_not_vllm(model.policy, on_gpu=_some_gpu(recipe)) if _draws(stage) and sampler.engine == "vllm" else ""
     if why_not:
         raise UsageError(
             f'stage {stage.name!r}: sampler.engine = "vllm": {why_not}; install it (docs/cluster.md) or say '
             '"transformers"'
+        )
+
+
+def _some_gpu(recipe: Recipe) -> bool:
+    """Workers of another host may have GPUs where this process has none."""
+    return torch.cuda.is_available() or recipe.cluster.address is not None or "RAY_ADDRESS" in os.environ
+
+
+def _check_teacher_engine(recipe: Recipe, stage: Stage, model: _Inspected) -> None:
+    """A teacher behind vLLM can be run by it."""
+    why_not = why_not_vllm(model.policy, on_gpu=_some_gpu(recipe))
+    why_not = why_not or ("" if installed("ray") else "Ray is not installed")
+    if why_not:
+        raise UsageError(
+            f'stage {stage.name!r}: a teacher with where = "vllm": {why_not}; install it (docs/cluster.md) or say '
+            'where = "worker"'
         )
 
 

@@ -30,7 +30,7 @@ from rlreason.stages.context import Context, Recorder
 from rlreason.stages.credit import completions_of, samples_of
 from rlreason.stages.grpo import earn
 from rlreason.stages.loop import Commit, Heldout, StepLoop
-from rlreason.stages.opd_teachers import CANARY_EVERY, Teacher, check_noise, check_places, with_finite
+from rlreason.stages.opd_teachers import CANARY_EVERY, MOST_OWN, Teacher, check_noise, check_places, with_finite
 from rlreason.stages.rollout_log import log_groups
 from rlreason.stages.rollouts import all_broken, broken_detail, summarize
 from rlreason.streams import permutation
@@ -143,8 +143,6 @@ class OpdWork:
             if teacher.elsewhere is None:
                 found.append(samples)
                 continue
-            if samples and step % CANARY_EVERY == 0:
-                check_places(teacher, samples, self.stage.name)
             scored = [with_finite(one) for one in teacher.elsewhere.score(samples)]
             excluded += sum(count for _, count in scored)
             found.append([one for one, _ in scored])
@@ -247,6 +245,21 @@ def drawn_problems(stage: OpdStage) -> int:
     return round(stage.on_policy * stage.problems_per_step)
 
 
+def _open_heads(stage: OpdStage, context: Context, trainer: Trainer, teachers: Sequence[Teacher]) -> None:
+    """Give the trainer the heads of teachers elsewhere, and try what they say on a text of their own."""
+    sent = []
+    prompt = context.prompt_format.render(
+        context.data.of(stage.name).train(stage.first_problem, 1)[0], trainer.tokenizer
+    )
+    for one in teachers:
+        if one.elsewhere is not None:
+            head = one.elsewhere.head()
+            sent += [] if head is None else [head]
+            check_places(one, head, prompt.ids, min(MOST_OWN, stage.max_tokens), stage.name)
+    if sent:
+        trainer.teach(sent)
+
+
 def run_opd(
     stage: OpdStage,
     context: Context,
@@ -264,9 +277,7 @@ def run_opd(
         known = source.train_specimens if source.alphabet is None else source.train(stage.first_problem, 256)
         for problem in known:
             route_of(stage, problem)
-    heads = [one.elsewhere.head() for one in teachers if one.elsewhere is not None]
-    if sent := [one for one in heads if one is not None]:
-        trainer.teach(sent)
+    _open_heads(stage, context, trainer, teachers)
 
     def ask(step: int) -> tuple[list[Problem], SamplingParams]:
         params = SamplingParams(

@@ -21,12 +21,12 @@ from rlreason.stages.vocabularies import shared_words
 from rlreason.trainer.options import ModelSource
 from rlreason.trainer.protocol import Trainer
 from rlreason.trainer.teachers import RemoteTeacher, TeacherActor, TeacherScorer, TeacherSpec
-from rlreason.types import TrainingSample
+from rlreason.types import TeacherScores, TrainingSample
 
 #: Steps between canaries of teachers elsewhere, and the share of the signal that their noise may be.
 CANARY_EVERY, MOST_NOISE = 50, 0.3
-#: Tokens of a teacher's own text that its answers are tried on.
-OWN_TOKENS = 16
+#: Tokens of a teacher's own text that its answers are tried on, at most.
+MOST_OWN = 16
 
 
 class TeacherElsewhere(Protocol):
@@ -158,21 +158,20 @@ def check_noise(teacher: Teacher, samples: Sequence[TrainingSample], stage: str)
         )
 
 
-def check_places(teacher: Teacher, samples: Sequence[TrainingSample], stage: str) -> None:
+def check_places(teacher: Teacher, head: OutputHead | None, prompt: Sequence[int], count: int, stage: str) -> None:
     """On its own greedy text a teacher's most probable word is the token that follows; of answers that came out a place
     too early or too late it would be the token before or behind. Nothing can be said of a teacher that names no words.
+
+    ``head``: of a teacher that sends states. ``count``: tokens of that text.
     """
     assert teacher.elsewhere is not None
-    prompt = samples[0].token_ids[: samples[0].prompt_length]
-    own = teacher.elsewhere.greedy(prompt.tolist(), min(OWN_TOKENS, max(len(one.token_ids) for one in samples)))
-    ids = np.concatenate([prompt, np.asarray(own, np.int32)])
-    mask = np.arange(len(ids)) >= len(prompt)
-    (said,) = teacher.elsewhere.score([TrainingSample(token_ids=ids, loss_mask=mask)])
-    top_T = _first_words(said, teacher.elsewhere.head(), teacher.shared)
-    if top_T is None:
+    ids = np.asarray([*prompt, *teacher.elsewhere.greedy(prompt, count)], np.int32)
+    (said,) = teacher.elsewhere.score([TrainingSample(token_ids=ids, loss_mask=np.arange(len(ids)) >= len(prompt))])
+    first_T = None if said.teacher is None else _first_words(said.teacher, head, teacher.shared, count)
+    if first_T is None or count < MOST_OWN // 4:
         return
-    places = np.flatnonzero(mask)[1:-1]
-    hits = {shift: float((top_T[places + shift] == ids[places]).mean()) for shift in (-1, 0, 1)}
+    own_T = ids[len(prompt) :]
+    hits = {shift: float((first_T[1 + shift : count - 1 + shift] == own_T[1:-1]).mean()) for shift in (-1, 0, 1)}
     if hits[0] < max(hits[-1], hits[1]):
         raise HealthStop(
             f"stage {stage!r}: what the teacher {teacher.name!r} says is of other places: on its own text its most "
@@ -181,14 +180,12 @@ def check_places(teacher: Teacher, samples: Sequence[TrainingSample], stage: str
         )
 
 
-def _first_words(said: TrainingSample, head: OutputHead | None, shared: int) -> npt.NDArray[np.int64] | None:
-    """The most probable word before each token; None of a teacher that does not say it."""
-    if said.teacher is None:
-        return None
-    if said.teacher.ids is not None:
-        return said.teacher.ids[:, 0].astype(np.int64)
-    assert said.teacher.states is not None
+def _first_words(said: TeacherScores, head: OutputHead | None, shared: int, count: int) -> npt.NDArray[np.int64]:
+    """The most probable word before each of the last ``count`` tokens."""
+    if said.ids is not None:
+        return said.ids[-count:, 0].astype(np.int64)
+    assert said.states is not None
     assert head is not None
-    states_TH = torch.from_numpy(said.teacher.states)
-    logits_TV = head.logits(states_TH, torch.empty(len(states_TH), head.weight_VH.shape[0]))
+    states_TH = torch.from_numpy(said.states[-count:])
+    logits_TV = head.logits(states_TH, torch.empty(count, head.weight_VH.shape[0]))
     return logits_TV[:, :shared].argmax(dim=1).numpy()

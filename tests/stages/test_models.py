@@ -21,6 +21,7 @@ from rlreason.policy.loading import load_tokenizer
 from rlreason.policy.policies import fresh_policy
 from rlreason.run.directory import RunDirectory
 from rlreason.run.manifest import fresh
+from rlreason.sampler.open import installed
 from rlreason.types import Problem
 
 CPU = torch.device("cpu")
@@ -287,7 +288,10 @@ def test_rows_that_a_teacher_cannot_score_whole_are_refused_or_left_out(folder: 
 
     def recipe(max_tokens: int, where: str = "trainer", data: str = "") -> Path:
         tables = f'[teacher.big]\npath = "{place}"\nwhere = "{where}"\n'
-        path = write(folder, tables=tables, stages=OPD.format(max_tokens=max_tokens), data=data)
+        stages = OPD.format(max_tokens=max_tokens).replace(
+            "steps = 1", 'steps = 1\nsupport = "tail"' if where == "vllm" else "steps = 1"
+        )
+        path = write(folder, tables=tables, stages=stages, data=data)
         loaded(path, folder / "student")
         return path
 
@@ -299,3 +303,8 @@ def test_rows_that_a_teacher_cannot_score_whole_are_refused_or_left_out(folder: 
     )
     with pytest.raises(UsageError, match=message + r"that a teacher.*change max_tokens.*overlong_prompts"):
         checked(recipe(most + 1))
+    if installed("vllm"):  # and of an engine that it can't be run by
+        with pytest.raises(
+            UsageError, match=r'where = "vllm": vLLM.s CPU attention has no head size 16.*where = "worker"'
+        ):
+            checked(recipe(most, "vllm"))

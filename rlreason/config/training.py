@@ -50,6 +50,7 @@ MICRO_BATCH = 16384
 class TrainingStage(Section):
     """What all stages that train share."""
 
+    kind: str
     #: Name of the stage in overrides, folders and reports; other stages refer to it.
     name: str = Field(pattern=NAME)
     #: Optimizer steps; of a grpo stage batches of rollouts, each with ``updates_per_step`` optimizer steps.
@@ -72,3 +73,17 @@ class TrainingStage(Section):
     def micro_batch(self) -> int:
         """``micro_batch_tokens``, which a run settles before it begins (``plan.micro_batches``)."""
         return self.micro_batch_tokens or MICRO_BATCH
+
+
+def check_rate(stage: TrainingStage, *, lora: bool) -> None:
+    """Raise ValueError where R1's table is not of what the stage trains; ``lora``: an adapter."""
+    if stage.optimizer.lr != "auto":
+        return
+    where = f'stage.{stage.name}.optimizer.lr = "auto" takes DeepSeek-R1\'s table, which is of '
+    if stage.kind not in ("sft", "distill"):
+        raise ValueError(f"{where}supervised training: write a number")
+    if lora:
+        raise ValueError(
+            f"{where}all weights, and the stage trains an adapter: write a number, about ten times as large, or "
+            "lora = false in the stage"
+        )

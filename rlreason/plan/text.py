@@ -47,7 +47,11 @@ def describe(recipe: Recipe, path: Path, size: SizeOptions = ANY_SIZE) -> str:
     lines.append(f"  states   {_states(recipe)}")
     for number, stage in enumerate(recipe.stage, start=1):
         lines.append(f"{number:>3}. {stage.name} ({stage.kind})")
-        said = (*_stage(stage, recipe), *stage_data(stage), *sized.stages.get(stage.name, ()))
+        said = (
+            *_stage(stage, recipe, sparse=stage.name in sized.sparse),
+            *stage_data(stage),
+            *sized.stages.get(stage.name, ()),
+        )
         lines += [f"       {line}" for line in said]
     return "\n".join(lines)
 
@@ -166,7 +170,7 @@ def _reference(stage: GrpoStage) -> list[str]:
     return [f"reference of the KL term: the policy of every {stage.reference_every} steps ({updates:,} updates)"]
 
 
-def _stage(stage: Stage, recipe: Recipe) -> list[str]:
+def _stage(stage: Stage, recipe: Recipe, *, sparse: bool) -> list[str]:
     if isinstance(stage, OpdStage):
         return opd_lines(stage, recipe)
     if isinstance(stage, GrpoStage):
@@ -181,7 +185,7 @@ def _stage(stage: Stage, recipe: Recipe) -> list[str]:
             _staleness(stage),
             *_own_reward(stage, recipe),
             *_reference(stage),
-            *expert_lines(stage, recipe),
+            *expert_lines(stage, recipe, sparse=sparse),
             _rate(stage),
         ]
     if isinstance(stage, (SftStage, DistillStage)):
@@ -192,7 +196,7 @@ def _stage(stage: Stage, recipe: Recipe) -> list[str]:
             extra = f" ({stage.demonstrations:,} demonstrations, {epochs:.1f} epochs)"
         if isinstance(stage, DistillStage) and stage.teacher_kl > 0:
             extra = f"; loss = {1 - stage.teacher_kl:g} CE + {stage.teacher_kl:g} KL(teacher || student)"
-        experts = expert_lines(stage, recipe) if isinstance(stage, SftStage) else []
+        experts = expert_lines(stage, recipe, sparse=sparse)
         if isinstance(stage, DistillStage) and stage.trace_set is not None:
             there = "" if (Path(stage.trace_set) / KEPT).is_file() else ", which is NOT THERE yet: a run is refused"
             experts.append(f"traces of {stage.trace_set}{there}")

@@ -85,14 +85,12 @@ def _traces(stage: DistillStage | OpdStage, context: Context, folder: Path) -> I
     """Those that the stage learns. Draws that were no kept traces may answer a benchmark's questions, which are learnt
     in no case: what is measured afterwards would be worth nothing."""
     which = stage.which if isinstance(stage, DistillStage) else "kept"
-    if isinstance(stage, DistillStage) and stage.trace_set is not None:
+    if which == "kept":
         yield from read_traces(folder)
         return
-    source = References(context.recipe).traces_of(stage)
-    if which == "kept" or source.filters is None:
-        yield from read_traces(folder, which)
-        return
-    wanted, hits = source.filters.decontaminate, 0
+    filters = References(context.recipe).traces_of(stage).filters
+    assert filters is not None, "a recipe that reads all draws of a stage without filters is refused"
+    wanted, hits = filters.decontaminate, 0
     benchmarks = Benchmarks.read(wanted.against, wanted.n, Path())
     for trace in read_traces(folder, which):
         if benchmarks.hit(trace.problem.prompt) is None:

@@ -382,3 +382,18 @@ def test_a_teacher_behind_vllm_teaches_the_same(tmp_path: Path, monkeypatch: pyt
         assert found["engine"][key] == pytest.approx(found["words"][key], rel=1e-3), key
     assert found["engine"]["divergence"] > 1e-2
     assert (tmp_path / "engine" / "logs" / "teacher-engine-0.log").is_file()
+
+
+@pytest.mark.slow
+def test_ranks_learn_what_one_process_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks that hold student and teacher in shards; tests/trainer/test_ranks.py compares the gradients."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    found = {}
+    for name, ranks in (("one", ""), ("two", "ranks = 2\n")):
+        with monkeypatch.context() as patch:
+            patch.setitem(globals(), "BASE", BASE.replace("save_every = 2\n", f"save_every = 2\n{ranks}"))
+            found[name] = metrics(run(tmp_path, stage("opd", 'teacher = "main"', steps=2), out=name), "opd")
+    for one, two in zip(found["one"], found["two"], strict=True):
+        for key in ("divergence", "kl/forward", "grad_norm", "length/mean", "trained_tokens"):
+            assert two[key] == pytest.approx(one[key], rel=1e-4), key
+    assert found["one"][1]["divergence"] != found["one"][0]["divergence"]

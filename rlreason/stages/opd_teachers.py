@@ -186,6 +186,6 @@ def _first_words(said: TeacherScores, head: OutputHead | None, shared: int, coun
         return said.ids[-count:, 0].astype(np.int64)
     assert said.states is not None
     assert head is not None
-    states_TH = torch.from_numpy(said.states[-count:].copy())
+    states_TH = torch.from_numpy(said.states[-count:].copy())  # of a Ray object, it may not be written to
     logits_TV = head.logits(states_TH, torch.empty(count, head.weight_VH.shape[0]))
     return logits_TV[:, :shared].argmax(dim=1).numpy()

@@ -57,11 +57,11 @@ def _traces(stage: DistillStage | OpdStage, context: Context, folder: Path) -> I
     """Those that the stage learns. Draws that were no kept traces may answer a benchmark's questions, which are learnt
     in no case: what is measured afterwards would be worth nothing."""
     which = stage.which if isinstance(stage, DistillStage) else "kept"
-    source = References(context.recipe).traces_of(stage)
-    if which == "kept" or source.filters is None:
+    filters = None if which == "kept" else References(context.recipe).traces_of(stage).filters
+    if filters is None:
         yield from read_traces(folder, which)
         return
-    wanted, hits = source.filters.decontaminate, 0
+    wanted, hits = filters.decontaminate, 0
     benchmarks = Benchmarks.read(wanted.against, wanted.n, Path())
     for trace in read_traces(folder, which):
         if benchmarks.hit(trace.problem.prompt) is None:

@@ -77,7 +77,7 @@ def advantage_ways(inputs: ScoreInputs, compiled: bool) -> list[Way]:
         return ((scores_GM - mean_G1) / (std_G1 + GROUP_SPEC.std_epsilon)).view(-1).float()
 
     def one_pass(scores_N: Tensor) -> Tensor:
-        """RL-Kernel's formula for the deviation, as its source has it: E[x²] − E[x]² of the group, in float32."""
+        """The deviation as RL-Kernel takes it: from E[x²] − E[x]² of the group, in float32."""
         scores_GM = scores_N.float().view(len(step.sizes_G), -1)
         count, mean_G1 = scores_GM.shape[1], scores_GM.mean(1, keepdim=True)
         variance_G1 = (scores_GM.square().mean(1, keepdim=True) - mean_G1.square()).clamp(min=0.0)

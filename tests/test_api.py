@@ -245,7 +245,7 @@ def test_outside_the_main_thread() -> None:
 @pytest.mark.slow
 def test_a_ray_that_the_user_initialised_is_used_and_left() -> None:
     ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         settings = {"cluster.kind": "ray", "cluster.rollout_workers": 1}
         result = rlreason.grpo(TINY, SUMS, reward=has_e, steps=2, settings=settings, **FAST)

@@ -48,7 +48,7 @@ def mark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ[STOP_FILE] = str(mark)
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
-    ray.init(num_cpus=4, object_store_memory=128 << 20, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=4, object_store_memory=128 << 20, include_dashboard=False, log_to_driver=False)
     yield mark
     ray.shutdown()
     os.environ.pop(STOP_FILE)

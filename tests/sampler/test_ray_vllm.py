@@ -40,7 +40,7 @@ def local_ray() -> Iterator[None]:
     """One Ray for the module; its workers find faults.py."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
-    ray.init(num_cpus=4, object_store_memory=128 << 20, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=4, object_store_memory=128 << 20, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
     os.environ.pop("PYTHONPATH")

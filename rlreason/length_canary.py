@@ -65,17 +65,17 @@ def canary_recipe(recipe: Recipe, request: CanaryRequest) -> Recipe:
     if own is None:
         raise UsageError(f"{recipe.name} has no grpo or opd stage: none of its engines is given what is trained")
     lr = request.lr or max(own.optimizer.lr, min(10.0 * own.optimizer.lr, FASTEST))
-    grpo = own if isinstance(own, GrpoStage) else None
+    staleness = own.staleness if isinstance(own, GrpoStage) else 0
     stage: dict[str, Any] = {
         "kind": "grpo",
         "name": "canary",
         "model": "policy",
-        "steps": request.steps,
+        "steps": request.steps + staleness,
         "problems_per_step": request.problems,
         "samples_per_problem": request.samples,
         "max_tokens": request.max_tokens,
         "temperature": own.temperature,
-        "staleness": 0 if grpo is None else grpo.staleness,
+        "staleness": staleness,
         "lora": own.lora,
         "logged_groups": request.problems,
         "optimizer": {"lr": lr},
@@ -85,7 +85,8 @@ def canary_recipe(recipe: Recipe, request: CanaryRequest) -> Recipe:
         stage["data"] = own.data
     reward = {"weight": 1.0, "max_tokens": request.max_tokens, "correct": [1.0, 0.0], "wrong": [1.0, 0.0]}
     # What its other stages trained, drew from or kept has no place here.
-    gone = {"teacher": {}, "student": None, "endpoint": {}, "logging": {}}
+    gone: dict[str, Any] = {"teacher": {}, "student": None, "endpoint": {}, "logging": {}}
+    gone |= {"policy": recipe.student.model_dump()} if own.model == "student" and recipe.student is not None else {}
     trainer = recipe.trainer.model_copy(update={"best_metric": None, "keep_checkpoints": 0})
     table = recipe.model_dump() | gone | {"name": f"{recipe.name}-canary", "stage": [stage]}
     return Recipe.model_validate(table | {"reward": {"length": reward}, "trainer": trainer.model_dump()})

@@ -251,6 +251,10 @@ class Group:
         return tuple(reward.score for reward in self.rewards_G)
 
 
+#: The least that the rest of a distribution is said to be where it is one minus a sum of float32 numbers.
+TAIL_FLOOR = 1e-9
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TeacherScores:
     """A teacher's distribution before each of T tokens: its states after the last norm, or its K most probable words.
@@ -261,6 +265,7 @@ class TeacherScores:
     #: float32 [T, H]; whose head the trainer has.
     states: FloatArray | None = None
     #: int32 and float32 [T, K], and float32 [T]: log of the probability of all other words.
+    #: Of a teacher behind vLLM the rest is one minus a sum of float32 log-probabilities, and at least ``TAIL_FLOOR``.
     ids: IntArray | None = None
     logprobs: FloatArray | None = None
     log_tail: FloatArray | None = None

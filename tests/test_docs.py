@@ -141,6 +141,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = folder / "runs" / "q" / "stages" / "01-cold_start" / "checkpoint"
     shutil.copytree(checkpoint, folder / "HuggingFaceTB" / "SmolLM2-135M-Instruct")
     shutil.copytree(checkpoint, folder / "model")
+    shutil.copytree(checkpoint, folder / "SmolLM2-4x135M")  # what recipes/smollm2_moe upcycles
     (folder / "own.jsonl").write_text(rows(5, prompt="question", answer="gold"))
     for part, first in (("train", 0), ("test", 500)):
         hub = [
@@ -231,6 +232,8 @@ def test_commands(there: Path, line: str) -> None:
         arguments = _tiny_steps(arguments)
     if arguments[:2] == ["recipes", "copy"]:
         Path(arguments[-1]).unlink(missing_ok=True)
+    if arguments[0] == "upcycle":
+        shutil.rmtree(arguments[2], ignore_errors=True)
     invoke(arguments)
 
 

@@ -4,7 +4,9 @@ Run it in environments that have them (lm-eval==0.4.13 and math-verify==0.9.0; l
 wants latex2sympy2_extended==1.0.6 and so another environment), with the repository on PYTHONPATH:
 ``python bench/evaluation/third_party.py gsm8k_model_solutions.jsonl OUT.json``. What is not installed is left out, and
 what OUT.json has of it stays. The rows are {id, answer, response, correct}: ``correct`` is the label that the solutions
-were published with.
+were published with. The completions of a run's evaluation are judged too, beside the verdicts that the run gave:
+``third_party.py runs/R/eval/after-grpo.completions.jsonl OUT.json gsm8k_test.jsonl``, whose rows {id, answer} have the
+gold answers.
 """
 
 from __future__ import annotations
@@ -126,8 +128,26 @@ def compare(rows: list[dict[str, Any]]) -> dict[str, object]:
     return found
 
 
+def rows_of(groups: list[dict[str, Any]], gold: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The completions of an evaluation as rows; ``correct``: the run's verdict."""
+    answers = {row["id"]: row["answer"] for row in gold}
+    return [
+        {"id": f"{group['problem_id']}-{number}", "answer": answers[group["problem_id"]],
+         "response": f"{one['prefill']}{one['text']}", "correct": one["reward"]["verdict"] == Verdict.CORRECT.value}
+        for group in groups
+        for number, one in enumerate(group["completions"])
+    ]  # fmt: skip
+
+
+def read_rows(path: str) -> list[dict[str, Any]]:
+    """A JSONL file."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
+
+
 if __name__ == "__main__":
-    read = [json.loads(line) for line in Path(sys.argv[1]).read_text(encoding="utf-8").split("\n") if line]
+    read = read_rows(sys.argv[1])
+    if len(sys.argv) > 3:
+        read = rows_of(read, read_rows(sys.argv[3]))
     target = Path(sys.argv[2])
     known = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
     target.write_text(json.dumps(known | compare(read), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -61,10 +61,9 @@ def import_(  # noqa: PLR0913, PLR0917  every option of the command
     """Make a set of a file of traces: verified, filtered, with its ledger and card."""
     from rlreason.config.traces import Decontamination, TraceFilters
     from rlreason.traces.formats import read_traces_of
-    from rlreason.traces.sets import SetOptions, verdict_of, write_set
+    from rlreason.traces.sets import SetOptions, check_free, verdict_of, write_set
 
-    if out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} is not empty: name a new folder")
+    check_free(out)
     rows = list(read_traces_of(path, form))
     for row in rows:
         if verify and row.verifier and row.reference != "":

@@ -62,7 +62,7 @@ def teachers_elsewhere(recipe: Recipe, gpus: float) -> tuple[str, ...]:
     if not over_ray(recipe, gpus):
         return ()
     asked = [name for one in recipe.stage if isinstance(one, OpdStage) for name in one.teachers(recipe.teacher)]
-    return tuple(name for name in dict.fromkeys(asked) if recipe.teacher[name].where == "worker")
+    return tuple(name for name in dict.fromkeys(asked) if recipe.teacher[name].where != "trainer")
 
 
 def over_ray(recipe: Recipe, gpus: float) -> bool:
@@ -71,6 +71,7 @@ def over_ray(recipe: Recipe, gpus: float) -> bool:
     if kind != "auto":
         return kind == "ray"
     wants_vllm = engine == "vllm" or (engine == "auto" and gpus > 0)
+    wants_vllm |= any(one.where == "vllm" for one in recipe.teacher.values())
     return wants_vllm and find_spec("ray") is not None and find_spec("vllm") is not None
 
 
@@ -158,9 +159,10 @@ def _check(recipe: Recipe, gpus: float, *, colocated: bool) -> None:
         )
     teachers = teachers_elsewhere(recipe, gpus) if gpus else ()
     if teachers and (gpus == 1 or (colocated and not ranks)):
+        where = recipe.teacher[teachers[0]].where
         raise UsageError(
-            f'teacher.{teachers[0]}.where = "worker" wants a GPU that neither trainer nor engine has: say '
-            'where = "trainer"' + (", or trainer.ranks = 1 with cluster.colocate" if gpus > 1 else "")
+            f'teacher.{teachers[0]}.where = "{where}" wants a GPU that neither trainer nor engine has: say where = '
+            '"trainer"' + (", or trainer.ranks = 1 with cluster.colocate" if gpus > 1 else "")
         )
     alone = gpus == 1 and cluster.gpus_per_worker is None and not isinstance(cluster.colocate, bool)
     if alone and trains_and_draws(recipe) and over_ray(recipe, gpus) and _ahead(recipe):

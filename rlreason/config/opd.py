@@ -37,16 +37,28 @@ class TeacherConfig(Section):
     #: Instead: folder, GGUF file or hub id.
     path: str | None = None
     #: trainer: beside the student, exact. worker: forward passes elsewhere, in a Ray actor where rollout workers are
-    #: Ray's, else in this process; what it says travels to the trainer.
-    where: Literal["trainer", "worker"] = "trainer"
-    #: Of a worker. hidden: states after the last norm, exact, and its head once. topk: its k most probable words and
-    #: the mass of all others. sampled: log-probability of the drawn token alone.
+    #: Ray's, else in this process; what it says travels to the trainer. vllm: an engine in a Ray actor.
+    where: Literal["trainer", "worker", "vllm"] = "trainer"
+    #: Of a worker. hidden: states after the last norm, exact, and its head once; the default. topk: its k most probable
+    #: words and the mass of all others; of vllm the default. sampled: log-probability of the drawn token alone.
     payload: Literal["hidden", "topk", "sampled"] = "hidden"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_engine(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("where") == "vllm":
+            return {"payload": "topk", **values}
+        return values
 
     @model_validator(mode="after")
     def _one_origin(self) -> TeacherConfig:
         if (self.model is None) == (self.path is None):
             raise ValueError("a teacher has either model (a name of this recipe) or path (a folder or hub id)")
+        if self.where == "vllm" and self.payload == "hidden":
+            raise ValueError(
+                'payload = "hidden" is of a teacher with where = "worker": vLLM says words, so leave payload out '
+                '(topk) or say "sampled"'
+            )
         if self.where == "trainer" and self.payload != "hidden":
             raise ValueError(
                 f'payload = "{self.payload}" is of a teacher elsewhere: say where = "worker", or leave payload out'

@@ -271,6 +271,11 @@ class Recipe(AuditedRewards):
             names = stage.teachers(self.teacher)
         except ValueError as error:
             raise ValueError(f"{where}{error}") from error
+        asked = {name for one in self.stage if isinstance(one, OpdStage) for name in one.teachers(self.teacher)}
+        if stage.route and (silent := sorted(self.teacher.keys() - asked)):
+            raise ValueError(
+                f"{where}route sends nothing to the teacher {silent[0]!r}: name it there, or take its table out"
+            )
         for name in names:
             one = self.teacher[name]
             if one.model is not None and not self._is_model(one.model, trained):
@@ -283,12 +288,28 @@ class Recipe(AuditedRewards):
                     f"{where}the teacher {name!r} is what the stage begins with: its gradient is 0, and Adam would "
                     "make steps of the rounding noise. Name another model"
                 )
+            start = {"policy": self.policy, "student": self.student}.get(stage.model or "")
+            if one.path is not None and start is not None and start.path == one.path:
+                raise ValueError(
+                    f"{where}the teacher {name!r} and {stage.model} are both {one.path}: its gradient is 0, and Adam "
+                    "would make steps of the rounding noise. Name another model"
+                )
             if not one.gives(stage.support):
                 gives = [support for support in ("full", "tail", "unbiased", "sampled") if one.gives(support)]
+                exact = stage.support == "full"
                 raise ValueError(
                     f'{where}support = "{stage.support}" can\'t be computed from the teacher {name!r} '
                     f'(where = "{one.where}", payload = "{one.payload}"), which gives {" or ".join(gives)}: say that, '
-                    'or where = "worker" with payload = "topk"'
+                    + (
+                        'or where = "trainer", whose logits are whole'
+                        if exact
+                        else 'or where = "worker", payload = "topk"'
+                    )
+                )
+            if one.where == "vllm" and self.cluster.kind == "inline":
+                raise ValueError(
+                    f'{where}the teacher {name!r} is an engine in a Ray actor (where = "vllm"), and cluster.kind = '
+                    '"inline" starts no Ray: say cluster.kind = "ray", or where = "worker"'
                 )
         if stage.on_policy < 1 and (not rejects or stage.traces not in {None, *rejects}):
             raise ValueError(

@@ -33,6 +33,7 @@ RESERVED: Mapping[str, str] = {
     "dtype": "say policy.dtype: engine and trainer compute in the same",
     "seed": "every request brings a seed, made of the recipe's; sampler.request_seeds switches that off",
     "logprobs_mode": "log-probabilities must be those of the distribution that was drawn from",
+    "max_logprobs": "rlreason asks for what it reads",
     "async_scheduling": "an engine step must be whole when weights change",
     "enable_sleep_mode": "cluster.colocate says it",
     "worker_extension_cls": "rlreason's own takes the weights",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from rlreason.config import GrpoStage, Recipe, SftStage
+from typing import Literal
+
+from rlreason.config import DistillStage, GrpoStage, Recipe, SftStage
 
 _REPLAYS = {
     "off": "tokens go where the trainer's own routers say",
@@ -11,14 +13,24 @@ _REPLAYS = {
 }
 
 
-def expert_lines(stage: SftStage | GrpoStage, recipe: Recipe) -> list[str]:
-    """Nothing of a stage without any such key whose model may be dense."""
-    if isinstance(stage, SftStage):
-        steps = stage.router_warmup_steps
-        return [f"experts: only the routers learn in the first {steps} steps"] if steps else []
+def expert_lines(stage: SftStage | DistillStage | GrpoStage, recipe: Recipe, *, sparse: bool) -> list[str]:
+    """Nothing of a stage without any such key whose model is dense. ``sparse``: it is known to have experts."""
+    if not isinstance(stage, GrpoStage):
+        steps = stage.router_warmup_steps if isinstance(stage, SftStage) else 0
+        said = [_balancing(recipe.trainer.router_aux_loss)] if sparse else []
+        said += [f"only the routers learn in the first {steps} steps"] if steps else []
+        return [f"experts: {'; '.join(said)}"] if said else []
     asked = stage.asks_for_experts or stage.routing_replay != "off" or stage.freeze_router
-    if not asked and (recipe.policy.path is not None or "moe" not in recipe.policy.model_type):
+    if not asked and not sparse:
         return []
     routers = "the routers stay as they are" if stage.freeze_router else "the routers learn"
     reported = "; the sampler reports its experts" if stage.asks_for_experts else ""
     return [f"experts: no load-balancing loss; {routers}; {_REPLAYS[stage.routing_replay]}{reported}"]
+
+
+def _balancing(setting: float | Literal["auto", "off"]) -> str:
+    """What ``trainer.router_aux_loss`` does in supervised stages."""
+    if setting in {"off", 0.0}:
+        return "no load-balancing loss"
+    times = "the model's own coefficient, if it has one" if setting == "auto" else f"{setting:g}"
+    return f"load-balancing loss x {times}"

@@ -43,4 +43,5 @@ def _said(table: TeacherConfig, stage: OpdStage) -> str:
         "topk": f"{8 * stage.k + 8:,} bytes a token (its {stage.k} most probable words, the rest, the drawn token)",
         "sampled": "4 bytes a token (the drawn token)",
     }
-    return f"{origin}, elsewhere; it sends {sent[table.payload]}"
+    place = "behind vLLM" if table.where == "vllm" else "elsewhere"
+    return f"{origin}, {place}; it sends {sent[table.payload]}"

@@ -34,7 +34,11 @@ def describe(recipe: Recipe, path: Path, size: SizeOptions = ANY_SIZE) -> str:
     lines.append(f"  states   {_states(recipe)}")
     for number, stage in enumerate(recipe.stage, start=1):
         lines.append(f"{number:>3}. {stage.name} ({stage.kind})")
-        said = (*_stage(stage, recipe), *stage_data(stage), *sized.stages.get(stage.name, ()))
+        said = (
+            *_stage(stage, recipe, sparse=stage.name in sized.sparse),
+            *stage_data(stage),
+            *sized.stages.get(stage.name, ()),
+        )
         lines += [f"       {line}" for line in said]
     return "\n".join(lines)
 
@@ -134,7 +138,7 @@ def _batch(stage: GrpoStage) -> str:
     )
 
 
-def _stage(stage: Stage, recipe: Recipe) -> list[str]:
+def _stage(stage: Stage, recipe: Recipe, *, sparse: bool) -> list[str]:
     if isinstance(stage, OpdStage):
         return opd_lines(stage, recipe)
     if isinstance(stage, GrpoStage):
@@ -147,7 +151,7 @@ def _stage(stage: Stage, recipe: Recipe) -> list[str]:
             f"{stage.updates_per_step} update(s) per batch of rollouts: {_ratio(stage)}",
             _batch(stage),
             _staleness(stage),
-            *expert_lines(stage, recipe),
+            *expert_lines(stage, recipe, sparse=sparse),
             f"lr {stage.optimizer.lr:g} {stage.optimizer.schedule}",
         ]
     if isinstance(stage, (SftStage, DistillStage)):
@@ -158,7 +162,7 @@ def _stage(stage: Stage, recipe: Recipe) -> list[str]:
             extra = f" ({stage.demonstrations:,} demonstrations, {epochs:.1f} epochs)"
         if isinstance(stage, DistillStage) and stage.teacher_kl > 0:
             extra = f"; loss = {1 - stage.teacher_kl:g} CE + {stage.teacher_kl:g} KL(teacher || student)"
-        experts = expert_lines(stage, recipe) if isinstance(stage, SftStage) else []
+        experts = expert_lines(stage, recipe, sparse=sparse)
         return [f"{rows}{extra}; lr {stage.optimizer.lr:g} {stage.optimizer.schedule}", *experts]
     if isinstance(stage, RejectStage):
         return [

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlreason.delivery.packing import DeliveryError, Manifest, few
-from rlreason.sampler.jobs import EngineSpec
+from rlreason.sampler.jobs import EngineSpec, ProbeAnswer
 from rlreason.sampler.transformers_engine import build, module_outputs
 from rlreason.sampler.worker import Receipt
 
@@ -54,7 +54,8 @@ class Canary:
         self.count = min(COUNT, vocabulary)
         self._largest = dtype == "float32"
         by_dtype = TOLERANCE_FLOAT32 if self._largest else TOLERANCE_BFLOAT16
-        self._tolerance = by_dtype if tolerance is None else tolerance
+        #: Differences up to here are rounding.
+        self.tolerance = by_dtype if tolerance is None else tolerance
 
     def expect(self, manifest: Manifest, logprobs_V: Sequence[Tensor]) -> Expectation:
         """``logprobs_V``: the trainer's after each of ``prompts``, [V] float32. ValueError for another number."""
@@ -75,19 +76,21 @@ class Canary:
         differ = sorted(name for name in names if name not in sent or receipt.checksums.get(name) != sent[name])
         if differ:
             raise DeliveryError(f"{where}: {len(differ)} of {len(names)} tensors are not what was sent: {few(differ)}")
-        difference = self._difference(receipt, expected)
-        if not difference <= self._tolerance:
+        difference = self.difference(receipt.answers, expected.logprobs_V)
+        if not difference <= self.tolerance:
             raise ProbeError(
                 f"{where}: every tensor arrived, but the engine's log-probabilities are {difference:.2g} off the "
-                f"trainer's ({'at most' if self._largest else 'in the mean'} {self._tolerance:g} is rounding)"
+                f"trainer's ({'at most' if self._largest else 'in the mean'} {self.tolerance:g} is rounding)"
             )
         return difference
 
-    def _difference(self, receipt: Receipt, expected: Expectation) -> float:
+    def difference(self, answers: Sequence[ProbeAnswer], logprobs_V: Sequence[Tensor]) -> float:
+        """Of an engine's answers to ``prompts`` from the model's own, [V] each: the largest in float32, the mean in
+        bfloat16."""
         differences = torch.cat(
             [
                 torch.tensor(answer.logprobs) - wanted_V[list(answer.token_ids)]
-                for answer, wanted_V in zip(receipt.answers, expected.logprobs_V, strict=True)
+                for answer, wanted_V in zip(answers, logprobs_V, strict=True)
             ]
         ).abs()
         return float(differences.max() if self._largest else differences.mean())

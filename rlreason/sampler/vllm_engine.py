@@ -34,7 +34,7 @@ from rlreason.sampler.recording import MOST_OF_VLLM, asked_of_vllm, sets_of_vllm
 from rlreason.types import Completion
 
 if TYPE_CHECKING:
-    from rlreason.arrays import IntArray
+    from rlreason.arrays import FloatArray, IntArray
 
 #: vLLM in this very process, without its usage report; without an accelerator also without torch.compile, which
 #: would cost more seconds than it saves, and without pinning every engine to the first core.
@@ -149,6 +149,33 @@ class VllmEngine:
                     logprobs=tuple(entry.logprob for _, entry in entries[:count]),
                 )
         return tuple(found[f"probe-{self._probes - 1}-{place}"] for place in range(len(ids)))
+
+    def prompt_logprobs(self, rows: Sequence[IntArray], count: int) -> list[tuple[IntArray, FloatArray]]:
+        """(ids, log-probabilities), [T, 1 + count] each, of rows of T tokens: of the token itself, then of the
+        ``count`` most probable ones in its place; 0 for the first token, which nothing is before.
+
+        At temperature 1, over the words that ``cut_vocabulary`` leaves; ``count`` is below the engine's
+        ``max_logprobs``. Call it with no job under way.
+        """
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, prompt_logprobs=count, flat_logprobs=True, detokenize=False)
+        names = [f"row-{self._probes}-{place}" for place in range(len(rows))]
+        self._probes += 1
+        for name, row in zip(names, rows, strict=True):
+            self._engine.add_request(name, self._prompt(row), params)
+        found: dict[str, tuple[IntArray, FloatArray]] = {}
+        while len(found) < len(names):
+            for output in self._step():
+                flat = output.prompt_logprobs
+                ids_N, logprobs_N = np.asarray(flat.token_ids, np.int32), np.asarray(flat.logprobs, np.float32)
+                pair = (ids_N.reshape(-1, 1 + count), logprobs_N.reshape(-1, 1 + count))
+                found[output.request_id] = (np.pad(pair[0], ((1, 0), (0, 0))), np.pad(pair[1], ((1, 0), (0, 0))))
+        return [found[name] for name in names]
+
+    def cut_vocabulary(self, words: int) -> None:
+        """From now on the softmax is over ids below ``words`` alone."""
+        self._llm.collective_rpc("cut_vocabulary", args=(words,))
 
     def module_outputs(self, prompt_ids: tuple[int, ...]) -> Mapping[str, Tensor]:
         """See ``Engine.module_outputs``. Call it with no job under way."""
@@ -287,7 +314,7 @@ def _build(spec: EngineSpec) -> Any:
     on_cpu = not torch.cuda.is_available()
     options = spec.vllm
     settings: dict[str, Any] = {"kv_cache_memory_bytes": options.kv_cache_bytes or CPU_KV_CACHE_BYTES} if on_cpu else {}
-    settings |= {"disable_log_stats": True}
+    settings |= {"disable_log_stats": True, "max_logprobs": MOST_OF_VLLM}
     if on_cpu:
         if options.request_seeds and options.settings.get("enable_chunked_prefill") is True:
             raise UsageError("[sampler.vllm] enable_chunked_prefill = true: on a CPU draws would not be repeatable")
@@ -313,7 +340,6 @@ def _build(spec: EngineSpec) -> Any:
                 enforce_eager=options.enforce_eager or on_cpu,
                 max_model_len=spec.max_length,
                 max_num_seqs=spec.max_rows,
-                max_logprobs=MOST_OF_VLLM,
                 logprobs_mode="processed_logprobs",  # of the distribution that was drawn from
                 async_scheduling=False,  # a step is whole when weights change
                 worker_extension_cls=options.extension,

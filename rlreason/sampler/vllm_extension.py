@@ -65,6 +65,14 @@ class WeightReceiver:
             if isinstance(module, ParallelLMHead):
                 module.quant_method.process_weights_after_loading(module)
 
+    def cut_vocabulary(self, words: int) -> None:
+        """Leave out the logits of ids from ``words`` on, before any softmax."""
+        from vllm.model_executor.layers.logits_processor import LogitsProcessor
+
+        for module in self.model_runner.get_model().modules():
+            if isinstance(module, LogitsProcessor):
+                module.org_vocab_size = min(module.org_vocab_size, words)
+
     def note_experts(self) -> None:
         """From now on, note which experts every token is sent to."""
         self._experts = ExpertCapture(self.model_runner)

@@ -5,14 +5,17 @@ With ``teacher_kl`` it also learns the teacher's distribution on those traces (H
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from rlreason.config import DistillStage, OpdStage
 from rlreason.errors import UsageError
 from rlreason.policy.batch import supervised_sample
 from rlreason.stages.context import Context, Recorder
-from rlreason.stages.reject import read_traces
+from rlreason.stages.references import References
+from rlreason.stages.reject import Trace, read_traces
 from rlreason.stages.sft import cross_entropy, epoch_samples, train_supervised, with_teacher
+from rlreason.traces.similar import Benchmarks
 from rlreason.trainer.protocol import Trainer
 from rlreason.types import TrainingSample
 
@@ -27,7 +30,7 @@ def trace_samples(
     """
     samples, too_long = [], 0
     positions = student.architecture.get("max_position_embeddings")
-    for trace in read_traces(traces, stage.which if isinstance(stage, DistillStage) else "kept"):
+    for trace in _traces(stage, context, traces):
         pair = context.prompt_format.supervised(trace.problem, student.tokenizer, trace.response)
         if not isinstance(positions, int) or len(pair.token_ids) <= positions:
             samples.append(supervised_sample(pair.token_ids, pair.loss_mask))
@@ -48,6 +51,25 @@ def trace_samples(
             "leaves nothing of the answers behind the mask of the prompt"
         )
     return samples
+
+
+def _traces(stage: DistillStage | OpdStage, context: Context, folder: Path) -> Iterator[Trace]:
+    """Those that the stage learns. Draws that were no kept traces may answer a benchmark's questions, which are learnt
+    in no case: what is measured afterwards would be worth nothing."""
+    which = stage.which if isinstance(stage, DistillStage) else "kept"
+    source = References(context.recipe).traces_of(stage)
+    if which == "kept" or source.filters is None:
+        yield from read_traces(folder, which)
+        return
+    wanted, hits = source.filters.decontaminate, 0
+    benchmarks = Benchmarks.read(wanted.against, wanted.n, Path())
+    for trace in read_traces(folder, which):
+        if benchmarks.hit(trace.problem.prompt) is None:
+            yield trace
+        else:
+            hits += 1
+    if hits:
+        context.run.tell(f"{stage.name}: {hits} draw(s) left out, whose problems share words with a benchmark")
 
 
 def run_distill(stage: DistillStage, context: Context, student: Trainer, recorder: Recorder, traces: Path) -> None:

@@ -30,9 +30,9 @@ from rlreason.errors import UsageError
 from rlreason.objective.kl import kl_estimate
 from rlreason.policy.batch import rollout_sample
 from rlreason.run.buffered import BufferedRows
-from rlreason.run.interrupt import deferred
 from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.sampler.stream import SCHEDULE, Ask, RolloutStream, scheduled
+from rlreason.stages.broken import stop_broken
 from rlreason.stages.context import Context, Progress, Recorder
 from rlreason.stages.contract import LogprobContract
 from rlreason.stages.credit import (
@@ -60,7 +60,7 @@ from rlreason.stages.rollouts import (
 )
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.protocol import LossSums, StepStats, Trainer
-from rlreason.types import Group, Problem, SamplingParams, StepReport, TrainingSample
+from rlreason.types import Group, Problem, SamplingParams, TrainingSample
 
 
 @dataclass(slots=True)
@@ -98,7 +98,7 @@ class GrpoWork:
         self.recorder.health.broke(broken_detail(drawn))
         if all_broken(drawn):
             commit()
-            self._stop(step, drawn)
+            stop_broken(self.stage, step, drawn, self.recorder, self.trainer, self.position())
         groups = full_batch(drawn, self.stage.problems_per_step) if rounds else drawn
         self.contract.hold(step, groups, self.stage, self.trainer)
         if self.doctor is not None:
@@ -129,24 +129,6 @@ class GrpoWork:
         log_groups(self.context, self.stage.name, step, groups, keep=keep, credit=credit, decode=decode)
         # Now, as a state may be saved before the step is over, and another process would go on with it.
         return with_workers(scalars, self.sampler.stats.read())
-
-    def _stop(self, step: int, drawn: Sequence[Group]) -> None:
-        """A step without any verdict teaches nothing: keep the state before it, record why, raise HealthStop.
-
-        Once its reward is mended, the stage goes on with this step.
-        """
-        with deferred():
-            self.recorder.progress.position = self.position()
-            self.recorder.save(self.trainer.save_state)
-            log_groups(self.context, self.stage.name, step, drawn, keep=self.stage.logged_groups)
-            report = StepReport(
-                stage=self.stage.name,
-                kind=self.stage.kind,
-                step=step,
-                policy_version=step,
-                scalars=summarize(drawn, ()),
-            )
-            self.recorder.step(report)
 
     def _take(self, step: int) -> tuple[list[Group], int]:
         """The step's groups; with ``resample`` also those of more rounds, until enough are mixed: DAPO's dynamic

@@ -62,6 +62,17 @@ class LengthCheck:
                         reason=f"has a prompt of {length} tokens, and {key} = {max_tokens}: together more than {limit}",
                     )
 
+    def untaught(self, stage: OpdStage, source: ProblemSource, policy: Policy, longest: int) -> Iterator[Overlong]:
+        """Problems whose answers may be longer than a teacher of ``longest`` positions can score."""
+        for problem in _some(source):
+            length = self._prompt_length(problem, policy)
+            if length + stage.max_tokens > longest:
+                yield Overlong(
+                    problem=problem,
+                    reason=f"has a prompt of {length} tokens, and max_tokens = {stage.max_tokens}: together more than "
+                    f"the {longest} that a teacher of the stage can score",
+                )
+
     def _rows(self, stage: SftStage, source: ProblemSource, policy: Policy, longest: int) -> Iterator[Overlong]:
         for problem in _some(source):
             if problem.answer is None:

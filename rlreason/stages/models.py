@@ -36,7 +36,7 @@ from rlreason.policy.policies import Policy, fresh_tokenizer
 from rlreason.policy.saving import save_without_weights
 from rlreason.policy.support import longest_sequence
 from rlreason.routing import MOST_EXPERTS, expert_count
-from rlreason.sampler.open import why_not_vllm
+from rlreason.sampler.open import installed, why_not_vllm
 from rlreason.stages.lengths import LengthCheck, Overlong
 from rlreason.stages.references import TABLES, References
 from rlreason.stages.vocabularies import shared_words
@@ -75,7 +75,8 @@ class RunModels:
                 one = self.recipe.teacher[taught]
                 origin = self._origin(one.model, references) if one.model is not None else f"{FOLDER}{one.path}"
                 inside = one.where == "trainer"
-                yield _Use(stage=stage, origin=origin, teaches=True, done=done, in_trainer=inside)
+                beside = int(one.where == "vllm")  # vLLM draws a token behind whatever it scores
+                yield _Use(stage=stage, origin=origin, teaches=True, done=done, in_trainer=inside, beside=beside)
 
     def _origin(self, name: str, references: References) -> str:
         while stage_of(name) not in {*TABLES, *self.done}:
@@ -95,6 +96,8 @@ class _Use:
     done: bool = False
     #: The trainer holds it.
     in_trainer: bool = False
+    #: Positions that it needs beside a row that it scores.
+    beside: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,11 +127,12 @@ def check_models(run: RunModels, tell: Callable[[str], None]) -> RunData:
         model = inspected[use.origin]
         if not use.done and use.in_trainer:
             _check_cut(run.recipe, use.stage, model)
-        if use.teaches:
-            continue
-        _check_engine(run.recipe, use.stage, model)
-        _check_experts(use.stage, model)
-        for found in lengths.overlong(use.stage, run.data.of(use.stage.name), model.policy, model.longest):
+        if not use.teaches:
+            _check_engine(run.recipe, use.stage, model)
+            _check_experts(use.stage, model)
+        elif use.beside and not use.done:
+            _check_teacher_engine(run.recipe, use.stage, model)
+        for found in _overlong(run, use, model, lengths):
             if not dropping:
                 raise UsageError(
                     f"stage {use.stage.name!r}: problem {found.problem.id!r} {found.reason}; change max_tokens or "
@@ -148,6 +152,15 @@ def check_models(run: RunModels, tell: Callable[[str], None]) -> RunData:
         f"{first.problem.id!r} {first.reason}{', …' if len(dropped) > 1 else ''}"
     )
     return run.data.without(dropped.keys())
+
+
+def _overlong(run: RunModels, use: _Use, model: _Inspected, lengths: LengthCheck) -> Iterator[Overlong]:
+    """Problems of the stage that don't fit the model."""
+    source = run.data.of(use.stage.name)
+    if not use.teaches:
+        yield from lengths.overlong(use.stage, source, model.policy, model.longest)
+    elif isinstance(use.stage, OpdStage) and model.longest is not None:
+        yield from lengths.untaught(use.stage, source, model.policy, model.longest - use.beside)
 
 
 def _inspect(run: RunModels, origin: str) -> _Inspected:
@@ -247,13 +260,27 @@ def _check_engine(recipe: Recipe, stage: Stage, model: _Inspected) -> None:
         )
     if _draws(stage) and model.longest is None and sampler.max_length is None:
         raise UsageError(f"{model.place} says no longest sequence: set sampler.max_length")
-    # Workers of another host may have GPUs where this process has none.
-    on_gpu = torch.cuda.is_available() or recipe.cluster.address is not None or "RAY_ADDRESS" in os.environ
-    why_not = why_not_vllm(model.policy, on_gpu=on_gpu) if _draws(stage) and sampler.engine == "vllm" else ""
+    why_not = why_not_vllm(model.policy, on_gpu=_some_gpu(recipe)) if _draws(stage) and sampler.engine == "vllm" else ""
     if why_not:
         raise UsageError(
             f'stage {stage.name!r}: sampler.engine = "vllm": {why_not}; install it (docs/cluster.md) or say '
             '"transformers"'
+        )
+
+
+def _some_gpu(recipe: Recipe) -> bool:
+    """Workers of another host may have GPUs where this process has none."""
+    return torch.cuda.is_available() or recipe.cluster.address is not None or "RAY_ADDRESS" in os.environ
+
+
+def _check_teacher_engine(recipe: Recipe, stage: Stage, model: _Inspected) -> None:
+    """A teacher behind vLLM can be run by it."""
+    why_not = why_not_vllm(model.policy, on_gpu=_some_gpu(recipe))
+    why_not = why_not or ("" if installed("ray") else "Ray is not installed")
+    if why_not:
+        raise UsageError(
+            f'stage {stage.name!r}: a teacher with where = "vllm": {why_not}; install it (docs/cluster.md) or say '
+            'where = "worker"'
         )
 
 

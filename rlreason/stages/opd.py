@@ -23,14 +23,14 @@ from pydantic import JsonValue
 from rlreason.config import OpdStage
 from rlreason.errors import HealthStop, UsageError
 from rlreason.policy.batch import rollout_sample
-from rlreason.run.interrupt import deferred
 from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.sampler.stream import RolloutStream
+from rlreason.stages.broken import stop_broken
 from rlreason.stages.context import Context, Recorder
 from rlreason.stages.credit import completions_of, samples_of
 from rlreason.stages.grpo import earn
 from rlreason.stages.loop import Commit, Heldout, StepLoop
-from rlreason.stages.opd_teachers import CANARY_EVERY, Teacher, check_noise, with_finite
+from rlreason.stages.opd_teachers import CANARY_EVERY, MOST_OWN, Teacher, check_noise, check_places, with_finite
 from rlreason.stages.rollout_log import log_groups
 from rlreason.stages.rollouts import all_broken, broken_detail, summarize
 from rlreason.streams import permutation
@@ -38,7 +38,7 @@ from rlreason.trainer.distilling import DistillationLoss
 from rlreason.trainer.fixed import FixedAdvantageLoss
 from rlreason.trainer.forward import PolicyGradientLoss
 from rlreason.trainer.protocol import LossSums, Trainer
-from rlreason.types import Group, Problem, SamplingParams, StepReport, TrainingSample
+from rlreason.types import Group, Problem, SamplingParams, TrainingSample
 
 #: Share of a step's loss tokens without a finite answer of the teacher at which the run stops.
 MOST_EXCLUDED = 1e-3
@@ -66,7 +66,8 @@ class OpdWork:
         groups = self.stream.take(step)
         self.recorder.health.broke(broken_detail(groups))
         if groups and all_broken(groups):
-            self._stop(step, groups)
+            commit()
+            stop_broken(self.stage, step, groups, self.recorder, self.trainer, self.position())
         taken = time.perf_counter()
         scalars = summarize(groups, groups) if groups else {}
         scalars |= self._learn(step, groups, commit)
@@ -79,22 +80,8 @@ class OpdWork:
         }
         self.recorder.entry.sampled_tokens += tokens
         self.recorder.entry.trained_tokens += int(scalars["trained_tokens"])
-        log_groups(self.context, self.stage.name, step, groups, keep=None)
+        log_groups(self.context, self.stage.name, step, groups, decode=self.trainer.tokenizer.decode)
         return scalars
-
-    def _stop(self, step: int, groups: Sequence[Group]) -> None:
-        """A verifier that is broken says nothing of the run: keep the state before, record why, raise HealthStop."""
-        with deferred():
-            self.recorder.progress.position = self.position()
-            self.recorder.save(self.trainer.save_state)
-            report = StepReport(
-                stage=self.stage.name,
-                kind=self.stage.kind,
-                step=step,
-                policy_version=step,
-                scalars=summarize(groups, ()),
-            )
-            self.recorder.step(report)
 
     def _learn(self, step: int, groups: Sequence[Group], commit: Commit) -> dict[str, float]:
         stage = self.stage
@@ -258,6 +245,21 @@ def drawn_problems(stage: OpdStage) -> int:
     return round(stage.on_policy * stage.problems_per_step)
 
 
+def _open_heads(stage: OpdStage, context: Context, trainer: Trainer, teachers: Sequence[Teacher]) -> None:
+    """Give the trainer the heads of teachers elsewhere, and try what they say on a text of their own."""
+    sent = []
+    prompt = context.prompt_format.render(
+        context.data.of(stage.name).train(stage.first_problem, 1)[0], trainer.tokenizer
+    )
+    for one in teachers:
+        if one.elsewhere is not None:
+            head = one.elsewhere.head()
+            sent += [] if head is None else [head]
+            check_places(one, head, prompt.ids, min(MOST_OWN, stage.max_tokens), stage.name)
+    if sent:
+        trainer.teach(sent)
+
+
 def run_opd(
     stage: OpdStage,
     context: Context,
@@ -275,9 +277,7 @@ def run_opd(
         known = source.train_specimens if source.alphabet is None else source.train(stage.first_problem, 256)
         for problem in known:
             route_of(stage, problem)
-    heads = [one.elsewhere.head() for one in teachers if one.elsewhere is not None]
-    if heads:
-        trainer.teach(heads)
+    _open_heads(stage, context, trainer, teachers)
 
     def ask(step: int) -> tuple[list[Problem], SamplingParams]:
         params = SamplingParams(

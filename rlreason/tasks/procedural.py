@@ -6,6 +6,7 @@ from rlreason.errors import UsageError, nearest
 from rlreason.tasks.arithmetic import arithmetic
 from rlreason.tasks.countdown import countdown
 from rlreason.tasks.python_functions import python_functions
+from rlreason.tasks.small_functions import small_functions
 from rlreason.tasks.task import Split, Task
 from rlreason.tasks.word_problems import word_problems
 
@@ -16,6 +17,7 @@ TASKS: Mapping[str, Callable[[Mapping[str, object], int], Task]] = {
     "arithmetic": arithmetic,
     "countdown": countdown,
     "python_functions": python_functions,
+    "small_functions": small_functions,
     "word_problems": word_problems,
 }
 

@@ -44,9 +44,18 @@ def write_set(rows: Sequence[TraceRow], folder: Path, options: SetOptions) -> Le
     if options.keep_rejected:
         atomic.write_text(folder / REJECTED, "".join(row.as_line() for row in stopped))
     card = card_of(kept, ledger, options, benchmarks)
-    atomic.write_text(folder / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     atomic.write_text(folder / README, _readme(folder.name, card))
+    # Last: a set without its card is one that was not finished.
+    atomic.write_text(folder / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     return ledger
+
+
+def check_free(folder: Path) -> None:
+    """Raise UsageError where a set can't be written into ``folder``: what an import left that did not end is no set."""
+    found = {one.name.removeprefix(".").removesuffix(".tmp") for one in folder.iterdir()} if folder.exists() else set()
+    unfinished = KEPT in found and found <= {KEPT, REJECTED, README}
+    if found and not unfinished:
+        raise UsageError(f"{folder} is not empty: name a new folder")
 
 
 def card_of(kept: Sequence[TraceRow], ledger: Ledger, options: SetOptions, benchmarks: Benchmarks) -> dict[str, object]:

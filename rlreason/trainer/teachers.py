@@ -96,6 +96,15 @@ class TeacherScorer:
                 found[place] = replace(sample, teacher=TeacherScores(**of) if of else None, teacher_logprobs=own)
         return found
 
+    @torch.no_grad()
+    def greedy(self, prompt_ids: Sequence[int], count: int) -> list[int]:
+        """The ``count`` tokens that it finds most probable behind a prompt, one after the other."""
+        ids = list(prompt_ids)
+        for _ in range(count):
+            logits_V = self._model(input_ids=torch.tensor([ids], device=self._model.device)).logits[0, -1]
+            ids.append(int(logits_V[: self._spec.shared].argmax()))
+        return ids[len(prompt_ids) :]
+
     def _said(self, states_RH: Tensor, batch: Batch, rows_R: Tensor) -> dict[str, Tensor]:
         targets_R = batch.targets_BT.reshape(-1)[rows_R]
         parts = [
@@ -119,16 +128,6 @@ class TeacherScorer:
         tail_R = logq_RV.scatter(1, top.indices, -torch.inf).logsumexp(dim=1)
         return {**drawn, "ids": top.indices, "logprobs": top.values, "log_tail": tail_R}
 
-    def noise(self, sample: TrainingSample, among: Sequence[TrainingSample]) -> float:
-        """Mean |Δ log q| of one sample's tokens, scored alone and among others: what the teacher disagrees with itself
-        by."""
-        alone = self.score([sample])[0].teacher_logprobs
-        beside = self.score([sample, *among])[0].teacher_logprobs
-        assert alone is not None
-        assert beside is not None
-        mask = sample.loss_mask & np.isfinite(alone) & np.isfinite(beside)
-        return float(np.abs(alone - beside)[mask].mean()) if mask.any() else 0.0
-
     def close(self) -> None:
         """Nothing outside of this process."""
 
@@ -151,8 +150,8 @@ def _of_tokens(values_T: npt.NDArray[Any], sample: TrainingSample, *, whole: boo
     return found
 
 
-class _Actor:
-    """A ``TeacherScorer`` as a Ray actor; each of several scores its share."""
+class TeacherActor:
+    """A ``TeacherScorer`` as a Ray actor."""
 
     def __init__(self, rank: int, count: int, spec: TeacherSpec) -> None:
         check_gpus()
@@ -160,26 +159,30 @@ class _Actor:
         self._scorer = TeacherScorer(spec, device)
 
     def head(self) -> OutputHead:
+        """See ``TeacherScorer.head``."""
         return self._scorer.head()
 
     def score(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
+        """See ``TeacherScorer.score``."""
         return self._scorer.score(samples)
 
-    def noise(self, sample: TrainingSample, among: Sequence[TrainingSample]) -> float:
-        return self._scorer.noise(sample, among)
+    def greedy(self, prompt_ids: Sequence[int], count: int) -> list[int]:
+        """See ``TeacherScorer.greedy``."""
+        return self._scorer.greedy(prompt_ids, count)
 
 
 class RemoteTeacher:
-    """A ``TeacherScorer`` in a process of its own."""
+    """A teacher in a process of its own: ``kind`` is its actor's class (``TeacherActor``, or one that scores as it
+    does), made with ``spec``."""
 
-    def __init__(self, spec: TeacherSpec, options: ActorOptions, places: Reservation | None = None) -> None:
-        """``places``: one place of the run's plan. Raises UsageError as ``ActorGroup`` and ``TeacherScorer`` do, and
-        where Ray gave it a GPU that torch does not see."""
-        self._actors = ActorGroup(_Actor, 1, options, spec, places=places)
+    def __init__(self, kind: type, spec: object, options: ActorOptions, places: Reservation | None = None) -> None:
+        """``places``: one place of the run's plan. Raises UsageError as ``ActorGroup`` and the teacher do, and where
+        Ray gave it a GPU that torch does not see."""
+        self._actors = ActorGroup(kind, 1, options, spec, places=places)
 
-    def head(self) -> OutputHead:
-        """See ``TeacherScorer.head``."""
-        found: OutputHead = self._actors.ask_one(0, "head")
+    def head(self) -> OutputHead | None:
+        """See ``TeacherScorer.head``; None of a teacher that sends no states."""
+        found: OutputHead | None = self._actors.ask_one(0, "head")
         return found
 
     def score(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
@@ -187,9 +190,10 @@ class RemoteTeacher:
         found: list[TrainingSample] = self._actors.ask_one(0, "score", list(samples))
         return found
 
-    def noise(self, sample: TrainingSample, among: Sequence[TrainingSample]) -> float:
-        """See ``TeacherScorer.noise``."""
-        return float(self._actors.ask_one(0, "noise", sample, list(among)))
+    def greedy(self, prompt_ids: Sequence[int], count: int) -> list[int]:
+        """See ``TeacherScorer.greedy``."""
+        found: list[int] = self._actors.ask_one(0, "greedy", list(prompt_ids), count)
+        return found
 
     def close(self) -> None:
         """End the process."""

@@ -105,8 +105,8 @@ def test_errors_name_the_setting(tmp_path: Path) -> None:
         (SourceSpec(train="arithmatic"), "data.train='arithmatic' is neither a task .* did you mean 'arithmetic'?"),
         (
             SourceSpec(train=()),
-            r"data\.train is empty; give a task \(arithmetic, countdown, python_functions, word_problems\), a file or "
-            "a hub id",
+            r"data\.train is empty; give a task \(arithmetic, countdown, python_functions, small_functions, "
+            r"word_problems\), a file or a hub id",
         ),
         (SourceSpec(train=path, heldout="none.csv"), r"data\.heldout: no data file 'none\.csv'"),
         (SourceSpec(train=path, options={"growth": 1}), r"data\.options \(growth\) are options of tasks"),

@@ -257,7 +257,7 @@ def test_word_problems_are_right(options: dict[str, int]) -> None:
     assert min(map(len, stories.values())) >= 3
 
 
-@pytest.mark.parametrize("name", ["arithmetic", "countdown", "python_functions", "word_problems"])
+@pytest.mark.parametrize("name", ["arithmetic", "countdown", "python_functions", "small_functions", "word_problems"])
 def test_problems_depend_on_nothing_but_seed_split_and_index(name: str) -> None:
     one, other = make_task(name, {}, 3), make_task(name, {}, 3)
     forwards = [one.problem(split, i) for split in ("train", "heldout") for i in range(30)]
@@ -276,7 +276,7 @@ def test_problems_depend_on_nothing_but_seed_split_and_index(name: str) -> None:
             "arithmatic",
             {},
             "unknown task 'arithmatic'; did you mean 'arithmetic'? "
-            "(allowed: arithmetic, countdown, python_functions, word_problems)",
+            "(allowed: arithmetic, countdown, python_functions, small_functions, word_problems)",
         ),
         (
             "arithmetic",

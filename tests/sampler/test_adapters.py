@@ -154,7 +154,7 @@ def opened(
     ("engine", "transport"),
     [
         ("transformers", "host"),
-        ("transformers", "collective"),
+        pytest.param("transformers", "collective", marks=pytest.mark.slow),
         ("vllm", "collective"),
         pytest.param("vllm", "host", marks=pytest.mark.slow),
     ],

@@ -147,7 +147,7 @@ def check(steps: list[list[Group]]) -> None:
         assert {len(group.rewards_G) for group in groups} == {params.samples_per_problem}
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("staleness", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_workers_are_killed_and_stopped(staleness: int, leftovers: None) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed")
     policy = make_policy("qwen3_moe")

@@ -127,8 +127,8 @@ def test_faults_are_caught(fault: str, message: str) -> None:
     [
         ("vllm", signal.SIGKILL),
         ("vllm", signal.SIGSTOP),
-        ("transformers", signal.SIGKILL),
-        ("transformers", signal.SIGSTOP),
+        pytest.param("transformers", signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param("transformers", signal.SIGSTOP, marks=pytest.mark.slow),
     ],
     ids=["vllm killed", "vllm stopped", "killed", "stopped"],
 )

@@ -96,7 +96,7 @@ def column(rows: list[Mapping[str, object]], key: str) -> list[float]:
     return [float(str(row[key])) for row in rows if key in row]
 
 
-@pytest.mark.parametrize(("engine", "workers"), [("vllm", 2), ("transformers", 2)])
+@pytest.mark.parametrize(("engine", "workers"), [pytest.param("vllm", 2, marks=pytest.mark.slow), ("transformers", 2)])
 def test_runs_repeat(engine: str, workers: int, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed")
     if engine == "vllm":

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from rlreason.config import load
 from rlreason.errors import UsageError
 from rlreason.plan.text import describe
+from rlreason.policy.policies import fresh_policy
+from rlreason.tasks.procedural import make_task
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -56,6 +60,11 @@ samples_per_problem = 4
 max_tokens = 16
 optimizer = { lr = 1e-2 }
 """
+#: The same without experts.
+SHAPE = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+    "intermediate_size": 32,
+}  # fmt: skip
 JUDGE = """
 def judge(problem, completion):
     return float(sum(map(ord, completion.text)) % 2)
@@ -122,10 +131,31 @@ def test_frozen_routers_stay_and_a_warm_up_moves_nothing_else(recipe: Path, tmp_
 
 def test_the_plan_says_what_becomes_of_the_routers(recipe: Path) -> None:
     said = describe(load(recipe), recipe)
-    assert "experts: only the routers learn in the first 2 steps" in said
+    warm = (
+        "experts: load-balancing loss x the model's own coefficient, if it has one; only the routers learn in the first"
+    )
+    assert f"{warm} 2 steps" in said
     assert "no load-balancing loss; the routers learn; tokens go where the trainer's own routers say" in said
     said = describe(load(recipe, ["stage.rl.routing_replay=rollout", "stage.rl.freeze_router=true"]), recipe)
     assert "the routers stay as they are; tokens go where the sampler sent them (R3); the sampler reports" in said
+    said = describe(load(recipe, ["trainer.router_aux_loss=0.5", "stage.warm.router_warmup_steps=0"]), recipe)
+    assert "experts: load-balancing loss x 0.5\n" in said
+
+
+def test_the_plan_knows_the_experts_of_a_loaded_model(recipe: Path, tmp_path: Path) -> None:
+    """Its config says that it has some, whatever the recipe calls it."""
+    of = load(recipe)
+    task = make_task("arithmetic", {}, 0)
+    fresh_policy(of.policy, task.alphabet, (), 0, torch.device("cpu")).save(tmp_path / "moe")
+    dense = of.policy.model_copy(update={"model_type": "qwen3", "model": SHAPE})
+    fresh_policy(dense, task.alphabet, (), 0, torch.device("cpu")).save(tmp_path / "dense")
+    text = "".join(f"{line}\n" for line in recipe.read_text(encoding="utf-8").splitlines() if "expert" not in line)
+    loaded = recipe.with_name("loaded.toml")
+    loaded.write_text(re.sub(r"\[policy\.model\][^[]*|model_type.*\n|router_.*\n", "", text), encoding="utf-8")
+    for folder, words in (("moe", "no load-balancing loss; the routers learn"), ("dense", "")):
+        said = describe(load(loaded, [f"policy.path={tmp_path / folder}"]), loaded)
+        assert words in said
+        assert ("experts:" in said) == bool(words)
 
 
 def test_what_can_not_be_is_refused_before_the_run(recipe: Path, tmp_path: Path) -> None:

@@ -13,12 +13,16 @@ from rich.console import Console
 
 from rlreason.check import CheckedRecipe, check
 from rlreason.config import PolicyConfig, load
+from rlreason.data.prompts import PromptFormat
 from rlreason.errors import UsageError
 from rlreason.job import JobOptions, run_job, with_models
 from rlreason.plan.text import describe
+from rlreason.policy.loading import load_tokenizer
 from rlreason.policy.policies import fresh_policy
 from rlreason.run.directory import RunDirectory
 from rlreason.run.manifest import fresh
+from rlreason.sampler.open import installed
+from rlreason.types import Problem
 
 CPU = torch.device("cpu")
 SHAPE: dict[str, Any] = {
@@ -264,3 +268,43 @@ def test_a_trace_that_is_longer_than_the_student(folder: Path, monkeypatch: pyte
         else:
             distill.run_distill(stage, context, student, SimpleNamespace(), folder)  # type: ignore[arg-type]
             assert (lines, trained) == (told, [1])
+
+
+OPD = """
+[[stage]]
+kind = "opd"
+name = "taught"
+model = "policy"
+teacher = "big"
+steps = 1
+problems_per_step = 2
+max_tokens = {max_tokens}
+"""
+
+
+def test_rows_that_a_teacher_cannot_score_whole_are_refused_or_left_out(folder: Path) -> None:
+    place = save(folder / "short", max_position_embeddings=48)
+    save(folder / "student")
+
+    def recipe(max_tokens: int, where: str = "trainer", data: str = "") -> Path:
+        tables = f'[teacher.big]\npath = "{place}"\nwhere = "{where}"\n'
+        stages = OPD.format(max_tokens=max_tokens).replace(
+            "steps = 1", 'steps = 1\nsupport = "tail"' if where == "vllm" else "steps = 1"
+        )
+        path = write(folder, tables=tables, stages=stages, data=data)
+        loaded(path, folder / "student")
+        return path
+
+    ids = PromptFormat().render(Problem(id="p", prompt="5+1=", reference="", verifier=""), load_tokenizer(place)).ids
+    most = 48 - len(ids)
+    checked(recipe(most))  # every prompt is as long as that
+    message = (
+        rf"'taught': problem .* prompt of {len(ids)} tokens, and max_tokens = {most + 1}: together more than the 48 "
+    )
+    with pytest.raises(UsageError, match=message + r"that a teacher.*change max_tokens.*overlong_prompts"):
+        checked(recipe(most + 1))
+    if installed("vllm"):  # and of an engine that it can't be run by
+        with pytest.raises(
+            UsageError, match=r'where = "vllm": vLLM.s CPU attention has no head size 16.*where = "worker"'
+        ):
+            checked(recipe(most, "vllm"))

@@ -93,7 +93,7 @@ max_tokens = 32
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     (folder / "micro.toml").write_text(RECIPE)
     return subprocess.Popen(
-        [sys.executable, "-m", "rlreason", "run", "micro.toml", *arguments],
+        [sys.executable, "-m", "rlreason", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,
@@ -110,7 +110,7 @@ def manifest(run: Path) -> dict:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    process = start(folder, "--out", "run")
+    process = start(folder, "run", "micro.toml", "--out", "run")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert "report: " in output
@@ -192,60 +192,61 @@ def count(run: Path, pattern: str) -> int:
     return sum(path.read_bytes().count(b"\n") for path in run.glob(f"stages/{pattern}"))
 
 
-#: Where a run is ended: when a file of its stage has so many lines. save_every is 2.
-POINTS = {
-    "between two states of sft": ("*-cold_start/metrics.jsonl", 31),
-    "before the first state of grpo": ("*-grpo/metrics.jsonl", 1),
-    "grpo": ("*-grpo/metrics.jsonl", 3),
-    "in a chunk of reject": ("*-traces/drawn.journal", 20),
-    "the second chunk of reject": ("*-traces/metrics.jsonl", 1),
-    "distill": ("*-distilled/metrics.jsonl", 3),
-    "eval, by problem": ("*-final/drawn.journal", 5),
-    "eval, the second model": ("*-final/metrics.jsonl", 1),
+#: Where two runs are ended, once in a stage, one end after the other: when a file of the stage has so many lines.
+#: save_every is 2.
+ENDS = {
+    "early": [
+        ("*-grpo/metrics.jsonl", 1),  # before its first state
+        ("*-traces/drawn.journal", 20),  # in a chunk
+        ("*-final/drawn.journal", 5),  # by problem
+    ],
+    "late": [
+        ("*-cold_start/metrics.jsonl", 31),  # between two states
+        ("*-grpo/metrics.jsonl", 3),
+        ("*-traces/metrics.jsonl", 1),  # the second chunk
+        ("*-distilled/metrics.jsonl", 3),
+        ("*-final/metrics.jsonl", 1),  # the second model
+    ],
 }
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("ends", ENDS)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["KILL", "TERM"])
 def test_a_run_ended_anywhere_goes_on_as_if_nothing_had_happened(
-    uninterrupted: Path, tmp_path: Path, point: str, number: signal.Signals
+    uninterrupted: Path, tmp_path: Path, ends: str, number: signal.Signals
 ) -> None:
-    process, run = start(tmp_path, "--out", "run"), tmp_path / "run"
-    pattern, enough = POINTS[point]
-    while count(run, pattern) < enough and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(number)
+    process, run = start(tmp_path, "run", "micro.toml", "--out", "run"), tmp_path / "run"
+    done: dict[str, dict] = {}
+    unfinished: list[str] = []
+    for pattern, enough in ENDS[ends]:
+        stage = pattern.partition("/")[0].removeprefix("*-")
+        while count(run, pattern) < enough and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode in (-number, 128 + number), output
+        entries = {entry["name"]: entry for entry in manifest(run)["stages"]}
+        if number is signal.SIGTERM:
+            assert process.returncode == 143
+            assert f"interrupted by SIGTERM in stage {stage}" in " ".join(output.split())
+            assert "rlreason resume run" in " ".join(output.split())
+            assert entries[stage]["status"] == "interrupted"
+            if stage in ("cold_start", "grpo", "distilled"):  # what was trained is in a state, whatever save_every says
+                newest = sorted((run / "stages").glob(f"*-{stage}/state/step-*"))[-1]
+                assert int(newest.name.removeprefix("step-")) >= enough - 1
+        done |= {name: entry for name, entry in entries.items() if entry["status"] == "done"}
+        unfinished += [stage] if stage not in done else []
+        process = start(tmp_path, "resume", "run")
     output, _ = process.communicate(timeout=300)
-    assert process.returncode in (-number, 128 + number), output
-    stage = pattern.partition("/")[0].removeprefix("*-")
-    entries = {entry["name"]: entry for entry in manifest(run)["stages"]}
-    before = {name: entry for name, entry in entries.items() if entry["status"] == "done"}
-    if number is signal.SIGTERM:
-        assert process.returncode == 143
-        assert f"interrupted by SIGTERM in stage {stage}" in " ".join(output.split())
-        assert "rlreason resume run" in " ".join(output.split())
-        assert entries[stage]["status"] == "interrupted"
-        if stage in ("cold_start", "grpo", "distilled"):  # what was trained is in a state, whatever save_every says
-            newest = sorted((run / "stages").glob(f"*-{stage}/state/step-*"))[-1]
-            assert int(newest.name.removeprefix("step-")) >= enough - 1
-    resumed = subprocess.run(
-        [sys.executable, "-m", "rlreason", "resume", str(run)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert process.returncode == 0, output
     after = {entry["name"]: entry for entry in manifest(run)["stages"]}
-    assert {name: after[name] for name in before} == before, "a finished stage was done again"
-    assert after[stage]["resumed"] == (stage not in before)
+    assert {name: after[name] for name in done} == done, "a finished stage was done again"
+    assert [name for name, entry in after.items() if entry["resumed"]] == unfinished
     assert_equal_runs(run, uninterrupted)
 
 
 def test_a_second_start_in_the_same_folder_is_refused(uninterrupted: Path) -> None:
-    process = start(uninterrupted.parent, "--out", "run")
+    process = start(uninterrupted.parent, "run", "micro.toml", "--out", "run")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "--resume" in output

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 from rlreason.cli.commands import app
 from rlreason.config.traces import Decontamination, Difficulty, TraceFilters
 from rlreason.errors import UsageError
+from rlreason.traces import sets
 from rlreason.traces.filters import ORDER, filter_rows, has_form, repeated
 from rlreason.traces.formats import export_rows, read_traces_of
 from rlreason.traces.rows import TraceRow, read_rows
@@ -245,8 +248,21 @@ def real_rows() -> list[dict[str, object]]:
     return found[:2000]
 
 
+def only_once(write: Callable[[Path, str], None]) -> Callable[[Path, str], None]:
+    """Writes one file, and then the process is killed."""
+    calls = iter([write])
+
+    def killed(path: Path, text: str) -> None:
+        for one in calls:
+            return one(path, text)
+        raise KeyboardInterrupt
+
+    return killed
+
+
 def test_two_thousand_real_rows(tmp_path: Path) -> None:
-    """The command on real traces: an exact ledger, every planted benchmark question caught, the same bytes again."""
+    """The command on real traces: an exact ledger, every planted benchmark question caught, the same bytes again, and
+    the same after it was killed."""
     rows = real_rows()
     first = json.loads((DATA / "aime24.jsonl").read_text(encoding="utf-8").splitlines()[0])["prompt"]
     dressed = [first, first.upper(), first.replace(" ", "  "), first.replace("\\frac", "\\dfrac")]
@@ -255,14 +271,24 @@ def test_two_thousand_real_rows(tmp_path: Path) -> None:
         for n, text in enumerate(dressed)
     ]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
-    for name in ("a", "b"):
+
+    def imported(name: str) -> Result:
         arguments = [
             "traces", "import", str(tmp_path / "in.jsonl"), str(tmp_path / name / "set"), "--format", "rows",
             "--against", str(DATA / "aime24.jsonl"), "--keep-per-problem", "2",
         ]  # fmt: skip
-        done = CliRunner().invoke(app, arguments)
-        assert done.exit_code == 0, done.output
-    for file in ("traces.jsonl", "traces_rejected.jsonl", "card.json"):
+        return CliRunner().invoke(app, arguments)
+
+    done = imported("a")
+    assert done.exit_code == 0, done.output
+    with pytest.MonkeyPatch.context() as patch:  # killed behind the first file: what is there is no set
+        patch.setattr(sets.atomic, "write_text", only_once(sets.atomic.write_text))
+        assert imported("b").exit_code != 0
+        assert [one.name for one in (tmp_path / "b/set").iterdir()] == ["traces.jsonl"]
+    done = imported("b")
+    assert done.exit_code == 0, done.output
+    assert "is not empty" in str(imported("b").exception)
+    for file in ("traces.jsonl", "traces_rejected.jsonl", "card.json", "README.md"):
         assert (tmp_path / "a/set" / file).read_bytes() == (tmp_path / "b/set" / file).read_bytes()
     kept, stopped = (list(read_rows(tmp_path / "a/set" / file)) for file in ("traces.jsonl", "traces_rejected.jsonl"))
     card = json.loads((tmp_path / "a/set/card.json").read_text())

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 from rlreason.cluster.actors import ActorGroup, ActorsDied
 from rlreason.config import OptimizerConfig
 from rlreason.errors import UsageError
-from rlreason.objective.distillation.spec import FORWARD
+from rlreason.objective.distillation.spec import FORWARD, DistillationSpec
 from rlreason.objective.presets import PRESETS
 from rlreason.objective.scores import StepScores
 from rlreason.policy.policies import PolicySource
@@ -35,6 +35,7 @@ from rlreason.trainer.protocol import Trainer
 from rlreason.trainer.rank import RankSpec
 from rlreason.trainer.ray_trainer import RayTrainer
 from rlreason.trainer.states import check_whole
+from rlreason.trainer.teachers import TeacherScorer, TeacherSpec
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +275,50 @@ def test_reference_teacher_logprobs_and_expectations(ranks: Callable[[int], Acto
     assert sums[1] == pytest.approx(sums[0], rel=1e-5)
     assert (many.vocabulary, many.stop_ids, many.architecture) == (one.vocabulary, one.stop_ids, one.architecture)
     assert many.parameters == one.parameters
+
+
+#: What an opd stage asks of a teacher: beside the student, or elsewhere with each of its payloads.
+TAUGHT = [
+    (None, DistillationSpec()),
+    (None, DistillationSpec(divergence="jsd", beta=0.3)),
+    ("hidden", DistillationSpec()),
+    ("topk", DistillationSpec(support="tail")),
+    ("topk", DistillationSpec(support="unbiased")),
+    ("sampled", DistillationSpec(support="sampled")),
+]
+
+
+@pytest.mark.parametrize(("payload", "spec"), TAUGHT)
+def test_distillation_on_ranks_is_that_of_one_process(
+    payload: Any, spec: DistillationSpec, ranks: Callable[[int], ActorGroup]
+) -> None:
+    samples, _ = rollouts()
+    taught = ModelSource(source=source("qwen3_tied", seed=5), dtype=torch.float32)
+    loss = DistillationLoss(spec=spec, elsewhere=payload is not None, chunk=7)
+    beside = () if payload else (taught,)
+    model = ModelSource(source=source("qwen3"), dtype=torch.float32)
+    one, other = (
+        LocalTrainer(
+            source("qwen3").load(torch.float32, CPU),
+            options(),
+            teachers=[its.source.load(torch.float32, CPU) for its in beside],
+        )
+        for _ in range(2)
+    )
+    many = RayTrainer(RankSpec(model=model, options=options(), teachers=beside), ranks(2))
+    if payload:
+        asked = TeacherSpec(model=taught, payload=payload, k=3, shared=one.vocabulary, micro_batch_tokens=64)
+        teacher = TeacherScorer(asked, CPU)
+        samples = teacher.score(samples)
+        for trainer in (one, other, many):
+            trainer.teach([teacher.head()])
+    sums = [trainer.forward_backward(samples, loss).read(100.0) for trainer in (one, many)]
+    expected = gradients_of(one)
+    assert relative(ranks(2).ask("gradients")[0], expected) <= 1e-6
+    assert sums[1] == pytest.approx(sums[0], rel=1e-5, abs=1e-6)
+    # Canary: rows that count a hundred-thousandth more.
+    other.forward_backward([replace(row, weights=row.weights * np.float32(1 + 1e-5)) for row in samples], loss)
+    assert relative(gradients_of(other), expected) > 1e-6
 
 
 def after(trainer: Trainer, steps: range) -> dict[str, Tensor]:

@@ -213,7 +213,7 @@ print(max(seen))
 """
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("family", [pytest.param("qwen3", marks=pytest.mark.slow), "qwen3_moe"])
 def test_it_holds_one_tensor_at_a_time(family: str, tmp_path: Path, two: ActorGroup) -> None:
     """Private memory when each tensor has been read: that tensor, what came before being given back; 4 MB for the rest.
     One that keeps what it has read is seen."""

@@ -19,6 +19,7 @@ from rlreason.objective.distillation.divergence import Drawn, Rows
 from rlreason.objective.distillation.spec import DistillationSpec
 from rlreason.objective.distillation.teacher import TeacherRows
 from rlreason.objective.loss import with_gradient
+from rlreason.types import TAIL_FLOOR
 
 #: Rows of a tile: at V = 151,936 a float32 buffer of 622 MB. The student's and the teacher's are held.
 CHUNK = 1024
@@ -281,6 +282,9 @@ class _Pass:
                 self._add(name + bound, torch.where(kept_C, values, torch.zeros_like(values)))
         if found.tail_R is not None:
             self._add("tail/over_1pct", (found.tail_R > 0.01).to(value_C.dtype))
+        if found.teacher_tail_R is not None:
+            tiny_C = (found.teacher_tail_R > 0) & (found.teacher_tail_R <= 1.001 * TAIL_FLOOR)
+            self._add("tail/teacher_at_floor", tiny_C.to(value_C.dtype))
         for cause, which_C in causes.items():
             self._add(f"excluded/{cause}", which_C.to(value_C.dtype))
 

@@ -1,0 +1,380 @@
+"""Which way of teaching a small student does most for a budget of tokens: the reduced plan of docs/distill.md.
+
+    python bench/distill/experiment.py OUT                # three seeds; hours; killed, it goes on where it was
+    python bench/distill/experiment.py OUT --smoke        # everything once at a size of a minute; proves nothing
+
+For each seed: a teacher W (the GRPO snapshot whose sampled accuracy first passes 70 %), a student's start S0 (SFT at a
+constant learning rate, stopped at 40 % sampled accuracy), and from S0 the arms of ``ARMS``, each stopped at the first
+saved step at which it has run the budget of response tokens with a gradient. Learning rates are the best of three on
+seed 100 by problems that nothing else uses. Measured are greedy answers to 1,000 held-out problems, the same for all.
+
+The four claims were fixed before the first run; a claim is made when all seeds agree in sign *and* the interval of the
+pooled paired difference (problems as blocks, Holm over the four) excludes 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "bench"))
+from documents import replace_block  # noqa: E402
+
+from rlreason.config import load  # noqa: E402
+from rlreason.data.prompts import PromptFormat  # noqa: E402
+from rlreason.inputs import RecipeFiles  # noqa: E402
+from rlreason.policy.policies import load_policy  # noqa: E402
+from rlreason.recipe_data import RecipeData  # noqa: E402
+from rlreason.rewards.registry import resolve_verifier  # noqa: E402
+from rlreason.run.manifest import describe_hardware  # noqa: E402
+from rlreason.sampler.groups import draw_groups  # noqa: E402
+from rlreason.sampler.open import inline_sampler  # noqa: E402
+from rlreason.types import Completion, Problem, RewardResult, SamplingParams, Verdict  # noqa: E402
+
+RESULTS = Path(__file__).with_name("results") / "experiment.json"
+QUICKSTART = ROOT / "recipes" / "quickstart"
+CLAIMS = (
+    ("a", "on-policy distillation beats SFT on verified traces", "5 opd", "1 verified"),
+    ("b", "on-policy distillation beats GRPO", "5 opd", "4 grpo"),
+    ("c", "on-policy distillation beats a fixed negative advantage", "5 opd", "8 fixed"),
+    ("d", "verified traces beat unfiltered ones", "1 verified", "2 unfiltered"),
+)
+TUNING_SEED = 100
+#: t of two degrees of freedom, 95 %.
+T2 = 4.30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much of everything."""
+
+    budget: int = 1_100_000
+    problems: int = 64
+    steps: int = 200
+    teacher_steps: int = 120
+    sft_steps: int = 300
+    draws: int = 8000
+    heldout: int = 1000
+    sampled: int = 250
+    every: int = 10
+    enough: float = 0.4
+    good: float = 0.7
+    shape: str = ""
+
+
+FULL = Size()
+SMOKE = Size(
+    budget=400, problems=12, steps=4, teacher_steps=2, sft_steps=40, draws=32, heldout=12, sampled=4, every=2,
+    enough=0.0, good=0.0, shape="hidden_size = 32\nnum_hidden_layers = 1\nhead_dim = 16\nintermediate_size = 48\n",
+)  # fmt: skip
+HEAD = """
+name = "{name}"
+seed = {seed}
+[data]
+train = "arithmetic"
+options = {{ min_terms = 3, max_terms = 6, max_total = 20, negatives = false, mental_steps = 0.35 }}
+[reward]
+accuracy = 1.0
+format = 0.1
+[sampler]
+max_rows = 256
+[trainer]
+save_every = {every}
+keep_checkpoints = 1000
+[policy]
+{policy}
+[student]
+{student}
+"""
+DRAWN = (
+    "steps = {steps}\nproblems_per_step = {problems}\nsamples_per_problem = 4\nmax_tokens = 64\nfirst_problem = 2000\n"
+)
+REJECT = """
+[[stage]]
+kind = "reject"
+name = "traces"
+model = "policy"
+first_problem = 60000
+problems = {draws}
+max_tokens = 64
+{more}
+"""
+LEARN = "optimizer = {{ lr = {lr:g}, betas = [0.9, 0.99], warmup_steps = 5 }}\n"
+STUDY = '[[stage]]\nkind = "distill"\nname = "arm"\nsteps = {steps}\nbatch_size = 256\n' + LEARN
+OPD = '[[stage]]\nkind = "opd"\nname = "arm"\nmodel = "student"\n' + DRAWN + LEARN
+#: Arm -> (its tables and stages, the middle of the three learning rates). {w} and {s0}: folders.
+ARMS: dict[str, tuple[str, float]] = {
+    "1 verified": (REJECT.replace("{more}", "") + STUDY, 1e-3),
+    "2 unfiltered": (
+        REJECT.replace("{more}", "filters = {{ near_duplicate = 1 }}")
+        + STUDY.replace("batch_size", 'which = "all"\nbatch_size'), 1e-3,
+    ),
+    "4 grpo": (
+        '[[stage]]\nkind = "grpo"\nname = "arm"\nmodel = "student"\nobjective = {{ preset = "dapo" }}\n'
+        + DRAWN + LEARN, 3e-4,
+    ),
+    "5 opd": ('[teacher.w]\npath = "{w}"\n' + OPD, 1e-3),
+    "6 sampled": (
+        '[teacher.w]\npath = "{w}"\nwhere = "worker"\npayload = "sampled"\n'
+        + OPD.replace('model = "student"', 'model = "student"\nsupport = "sampled"'), 3e-4,
+    ),
+    "8 fixed": (OPD.replace('model = "student"', 'model = "student"\npreset = "fixed_negative"'), 3e-4),
+}  # fmt: skip
+
+
+def run(folder: Path, text: str) -> None:
+    """A recipe to its end, whether it was begun before or not."""
+    recipe = folder.with_suffix(".toml")
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "rlreason", "run", str(recipe), "--out", str(folder)]
+    done = subprocess.run([*command, *(["--resume"] if folder.exists() else [])], check=False)
+    if done.returncode:
+        raise SystemExit(f"{recipe}: exit code {done.returncode}")
+
+
+def rows(folder: Path, stage: str) -> list[dict[str, Any]]:
+    """A stage's lines of metrics."""
+    (path,) = folder.glob(f"stages/*-{stage}/metrics.jsonl")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def saved(folder: Path, stage: str) -> dict[int, Path]:
+    """Steps done -> the checkpoint that was kept then."""
+    found = folder.glob(f"stages/*-{stage}/checkpoints/step-*")
+    return {int(one.name.removeprefix("step-")): one for one in sorted(found)}
+
+
+def stopped(folder: Path, stage: str, budget: int) -> tuple[Path, int]:
+    """The first saved step at which the budget was run, and its tokens. Exits where the stage was too short for it."""
+    checkpoints, tokens = saved(folder, stage), 0
+    for number, row in enumerate(rows(folder, stage), start=1):
+        tokens += int(row["trained_tokens" if "trained_tokens" in row else "tokens"])
+        if tokens >= budget and number in checkpoints:
+            return checkpoints[number], tokens
+    raise SystemExit(f"{folder}: {tokens:,} tokens are less than the budget of {budget:,}: raise Size.steps")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Problems that nobody trains on: the first are for the verdict, those behind them choose learning rates."""
+
+    verdict: list[Problem]
+    tuning: list[Problem]
+
+    def answers(self, folder: Path, problems: Sequence[Problem], samples: int = 1) -> list[list[bool]]:
+        """Whether each answer is right: one greedy, or several at temperature 1."""
+        policy = load_policy(folder, torch.float32, torch.device("cpu"))
+        heat = 0.0 if samples == 1 else 1.0
+        params = SamplingParams(samples_per_problem=samples, temperature=heat, max_tokens=64, stream="measured", seed=9)
+        groups = draw_groups(inline_sampler(policy, PromptFormat()), list(problems), params)
+        found = {one.problem.id: [right(one.problem, each) for each in one.completions_G] for one in groups}
+        return [found[one.id] for one in problems]
+
+
+def right(problem: Problem, completion: Completion) -> bool:
+    """What the task's verifier says."""
+    result = resolve_verifier(problem.verifier).function(problem, completion)
+    return result.verdict is Verdict.CORRECT if isinstance(result, RewardResult) else bool(result)
+
+
+def share(answers: list[list[bool]]) -> float:
+    """Of all answers."""
+    return statistics.fmean(one for each in answers for one in each)
+
+
+def measures(out: Path, size: Size) -> Measure:
+    """The same problems for every arm and seed."""
+    path = out / "problems.toml"
+    text = HEAD.format(
+        name="problems", seed=12345, every=0, policy=model(size, moe=True), student=model(size, moe=False)
+    )
+    stage = '[[stage]]\nkind = "sft"\nname = "none"\nmodel = "student"\nsteps = 1\nbatch_size = 1\ndemonstrations = 1\n'
+    path.write_text(text.replace("keep_checkpoints = 1000", "") + stage, encoding="utf-8")
+    recipe = load(path)
+    source = RecipeData(recipe=recipe, base=out, files=RecipeFiles(base=out)).read().of("none")
+    found = list(source.heldout(size.heldout + 2 * size.sampled))
+    return Measure(verdict=found[: size.heldout], tuning=found[size.heldout :])
+
+
+def model(size: Size, *, moe: bool) -> str:
+    """The quickstart's policy or student, as a recipe has it."""
+    shape = size.shape or "hidden_size = 128\nnum_hidden_layers = 3\nhead_dim = 32\nintermediate_size = 256\n"
+    experts = "moe_intermediate_size = 128\nnum_experts = 8\nnum_experts_per_tok = 2\nnorm_topk_prob = true\n"
+    return (
+        f'model_type = "{"qwen3_moe" if moe else "qwen3"}"\n[{"policy" if moe else "student"}.model]\n{shape}'
+        "num_attention_heads = 4\nnum_key_value_heads = 2\ntie_word_embeddings = true\nmax_position_embeddings = 256\n"
+        f"initializer_range = 0.06\n{experts if moe else ''}"
+    )
+
+
+def prepared(out: Path, seed: int, size: Size, measure: Measure) -> tuple[Path, Path]:
+    """(W, S0) of a seed."""
+    sft = (
+        '[[stage]]\nkind = "sft"\nname = "{name}"\nmodel = "{model}"\ndemonstrations = 2000\nsteps = {steps}\n'
+        "batch_size = 128\noptimizer = {{ lr = 3e-3, betas = [0.9, 0.99], warmup_steps = 10 }}\n"
+    )
+    grpo = '[[stage]]\nkind = "grpo"\nname = "grpo"\nmodel = "cold"\n' + DRAWN + LEARN
+    text = HEAD.format(
+        name="teacher", seed=seed, every=size.every, policy=model(size, moe=True), student=model(size, moe=False)
+    )
+    text += sft.format(name="cold", model="policy", steps=size.sft_steps)
+    text += grpo.format(steps=size.teacher_steps, problems=size.problems, lr=3e-4)
+    text += sft.format(name="start", model="student", steps=size.sft_steps)
+    run(out / "models", text)
+    scored = {number: row["accuracy/train"] for number, row in enumerate(rows(out / "models", "grpo"), start=1)}
+    snapshots = saved(out / "models", "grpo")
+    w = next((place for step, place in snapshots.items() if scored[step] >= size.good), None)
+    s0 = next(
+        (
+            place
+            for place in saved(out / "models", "start").values()
+            if share(measure.answers(place, measure.tuning, 4)) >= size.enough
+        ),
+        None,
+    )
+    if w is None or s0 is None:
+        raise SystemExit(f"seed {seed}: no snapshot of the {'teacher' if w is None else 'student'} is good enough")
+    return w, s0
+
+
+def arm(out: Path, name: str, lr: float, models: tuple[Path, Path], seed: int, size: Size) -> tuple[Path, int]:
+    """An arm's checkpoint at the budget, and its tokens."""
+    w, s0 = models
+    folder = out / f"{name.replace(' ', '-')}-{lr:g}"
+    text = HEAD.format(name="arm", seed=seed, every=size.every, policy=f'path = "{w}"', student=f'path = "{s0}"')
+    text += ARMS[name][0].format(w=w, s0=s0, steps=size.steps, problems=size.problems, draws=size.draws, lr=lr)
+    run(folder, text)
+    return stopped(folder, "arm", size.budget)
+
+
+def tuned(out: Path, size: Size, measure: Measure, arms: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Arm -> learning rate -> greedy accuracy on the tuning problems, at a third of the budget."""
+    third = Size(**{**vars(size), "budget": size.budget // 3, "steps": max(size.every, size.steps // 2)})
+    place = out / f"seed-{TUNING_SEED}"
+    models = prepared(place, TUNING_SEED, size, measure)
+    found: dict[str, dict[str, float]] = {}
+    for name in arms:
+        found[name] = {}
+        for factor in (1 / 3, 1.0, 3.0):
+            lr = ARMS[name][1] * factor
+            checkpoint, _ = arm(place, name, lr, models, TUNING_SEED, third)
+            found[name][f"{lr:g}"] = share(measure.answers(checkpoint, measure.tuning))
+    return found
+
+
+def unmoved(out: Path, s0: Path, seed: int, size: Size, measure: Measure) -> float:
+    """Share of greedy answers that five steps with the start as teacher change: 0, or the stage is wrong."""
+    twin = out / "twin"
+    shutil.copytree(s0, twin, dirs_exist_ok=True)
+    text = HEAD.format(name="arm", seed=seed, every=0, policy=f'path = "{s0}"', student=f'path = "{s0}"')
+    text = text.replace("keep_checkpoints = 1000", "") + f'[teacher.same]\npath = "{twin}"\n'
+    run(out / "11-same", text + OPD.format(steps=5, problems=size.problems, lr=1e-6))
+    (after,) = (out / "11-same").glob("stages/*-arm/checkpoint")
+    pairs = zip(measure.answers(s0, measure.verdict), measure.answers(after, measure.verdict), strict=True)
+    return statistics.fmean(one != other for one, other in pairs)
+
+
+def judged(seeds: dict[str, dict[str, list[bool]]]) -> list[dict[str, Any]]:
+    """The four claims, by the rule in the file's first lines."""
+    found = []
+    for key, text, better, worse in CLAIMS:
+        by_seed = [
+            [float(a) - float(b) for a, b in zip(one[better], one[worse], strict=True)] for one in seeds.values()
+        ]
+        means = [statistics.fmean(one) for one in by_seed]
+        blocks = [statistics.fmean(one) for one in zip(*by_seed, strict=True)]
+        mean, error = statistics.fmean(blocks), statistics.stdev(blocks) / math.sqrt(len(blocks))
+        p = math.erfc(abs(mean) / error / math.sqrt(2)) if error else float(mean == 0)
+        spread = T2 * statistics.stdev(means) / math.sqrt(len(means)) if len(means) == 3 else math.nan
+        found.append({"claim": key, "text": text, "by_seed": means, "mean": mean, "error": error, "p": p, "t": spread})
+    holds = True  # Holm: behind the first that does not hold none does
+    for rank, one in enumerate(sorted(found, key=lambda each: each["p"])):
+        level = 0.05 / (len(found) - rank)
+        z = statistics.NormalDist().inv_cdf(1 - level / 2)
+        one["interval"] = [one["mean"] - z * one["error"], one["mean"] + z * one["error"]]
+        holds = holds and one["p"] <= level
+        one["made"] = holds and all(each > 0 for each in one["by_seed"]) and one["interval"][0] > 0
+    return found
+
+
+def table(document: dict[str, Any]) -> str:
+    """As Markdown."""
+    names = list(next(iter(document["seeds"].values()))["greedy"])
+    lines = ["| arm | greedy, by seed | sampled, by seed | tokens trained |", "|---|---|---|---|"]
+    for name in names:
+        each = document["seeds"].values()
+        greedy = " / ".join(f"{statistics.fmean(one['greedy'][name]):.1%}" for one in each)
+        sampled = " / ".join(f"{one['sampled'][name]:.1%}" for one in each)
+        lines.append(f"| {name} | {greedy} | {sampled} | {max(one['tokens'][name] for one in each):,} |")
+    lines += ["", "| claim | difference (Holm's interval) | by seed | made |", "|---|---|---|---|"]
+    for one in document["claims"]:
+        low, high = one["interval"]
+        seeds = " / ".join(f"{100 * each:+.1f}" for each in one["by_seed"])
+        answer = "yes" if one["made"] else "no"
+        lines.append(
+            f"| ({one['claim']}) {one['text']} | {100 * one['mean']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) "
+            f"| {seeds} | {answer} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run, measure, judge, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder of the runs and of what was measured so far")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--smoke", action="store_true", help="everything once, tiny")
+    options = parser.parse_args()
+    size, out = (SMOKE if options.smoke else FULL), options.out.absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "results.json"
+    document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"tuning": {}, "seeds": {}}
+    measure = measures(out, size)
+    if not document["tuning"]:
+        document["tuning"] = tuned(out, size, measure, list(ARMS)[:1] if options.smoke else list(ARMS))
+        path.write_text(json.dumps(document), encoding="utf-8")
+    for seed in options.seeds:
+        if str(seed) in document["seeds"]:
+            continue
+        place = out / f"seed-{seed}"
+        w, s0 = prepared(place, seed, size, measure)
+        places = {"0 start": (s0, 0), "teacher W": (w, 0)}
+        for name, (_, middle) in ARMS.items():
+            tried = document["tuning"].get(name, {f"{middle:g}": 0.0})
+            places[name] = arm(place, name, float(max(tried, key=lambda lr: tried[lr])), (w, s0), seed, size)
+        document["seeds"][str(seed)] = {
+            "greedy": {
+                name: [one[0] for one in measure.answers(one, measure.verdict)] for name, (one, _) in places.items()
+            },
+            "sampled": {
+                name: share(measure.answers(one, measure.verdict[: size.sampled], 8))
+                for name, (one, _) in places.items()
+            },
+            "tokens": {name: tokens for name, (_, tokens) in places.items()},
+            "same teacher moved": unmoved(place, s0, seed, size, measure),
+        }
+        path.write_text(json.dumps(document), encoding="utf-8")
+    document["claims"] = judged({seed: one["greedy"] for seed, one in document["seeds"].items()})
+    document["hardware"] = describe_hardware([]).model_dump()
+    path.write_text(json.dumps(document), encoding="utf-8")
+    print(table(document))
+    if not options.smoke and options.seeds == [0, 1, 2]:
+        RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        replace_block(ROOT / "docs" / "distill.md", "experiment", table(document))
+
+
+if __name__ == "__main__":
+    main()

@@ -35,6 +35,7 @@ from rlreason.rewards.registry import resolve_verifier
 from rlreason.run import manifest
 from rlreason.run.inputs import InputFile, KnownInputs
 from rlreason.run.manifest import AuditEntry
+from rlreason.traces.similar import Benchmarks
 from rlreason.types import Completion, Problem, RewardResult, Verdict
 
 #: Gold answers of each set that are tried on their verifier.
@@ -78,6 +79,8 @@ def check(recipe: Recipe, base: Path, known: KnownInputs | None = None) -> Check
     reader = RecipeData(recipe=recipe, base=base, files=files)
     data = reader.read()
     _check_needs(recipe, data)
+    if known is None:  # a run that is gone on with may have filtered already
+        _check_benchmarks(recipe)
     if any(not isinstance(stage, EvalStage) for stage in recipe.stage):
         check_overlap(data, allowed=recipe.data.allow_overlap)
     _check_golds(recipe, data)
@@ -98,6 +101,17 @@ def check(recipe: Recipe, base: Path, known: KnownInputs | None = None) -> Check
         inputs=inputs,
         audits=tuple(audits),
     )
+
+
+def _check_benchmarks(recipe: Recipe) -> None:
+    """The benchmarks that traces must not hold can be read; else a reject stage would end behind its last draw."""
+    for stage in recipe.stage:
+        if isinstance(stage, RejectStage) and stage.filters is not None:
+            wanted = stage.filters.decontaminate
+            try:
+                Benchmarks.read(wanted.against, wanted.n, Path())
+            except UsageError as error:
+                raise UsageError(f"stage {stage.name!r}: filters.{error}") from error
 
 
 def _verifiers(data: RunData) -> list[str]:

@@ -7,7 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rlreason import extensions
-from rlreason.config import DataSetConfig, DistillStage, PolicyConfig, Recipe, RewardTable, Stage
+from rlreason.config import (
+    DataSetConfig,
+    DistillStage,
+    PolicyConfig,
+    Recipe,
+    RejectStage,
+    RewardTable,
+    Stage,
+    TeacherConfig,
+)
 from rlreason.config.reward_audit import RewardAudit
 from rlreason.data.files import MissingSource, locate
 from rlreason.data.places import AnyOf, Place, Where
@@ -137,13 +146,15 @@ class RecipeFiles:
 
     def model(self, config: PolicyConfig) -> PolicyConfig:
         """A model's table with a local folder or GGUF file as an absolute path; a hub id stays."""
-        if config.path is None:
-            return config
-        place = Path(config.path).expanduser()
+        return config if config.path is None else config.model_copy(update={"path": self.weights(config.path)})
+
+    def weights(self, path: str) -> str:
+        """A local folder or GGUF file of a model as an absolute path; a hub id stays."""
+        place = Path(path).expanduser()
         for folder in [place] if place.is_absolute() else [self.base / place, place]:
             if folder.is_dir() or (folder.is_file() and folder.suffix == ".gguf"):
-                return config.model_copy(update={"path": str(_absolute(folder))})
-        return config
+                return str(_absolute(folder))
+        return path
 
     def _module(self, name: str) -> None:
         file = plugins.module_file(name)
@@ -188,6 +199,7 @@ def absolute_recipe(recipe: Recipe, files: RecipeFiles) -> Recipe:
             "stage": stages,
             "policy": files.model(recipe.policy),
             "student": None if student is None else files.model(student),
+            "teacher": {name: _absolute_teacher(files, one) for name, one in recipe.teacher.items()},
             "data": data,
             "reward": _rewards(files, recipe.reward, "[reward]"),
             "reward_audit": _audit_places(files, recipe.reward_audit),
@@ -204,10 +216,29 @@ def _rewards(files: RecipeFiles, table: RewardTable, place: str) -> RewardTable:
 def _absolute_stage(files: RecipeFiles, recipe: Recipe, stage: Stage) -> Stage:
     if isinstance(stage, DistillStage) and stage.trace_set is not None:
         return stage.model_copy(update={"trace_set": files.trace_set(stage.trace_set)})
+    if isinstance(stage, RejectStage):
+        return _absolute_benchmarks(files, stage)
     if not recipe.has_own_reward(stage):
         return stage
     own = _rewards(files, recipe.reward_of(stage), f"stage.{stage.name}.reward:")
     return stage.model_copy(update={"reward": own})
+
+
+def _absolute_teacher(files: RecipeFiles, table: TeacherConfig) -> TeacherConfig:
+    return table if table.path is None else table.model_copy(update={"path": files.weights(table.path)})
+
+
+def _absolute_benchmarks(files: RecipeFiles, stage: RejectStage) -> RejectStage:
+    """The benchmarks that its traces must not hold; those that are not there are said by who reads them."""
+    if stage.filters is None:
+        return stage
+    wanted, found = stage.filters.decontaminate, []
+    for name in wanted.against:
+        place = Path(name).expanduser()
+        known = [one for one in (files.base / place, place) if one.is_file()]
+        found.append(str(_absolute(known[0] if known else files.base / place)))
+    wanted = wanted.model_copy(update={"against": tuple(found)})
+    return stage.model_copy(update={"filters": stage.filters.model_copy(update={"decontaminate": wanted})})
 
 
 def _audit_places(files: RecipeFiles, audit: RewardAudit) -> RewardAudit:

@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -115,18 +116,30 @@ def recipe(seed: int, steps: int, remedies: Sequence[str]) -> dict[str, Any]:
 
 
 def one_run(fault: str, seed: int, steps: int, remedies: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Remedy -> what came out, of one process."""
+    """Remedy -> what came out, of one process; where it is interrupted, of the remedies that were done."""
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder, "drift.toml"), Path(folder, "run")
         path.write_text(tomli_w.dumps(recipe(seed, steps, remedies)), encoding="utf-8")
         command = [sys.executable, str(Path(__file__)), "spoiled", "run", str(path), "--out", str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, FAULT: fault})
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, env={**os.environ, FAULT: fault}
+            )
+        except KeyboardInterrupt:
+            return harvest(out, remedies, steps)
         if done.returncode:
             raise RuntimeError((done.stderr or done.stdout).strip()[-2000:])
-        found = {}
-        for name in remedies:
-            (lines,) = out.glob(f"stages/*-{name}/metrics.jsonl")
+        return harvest(out, remedies, steps)
+
+
+def harvest(out: Path, remedies: Sequence[str], steps: int) -> dict[str, dict[str, float]]:
+    """Remedy -> what came out, of those whose stage in the run directory ``out`` is whole."""
+    found = {}
+    for name in remedies:
+        for lines in out.glob(f"stages/*-{name}/metrics.jsonl"):
             rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+            if len(rows) < steps or "accuracy/heldout" not in rows[-1]:
+                continue
             last = [row for row in rows[-10:] if "mismatch/k3" in row] or [{"mismatch/k3": 0.0, "entropy": 0.0}]
             found[name] = {
                 "accuracy": rows[-1]["accuracy/heldout"],
@@ -134,13 +147,17 @@ def one_run(fault: str, seed: int, steps: int, remedies: Sequence[str]) -> dict[
                 "mismatch/k3": fmean(row["mismatch/k3"] for row in last),
                 "entropy": fmean(row["entropy"] for row in last),
             }
-        return found
+    return found
 
 
 def run_all(options: argparse.Namespace) -> None:
-    """Every fault with every seed; the file is written after each, and what it holds already is not run again."""
+    """Every fault with every seed; the file is written after each, and what it holds already is not run again. Ctrl-C
+    or SIGTERM ends it and loses no remedy that was done."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     out: Path = options.out
     data = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    if data and data["steps"] != options.steps:
+        raise SystemExit(f"{out} is of {data['steps']} steps: give another --out, or --steps {data['steps']}")
     data |= {
         "steps": options.steps,
         "commit": git_commit(HERE),
@@ -155,9 +172,11 @@ def run_all(options: argparse.Namespace) -> None:
             if not wanted:
                 continue
             print(f"seed {seed}, {fault}: {', '.join(wanted)}", flush=True)
-            for name, numbers in one_run(fault, seed, options.steps, wanted).items():
-                rows.append({"fault": fault, "seed": seed, "remedy": name, **numbers})
+            found = one_run(fault, seed, options.steps, wanted)
+            rows += [{"fault": fault, "seed": seed, "remedy": name, **numbers} for name, numbers in found.items()]
             out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+            if len(found) < len(wanted):
+                raise SystemExit(f"interrupted; run it again with --out {out} for what is missing")
     print(table(data))
 
 

@@ -76,6 +76,14 @@ def advantage_ways(inputs: ScoreInputs, compiled: bool) -> list[Way]:
         mean_G1, std_G1 = scores_GM.mean(1, keepdim=True), scores_GM.std(1, keepdim=True)
         return ((scores_GM - mean_G1) / (std_G1 + GROUP_SPEC.std_epsilon)).view(-1).float()
 
+    def one_pass(scores_N: Tensor) -> Tensor:
+        """The deviation as RL-Kernel takes it: from E[x²] − E[x]² of the group, in float32."""
+        scores_GM = scores_N.float().view(len(step.sizes_G), -1)
+        count, mean_G1 = scores_GM.shape[1], scores_GM.mean(1, keepdim=True)
+        variance_G1 = (scores_GM.square().mean(1, keepdim=True) - mean_G1.square()).clamp(min=0.0)
+        std_G1 = (variance_G1 * count / (count - 1)).sqrt()
+        return ((scores_GM - mean_G1) / (std_G1 + GROUP_SPEC.std_epsilon)).view(-1)
+
     def sent(function: Callable[[Tensor], Tensor]) -> Callable[[], tuple[Tensor, ...]]:
         return lambda: (function(step.scores_N.to(device)),)
 
@@ -86,6 +94,7 @@ def advantage_ways(inputs: ScoreInputs, compiled: bool) -> list[Way]:
         ways.append(Way("kernel", lambda: (step_advantages(step, device),), ours=True, note="as a stage calls it"))
     ways.append(Way("torch path", lambda: (scores.step_advantages(step, device),), note="on the CPU, then sent"))
     ways.append(Way("torch eager", sent(plain), note="even groups"))
+    ways.append(Way("one pass, float32", sent(one_pass), note="even groups; RL-Kernel's variance, in plain torch"))
     if compiled:
         ways.append(Way("torch.compile", sent(torch.compile(plain)), note="as eager"))
     return ways

@@ -85,11 +85,10 @@ def _traces(stage: DistillStage | OpdStage, context: Context, folder: Path) -> I
     """Those that the stage learns. Draws that were no kept traces may answer a benchmark's questions, which are learnt
     in no case: what is measured afterwards would be worth nothing."""
     which = stage.which if isinstance(stage, DistillStage) else "kept"
-    if which == "kept":
-        yield from read_traces(folder)
+    filters = None if which == "kept" else References(context.recipe).traces_of(stage).filters
+    if filters is None:
+        yield from read_traces(folder, which)
         return
-    filters = References(context.recipe).traces_of(stage).filters
-    assert filters is not None, "a recipe that reads all draws of a stage without filters is refused"
     wanted, hits = filters.decontaminate, 0
     benchmarks = Benchmarks.read(wanted.against, wanted.n, Path())
     for trace in read_traces(folder, which):

@@ -106,6 +106,17 @@ def test_the_command_and_what_is_refused(tmp_path: Path) -> None:
     assert lines[2].split()[0] == "all"
     assert lines[2].split()[-1] == "100.0%"
     assert lines[-1].startswith("healthy: v1 and v2 up to 0.002 nats")
+    changed = numerics(
+        NumericsRequest(model=str(tmp_path / "moe"), problems=2, max_tokens=16, top_p=0.8, updates=2, lr=1e-2)
+    )
+    assert changed[0].endswith("temperature 1, top_p 0.8, top_k 0")
+    rows = {line[:17].strip(): line[17:].split() for line in changed[2:-1]}
+    assert list(rows) == ["all", "0 to 127", "cut not replayed", "after 1 update", "after 2 updates"]
+    v2 = {name: float(row[3]) for name, row in rows.items()}
+    assert v2["all"] < 1e-9
+    assert v2["cut not replayed"] > 1e-3  # the trainer's are over the whole vocabulary
+    assert 1e-6 < v2["after 1 update"] < v2["after 2 updates"]
+    assert changed[-1].startswith("healthy")  # of the weights that drew
     for wrong, said in (({"model": str(tmp_path / "nothing")}, "nothing"), ({"engine": "vlm"}, "sampler.engine")):
         with pytest.raises(UsageError, match=said):
             numerics(NumericsRequest(**{"model": str(tmp_path / "moe"), **wrong}))

@@ -6,11 +6,13 @@ A program of its own, as vLLM sets threads and takes memory for the whole proces
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from rlreason.config import PolicyConfig
+from rlreason.errors import UsageError
 from rlreason.policy.policies import PolicySource, fresh_tokenizer
 from rlreason.sampler.vllm_teacher import VllmTeacher, VllmTeacherSpec
 from rlreason.trainer.options import ModelSource
@@ -55,43 +57,36 @@ def apart(ours: list[TrainingSample], theirs: list[TrainingSample]) -> dict[str,
 def main() -> None:
     config = PolicyConfig(model_type="qwen3", model=SHAPE)
     source = PolicySource(config=config, tokenizer=fresh_tokenizer(config, "0123456789", ()), seed=3)
+    model, cpu = ModelSource(source=source, dtype=torch.float32), torch.device("cpu")
+
+    def asked(payload: str, k: int, shared: int = SHARED) -> TeacherScorer:
+        return TeacherScorer(TeacherSpec(model=model, payload=payload, k=k, shared=shared, micro_batch_tokens=64), cpu)
+
+    spec = VllmTeacherSpec(source=source, dtype=torch.float32, payload="topk", k=K, shared=SHARED)
+    engine = VllmTeacher(replace(spec, kv_cache_bytes=64 << 20))
     samples, found = rows(SHARED), {}
-    for name, payload, k in (("tail", "topk", K), ("all", "topk", 1000), ("drawn", "sampled", K)):
-        asked = TeacherSpec(
-            model=ModelSource(source=source, dtype=torch.float32),
-            payload=payload, k=k, shared=SHARED, micro_batch_tokens=64,
-        )  # fmt: skip
-        theirs = TeacherScorer(asked, torch.device("cpu")).score(samples)
-        engine = VllmTeacher(
-            VllmTeacherSpec(
-                source=source, dtype=torch.float32, payload=payload, k=k, shared=SHARED, kv_cache_bytes=64 << 20
-            )
-        )
-        ours = engine.score(samples)
-        found[name] = apart(ours, theirs)
-        if name == "tail":
-            whole = TeacherScorer(
-                TeacherSpec(model=asked.model, payload="topk", k=k, shared=1000, micro_batch_tokens=64),
-                torch.device("cpu"),
-            ).score(samples)
-            found["not cut"] = apart(ours, whole)
-            own = TeacherScorer(asked, torch.device("cpu")).greedy([3, 4, 5, 6], 12)
-            found["greedy"] = {
-                "differ": float(sum(a != b for a, b in zip(engine.greedy([3, 4, 5, 6], 12), own, strict=True)))
-            }
-            again = [engine.score([one])[0] for one in samples]
-            found["alone"] = apart(again, ours)
-            strange = rows(SHARED, 1)[0]
-            strange.token_ids[7] = SHARED
-            (cut,) = engine.score([strange])
-            found["strange"] = {"from": float(np.flatnonzero(np.isnan(cut.teacher_logprobs))[0])}
-            try:
-                engine.score([TrainingSample(token_ids=[3] * 256, loss_mask=[1] * 256, sampler_logprobs=-1.0)])
-            except Exception as error:
-                found["long"] = str(error)
-        if name == "all":
-            found["whole"] = {"rest": float(max(one.teacher.log_tail[one.loss_mask].max() for one in ours))}
-        engine.close()
+    ours = engine.score(samples)
+    found["tail"] = apart(ours, asked("topk", K).score(samples))
+    found["not cut"] = apart(ours, asked("topk", K, 1000).score(samples))
+    found["alone"] = apart([engine.score([one])[0] for one in samples], ours)
+    own = asked("topk", K).greedy([3, 4, 5, 6], 12)
+    found["greedy"] = {"differ": sum(a != b for a, b in zip(engine.greedy([3, 4, 5, 6], 12), own, strict=True))}
+    strange = rows(SHARED, 1)[0]
+    strange.token_ids[7] = SHARED
+    (cut,) = engine.score([strange])
+    found["strange"] = {"from": int(np.flatnonzero(np.isnan(cut.teacher_logprobs))[0])}
+    try:
+        engine.score([TrainingSample(token_ids=[3] * 256, loss_mask=[1] * 256, sampler_logprobs=-1.0)])
+    except UsageError as error:
+        found["long"] = str(error)
+    # The same engine, asked for every word, and for none.
+    engine._count = SHARED
+    everything = engine.score(samples)
+    found["all"] = apart(everything, asked("topk", 1000).score(samples))
+    found["whole"] = {"rest": float(max(one.teacher.log_tail[one.loss_mask].max() for one in everything))}
+    engine._count = 0
+    found["drawn"] = apart(engine.score(samples), asked("sampled", K).score(samples))
+    engine.close()
     print(json.dumps(found))
 
 

@@ -308,3 +308,32 @@ def test_rows_that_a_teacher_cannot_score_whole_are_refused_or_left_out(folder: 
             UsageError, match=r'where = "vllm": vLLM.s CPU attention has no head size 16.*where = "worker"'
         ):
             checked(recipe(most, "vllm"))
+
+
+SET = """
+[[stage]]
+kind = "reject"
+name = "traces"
+problems = 2
+max_tokens = 8
+filters = { decontaminate = { against = ["bench.jsonl"] } }
+"""
+
+
+def test_files_of_teachers_and_benchmarks_are_those_beside_the_recipe(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the command is given, and said before the first draw where they are not there."""
+    monkeypatch.chdir("/")
+    save(folder / "student")
+    save(folder / "short")
+    path = write(folder, tables='[teacher.big]\npath = "short"\n', stages=OPD.format(max_tokens=8) + SET)
+    loaded(path, folder / "student")
+    with pytest.raises(
+        UsageError, match=rf"'traces': filters.decontaminate.against: {folder}/bench.jsonl can't be read"
+    ):
+        checked(path)
+    (folder / "bench.jsonl").write_text('{"question": "9+9="}\n', encoding="utf-8")
+    found = checked(path).recipe
+    assert found.teacher["big"].path == str(folder / "short")
+    assert str(folder / "bench.jsonl") in repr(found.stage[-1])

@@ -382,3 +382,20 @@ def test_a_teacher_behind_vllm_teaches_the_same(tmp_path: Path, monkeypatch: pyt
         assert found["engine"][key] == pytest.approx(found["words"][key], rel=1e-3), key
     assert found["engine"]["divergence"] > 1e-2
     assert (tmp_path / "engine" / "logs" / "teacher-engine-0.log").is_file()
+
+
+@pytest.mark.slow
+def test_ranks_learn_what_one_process_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks that hold the student and the very same teacher in shards; tests/trainer/test_ranks.py compares the
+    gradients themselves."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    one = run(tmp_path, stage("opd", 'teacher = "main"', steps=1), out="one")
+    (teacher,) = one.glob("stages/*-cold_start/checkpoint")
+    ranks = BASE.replace("save_every = 2\n", "save_every = 2\nranks = 2\n").replace("steps = 40", "steps = 1")
+    same = '[teacher.main]\nmodel = "cold_start"'
+    assert same in ranks
+    monkeypatch.setitem(globals(), "BASE", ranks.replace(same, f'[teacher.main]\npath = "{teacher}"'))
+    two = run(tmp_path, stage("opd", 'teacher = "main"', steps=1), out="two")
+    ((expected,), (found,)) = (metrics(made, "opd") for made in (one, two))
+    for key in ("divergence", "kl/forward", "loss", "grad_norm", "length/mean", "trained_tokens"):
+        assert found[key] == pytest.approx(expected[key], rel=1e-5), key

@@ -17,7 +17,6 @@ from rlreason.policy.policies import PolicySource, fresh_tokenizer
 from rlreason.stages import distill
 from rlreason.stages.opd import OpdWork
 from rlreason.stages.opd_teachers import Teacher, check_noise, check_places, with_finite
-from rlreason.stages.reject import read_traces
 from rlreason.trainer import teachers
 from rlreason.trainer.options import ModelSource
 from rlreason.trainer.teachers import TeacherScorer, TeacherSpec
@@ -148,14 +147,13 @@ def test_tokens_without_an_answer_carry_no_loss_and_are_counted() -> None:
     assert np.flatnonzero(one.loss_mask & ~found.loss_mask).tolist() == [5, 6]
 
 
-def test_traces_without_a_token_to_learn_from_are_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_traces_without_a_token_to_learn_from_are_refused(tmp_path: Any) -> None:
     """trl #2217: the loss was 0 and nobody noticed."""
     (tmp_path / "traces.jsonl").write_text(
         '{"problem_id": "p", "prompt": "1+1=", "messages": [], "response": "2"}\n', encoding="utf-8"
     )
     masked = SimpleNamespace(supervised=lambda *_: SimpleNamespace(token_ids=[1, 2, 3], loss_mask=[0, 0, 0]))
-    context: Any = SimpleNamespace(prompt_format=masked, recipe=SimpleNamespace(stage=[]))
-    monkeypatch.setattr(distill, "_traces", lambda *_: read_traces(tmp_path))
+    context: Any = SimpleNamespace(prompt_format=masked)
     student: Any = SimpleNamespace(architecture={}, tokenizer=None)
     with pytest.raises(
         UsageError, match=r"'opd': no token of the traces in .* carries loss: the student's chat template"

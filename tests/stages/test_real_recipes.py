@@ -17,7 +17,7 @@ from rlreason.config.load import locate
 
 SMALL = {
     "steps": 1, "batch_size": 2, "problems_per_step": 2, "samples_per_problem": 4, "demonstrations": 4,
-    "eval_problems": 2, "problems": 4, "max_tokens": 16, "eval_max_tokens": 8, "first_problem": 4,
+    "eval_problems": 2, "problems": 2, "max_tokens": 12, "eval_max_tokens": 8, "first_problem": 4,
     "micro_batch_tokens": 512, "router_warmup_steps": 0,
 }  # fmt: skip
 #: Groups of completions that all fail teach nothing, and nothing right is left to distil: here any may be right.

@@ -19,8 +19,11 @@ from rlreason.objective import linear
 from rlreason.objective import loss as losses
 from rlreason.objective.dispatch import step_advantages
 from rlreason.objective.presets import PRESETS
+from rlreason.objective.scores import with_advantages
+from rlreason.policy.batch import make_batches
 from rlreason.policy.logprobs import plain_head, takes_packed
 from rlreason.policy.policies import fresh_policy
+from rlreason.stages.credit import credit_of, samples_of
 from rlreason.stages.grpo import earn, learn
 from rlreason.trainer import local
 from rlreason.trainer.local import LocalTrainer
@@ -144,6 +147,37 @@ def test_nor_where_the_advantages_are_made_on_the_device(preset: str, monkeypatc
     assert isinstance(advantages_N, torch.Tensor)
     assert {one.device for one in (*inputs, *scratch, advantages_N)} == {DEVICE}
     assert advantages_N.shape == (6,)  # of all completions, whether or not they are computed
+
+
+#: Every baseline with every scale that a recipe may give it, GDPO's parts, and every rule for truncated completions.
+CREDITS: list[dict[str, Any]] = [
+    {"preset": "gdpo"},
+    {"preset": "maxrl"},
+    *(
+        {"baseline": baseline, "scale": scale}
+        for baseline in ("mean", "leave_one_out", "length_weighted", "batch", "none")
+        for scale in ("group_std", "batch_std", "batch_whiten", "none")
+        if (baseline, scale) != ("leave_one_out", "group_std")
+    ),
+    *({"overlong": overlong} for overlong in ("mask", "mask_from_baseline", "soft_penalty")),
+]
+
+
+@pytest.mark.parametrize("objective", CREDITS, ids=lambda one: "-".join(one.values()))
+def test_no_choice_of_advantages_reads_the_device(objective: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From scores to the micro-batch: what the host decides, it decides from the scores that it has."""
+    pytest.importorskip("triton")
+    from rlreason.objective.kernels import advantage
+
+    monkeypatch.setattr(advantage, "one_launch_kernel", {(1,): lambda *given, num_warps: None})
+    sizes = {"steps": 1, "problems_per_step": 2, "samples_per_problem": 3, "max_tokens": 8}
+    stage, groups = GrpoStage(kind="grpo", name="rl", **sizes, objective=objective), groups_of()
+    credit = credit_of(groups, stage, weights={"accuracy": 1.0})
+    advantages_N = advantage.step_advantages(credit.scores, DEVICE)
+    (samples,) = samples_of(groups, credit, stage)
+    for batch in make_batches(samples, 8, 0, DEVICE, packed=True):
+        given = with_advantages(batch, advantages_N)
+        assert given.advantages_BT.device == DEVICE
 
 
 def test_one_read_of_an_advantage_fails(monkeypatch: pytest.MonkeyPatch) -> None:

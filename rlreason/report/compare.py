@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from rlreason.report import findings, page
 from rlreason.report.read import Evaluation, Json, Run, Stage
+from rlreason.report.verdicts import compare_all, result_line
 from rlreason.types import Interval
 
 SCRIPTS = ("draw.js", "charts.js", "panels.js", "compare.js")
@@ -85,6 +86,11 @@ def alone(first: Run, second: Run) -> list[str]:
     return [*missing(first, second, "A"), *missing(second, first, "B")]
 
 
+def _result(run: Run) -> str | None:
+    suites = findings.suites(run)
+    return result_line(run, suites, compare_all(run, suites))
+
+
 def render(first: Run, second: Run) -> str:
     """The whole page."""
     script = "\n".join(page.asset(name) for name in SCRIPTS)
@@ -95,7 +101,7 @@ def render(first: Run, second: Run) -> str:
         .from_string(page.asset("compare.html"))
         .render(
             runs=[("A", first), ("B", second)],
-            headlines=[findings.headline(run, findings.suites(run)) for run in (first, second)],
+            headlines=[_result(run) for run in (first, second)],
             seconds=[page.total_seconds(run) for run in (first, second)],
             hardware=[page.provenance(run.manifest)["machine"] for run in (first, second)],
             differences=different[:MAX_DIFFERENCES],

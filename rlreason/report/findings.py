@@ -1,14 +1,15 @@
 """What the run found, from its own numbers: the one-line result, the table of models, accuracy by difficulty.
 
-A claim is made only where the data carries it. Two models differ when the 95 % interval of the difference leaves
-out zero; the interval is Newcombe's (1998, method 10), built from the two models' own intervals. It treats the two
-samples as independent, which is cautious where both models answered the same problems.
+A claim is made only where the data carries it. Two models differ when the paired verdict on the problems that both
+answered says so; where completions are not there, when the 95 % interval of the difference leaves out zero. That is
+Newcombe's (1998, method 10), built from the two models' own intervals as if their samples were independent.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -19,6 +20,10 @@ from rlreason.types import Interval
 #: Parents that are no stage: the models that the recipe describes, built or loaded anew. Stages may have the same
 #: name (a distill stage is often called "student"), so these words never mean a stage, except for an eval stage.
 FRESH = frozenset({"policy", "student"})
+
+#: By suite and model: 1, problem by problem it is better than the one it was made from; -1, worse; 0, nothing can be
+#: told. Of pairs whose completions are there.
+Signs = Mapping[tuple[str, str], int]
 
 #: Tags drawn on the page; beyond these the panels say more about the screen than about the model.
 MAX_TAGS = 24
@@ -163,27 +168,37 @@ def suite_label(name: str) -> str:
     return "held-out accuracy" if name == "heldout" else f"accuracy on {name}"
 
 
-def grpo_sentence(suite: Suite) -> str | None:
-    """What GRPO did to accuracy, against the model it started from."""
-    trained = [m for m in suite.models if m.stage and m.stage.kind == "grpo" and m.base]
-    if not trained:
-        return None
-    model = trained[-1]
+def policies(suite: Suite) -> list[Model]:
+    """Models that GRPO trained, beside those that it began with."""
+    return [m for m in suite.models if m.stage and m.stage.kind == "grpo" and m.base]
+
+
+def grpo_sentence(suite: Suite, signs: Signs) -> str | None:
+    """What GRPO did to accuracy, against the model it started from; of several such stages each by its name."""
+    trained = policies(suite)
+    label = suite_label(suite.name)
+    said = [
+        f"{model.result.model if len(trained) > 1 else 'GRPO'} {_moved(suite, model, 'it' if place else label, signs)}"
+        for place, model in enumerate(trained)
+    ]
+    return ", ".join(said) or None
+
+
+def _moved(suite: Suite, model: Model, what: str, signs: Signs) -> str:
     assert model.base is not None
     assert model.gain is not None
+    apart = 1 if model.gain.low > 0 else -1 if model.gain.high < 0 else 0
+    sign = signs.get((suite.name, model.result.model), apart)
     old, new = percent(model.base.accuracy.value), percent(model.result.accuracy.value)
-    label = suite_label(suite.name)
-    if model.gain.low > 0:
-        return f"GRPO lifted {label} from {old} to {new}"
-    if model.gain.high < 0:
-        return f"GRPO lowered {label} from {old} to {new}"
-    return f"GRPO left {label} where it was ({old} before, {new} after: within the noise)"
+    if sign:
+        return f"{'lifted' if sign > 0 else 'lowered'} {what} from {old} to {new}"
+    return f"left {what} where it was ({old} before, {new} after: within the noise)"
 
 
-def student_sentence(suite: Suite, teacher_named: bool) -> str | None:
+def student_sentence(suite: Suite, named: list[Model]) -> str | None:
     """What the student keeps of its teacher, at what size, and beside a student of that size without a teacher.
 
-    `teacher_named`: the sentence before speaks of the teacher's accuracy, so that "it" is enough here.
+    `named`: whose accuracy the sentence before speaks of; where that is the teacher's alone, "it" is enough here.
     """
     students = [
         m for m in suite.models if m.stage and m.stage.kind == "distill" and m.base and m.base.model not in FRESH
@@ -194,7 +209,7 @@ def student_sentence(suite: Suite, teacher_named: bool) -> str | None:
     size, full = student.result.parameters, teacher.parameters
     with_size = f" with {percent(size / full)} of the parameters" if size and full else ""
     kept = student.result.accuracy.value / teacher.accuracy.value
-    whose = "it" if teacher_named else f"the accuracy of {teacher.model}"
+    whose = "it" if [one.result.model for one in named] == [teacher.model] else f"the accuracy of {teacher.model}"
     text = f"the student{with_size} {'reaches' if kept >= 0.9995 else 'keeps'} {percent(kept)} of {whose}"
     control = next(
         (m for m in suite.models if size and m.stage and m.stage.kind == "sft" and m.result.parameters == size), None
@@ -244,12 +259,12 @@ def left_out(result: Evaluation) -> str | None:
     return f"{' and '.join(told)}: {counted if result.accuracy.count else 'no answer is verified'}"
 
 
-def headline(run: Run, found: list[Suite]) -> str | None:
-    """The result in one line; None where the run has none yet."""
+def headline(run: Run, found: list[Suite], signs: Signs) -> str | None:
+    """The result in one line; None where the run has none yet. ``signs``: see ``verdicts.result_line``."""
     sentences = []
     if found:
-        policy = grpo_sentence(found[0])
-        student = student_sentence(found[0], teacher_named=policy is not None)
+        policy = grpo_sentence(found[0], signs)
+        student = student_sentence(found[0], named=policies(found[0]))
         sentences = [sentence for sentence in (policy, student) if sentence]
     if not sentences and found:
         last = found[0].models[-1].result

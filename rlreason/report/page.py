@@ -21,7 +21,7 @@ from rlreason.report.experts import read_experts
 from rlreason.report.mismatch import read_doctor
 from rlreason.report.read import Json, Run, Stage, as_dict, as_list, heldout_points, number, whole
 from rlreason.report.rollouts import StageRollouts, read_rollouts, verdict_order
-from rlreason.report.verdicts import verdicts
+from rlreason.report.verdicts import compare_all, result_line, verdicts
 from rlreason.secrets import mask
 
 #: Steps of one stage that the charts carry. Beyond it they are thinned evenly, and the page says so.
@@ -237,6 +237,7 @@ def _audit(entry: Json) -> Json:
 def context(run: Run) -> Json:
     """Everything the template reads."""
     suites = findings.suites(run)
+    compared = compare_all(run, suites)
     rollouts = read_rollouts(run)
     doctors = [read_doctor(run, stage) for stage in run.stages]
     chain = curve.panels(run, suites[0] if suites else None)
@@ -248,12 +249,12 @@ def context(run: Run) -> Json:
     return {
         "run": run,
         **provenance(run.manifest),
-        "headline": findings.headline(run, suites),
+        "headline": result_line(run, suites, compared),
         "state_note": state_note(run),
         "warnings": findings.warnings(run),
         "notes": [*run.notes, *rollout_notes(rollouts), *(note for one in doctors if one for note in one.notes)],
         "suites": suites,
-        "paired": verdicts(run, suites),
+        "paired": verdicts(compared),
         "accuracy": accuracy,
         # An arrow is drawn only where a stage was made from the one before it: a control student was not.
         "follows": {b.name for a, b in pairwise(run.stages) if a in findings.parents(run, b)},

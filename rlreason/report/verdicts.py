@@ -8,23 +8,38 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rlreason.eval.verdict import Contender, judge, sentence
-from rlreason.report.findings import Suite
+from rlreason.eval.verdict import Comparison, Contender, judge, sentence
+from rlreason.report.findings import Suite, headline
 from rlreason.report.read import Evaluation, Run, as_dict, as_list
 
+#: By suite and the name of the later model.
+Compared = dict[tuple[str, str], Comparison]
 
-def verdicts(run: Run, suites: list[Suite]) -> list[str]:
-    """One sentence a pair whose completions are there, corrected for how many pairs there are."""
-    pairs = []
+
+def compare_all(run: Run, suites: list[Suite]) -> Compared:
+    """Every pair whose completions are there, corrected for how many pairs there are."""
+    pairs, names = [], {}
     for suite in suites:
+        label = "held-out problems" if suite.name == "heldout" else suite.name
+        names[label] = suite.name
         for model in suite.models:
             if model.base is None:
                 continue
             first, second = (_contender(run.folder, one) for one in (model.base, model.result))
             if first is not None and second is not None:
-                label = "held-out problems" if suite.name == "heldout" else suite.name
                 pairs.append((label, first, second))
-    return [sentence(one) for one in judge(pairs)]
+    return {(names[one.suite], one.second.model): one for one in judge(pairs)}
+
+
+def verdicts(compared: Compared) -> list[str]:
+    """One sentence a pair."""
+    return [sentence(one) for one in compared.values()]
+
+
+def result_line(run: Run, suites: list[Suite], compared: Compared) -> str | None:
+    """``findings.headline``, told by the paired verdicts where there are any."""
+    signs = {key: (1 if one.paired.gain.value > 0 else -1) if one.called else 0 for key, one in compared.items()}
+    return headline(run, suites, signs)
 
 
 def _contender(folder: Path, one: Evaluation) -> Contender | None:

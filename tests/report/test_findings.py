@@ -17,7 +17,7 @@ from rlreason.types import Interval
 
 def headline(run_dir: Path) -> str | None:
     run = read_run(run_dir)
-    line = findings.headline(run, findings.suites(run))
+    line = findings.headline(run, findings.suites(run), signs={})
     return line and line.replace(words.NARROW, " ")
 
 
@@ -62,6 +62,17 @@ def test_a_student_without_known_size_or_control(run_dir: Path) -> None:
     (run_dir / "eval" / "final-student_control.json").unlink()
     set_accuracy(run_dir, "student", 0.82, parameters=None)
     assert (headline(run_dir) or "").endswith("the student reaches 101 % of it.")
+
+
+def test_the_accuracy_that_a_student_keeps_is_its_own_teachers(run_dir: Path) -> None:
+    """Not that of a later stage of GRPO, of which the sentence before speaks."""
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    later = {"name": "later", "kind": "grpo", "status": "done", "parents": ["grpo"]}
+    manifest["stages"].insert(-1, later)
+    (run_dir / "manifest.json").write_text(json.dumps(manifest))
+    result = json.loads((run_dir / "eval" / "final-grpo.json").read_text()) | {"model": "later"}
+    (run_dir / "eval" / "final-later.json").write_text(json.dumps(result))
+    assert "of the accuracy of grpo: " in (headline(run_dir) or "")
 
 
 def test_a_student_alone_names_its_teacher(run_dir: Path) -> None:

@@ -88,6 +88,11 @@ class GrpoStage(TrainingStage):
             )
         return values
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether completions of advantage 0 are not computed: they add nothing to the loss."""
+        return self.filter_zero_variance and not self.objective.needs_every_token
+
     @model_validator(mode="after")
     def _has_reference(self) -> GrpoStage:
         if self.reference_every and self.objective.kl_coef <= 0:

@@ -142,7 +142,9 @@ def _ratio(stage: GrpoStage) -> str:
 
 
 def _batch(stage: GrpoStage) -> str:
-    filtered = "not computed, in every denominator" if stage.filter_zero_variance else "computed"
+    filtered = "not computed, in every denominator" if stage.leaves_out else "computed"
+    if stage.filter_zero_variance and not stage.leaves_out:
+        filtered += ", for the KL or the entropy in the loss"
     if not stage.resample:
         return f"completions with advantage 0: {filtered}"
     return (

@@ -182,7 +182,7 @@ def computed(credit: StepCredit, stage: GrpoStage) -> list[bool]:
     """Which completions of a step are computed, [N]: those with loss, but not those whose share of the loss and of its
     gradient is exactly 0, as their scores say, where the stage filters them."""
     needed_N = credit.kept_N
-    if stage.filter_zero_variance and not stage.objective.needs_every_token:
+    if stage.leaves_out:
         needed_N = needed_N & ~credit.scores.silent_N[credit.at_N]
     needed: list[bool] = needed_N.tolist()
     return needed

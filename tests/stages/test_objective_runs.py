@@ -169,6 +169,10 @@ def test_maxrl_with_penalties_ends_with_the_reason(tmp_path: Path) -> None:
         ('objective = { old = "sampler", correction = "none" }', "ρ = π/π_sampler"),
         ("", "completions with advantage 0: not computed, in every denominator"),
         ("filter_zero_variance = false", "completions with advantage 0: computed"),
+        (
+            "objective = { kl_coef = 0.01 }",
+            "completions with advantage 0: computed, for the KL or the entropy in the loss",
+        ),
         ("resample = 3", "up to 3 more rounds of 4 problems a step, until 4 groups have correct and wrong completions"),
     ],
 )

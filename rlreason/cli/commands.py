@@ -184,8 +184,10 @@ def list_them() -> None:
 def _list_recipes() -> None:
     from rlreason.config import load, locate, shipped_recipes
 
-    for name in shipped_recipes():
-        say(f"{name:<18} {load(locate(name)).description}")
+    names = shipped_recipes()
+    width = max(map(len, names), default=0)
+    for name in names:
+        say(f"{name:<{width}} {load(locate(name)).description}")
 
 
 @recipes_app.command()

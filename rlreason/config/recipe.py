@@ -99,7 +99,7 @@ class DistillStage(TrainingStage):
     model: str | None = "student"
     #: Name of the ``reject`` stage; default the last one.
     traces: str | None = None
-    #: Instead: a folder of traces that another run's reject stage or `rlreason traces import` made.
+    #: Instead: a folder of traces that another run's reject stage or `rlreason traces import FILE FOLDER` made.
     trace_set: str | None = None
     batch_size: int = Field(64, ge=1)
     #: Which rows of a reject stage with filters: kept, wrong (stopped as incorrect alone), or all that were drawn.

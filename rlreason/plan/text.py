@@ -198,13 +198,13 @@ def _stage(stage: Stage, recipe: Recipe, *, sparse: bool) -> list[str]:
             extra = f" ({stage.demonstrations:,} demonstrations, {epochs:.1f} epochs)"
         if isinstance(stage, DistillStage) and stage.teacher_kl > 0:
             extra = f"; loss = {1 - stage.teacher_kl:g} CE + {stage.teacher_kl:g} KL(teacher || student)"
-        experts = expert_lines(stage, recipe, sparse=sparse)
+        more = expert_lines(stage, recipe, sparse=sparse)
         if isinstance(stage, DistillStage) and stage.trace_set is not None:
             there = "" if (Path(stage.trace_set) / KEPT).is_file() else ", which is NOT THERE yet: a run is refused"
-            experts.append(f"traces of {stage.trace_set}{there}")
+            more.append(f"traces of {stage.trace_set}{there}")
         if isinstance(stage, DistillStage) and stage.general is not None:
-            experts.append(f"{stage.general_share:.3g} of the tokens are demonstrations of {stage.general}")
-        return [f"{rows}{extra}; {_rate(stage)}", *experts]
+            more.append(f"{stage.general_share:.3g} of the tokens are demonstrations of {stage.general}")
+        return [f"{rows}{extra}; {_rate(stage)}", *more]
     if isinstance(stage, RejectStage):
         return [
             f"{stage.problems:,} problems x {stage.samples_per_problem} samples at temperature {stage.temperature:g}; "

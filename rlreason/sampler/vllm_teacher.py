@@ -123,9 +123,6 @@ class VllmTeacher:
             ids.append(answer.token_ids[0])
         return ids[len(prompt_ids) :]
 
-    def head(self) -> None:
-        """It sends no states, which would need one."""
-
     def close(self) -> None:
         """Give the engine back."""
         self._engine.close()
@@ -162,7 +159,7 @@ class VllmTeacherActor:
         self._teacher = VllmTeacher(spec)
 
     def head(self) -> None:
-        """See ``VllmTeacher.head``."""
+        """It sends no states, which would need one."""
 
     def score(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
         """See ``VllmTeacher.score``."""

@@ -218,7 +218,8 @@ class TransformersEngine:
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            # As an index: of a slice, which is not contiguous, torch's linear makes a copy of the head for each row.
+            logits_to_keep=torch.tensor([width - 1], device=device),
             **options_of(routed),
         )
         prompt_of_R = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group) for group in groups]))

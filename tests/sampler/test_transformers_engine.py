@@ -15,6 +15,7 @@ import torch
 from policies import copy_of, sample, tokens
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rlreason.config import PolicyConfig
@@ -82,6 +83,48 @@ def test_draws_depend_on_problem_and_sample_alone() -> None:
         assert tokens([whole]) == tokens([single])
     other = sample(make_sampler(policy), PROBLEMS, SamplingParams(samples_per_problem=3, max_tokens=16, seed=2))
     assert tokens(together) != tokens(other)
+
+
+class _Largest(TorchDispatchMode):
+    """Bytes of the largest tensor of any operation, each entry of an expanded one counted: products copy those."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for one in tree_leaves(found):
+            if isinstance(one, Tensor):
+                self.size = max(self.size, one.nbytes)
+        return found
+
+
+def test_a_prefill_copies_no_head() -> None:
+    """Many prompts at once: torch's linear of a slice that is not contiguous made a copy of the head for each of them,
+    7 GB for 128 prompts of a vocabulary of 49,152."""
+    policy = make_policy("qwen3")
+    engine = TransformersEngine(engine_spec("transformers", policy, max_rows=64, max_length=64))
+    engine.load(policy.weights(), 1)
+    seen: list[Tensor] = []
+    engine._model.get_output_embeddings().register_forward_pre_hook(lambda _, states: seen.append(states[0]))
+    params = SamplingParams(temperature=0.0, max_tokens=2)
+    prompts = [PromptFormat().render(problem, policy.tokenizer).ids for problem in PROBLEMS]
+    engine.submit(
+        [
+            Job(key=str(at), group_id=str(at), problem_id=str(at), sample=0, prompt_ids=np.array(ids), params=params)
+            for at, ids in enumerate(prompts)
+        ]
+    )
+    assert len(engine.advance(1.0).drawn) == len(prompts)
+    assert len(seen) == 2
+    for states in seen:
+        assert states.shape[:2] == (len(prompts), 1)
+        assert states.is_contiguous()
+    head = policy.model.get_output_embeddings().weight.detach()
+    with torch.no_grad(), _Largest() as largest:  # canary
+        torch.nn.functional.linear(torch.zeros(len(prompts), 3, head.shape[1])[:, -1:], head)
+    assert largest.size == len(prompts) * head.nbytes
 
 
 def test_threads_change_no_completion() -> None:

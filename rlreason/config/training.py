@@ -57,7 +57,8 @@ class TrainingStage(Section):
     steps: int = Field(ge=1)
     optimizer: OptimizerConfig = OptimizerConfig()
     #: Tokens that one micro-batch computes at most, a shared prompt counted once; changes memory and speed, never the
-    #: loss. Default: what fits the memory, up to 16,384 on a CPU and 32,768 on a GPU; the run's recipe.toml has it.
+    #: loss. Default: what fits the memory, up to 1,024 on a CPU, whose cores each compute whole micro-batches, and
+    #: 32,768 on a GPU; the run's recipe.toml has it.
     micro_batch_tokens: int | None = Field(None, ge=1)
     #: With [trainer.lora], whether this stage trains the adapter; false: all weights, as in a cold start.
     lora: bool = True

@@ -9,7 +9,8 @@ products, or three where one tile holds all rows.
 
 With e = exp(z − max z), s = Σ e and g = dL/d log π, the gradient by the logits is −g/s · e, but g · (1 − π) at the
 target. The factor −g/s of a row is applied to its hidden state [H] and not to its logits [V], which saves a pass over
-the tile, and the target's entry is −expm1(log π), which keeps its digits where π is near 1.
+the tile, and the target's entry is −expm1(log π), which keeps its digits where π is near 1. Of a head in bfloat16 the
+logits are float32 products; their gradient is rounded to bfloat16 once, as an operand, as in the GPU's kernel.
 
 Where draws were truncated (``Batch.sampled_from``), logits of all other tokens are cut off first, so that π is over the
 tokens that could be drawn. Score centering (``objective.centering``) adds its own row to the gradient's while the tile
@@ -28,6 +29,7 @@ from torch import Tensor
 from rlreason.objective.batch import Batch, LossOutput
 from rlreason.objective.centering import CentredRows, centred, gains, with_centering
 from rlreason.objective.loss import LossAndGrad, LossInputs, evaluate, with_gradient
+from rlreason.objective.products import Products
 from rlreason.objective.spec import ObjectiveSpec
 from rlreason.objective.token_rows import TokenRows
 
@@ -297,15 +299,12 @@ class _Head:
             factor_C1 = torch.ones_like(factor_C1)
         else:
             self._set_target(tile_CV, part)
+        products = Products.of(tile_CV, self.weight_VH.detach(), self.wide_VH)
         if self.gradient_RH is not None:
-            torch.mm(tile_CV, self.wide_VH, out=self.gradient_RH[part])
+            products.by_hidden(self.gradient_RH[part])
             self.gradient_RH[part] *= factor_C1 / self.temperature
         if self.gradient_VH is not None:
-            factored_CH = self.scaled_RH[part] * factor_C1
-            if part.start == 0:
-                torch.mm(tile_CV.t(), factored_CH, out=self.gradient_VH)
-            else:
-                self.gradient_VH.addmm_(tile_CV.t(), factored_CH)
+            products.by_weight(self.scaled_RH[part] * factor_C1, self.gradient_VH, add=part.start > 0)
 
     def _set_target(self, rows_CV: Tensor, part: slice) -> None:
         """The target's entry of rows of e = exp(z − max z): what −g/s turns into g (1 − π)."""

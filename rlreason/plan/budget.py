@@ -54,8 +54,9 @@ RESERVE = 0.05
 #: Of a GPU's memory, and of a CPU's, which samplers and rewards share: what a step with micro-batches of our choice
 #: takes at most.
 GPU_SHARE, CPU_SHARE = 0.85, 0.5
-#: Tokens of a micro-batch on a GPU at most; larger ones are no faster.
-MOST_TOKENS_GPU = 32768
+#: Tokens of a micro-batch at most; larger ones are no faster on a GPU, and on a CPU they leave cores idle: each core
+#: computes whole micro-batches.
+MOST_TOKENS_GPU, MOST_TOKENS_CPU = 32768, 1024
 #: The adapter that is proposed where nothing else fits.
 PROPOSED_LORA = LoraOptions(rank=16, alpha=32.0)
 #: What configs call the width inside of a feed-forward layer.
@@ -131,7 +132,7 @@ class Budgets:
 
     def _tokens_that_fit(self, stage: Trained) -> int:
         """The most, halved from the cap, whose step fits; where none does, those of one row."""
-        tokens, row = (MOST_TOKENS_GPU if self.on_gpu else MICRO_BATCH), sum(self.rows(stage))
+        tokens, row = (MOST_TOKENS_GPU if self.on_gpu else MOST_TOKENS_CPU), sum(self.rows(stage))
         if self._is_small(stage, tokens):
             return tokens
         while tokens > row and self.memory(stage, Setup.of(self.recipe, stage, tokens)).total > self.room:

@@ -20,7 +20,7 @@ from rlreason.attention_options import AttentionWay, check_options
 from rlreason.errors import UsageError
 from rlreason.objective.batch import Packing
 from rlreason.policy.blocks import SMALLEST_HEAD, FlexLayout
-from rlreason.policy.layouts import Call, Layout, SdpaLayout
+from rlreason.policy.layouts import Call, Layout, SdpaLayout, widened
 
 #: The attention of every policy: transformers' "sdpa", unless a forward call brings a ``Layout``.
 ATTENTION = "rlreason"
@@ -131,10 +131,14 @@ def attend(
     layout: Layout | None = options.pop(_LAYOUT, None)
     check_options(options)
     if layout is None:
-        plain: tuple[Tensor, None] = sdpa_attention_forward(
+        dtype = query.dtype
+        query, key, value = widened(query, key, value)
+        if attention_mask is not None and attention_mask.is_floating_point():
+            attention_mask = attention_mask.to(query.dtype)
+        found, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
-        return plain
+        return found.to(dtype), None
     call = Call(scale=scaling, dropout=dropout, window=options.pop("sliding_window", None))
     return layout.attend(query, key, value, call), None
 

@@ -24,6 +24,9 @@ from rlreason.objective.batch import Packing
 
 #: Bytes of a mask above which rows are computed whole whatever that costs.
 MOST_MASK = 256 * 2**20
+#: Keys up to which a CPU attends in float32 where the model is bfloat16: torch's kernel for that is 1.5 (heads of 64)
+#: to 3.5 (of 32) times as slow there, forward and backward, and as fast from about 300 keys on.
+MOST_WIDENED = 256
 #: Queries of a sliding window that are computed together.
 WINDOW_BLOCK = 1024
 
@@ -196,22 +199,24 @@ class _PromptsOnce:
         prompts = causal(query, key, value, call)
         found = [prompts]
         if packing.row_at_BS.numel():
-            rows = scaled_dot_product_attention(
+            query, key, value = widened(
                 _table(query_L, packing.row_at_BS),
                 _table(key_L, self._key_at_BK, repeats),
                 _table(value_L, self._key_at_BK, repeats),
-                attn_mask=self.bias(query_L.dtype),
-                dropout_p=call.dropout,
-                scale=call.scale,
             )
-            found.append(rows)
+            rows = scaled_dot_product_attention(
+                query, key, value, attn_mask=self.bias(query.dtype), dropout_p=call.dropout, scale=call.scale
+            )
+            found.append(rows.to(prompts.dtype))
         tables = [one.transpose(1, 2).flatten(0, 1) for one in found]
         return torch.cat(tables).index_select(0, packing.back_L).unsqueeze(0)
 
 
 def causal(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     """Attention to all that is before, [rows, heads, columns, D] each, by the kernel that needs no mask."""
-    return scaled_dot_product_attention(
+    dtype = query.dtype
+    query, key, value = widened(query, key, value)
+    found = scaled_dot_product_attention(
         query,
         key,
         value,
@@ -220,6 +225,14 @@ def causal(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         scale=call.scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
+    return found.to(dtype)
+
+
+def widened(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """In the dtype in which this device attends soonest: see ``MOST_WIDENED``."""
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= MOST_WIDENED:
+        return query.float(), key.float(), value.float()
+    return query, key, value
 
 
 def _table(states_L: Tensor, place: Tensor, repeats: int = 1) -> Tensor:

@@ -120,12 +120,15 @@ def head_memory(shape: ModelShape, training: Training, batch: MicroBatch) -> flo
         return WHOLE_LOGITS * 4 * batch.rows * (batch.prompt + batch.completion - 1) * vocabulary
     trains = training.adapter is None
     weight_gradient = shape.head * (4 + (width if narrow else 0)) if trains else 0
+    # On a CPU the gradient of a tile of logits in bfloat16, and a product of it.
+    rounded = width if narrow and not training.on_gpu else 0
+    weight_gradient += rounded * shape.head if trains else 0
     if training.teacher:  # tiles of both models' logits, and the head in float32
-        tiles = 2 * 4 * min(TEACHER_TILE_ROWS, rows) * vocabulary + TEACHER_BLOCKS
+        tiles = (2 * 4 + rounded) * min(TEACHER_TILE_ROWS, rows) * vocabulary + TEACHER_BLOCKS
         return tiles + weight_gradient + (4 * shape.head if narrow else 0) + (4 + width) * rows * hidden
     if training.on_gpu:
         tile = 4 * min(GPU_TILE_ROWS, rows) * vocabulary
         return tile + weight_gradient + width * rows * hidden
-    tile = 4 * min(max(1, CPU_TILE // vocabulary), rows) * vocabulary
+    tile = (4 + rounded) * min(max(1, CPU_TILE // vocabulary), rows) * vocabulary
     wide = 4 * shape.head if narrow else 0
     return tile + weight_gradient + wide + (4 + 4 + width) * rows * hidden

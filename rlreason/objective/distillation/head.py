@@ -19,6 +19,7 @@ from rlreason.objective.distillation.divergence import Drawn, Rows
 from rlreason.objective.distillation.spec import DistillationSpec
 from rlreason.objective.distillation.teacher import TeacherRows
 from rlreason.objective.loss import with_gradient
+from rlreason.objective.products import Products
 from rlreason.types import TAIL_FLOOR
 
 #: Rows of a tile: at V = 151,936 a float32 buffer of 622 MB. The student's and the teacher's are held.
@@ -133,12 +134,14 @@ class _Pass:
             if self.teacher.width:
                 self.teacher.rows(part).logits(u_CV[:size])
             total += self._tile(z_CV[:size], u_CV[:size], part)
-            if of_hidden is not None:
-                assert wide_VH is not None
-                torch.mm(z_CV[:size], wide_VH, out=of_hidden[part])
-            if of_weight is not None:
+            if wide_VH is not None and (of_hidden is not None or of_weight is not None):
+                assert student.weight_VH is not None
                 assert student.hidden_RH is not None
-                of_weight.addmm_(z_CV[:size].t(), student.hidden_RH.detach()[part].to(dtype))
+                products = Products.of(z_CV[:size], student.weight_VH.detach(), wide_VH)
+                if of_hidden is not None:
+                    products.by_hidden(of_hidden[part])
+                if of_weight is not None:
+                    products.by_weight(student.hidden_RH.detach()[part].to(dtype), of_weight, add=True)
             if of_logits is not None:
                 of_logits[part] = z_CV[:size]
         pairs = [

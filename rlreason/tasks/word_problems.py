@@ -4,8 +4,8 @@
 ``14 - 5 = 9. 9 + 6 = 15.`` and the answer ``15``.
 
 Nothing that is held out can be learnt by heart: held-out problems tell stories that training never tells
-(``stories.py`` marks them), and each has a given number that ends in 7, as no given number of training does. Names,
-things and the other numbers are drawn alike.
+(``stories.toml`` has them apart), and each has a given number that ends in 7, as no given number of training does.
+Names, things and the other numbers are drawn alike.
 """
 
 import re
@@ -15,7 +15,7 @@ from pydantic import Field
 
 from rlreason.errors import UsageError
 from rlreason.streams import Stream
-from rlreason.tasks.stories import NAMES, STORIES, THINGS, Story
+from rlreason.tasks.stories import NAMES, THINGS, Story, stories
 from rlreason.tasks.task import PATIENCE, Draft, Options, Split, Task, parse_options
 
 __all__ = ["WordProblemsOptions", "word_problems"]
@@ -51,12 +51,8 @@ class _WordProblems:
             )
         self.options = options
         self._stories = {
-            split: [
-                story
-                for story in STORIES
-                if story.heldout == (split == "heldout") and options.min_steps <= len(story.steps) <= options.max_steps
-            ]
-            for split in ("train", "heldout")
+            split: [one for one in told if options.min_steps <= len(one.steps) <= options.max_steps]
+            for split, told in stories().items()
         }
 
     def identity(self, split: Split) -> Mapping[str, object]:

@@ -25,6 +25,8 @@ def check(
     found = check_set(folder, verify=verify)
     for fault in found.faults:
         say(fault)
+    for name, (tried, taken) in found.perturbed.items():
+        say(f"{name}: {taken:,} of {tried:,} correct answers are correct too where the gold answer is one more")
     if found.faults:
         say(f"{len(found.faults)} fault(s) in {found.rows:,} rows")
         raise typer.Exit(1)

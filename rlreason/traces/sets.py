@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rlreason.types import Completion, Problem, RewardResult, Verdict
 
 CARD, README = "card.json", "README.md"
 _EDGES = (256, 1024, 4096, 16384, 32768)
+_NUMBER = re.compile(r"\d+(?!.*\d)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +132,9 @@ class Checked:
     verified: int
     #: What is wrong, each with its row.
     faults: tuple[str, ...]
+    #: By verifier: correct rows that were judged by an answer one off theirs, and how many of those it still took for
+    #: correct: its wrong positives, which a filter on its verdicts lets through.
+    perturbed: Mapping[str, tuple[int, int]]
 
 
 def check_set(folder: Path, *, verify: bool = True) -> Checked:
@@ -140,7 +145,7 @@ def check_set(folder: Path, *, verify: bool = True) -> Checked:
     except (OSError, ValueError) as error:
         raise UsageError(f"{folder} is no folder of traces: {path.name} can't be read ({error})") from error
     rows = list(read_rows(folder / KEPT))
-    faults, verified = [], 0
+    faults, verified, perturbed = [], 0, dict[str, tuple[int, int]]()
     if sha256_of(rows) != card["sha256"]:
         faults.append(f"{KEPT}: its sha256 is not the card's")
     if len(rows) != card["rows"]["kept"] or sum(row.tokens for row in rows) != card["tokens"]:
@@ -155,12 +160,24 @@ def check_set(folder: Path, *, verify: bool = True) -> Checked:
         if found != row.verdict:
             faults.append(f"row {row.id}: its verdict is {row.verdict}, and {row.verifier} says {found} now")
             row.verdict = found
+        other = _one_off(row)
+        if found == Verdict.CORRECT and other is not None:
+            tried, taken = perturbed.get(row.verifier, (0, 0))
+            perturbed[row.verifier] = (tried + 1, taken + (verdict_of(other) == Verdict.CORRECT))
     again = [row.model_copy(deep=True) for row in rows]
     filter_rows(again, filters, Benchmarks({}, 10), card["keep_per_problem"])
     for row, (key, _, _) in zip(again, recorded, strict=True):
         if row.first_reason:
             faults.append(f"row {key}: the filter {row.first_reason} stops it")
-    return Checked(rows=len(rows), verified=verified, faults=tuple(faults))
+    return Checked(rows=len(rows), verified=verified, faults=tuple(faults), perturbed=perturbed)
+
+
+def _one_off(row: TraceRow) -> TraceRow | None:
+    """The row with another gold answer: the last number of it one more. None where there is none to change."""
+    if not isinstance(row.reference, str):
+        return None
+    changed, count = _NUMBER.subn(lambda found: str(int(found.group()) + 1), row.reference)
+    return row.model_copy(update={"reference": changed}) if count else None
 
 
 def verdict_of(row: TraceRow) -> str:

@@ -128,12 +128,23 @@ def test_never_negative_and_the_tail_is_a_bound() -> None:
             before = bound
         assert torch.allclose(before, full, rtol=1e-9, atol=1e-10)
         assert torch.allclose(bound, full, rtol=1e-9, atol=1e-10)  # k = V: the tail is empty, and no NaN comes of it
+    # canary: the sum over the teacher's words without the rest is negative, above the whole, and not monotone
+    z, u = pairs(10_000, 8, seed=5)
+    logp, logq, full = z.log_softmax(1), u.log_softmax(1), closed.between(z, u, spec_of("reverse")).value_R
+    sums = [(logp.exp() * (logp - logq)).gather(1, u.topk(k, dim=1).indices).sum(1) for k in (1, 2, 4)]
+    assert min(float(one.min()) for one in sums) < -0.1
+    assert max(float((one - full).max()) for one in sums) > 0.1
+    assert float((sums[1] - sums[2]).max()) > 0.1
+
+
+#: What hides that an estimate is no divergence.
+CUTS = ("clamp", "relu", "clip(")
 
 
 def test_no_cutting_in_the_divergences() -> None:
-    text = (Path(closed.__file__)).read_text()
-    assert "clamp" not in text
-    assert "relu" not in text
+    text = Path(closed.__file__).read_text()
+    assert not any(one in text for one in CUTS)
+    assert any(one in text + "value_R.clamp_(min=0.0)" for one in CUTS)  # canary
 
 
 # 5: which direction is which
@@ -357,6 +368,11 @@ def test_temperature_scales_both() -> None:
     assert float((found.loss - loss).detach()) == pytest.approx(0.0, abs=1e-12)
     expected = torch.autograd.grad(loss, [case["hidden"], case["weight"]])
     assert all(torch.allclose(one, other, atol=1e-12) for one, other in zip(slopes, expected, strict=True))
+    # canary: of the student alone it is another loss, and another gradient
+    one_sided = divergence(z.softmax(1), (case["states"] @ case["head"].t()).softmax(1), "forward")
+    other = (case["w"] * one_sided).sum()
+    assert abs(float((found.loss - other).detach())) > 1e-3
+    assert not torch.allclose(slopes[0], torch.autograd.grad(other, case["hidden"])[0], atol=1e-4)
 
 
 # 12, 13: bad teachers, old weights

@@ -119,7 +119,10 @@ VARIANTS = {
     "part": 'teacher = "words"\npreset = "opd_unbiased"',
     "one": 'teacher = "words"\npreset = "opd_sampled"',
     "two": 'route = { "terms=2" = "main", "terms=3" = "again" }',
+    "crossed": 'route = { "terms=2" = "main", "terms=3" = "untaught" }',
 }
+#: The teachers of those variants that have others than ``PLACES``.
+TEACHERS = {"two": AGAIN, "crossed": '[teacher.untaught]\nmodel = "policy"\n'}
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +131,10 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, fl
     folder = tmp_path_factory.mktemp("variants")
     found = {}
     for name, more in VARIANTS.items():
-        made = run(folder, stage("opd", more, steps=1), AGAIN if name == "two" else PLACES, out=name)
+        made = run(folder, stage("opd", more, steps=1), TEACHERS.get(name, PLACES), out=name)
         (found[name],) = metrics(made, "opd")
-        assert entry(made, "opd")["parents"] == ["student", "cold_start"]
+        asked = ["policy"] if name == "crossed" else []
+        assert entry(made, "opd")["parents"] == ["student", "cold_start", *asked]
     return found
 
 
@@ -145,6 +149,12 @@ def test_a_teacher_elsewhere_teaches_the_same(variants: dict[str, dict[str, floa
     assert "kl/reverse" not in few
     assert few["kl/reverse_at_least"] == pytest.approx(few["divergence"])
     assert 0 < few["tail/student"] < 1
+
+
+def test_each_problem_is_scored_by_its_own_teacher(variants: dict[str, dict[str, float]]) -> None:
+    """Two equal teachers are one; where one of them is another model, rows that are its own have other values."""
+    assert variants["two"]["divergence"] == pytest.approx(variants["here"]["divergence"], rel=1e-4)
+    assert variants["crossed"]["divergence"] != pytest.approx(variants["here"]["divergence"], rel=0.1)  # canary
 
 
 def test_a_teacher_in_an_actor_teaches_the_same(

@@ -215,6 +215,22 @@ def test_check_finds_one_flipped_verdict(tmp_path: Path) -> None:
         check_set(tmp_path)
 
 
+def test_check_reports_how_often_a_verifier_takes_a_wrong_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row(f"r{at}", reference=gold, response=GOOD.replace("{4}", f"{{{gold}}}").replace("hand", f"hand {at}"))
+            for at, gold in enumerate(("4", "-17", "\\frac{3}{8}", "x^2+1", "29.5"))]  # fmt: skip
+    write_set(rows, tmp_path / "set", options())
+    found = check_set(tmp_path / "set")
+    assert found.faults == ()
+    assert found.perturbed == {"math": (5, 0)}
+    done = CliRunner().invoke(app, ["traces", "check", str(tmp_path / "set")])
+    assert "math: 0 of 5 correct answers are correct too where the gold answer is one more" in done.output
+    # canary: a verifier that takes everything
+    monkeypatch.setattr("rlreason.traces.sets.verdict_of", lambda _: "correct")
+    assert check_set(tmp_path / "set").perturbed == {"math": (5, 5)}
+
+
 def test_exports_load_in_datasets_and_come_back(tmp_path: Path) -> None:
     import datasets
 

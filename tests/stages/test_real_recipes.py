@@ -57,7 +57,7 @@ def rows(first: int) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["smollm2_words", "gsm8k_smollm2", "code_smollm2", "smollm2_moe"])
+@pytest.mark.parametrize("name", ["smollm2_words", "gsm8k_smollm2", "code_smollm2", "smollm2_moe", "r1_smollm2"])
 def test_every_stage_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = real_model()
     monkeypatch.chdir(tmp_path)
@@ -67,13 +67,21 @@ def test_every_stage_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         (tmp_path / f"gsm8k_{part}.jsonl").write_text(rows(first), encoding="utf-8")
     stages = tomllib.loads(locate(name).read_text(encoding="utf-8"))["stage"]
     changed = [f"stage.{one['name']}.{key}={SMALL[key]}" for one in stages for key in one if key in SMALL]
-    table = "student" if name == "smollm2_moe" else "policy"
-    changed += [f"{table}.path={file}", 'reward={"judge.py:spread"=1.0}']
+    tables = {"smollm2_moe": ("student",), "r1_smollm2": ("policy", "student")}.get(name, ("policy",))
+    changed += [*(f"{table}.path={file}" for table in tables), 'reward={"judge.py:spread"=1.0}']
     if name == "smollm2_moe":  # two experts, for the memory; whatever ends is a trace
         rlreason("upcycle", file, "SmolLM2-4x135M", "--experts", 2, "--top-k", 2, "--dtype", "bfloat16", "--no-compare")
         changed += ["data.train=gsm8k_train.jsonl", "data.heldout=gsm8k_test.jsonl", "data.options={}"]
         changed += ["data.columns.answer=solution", "data.answer_after=####", "data.verifier=judge.py:taken"]
         changed += ["stage.traces.max_tokens=200", "stage.traces.problems=8"]
+    if name == "r1_smollm2":  # the same, of named sets
+        for one, part in (("math", "train"), ("general", "test")):
+            own = {"path": f"gsm8k_{part}.jsonl", "options": "{}", "split": 0.5, "columns.answer": "solution"}
+            own |= {"answer_after": "####", "verifier": "judge.py:taken"}
+            changed += [f"data.{one}.{key}={value}" for key, value in own.items()]
+        changed += ["stage.traces.max_tokens=200", "stage.traces.problems=8", "stage.traces.filters={format='none'}"]
+        changed += ["stage.rl_reasoning.reference_every=1", "stage.rl_all.reference_every=1"]
+        changed += ['stage.rl_all.reward={"judge.py:spread"=1.0}']
     rlreason("run", name, "--out", "run", *changed)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))
     assert {stage["status"] for stage in manifest["stages"]} == {"done"}

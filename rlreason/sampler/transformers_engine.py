@@ -91,17 +91,19 @@ class TransformersEngine:
         )
 
     def _batches(self, jobs: Sequence[Job]) -> list[list[list[Job]]]:
-        """Whole groups that are decoded together, at most ``max_rows`` jobs where a group is not larger.
+        """Whole groups that are decoded together, at most ``max_rows`` jobs where a group is not larger, and no more
+        than leave every thread some.
 
         Prompts of similar length share a batch: less padding. The draws do not depend on it.
         """
+        most = min(self._max_rows, -(-len(jobs) // self._threads))
         groups: dict[tuple[str, SamplingParams], list[Job]] = {}
         for job in jobs:
             groups.setdefault((job.group_id, job.params), []).append(job)
         batches: list[list[list[Job]]] = []
         for group in sorted(groups.values(), key=lambda group: (_how(group[0].params), len(group[0].prompt_ids))):
             last = batches[-1] if batches else []
-            full = sum(map(len, last)) + len(group) > self._max_rows
+            full = sum(map(len, last)) + len(group) > most
             if not last or full or _how(last[0][0].params) != _how(group[0].params):
                 batches.append([])
             batches[-1].append(group)

@@ -85,6 +85,15 @@ def test_draws_depend_on_problem_and_sample_alone() -> None:
     assert tokens(together) != tokens(other)
 
 
+def jobs_of(policy: Policy, params: SamplingParams) -> list[Job]:
+    """One of each problem."""
+    prompts = [PromptFormat().render(problem, policy.tokenizer).ids for problem in PROBLEMS]
+    return [
+        Job(key=str(at), group_id=str(at), problem_id=str(at), sample=0, prompt_ids=np.array(ids), params=params)
+        for at, ids in enumerate(prompts)
+    ]
+
+
 class _Largest(TorchDispatchMode):
     """Bytes of the largest tensor of any operation, each entry of an expanded one counted: products copy those."""
 
@@ -108,23 +117,16 @@ def test_a_prefill_copies_no_head() -> None:
     engine.load(policy.weights(), 1)
     seen: list[Tensor] = []
     engine._model.get_output_embeddings().register_forward_pre_hook(lambda _, states: seen.append(states[0]))
-    params = SamplingParams(temperature=0.0, max_tokens=2)
-    prompts = [PromptFormat().render(problem, policy.tokenizer).ids for problem in PROBLEMS]
-    engine.submit(
-        [
-            Job(key=str(at), group_id=str(at), problem_id=str(at), sample=0, prompt_ids=np.array(ids), params=params)
-            for at, ids in enumerate(prompts)
-        ]
-    )
-    assert len(engine.advance(1.0).drawn) == len(prompts)
+    engine.submit(jobs := jobs_of(policy, SamplingParams(temperature=0.0, max_tokens=2)))
+    assert len(engine.advance(1.0).drawn) == len(jobs)
     assert len(seen) == 2
     for states in seen:
-        assert states.shape[:2] == (len(prompts), 1)
+        assert states.shape[:2] == (len(jobs), 1)
         assert states.is_contiguous()
     head = policy.model.get_output_embeddings().weight.detach()
     with torch.no_grad(), _Largest() as largest:  # canary
-        torch.nn.functional.linear(torch.zeros(len(prompts), 3, head.shape[1])[:, -1:], head)
-    assert largest.size == len(prompts) * head.nbytes
+        torch.nn.functional.linear(torch.zeros(len(jobs), 3, head.shape[1])[:, -1:], head)
+    assert largest.size == len(jobs) * head.nbytes
 
 
 def test_threads_change_no_completion() -> None:
@@ -132,6 +134,23 @@ def test_threads_change_no_completion() -> None:
     params = SamplingParams(samples_per_problem=4, max_tokens=16, seed=1, stream="s")
     engines = [inline_sampler(policy, PromptFormat(), max_rows=8, threads=threads) for threads in (1, 3)]
     assert sample(engines[0], PROBLEMS, params) == sample(engines[1], PROBLEMS, params)
+
+
+def test_every_thread_has_rows_where_one_batch_could_hold_all() -> None:
+    policy = make_policy("qwen3")
+    drawn = []
+    for threads in (1, 3):
+        spec = engine_spec("transformers", policy, max_rows=64, max_length=64, threads=threads)
+        engine = TransformersEngine(spec)
+        engine.load(policy.weights(), 1)
+        passes: list[int] = []  # of prompts: one a batch
+        engine._model.register_forward_pre_hook(
+            lambda _, __, given, passes=passes: passes.append(given["input_ids"].shape[1]), with_kwargs=True
+        )
+        engine.submit(jobs_of(policy, SamplingParams(max_tokens=6, seed=2)))
+        drawn.append([one.completion.token_ids.tolist() for one in engine.advance(1.0).drawn])
+        assert sum(width > 1 for width in passes) == threads
+    assert drawn[0] == drawn[1]
 
 
 def drawn(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:

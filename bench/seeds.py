@@ -31,7 +31,8 @@ def collect(run: Path) -> dict[str, Any]:
     manifest = json.loads((run / "manifest.json").read_text())
     order = [entry["name"] for entry in manifest["stages"]]
     evaluations = [json.loads(path.read_text()) for path in (run / "eval").glob("*.json")]
-    evaluations.sort(key=lambda row: order.index(row["model"]))
+    # Models as they come, "policy" and "student", are no stages: first.
+    evaluations.sort(key=lambda row: order.index(row["model"]) if row["model"] in order else -1)
     return {
         "seed": manifest["seed"],
         "date": manifest["created"][:10],

@@ -398,15 +398,22 @@ def test_what_extending_points_to_is_there() -> None:
     assert groups == {extensions.TRACKERS, extensions.DATA, extensions.HEALTH, ENTRY_POINT_GROUP}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results/quickstart.md"])
-def test_the_quickstart_s_numbers_are_those_of_its_data(page: str) -> None:
-    """One measurement, in quickstart.json; both pages are made from it (bench/seeds.py --pages)."""
+@pytest.mark.parametrize(
+    ("page", "data"),
+    [
+        ("README.md", "quickstart"),
+        ("docs/results/quickstart.md", "quickstart"),
+        ("recipes/smollm2_words/README.md", "smollm2_words"),
+    ],
+)
+def test_numbers_of_runs_are_those_of_their_data(page: str, data: str) -> None:
+    """One measurement, in docs/results/DATA.json; the pages are made from it (bench/seeds.py --pages)."""
     spec = importlib.util.spec_from_file_location("seeds", ROOT / "bench" / "seeds.py")
     assert spec is not None
     assert spec.loader is not None
     seeds = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(seeds)
-    rows = json.loads((ROOT / "docs" / "results" / "quickstart.json").read_text(encoding="utf-8"))
+    rows = json.loads((ROOT / "docs" / "results" / f"{data}.json").read_text(encoding="utf-8"))
     text = (ROOT / page).read_text(encoding="utf-8")
     assert "<!-- seeds -->" in text
     assert seeds.written(text, rows) == text

@@ -65,6 +65,8 @@ class Size:
     steps: int = 200
     teacher_steps: int = 120
     sft_steps: int = 300
+    #: Of the student's start, at most: it is a third of the teacher's size and learns slower.
+    start_steps: int = 600
     draws: int = 8000
     heldout: int = 1000
     sampled: int = 250
@@ -76,8 +78,9 @@ class Size:
 
 FULL = Size()
 SMOKE = Size(
-    budget=400, problems=12, steps=4, teacher_steps=2, sft_steps=40, draws=32, heldout=12, sampled=4, every=2,
-    enough=0.0, good=0.0, shape="hidden_size = 32\nnum_hidden_layers = 1\nhead_dim = 16\nintermediate_size = 48\n",
+    budget=400, problems=12, steps=4, teacher_steps=2, sft_steps=40, start_steps=40, draws=32, heldout=12, sampled=4,
+    every=2, enough=0.0, good=0.0,
+    shape="hidden_size = 32\nnum_hidden_layers = 1\nhead_dim = 16\nintermediate_size = 48\n",
 )  # fmt: skip
 HEAD = """
 name = "{name}"
@@ -232,7 +235,7 @@ def prepared(out: Path, seed: int, size: Size, measure: Measure) -> tuple[Path, 
     )
     text += sft.format(name="cold", model="policy", steps=size.sft_steps)
     text += grpo.format(steps=size.teacher_steps, problems=size.problems, lr=3e-4)
-    text += sft.format(name="start", model="student", steps=size.sft_steps)
+    text += sft.format(name="start", model="student", steps=size.start_steps)
     run(out / "models", text)
     scored = {number: row["accuracy/train"] for number, row in enumerate(rows(out / "models", "grpo"), start=1)}
     snapshots = saved(out / "models", "grpo")

@@ -182,7 +182,8 @@ def tree_content() -> set[str]:
         )
         for path in source_files()
     }
-    for pattern in ("rlreason/report/*.html", "rlreason/report/*.css", "rlreason/report/*.js", "rlreason/py.typed"):
+    patterns = ("report/*.html", "report/*.css", "report/*.js", "tasks/*.toml", "py.typed")
+    for pattern in (f"rlreason/{one}" for one in patterns):
         content |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern)}
     return content | {
         f"rlreason/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("recipes/*/*") if path.is_file()

@@ -23,10 +23,12 @@ from rlreason.sizing.shape import ModelShape
 
 #: ``objective.kernels.linear._TILE_ROWS`` and ``objective.linear._TILE``, which tests hold these to.
 GPU_TILE_ROWS = 2048
-CPU_TILE = 40_000_000
+CPU_TILE, CPU_BLOCK = 40_000_000, 1 << 17
 #: Tables of whole float32 logits that are held at a time of a head that is no plain product
 #: (tests/sizing/test_memory.py counts them).
 WHOLE_LOGITS = 4
+#: oneDNN's scratch memory of a product in bfloat16.
+PRODUCT_SPACE = 1 << 18
 #: ``objective.distillation.head``: rows of its two tiles, and bytes of the blocks in which they become gradients.
 TEACHER_TILE_ROWS, TEACHER_BLOCKS = 1024, 16 * 4 * (1 << 17)
 
@@ -120,15 +122,18 @@ def head_memory(shape: ModelShape, training: Training, batch: MicroBatch) -> flo
         return WHOLE_LOGITS * 4 * batch.rows * (batch.prompt + batch.completion - 1) * vocabulary
     trains = training.adapter is None
     weight_gradient = shape.head * (4 + (width if narrow else 0)) if trains else 0
-    # On a CPU the gradient of a tile of logits in bfloat16, and a product of it.
+    # On a CPU the gradient of a tile of logits in bfloat16, its products, and what they are computed with.
     rounded = width if narrow and not training.on_gpu else 0
     weight_gradient += rounded * shape.head if trains else 0
+    products = rounded * rows * hidden + PRODUCT_SPACE if rounded else 0
     if training.teacher:  # tiles of both models' logits, and the head in float32
         tiles = (2 * 4 + rounded) * min(TEACHER_TILE_ROWS, rows) * vocabulary + TEACHER_BLOCKS
-        return tiles + weight_gradient + (4 * shape.head if narrow else 0) + (4 + width) * rows * hidden
+        wide = 4 * shape.head if narrow else 0
+        return tiles + weight_gradient + wide + products + (4 + width) * rows * hidden
     if training.on_gpu:
         tile = 4 * min(GPU_TILE_ROWS, rows) * vocabulary
         return tile + weight_gradient + width * rows * hidden
-    tile = (4 + rounded) * min(max(1, CPU_TILE // vocabulary), rows) * vocabulary
+    elements = min(max(1, CPU_TILE // vocabulary), rows) * vocabulary
+    tile = (4 + rounded) * elements + 4 * min(CPU_BLOCK, elements)
     wide = 4 * shape.head if narrow else 0
-    return tile + weight_gradient + wide + (4 + 4 + width) * rows * hidden
+    return tile + weight_gradient + wide + products + (4 + 4 + width) * rows * hidden

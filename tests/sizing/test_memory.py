@@ -214,6 +214,7 @@ def test_parts_by_hand() -> None:
 
 def test_tiles_are_the_heads() -> None:
     assert memory.CPU_TILE == linear._TILE
+    assert memory.CPU_BLOCK == linear._BLOCK
     pytest.importorskip("triton")
     from rlreason.objective.kernels import linear as kernels
 

@@ -67,6 +67,13 @@ def path(tmp_path: Path) -> Path:
     return found
 
 
+@pytest.fixture
+def short(path: Path) -> Path:
+    """The recipe with answers so short that memory, and not a row, bounds a micro-batch of a CPU."""
+    path.write_text(RECIPE.replace("max_tokens = 512", "max_tokens = 64"))
+    return path
+
+
 def budgets(path: Path, *overrides: str, gpu: str | None = None) -> tuple[Budgets, Recipe]:
     checked = check(load(path, overrides), path.parent)
     return Budgets(checked.recipe, checked.data, None if gpu is None else GPUS[gpu]), checked.recipe
@@ -76,27 +83,27 @@ def tokens(recipe: Recipe) -> list[int | None]:
     return [one.micro_batch_tokens for one in recipe.stage]  # type: ignore[union-attr]
 
 
-def test_as_many_as_fit_and_no_more(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, recipe = budgets(path)
+def test_as_many_as_fit_and_no_more(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, recipe = budgets(short)
     grpo = recipe.stage[1]
-    assert found.setup(grpo).micro_batch_tokens == MICRO_BATCH  # type: ignore[arg-type]
-    for gigabytes in (2.0, 1.0):
+    assert found.setup(grpo).micro_batch_tokens == budget.MOST_TOKENS_CPU  # type: ignore[arg-type]
+    for gigabytes in (0.28, 0.2):
         monkeypatch.setattr(budget, "usable_memory", lambda: gigabytes * 1e9)  # noqa: B023
-        found, _ = budgets(path)
+        found, _ = budgets(short)
         setup = found.setup(grpo)  # type: ignore[arg-type]
-        assert setup.micro_batch_tokens < MICRO_BATCH
+        assert setup.micro_batch_tokens < budget.MOST_TOKENS_CPU
         assert found.memory(grpo, setup).total <= found.room == gigabytes * 0.5e9  # type: ignore[arg-type]
         twice = Setup.of(recipe, grpo, 2 * setup.micro_batch_tokens)
         assert found.memory(grpo, twice).total > found.room  # type: ignore[arg-type]
     monkeypatch.setattr(budget, "usable_memory", lambda: 1e6)  # nothing fits: one row is all there can be
-    found, _ = budgets(path)
+    found, _ = budgets(short)
     assert found.micro_batch(grpo, found.setup(grpo)).rows == 1  # type: ignore[arg-type]
 
 
-def test_ranks_on_a_cpu_share_its_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "usable_memory", lambda: 8e9)
-    one, recipe = budgets(path, "cluster.kind=ray")
-    two, _ = budgets(path, "cluster.kind=ray", "trainer.ranks=4")
+def test_ranks_on_a_cpu_share_its_memory(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "usable_memory", lambda: 0.8e9)
+    one, recipe = budgets(short, "cluster.kind=ray")
+    two, _ = budgets(short, "cluster.kind=ray", "trainer.ranks=4")
     assert two.room == one.room / 4
     assert two.setup(recipe.stage[1]).micro_batch_tokens < one.setup(recipe.stage[1]).micro_batch_tokens  # type: ignore[arg-type]
 
@@ -151,22 +158,22 @@ def test_plan_says_them(path: Path) -> None:
 
 
 def test_a_run_writes_them_down_and_goes_on_with_them(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "usable_memory", lambda: 2e9)
-    first = settled(check(load(path), path.parent))
+    monkeypatch.setattr(budget, "usable_memory", lambda: 0.28e9)
+    first = settled(check(load(short), short.parent))
     assert tokens(first.recipe)[2] == 777
     chosen = tokens(first.recipe)
     assert None not in chosen
-    assert chosen[1] != MICRO_BATCH
+    assert chosen[1] != budget.MOST_TOKENS_CPU
     run = tmp_path / "run"
     run.mkdir()
     (run / "recipe.toml").write_text(recipe_toml(first.recipe))
     monkeypatch.setattr(budget, "usable_memory", lambda: 64e9)  # another machine
-    again = settled(settled_as(check(load(path), path.parent), run))
+    again = settled(settled_as(check(load(short), short.parent), run))
     assert tokens(again.recipe) == chosen
-    assert tokens(settled(check(load(path), path.parent)).recipe)[1] == MICRO_BATCH
-    mended = settled_as(check(load(path, ("stage.grpo.micro_batch_tokens=99",)), path.parent), run)
+    assert tokens(settled(check(load(short), short.parent)).recipe)[1] == budget.MOST_TOKENS_CPU
+    mended = settled_as(check(load(short, ("stage.grpo.micro_batch_tokens=99",)), short.parent), run)
     assert tokens(mended.recipe)[1] == 99  # what the user says counts
 
 

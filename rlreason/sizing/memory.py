@@ -126,14 +126,13 @@ def head_memory(shape: ModelShape, training: Training, batch: MicroBatch) -> flo
     rounded = width if narrow and not training.on_gpu else 0
     weight_gradient += rounded * shape.head if trains else 0
     products = rounded * rows * hidden + PRODUCT_SPACE if rounded else 0
+    wide = 4 * shape.head if narrow else 0
     if training.teacher:  # tiles of both models' logits, and the head in float32
         tiles = (2 * 4 + rounded) * min(TEACHER_TILE_ROWS, rows) * vocabulary + TEACHER_BLOCKS
-        wide = 4 * shape.head if narrow else 0
         return tiles + weight_gradient + wide + products + (4 + width) * rows * hidden
     if training.on_gpu:
         tile = 4 * min(GPU_TILE_ROWS, rows) * vocabulary
         return tile + weight_gradient + width * rows * hidden
     elements = min(max(1, CPU_TILE // vocabulary), rows) * vocabulary
     tile = (4 + rounded) * elements + 4 * min(CPU_BLOCK, elements)
-    wide = 4 * shape.head if narrow else 0
     return tile + weight_gradient + wide + products + (4 + 4 + width) * rows * hidden

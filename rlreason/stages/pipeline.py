@@ -110,6 +110,7 @@ class Pipeline:
         parameters, active = trainer.parameters
         recorder.health.history.moe = parameters != active
         if isinstance(stage, SftStage):
+            recorder.health.history.router_steps = stage.router_warmup_steps
             run_sft(stage, self._context, trainer, recorder)
         elif isinstance(stage, GrpoStage):
             run_grpo(stage, self._context, trainer, recorder)

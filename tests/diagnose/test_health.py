@@ -63,6 +63,16 @@ def measured(accuracy: float, reward: float, count: int = 1000) -> dict[str, flo
     return {"accuracy/heldout": accuracy, "reward/mean": reward, "heldout/verified": float(count)}
 
 
+def test_the_end_of_a_router_warm_up_is_no_spike() -> None:
+    """From there on the norm is of all parameters, before of the routers alone; what comes later is compared again."""
+    warm_up, after = [0.01] * 20, [9.0, 5.0, 5.0, 5.0, 5.0]
+    for routers_alone, spoken in ((20, [25]), (0, [20])):
+        watch = health(kind="sft")
+        watch.history.router_steps = routers_alone
+        found = steps(watch, norms([*warm_up, *after, 99.0]))
+        assert [one.step for one in found if one.rule == "gradient_spike"] == spoken
+
+
 @pytest.mark.parametrize(
     ("rule", "speaks", "silent"),
     [

@@ -5,7 +5,8 @@ those of ``trainer.masters`` (one process) and ``trainer.sharding`` (FSDP2 over 
 
 - weights: float32 masters 4 P / N, frozen weights d F / N;
 - gradients 4 P / N, moments 8 P / N;
-- one process in bfloat16: the copy that computes, 2 P, and one micro-batch's gradients before they are added, 2 P;
+- one process in bfloat16: the copy that computes, 2 P;
+- micro-batches' gradients before they are added, d P: of one in turn, with M threads on a CPU of M + 1;
 - shards: what is gathered whole in the compute dtype, d (two layers + all outside of layers), and whole gradients on
   their way to being added in float32: of one layer d + 4, of what is outside of layers d or d + 4; a layer of ranks
   that share it is (all but experts) / t + experts / e (``trainer.parallel``; t tensor, e expert ranks);
@@ -89,9 +90,12 @@ def training_memory(shape: ModelShape, training: Training, batch: MicroBatch, ac
     held = []
     if training.cut.ranks:
         held.append(Part(name="gathered", bytes=_gathered(shape, training)))
-    elif width == 2:
-        held.append(Part(name="bfloat16 copy", bytes=2 * trained))
-        held.append(Part(name="gradients of a micro-batch", bytes=2 * trained))
+    else:
+        if width == 2:
+            held.append(Part(name="bfloat16 copy", bytes=2 * trained))
+        waiting = _waiting(training)
+        if waiting:
+            held.append(Part(name="gradients of micro-batches", bytes=waiting * width * trained))
     if training.reference and training.adapter is None:
         stored.append(Part(name="reference", bytes=width * shape.total / shards))
     if training.teacher:
@@ -103,6 +107,13 @@ def training_memory(shape: ModelShape, training: Training, batch: MicroBatch, ac
     if training.offload:
         return Memory(parts=tuple(held), host=sum(part.bytes for part in stored))
     return Memory(parts=(*stored, *held))
+
+
+def _waiting(training: Training) -> int:
+    """Sets of gradients that are not added yet (``trainer.microbatches``): a GPU adds float32 ones where they are."""
+    if training.on_gpu:
+        return int(training.width == 2)
+    return 1 if training.threads == 1 else training.threads + 1
 
 
 def _gathered(shape: ModelShape, training: Training) -> float:

@@ -10,8 +10,9 @@ H = hidden size, V = vocabulary.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -30,7 +31,8 @@ def accumulate_gradients(
 ) -> list[LossOutput]:
     """Add the gradient of every batch's loss to the masters' ``.grad``; returns the detached outputs in order.
 
-    ``loss_of(batch)`` runs the forward pass. Only one batch's activations are held at a time, or one a thread.
+    ``loss_of(batch)`` runs the forward pass. Only one batch's activations are held at a time, or one a thread; of
+    gradients that are not added yet one set, or one a thread and one more.
     """
     if model.device.type == "cpu":
         return _side_by_side(model, masters, batches, loss_of, threads)
@@ -78,9 +80,14 @@ def _side_by_side(
             for batch in batches:
                 add(one(batch))
             return outputs
+        running: deque[Future[tuple[LossOutput, tuple[Tensor | None, ...], list[_Rows]]]] = deque()
         with ThreadPoolExecutor(threads) as pool:
-            for result in pool.map(one, batches):
-                add(result)
+            for batch in batches:
+                if len(running) > threads:  # each holds gradients as large as the model until they are added
+                    add(running.popleft().result())
+                running.append(pool.submit(one, batch))
+            while running:
+                add(running.popleft().result())
     return outputs
 
 

@@ -192,8 +192,13 @@ def test_parts_by_hand() -> None:
 
     assert parts() == {
         "weights": 4 * total, "gradients": 4 * total, "moments": 8 * total, "bfloat16 copy": 2 * total,
-        "gradients of a micro-batch": 2 * total,
+        "gradients of micro-batches": 2 * total,
     }  # fmt: skip
+    for threads, sets in ((1, 1), (2, 3), (8, 9)):  # of a CPU
+        assert parts(on_gpu=False, threads=threads)["gradients of micro-batches"] == sets * 2 * total
+        wide = training_memory(shape, Training(width=4, on_gpu=False, threads=threads), BATCH, nothing)
+        assert wide.of("gradients of micro-batches") == sets * 4 * total
+    assert not training_memory(shape, Training(width=4), BATCH, nothing).of("gradients of micro-batches")
     root = shape.outside
     gathered = 2 * (2 * layer + root) + 2 * root + max(6 * layer, 4 * root)
     assert parts(cut=Cut(ranks=4), reference=True) == {

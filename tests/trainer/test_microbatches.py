@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -55,6 +56,25 @@ def test_threads_change_no_bit() -> None:
     assert loss_one == loss_two
     for left, right in zip(one, two, strict=True):
         assert torch.equal(left, right)
+
+
+def test_few_gradients_wait_to_be_added() -> None:
+    """They are as large as the model. While the first micro-batch takes long, two threads make two more sets."""
+    policy = fresh_policy(PolicyConfig(model_type="qwen3_moe", model=MODEL), "0123456789", (), 0, CPU)
+    batches, begun, further = make_batches(ROWS, 30, 0, CPU), [], threading.Event()
+    assert len(batches) == 6
+
+    def loss_of(batch: Batch) -> LossOutput:
+        begun.append(batch)
+        if len(begun) == 4:
+            further.set()
+        if batch is batches[0]:
+            further.wait(2.0)
+            assert len(begun) == 3  # canary: 4 and more where all are handed out at once
+        return supervised_loss(target_logprobs(target_logits(policy.model, batch), batch), batch.loss_mask_BT, TOKENS)
+
+    assert len(accumulate_gradients(policy.model, Masters(policy.model, torch.float32), batches, loss_of, 2)) == 6
+    assert len(begun) == len(batches)
 
 
 def test_micro_batches_sum_to_the_whole() -> None:

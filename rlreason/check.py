@@ -59,6 +59,8 @@ class CheckedRecipe:
     inputs: tuple[InputFile, ...]
     #: Of its rewards, where it requires them.
     audits: tuple[AuditEntry, ...] = ()
+    #: What a person should hear before the run: settings that contradict each other, and may be meant.
+    warnings: tuple[str, ...] = ()
 
     @property
     def source(self) -> ProblemSource:
@@ -92,15 +94,39 @@ def check(recipe: Recipe, base: Path, known: KnownInputs | None = None) -> Check
     used = [name for supply in data.supplies().values() for name in supply.origins]
     read = [files.data_files[name] for name in used if name in files.data_files]
     inputs = tuple(dict.fromkeys((*read, *files.traces, *files.rewards.values())))
+    form = prompt_format(taken.data)
     return CheckedRecipe(
         recipe=taken,
         mix=mix,
         stage_mixes=stage_mixes,
         data=data,
-        prompt_format=prompt_format(taken.data),
+        prompt_format=form,
         inputs=inputs,
         audits=tuple(audits),
+        warnings=tuple(_unpaid_forms(recipe, data, mixes, form)),
     )
+
+
+def _unpaid_forms(recipe: Recipe, data: RunData, mixes: Mapping[str, RewardMix], form: PromptFormat) -> list[str]:
+    """A reward ``format`` that pays for another form than the problems' ``answer_style``, each place once."""
+    found: dict[str, None] = {}
+    for name, supply in data.trained.items():
+        for stage in _scoring(recipe, name):
+            if isinstance(stage, RejectStage) or (isinstance(stage, OpdStage) and not stage.reward_weight):
+                continue  # its verdicts alone count
+            place = f"stage.{stage.name}.reward" if recipe.has_own_reward(stage) else "reward"
+            part = next((one for one in mixes[place].parts if one.name == "format"), None)
+            if part is None:
+                continue
+            paid = dict(part.options).get("style", "tags")
+            asked = next((form.of(one).style for one in supply.specimens() if part.applies(one)), paid)
+            if asked != paid:
+                table = f"data.{name}" if name in recipe.data.sets else "data"
+                found[
+                    f"{place}.format pays for {paid!r}, and the answers of {table} are in {asked!r} "
+                    f"({table}.answer_style): the asked form is paid nothing. Make the two one, or say format.sources"
+                ] = None
+    return list(found)
 
 
 def _check_benchmarks(recipe: Recipe) -> None:
@@ -190,7 +216,7 @@ def _check_golds(recipe: Recipe, data: RunData) -> None:
         if isinstance(supply, TaskSupply):
             continue
         bare = [problem.id for problem in supply.specimens() if problem.reference == ""]
-        if bare and (name in data.measured or _is_scored(recipe, name)):
+        if bare and (name in data.measured or _scoring(recipe, name)):
             raise UsageError(
                 f"{supply.origin}: {len(bare)} of {supply.size} problems have no gold answer, such as {bare[0]!r}, and "
                 "would be scored; name its column in data.columns.answer"
@@ -205,16 +231,17 @@ def _check_golds(recipe: Recipe, data: RunData) -> None:
             )
 
 
-def _is_scored(recipe: Recipe, name: str) -> bool:
-    """Whether a stage that draws from the training set ``name`` scores its answers."""
+def _scoring(recipe: Recipe, name: str) -> list[GrpoStage | RejectStage | OpdStage]:
+    """The stages that draw from the training set ``name`` and score the answers."""
+    train = recipe.data.train
+    default = train if isinstance(train, str) and train in recipe.data.sets else "train"
+    found = []
     for stage in recipe.stage:
         if isinstance(stage, (GrpoStage, RejectStage, OpdStage)):
-            train = recipe.data.train
-            default = train if isinstance(train, str) and train in recipe.data.sets else "train"
             names = default if stage.data is None else stage.data
             if name == names or (isinstance(names, dict) and name in names):
-                return True
-    return False
+                found.append(stage)
+    return found
 
 
 def _broken(problem: Problem) -> str | None:

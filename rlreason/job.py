@@ -97,7 +97,7 @@ def run_job(recipe: Recipe, path: Path, options: JobOptions, console: Console) -
         log = ConsoleLog(run.root / CONSOLE_LOG)
         run.tell = tell = _logging(tell, log)
         tell(f"{recipe.name}: {len(recipe.stage)} stages, seed {recipe.seed} -> {run.root}")
-        for line in told_of(checked.data):
+        for line in (*(f"WARNING: {one}" for one in checked.warnings), *told_of(checked.data)):
             tell(line)
         if not options.resume:
             _compare_suites(checked, run, path.parent)

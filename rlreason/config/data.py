@@ -77,8 +77,13 @@ class DataSetConfig(ProblemTable):
     path: Origin
 
 
+#: Keys of ``[data]`` that a named set takes over where it says nothing of its own: how its problems are asked.
+ASKED = ("system", "prompt_template", "answer_style", "chat_template_kwargs")
+
+
 class DataConfig(ProblemTable):
-    """Where problems come from and how they are asked; further keys are named sets, ``[data.NAME]``."""
+    """Where problems come from and how they are asked; further keys are named sets, ``[data.NAME]``, which are asked as
+    ``[data]`` says where they don't say it: system, prompt_template, answer_style, chat_template_kwargs."""
 
     model_config = Section.model_config | {"extra": "allow"}
     __pydantic_extra__: dict[str, DataSetConfig] = Field(init=False)
@@ -117,6 +122,10 @@ class DataConfig(ProblemTable):
 
     @model_validator(mode="after")
     def _fits(self) -> DataConfig:
+        for name, named in self.sets.items():
+            taken = {key: getattr(self, key) for key in ASKED if key not in named.model_fields_set}
+            self.__pydantic_extra__[name] = named.model_copy(update=taken)
+        self._check_used()
         if self.train is None and not self.sets:
             raise ValueError("data.train is missing: name a task, a file or a hub id, or make sets [data.NAME]")
         if self.split and self.heldout is not None:
@@ -133,6 +142,16 @@ class DataConfig(ProblemTable):
             if one.convert is not None and one.columns != Columns():
                 raise ValueError(f"{place}.convert reads the columns that {one.convert} has: leave {place}.columns out")
         return self
+
+    def _check_used(self) -> None:
+        """Raise ValueError where ``[data]`` says how rows are read and reads none itself."""
+        own = [one for one in (self.train, self.heldout) if one is not None]
+        if not all(isinstance(one, str) and one in self.sets for one in own):
+            return
+        for key, field in ProblemTable.model_fields.items():
+            if key not in (*ASKED, "options") and getattr(self, key) != field.get_default(call_default_factory=True):
+                where = " or ".join(f"[data.{name}]" for name in self.sets)
+                raise ValueError(f"data.{key} does nothing, as all problems are of named sets: write it in {where}")
 
     def check_choice(self, choice: DataChoice | None, place: str) -> None:
         """Raise ValueError where ``choice``, the value of the key ``place``, names no set or has impossible shares."""

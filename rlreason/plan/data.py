@@ -69,7 +69,7 @@ def data_lines(checked: CheckedRecipe, base: Path | None = None) -> list[str]:
     if recipe.data.train not in recipe.data.sets and recipe.data.train is not None:
         styles.add(recipe.data.answer_style)
     lines.append(f"           answers in {' and '.join(sorted(styles))}")
-    lines += [f"  WARNING  {overlap}" for overlap in data.overlaps()]
+    lines += [f"  WARNING  {one}" for one in (*checked.warnings, *data.overlaps())]
     lines += [f"  {'WARNING ' if one.matches else 'suite   '} {one}" for one in contamination_of_run(data, base)]
     text = first_prompt(checked)
     lines += [] if text is None else [f"  prompt   {text}"]
@@ -113,8 +113,8 @@ def _tokenizer(recipe: Recipe) -> Tokenizer | None:
     return found
 
 
-def stage_data(stage: Stage) -> list[str]:
-    """What a stage trains on or measures, where it says so itself; its curriculum."""
+def stage_data(stage: Stage, checked: CheckedRecipe) -> list[str]:
+    """What a stage trains on or measures, where it says so itself; how often it asks a problem; its curriculum."""
     lines = []
     if isinstance(stage, EvalStage):
         return [f"measured on {stage.data}"] if stage.data is not None else []
@@ -122,9 +122,30 @@ def stage_data(stage: Stage) -> list[str]:
         mix = {stage.data: 1.0} if isinstance(stage.data, str) else stage.data
         total = sum(mix.values())
         lines.append("on " + " + ".join(f"{name} ({share / total:.1%})" for name, share in mix.items()))
+    lines += _epochs(stage, checked)
     if isinstance(stage, GrpoStage) and stage.curriculum is not None:
         lines.append(
             f"a problem whose completions were all right {stage.curriculum.skip_solved_after} times in a row is passed "
             f"over for {stage.curriculum.retry_after} steps"
         )
     return lines
+
+
+def _epochs(stage: Stage, checked: CheckedRecipe) -> list[str]:
+    """How often the problems of each set of rows that the stage draws from are asked."""
+    if isinstance(stage, RejectStage):
+        asked = stage.problems
+    elif isinstance(stage, (GrpoStage, OpdStage)):
+        asked = stage.steps * stage.problems_per_step
+    else:
+        return []
+    train = checked.recipe.data.train
+    chosen = stage.data if stage.data is not None else train if isinstance(train, str) else "train"
+    mix = chosen if isinstance(chosen, dict) else {chosen: 1.0}
+    said = []
+    for name, share in mix.items():
+        supply = checked.data.trained.get(name, checked.data.trained.get("train"))
+        if supply is not None and supply.size:
+            wanted = asked * share / sum(mix.values())
+            said.append(f"{wanted:,.0f} of {supply.size:,} ({wanted / supply.size:.2g} epochs)")
+    return [f"problems drawn: {', '.join(said)}"] if said else []

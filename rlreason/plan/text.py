@@ -49,7 +49,7 @@ def describe(recipe: Recipe, path: Path, size: SizeOptions = ANY_SIZE) -> str:
         lines.append(f"{number:>3}. {stage.name} ({stage.kind})")
         said = (
             *_stage(stage, recipe, sparse=stage.name in sized.sparse),
-            *stage_data(stage),
+            *stage_data(stage, checked),
             *sized.stages.get(stage.name, ()),
         )
         lines += [f"       {line}" for line in said]

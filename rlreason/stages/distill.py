@@ -106,6 +106,8 @@ def run_distill(stage: DistillStage, context: Context, student: Trainer, recorde
     samples = trace_samples(stage, context, student, traces)
     if stage.general is not None:
         samples += general_samples(stage, context, student, sum(int(one.loss_mask.sum()) for one in samples))
+    epochs = stage.steps * stage.batch_size / len(samples)
+    context.run.tell(f"{stage.name}: {len(samples):,} rows, learnt {epochs:.2g} times in {stage.steps:,} steps")
     batches = epoch_samples(samples, stage.batch_size, context.recipe.seed, stage.name)
     loss = with_teacher(stage.teacher_kl, len(student.tokenizer)) if stage.teacher_kl > 0 else cross_entropy
     train_supervised(stage, context, student, recorder, batches, loss)

@@ -183,3 +183,58 @@ def test_plan_says_sets_mixes_curricula_and_the_first_prompt(folder: Path) -> No
         "measured on test",
     ):
         assert words in text, words
+
+
+def test_sets_are_asked_as_data_says_where_they_say_nothing(folder: Path) -> None:
+    asked = '[data]\nsystem = "Think."\nanswer_style = "boxed"\nprompt_template = "Q: {prompt}"\n'
+    own = '[data.a]\npath = "a.jsonl"\n[data.b]\npath = "b.jsonl"\nsystem = ""\nanswer_style = "tags"\n'
+    found = checked(folder, asked + own + GRPO + "data = { a = 0.5, b = 0.5 }\n")
+    drawn = {problem.data_set: problem for problem in found.data.of("rl").train(0, 4)}
+    forms = {name: found.prompt_format.of(problem) for name, problem in drawn.items()}
+    assert (forms["a"].system, forms["a"].style, forms["a"].ask) == ("Think.", "boxed", "Q: {prompt}")
+    assert (forms["b"].system, forms["b"].style, forms["b"].ask) == ("", "tags", "Q: {prompt}")
+    assert [role for role, _ in found.prompt_format.turns(drawn["b"])] == ["user"]
+    again = folder / "again.toml"  # as a run's recipe.toml has it
+    again.write_text(recipe_toml(found.recipe))
+    assert check(load(again), folder).recipe == found.recipe
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['columns = { prompt = "q" }', 'answer_after = "####"', 'verifier = "code"', "split = 0.1", "skip_bad_rows = true"],
+)
+def test_keys_of_data_that_read_nothing_are_refused(folder: Path, line: str) -> None:
+    """Canary: beside rows of ``data.train`` the same key is used."""
+    key = line.split(" ", maxsplit=1)[0]
+    with pytest.raises(UsageError, match=rf"data\.{key} does nothing.*write it in \[data\.a\] or"):
+        checked(folder, f"[data]\n{line}\n" + NAMED + SFT + 'data = "a"\n')
+    own = f'[data]\ntrain = "b.jsonl"\n{line}\n' + NAMED + SFT + 'data = "a"\n'
+    load_text = folder / "used.toml"
+    load_text.write_text(HEAD + own)
+    assert load(load_text).data.train == "b.jsonl"
+
+
+def test_a_form_that_is_not_asked_for_is_named(folder: Path) -> None:
+    """Half of R1-Zero's reward is for its form: nobody gets it whose prompts ask for another."""
+    text = "[reward]\naccuracy = 1.0\nformat = FORM\n" + NAMED + GRPO + "data = { a = 0.5, b = 0.5 }\n"
+    warning = "reward.format pays for 'tags', and the answers of data.a are in 'boxed'"
+    (said,) = checked(folder, text.replace("FORM", "0.1")).warnings
+    assert said.startswith(warning)
+    assert f"WARNING  {warning}" in describe(load(folder / "recipe.toml"), folder / "recipe.toml")
+    (other,) = checked(folder, text.replace("FORM", '{ weight = 0.1, style = "boxed" }')).warnings
+    assert "data.b are in 'tags'" in other
+    for right in ('{ weight = 0.1, style = "boxed", sources = ["a"] }', '{ weight = 0.1, sources = ["b"] }'):
+        assert checked(folder, text.replace("FORM", right)).warnings == ()
+    mine = text.replace("FORM", '{ weight = 0.1, sources = ["b"] }') + "[stage.reward]\naccuracy = 1\nformat = 1\n"
+    (own,) = checked(folder, mine).warnings
+    assert own.startswith("stage.rl.reward.format pays for 'tags'")
+
+
+def test_plan_says_how_often_problems_are_asked(folder: Path) -> None:
+    """8 problems, three quarters of them of the 5 of a, a quarter of the 7 of b: 6/5 and 2/7."""
+    text = NAMED + GRPO.replace("steps = 2", "steps = 4") + "data = { a = 0.75, b = 0.25 }\n"
+    reject = '[[stage]]\nkind = "reject"\nname = "traces"\nmodel = "rl"\ndata = "b"\nproblems = 14\nmax_tokens = 4\n'
+    (folder / "recipe.toml").write_text(HEAD + text + reject)
+    said = describe(load(folder / "recipe.toml"), folder / "recipe.toml")
+    assert "problems drawn: 6 of 5 (1.2 epochs), 2 of 7 (0.29 epochs)" in said
+    assert "problems drawn: 14 of 7 (2 epochs)" in said

@@ -2,9 +2,11 @@
 
 Switch Transformer (arXiv 2101.03961, eq. 4-6): experts · Σ_e f_e p_e, with f_e the tokens that expert e was chosen for
 and p_e the mean probability that the router gives it, both as shares of the tokens. It is computed by transformers' own
-function of the model, over the tokens of all layers of one micro-batch, and weighed by the micro-batch's share of the
-step's loss tokens. A product of means is no sum over tokens: with other micro-batches it is another (noisier) estimate
-of the same thing, so this term alone is not exactly invariant to ``micro_batch_tokens``.
+function of the model, of each layer's tokens in one micro-batch, and the layers' mean is weighed by the micro-batch's
+share of the step's loss tokens. (transformers' models join the tokens of all layers first: that sum is at its minimum
+although each layer sends everything to the same experts, where these are others in every layer.) A product of means is
+no sum over tokens: with other micro-batches it is another (noisier) estimate of the same thing, so this term alone is
+not exactly invariant to ``micro_batch_tokens``.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ def with_router_loss(
     assert function is not None
     settings = model.config.to_dict()
     mask = None if batch.packing is not None else _tokens_of_rows(batch)
-    balance = function(tuple(router_logits), expert_count(model), int(settings["num_experts_per_tok"]), mask)
+    experts, chosen = expert_count(model), int(settings["num_experts_per_tok"])
+    balance = torch.stack([function((one,), experts, chosen, mask) for one in router_logits]).mean()
     tokens = batch.loss_mask_BT.sum()
     loss = output.loss + coefficient * balance * tokens / denominator
     return replace(output, loss=loss, sums={**output.sums, "router_aux_loss": balance.detach() * tokens})

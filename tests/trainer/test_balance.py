@@ -10,10 +10,11 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 
 from rlreason.config import OptimizerConfig, PolicyConfig, TrainerConfig
 from rlreason.errors import UsageError
+from rlreason.objective.batch import LossOutput
 from rlreason.objective.distillation.spec import FORWARD
-from rlreason.policy.batch import supervised_sample
+from rlreason.policy.batch import collate, supervised_sample
 from rlreason.policy.policies import Policy, fresh_policy
-from rlreason.trainer.balance import router_coefficient
+from rlreason.trainer.balance import router_coefficient, with_router_loss
 from rlreason.trainer.distilling import DistillationLoss
 from rlreason.trainer.forward import CrossEntropyLoss
 from rlreason.trainer.local import LocalTrainer
@@ -61,15 +62,33 @@ def router_logits(model: Policy, samples: list[TrainingSample]) -> tuple[torch.T
     return tuple(torch.cat([row.router_logits[layer] for row in rows]) for layer in range(2))
 
 
+def balance(model: Policy, samples: list[TrainingSample]) -> torch.Tensor:
+    """The mean over the layers of what transformers' function says of each."""
+    return torch.stack([load_balancing_loss_func((one,), 4, 2) for one in router_logits(model, samples)]).mean()
+
+
+def test_layers_that_collapse_on_other_experts_are_not_balanced() -> None:
+    """Two layers of two experts, one chosen: all of the first layer's tokens go to expert 0, of the second's to 1, and
+    the routers are sure. 2 · (1 · 1 + 0 · 0) = 2 in each; joined it would be 2 · (½ · ½ + ½ · ½) = 1, the minimum."""
+    model = policy(num_experts=2, num_experts_per_tok=1).model
+    logits = [torch.tensor([[50.0, 0.0]] * 4), torch.tensor([[0.0, 50.0]] * 4)]
+    batch = collate([supervised_sample([7, 8, 9, 10, 11], [0, 1, 1, 1, 1])], 0, CPU)
+    nothing = LossOutput(loss=torch.zeros(()), sums={})
+    found = with_router_loss(nothing, model, logits, batch, 0.5, 4.0)
+    assert found.sums["router_aux_loss"].item() == pytest.approx(2.0 * 4)
+    assert found.loss.item() == pytest.approx(0.5 * 2.0)
+    assert load_balancing_loss_func(tuple(logits), 2, 1).item() == pytest.approx(1.0)  # canary
+
+
 @pytest.mark.parametrize("packed", [True, False])
-def test_loss_and_gradient_are_those_of_transformers(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_and_gradient_are_those_of_transformers_by_layer(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlreason.trainer.local.takes_packed", lambda _: packed)
     plain, balanced = trainer(policy()), trainer(policy(), 0.5)
     first = plain.forward_backward(SAMPLES, CrossEntropyLoss(denominator=TOKENS))
     second = balanced.forward_backward(SAMPLES, CrossEntropyLoss(denominator=TOKENS))
     before, after = first.read(TOKENS), second.read(TOKENS)
     model = policy()
-    expected = load_balancing_loss_func(router_logits(model, SAMPLES), 4, 2)
+    expected = balance(model, SAMPLES)
     assert after["router_aux_loss"] == pytest.approx(expected.item(), rel=1e-5)
     added = torch.stack(second.losses).sum() - torch.stack(first.losses).sum()
     assert added.item() == pytest.approx(0.5 * expected.item(), rel=1e-5)
@@ -90,14 +109,14 @@ def test_padding_is_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole rows of different length against one row at a time, weighed by their loss tokens."""
     monkeypatch.setattr("rlreason.trainer.local.takes_packed", lambda _: False)
     together = trainer(policy(), 1.0).forward_backward(SAMPLES[:2], CrossEntropyLoss(denominator=6.0)).read(6.0)
-    expected = load_balancing_loss_func(router_logits(policy(), SAMPLES[:2]), 4, 2).item()
+    expected = balance(policy(), SAMPLES[:2]).item()
     assert together["router_aux_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_micro_batches_are_weighed_by_their_loss_tokens() -> None:
     """Not the same number as of the whole step (a product of means), and documented so."""
     split = trainer(policy(), 1.0, micro_batch_tokens=1).forward_backward(SAMPLES, CrossEntropyLoss(denominator=TOKENS))
-    each = [load_balancing_loss_func(router_logits(policy(), [one]), 4, 2).item() for one in SAMPLES]
+    each = [balance(policy(), [one]).item() for one in SAMPLES]
     expected = sum(one * tokens for one, tokens in zip(each, (4, 2, 2), strict=True)) / TOKENS
     assert split.read(TOKENS)["router_aux_loss"] == pytest.approx(expected, rel=1e-5)
 

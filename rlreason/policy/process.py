@@ -36,3 +36,10 @@ def keep_freed_memory() -> bool:
     settings = {_MMAP_THRESHOLD: 32 * _MIB, _TRIM_THRESHOLD: 1024 * _MIB, _TOP_PAD: 64 * _MIB}
     done = [mallopt(name, value) == 1 for name, value in settings.items()]
     return all(done)
+
+
+def return_freed_memory() -> None:
+    """Give the system back what was freed and kept: the next stage takes other sizes, and would keep its own beside."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)

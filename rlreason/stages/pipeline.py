@@ -44,7 +44,7 @@ from rlreason.stages.references import References
 from rlreason.stages.reject import CHUNK, run_reject
 from rlreason.stages.sft import run_sft
 from rlreason.trainer.options import ModelSource
-from rlreason.trainer.protocol import Trainer
+from rlreason.trainer.protocol import Trainer, give_back
 from rlreason.trainer.states import read_note
 
 #: Added to the seed for the student, so that its weights are not those of a policy of the same shape.
@@ -139,6 +139,7 @@ class Pipeline:
             tables = [self._recipe.teacher[one] for one in stage.teachers(self._recipe.teacher)]
             teachers = [self._taught_by(one) for one in tables if one.where == "trainer"]
         self._context.samplers.rest()  # where the trainer's GPU is theirs too
+        give_back()
         trainer = self._context.trainers.open(
             stage,
             ModelSource(source=self._source(name), dtype=self._compute_dtype(name)),

@@ -23,6 +23,7 @@ from torch import Tensor
 from rlreason.objective.batch import Batch, ExpertCounts, LossOutput
 from rlreason.objective.distillation.teacher import OutputHead
 from rlreason.objective.scores import StepScores
+from rlreason.policy.process import return_freed_memory
 from rlreason.trainer.counts import Counts
 from rlreason.types import TrainingSample
 
@@ -262,8 +263,9 @@ class Trainer(Protocol):
 
 
 def give_back() -> None:
-    """Of this process: what torch's allocator keeps and nothing uses."""
+    """Of this process: what allocators keep and nothing uses."""
     gc.collect()
+    return_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

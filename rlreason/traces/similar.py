@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -96,25 +97,12 @@ class Benchmarks:
 
     @staticmethod
     def read(paths: Sequence[str], n: int, base: Path) -> Benchmarks:
-        """Of JSONL files. Raises UsageError for one that can't be read or has no question."""
-        found: dict[str, list[str]] = {}
-        for given in paths:
-            path = base / given
-            questions = []
-            try:
-                with path.open(encoding="utf-8") as file:
-                    for number, line in enumerate(file, start=1):
-                        row = json.loads(line)
-                        key = next((one for one in _COLUMNS if one in row), None)
-                        if key is None:
-                            raise UsageError(f"{path}, line {number}: no {', '.join(_COLUMNS)}")
-                        questions.append(str(row[key]))
-            except OSError as error:
-                raise UsageError(f"decontaminate.against: {path} can't be read ({error.strerror})") from error
-            except ValueError as error:
-                raise UsageError(f"decontaminate.against: {path} is no file of JSON lines: {error}") from error
-            found[path.stem] = questions
-        return Benchmarks(found, n)
+        """Of JSONL files, each named by its stem, or where several have one by as much of its path as tells it apart.
+
+        Raises UsageError for one that can't be read or has no question.
+        """
+        files = list(dict.fromkeys(base / given for given in paths))
+        return Benchmarks({name: _questions(path) for name, path in _named(files).items()}, n)
 
     def hit(self, text: str) -> str | None:
         """The benchmark that ``text`` shares words in a row with; None: none of them."""
@@ -122,3 +110,45 @@ class Benchmarks:
             if one in self._grams:
                 return self._grams[one]
         return None
+
+
+def _named(files: Sequence[Path]) -> dict[str, Path]:
+    """Files by names of which no two are equal: the stem, else the shortest end of the path that no other file has."""
+    stems = Counter(path.stem for path in files)
+    found = {}
+    for path in files:
+        name = path.stem
+        if stems[name] > 1:
+            others = [other.parts for other in files if other != path]
+            ends = (path.parts[-count:] for count in range(2, len(path.parts) + 1))
+            own = (end for end in ends if not any(other[-len(end) :] == end for other in others))
+            name = "/".join(next(own, path.parts))
+        found[name] = path
+    return found
+
+
+def _questions(path: Path) -> list[str]:
+    """The questions of a JSONL file; blank lines are none. Raises UsageError naming file and line."""
+    found, number = [], 0
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                row = json.loads(line)
+                key = next((one for one in _COLUMNS if one in row), None) if isinstance(row, dict) else None
+                if key is None:
+                    raise UsageError(
+                        f"decontaminate.against: {path}, line {number}: no {', '.join(_COLUMNS)}: give each row of the "
+                        "benchmark its question under one of these names"
+                    )
+                found.append(str(row[key]))
+    except OSError as error:
+        raise UsageError(f"decontaminate.against: {path} can't be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UsageError(
+            f"decontaminate.against: {path} is no file of JSON lines (line {number or 1}: {error})"
+        ) from error
+    if not found:
+        raise UsageError(f"decontaminate.against: {path} holds no question: name a file that has some, or leave it out")
+    return found

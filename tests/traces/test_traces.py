@@ -118,6 +118,24 @@ def test_a_paraphrase_is_not_caught() -> None:
     assert Benchmarks({"short": ["What is 2 + 2?"]}, 10).hit("what is 2+2") == "short"  # compared whole
 
 
+def test_benchmarks_of_one_file_name_are_all_looked_for(tmp_path: Path) -> None:
+    texts = {"gsm8k/test": QUESTION, "aime/test": "Find all integers a and b whose product is divisible by seven.",
+             "aime/hard": "How many sheep are left in the field when all but nine of them have run away?"}  # fmt: skip
+    for name, text in texts.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"problem": text}) + "\n\n")  # a blank line is no row
+    found = Benchmarks.read([f"{name}.jsonl" for name in texts], 10, tmp_path)
+    assert found.sizes == {"gsm8k/test.jsonl": 1, "aime/test.jsonl": 1, "hard": 1}
+    assert [found.hit(text) for text in texts.values()] == list(found.sizes)
+    same = [f"{name}/test.jsonl" for name in ("aime", "x/../aime", "gsm8k")]
+    (tmp_path / "x").mkdir()
+    assert len(Benchmarks.read(same, 10, tmp_path).sizes) == 3
+    (tmp_path / "bad.jsonl").write_text('["a"]\n')
+    with pytest.raises(UsageError, match=r"bad\.jsonl, line 1: no prompt, problem, question"):
+        Benchmarks.read(["bad.jsonl"], 10, tmp_path)
+
+
 def test_difficulty_is_a_band_of_pass_rates() -> None:
     rows = [
         row(f"{name}{draw}", problem_id=name, prompt=f"The {name} question of {name} people, and none of any other.",

@@ -31,6 +31,8 @@ ORDER = (
 BLOCK, REPEATED = 32, 20
 #: Share of correct, finished rows that the repetition filter may stop, of at least so many rows.
 MOST_REPEATED, ENOUGH = 0.02, 50
+#: Verdicts that say something of the response.
+SCORED = frozenset({Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSED})
 _THINK = re.compile(r"\A\s*<think>(.*?)</think>(.*)\Z", re.DOTALL)
 
 
@@ -90,7 +92,8 @@ def _question(row: TraceRow) -> str:
 
 
 def _set_pass_rates(rows: Sequence[TraceRow]) -> None:
-    drawn = Counter(row.problem_id for row in rows)
+    """Of the draws that have a verdict: what broke, timed out or was never judged is in no statistic."""
+    drawn = Counter(row.problem_id for row in rows if row.verdict in SCORED)
     correct = Counter(row.problem_id for row in rows if row.verdict == Verdict.CORRECT)
     for row in rows:
         if row.pass_rate is None:  # rows from elsewhere may bring that of draws that are not here

@@ -44,7 +44,7 @@ class Provenance(BaseModel):
 
 
 class PassRate(BaseModel):
-    """Of the problem's draws."""
+    """Of the problem's draws that have a verdict."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     correct: int

@@ -150,6 +150,28 @@ def test_difficulty_is_a_band_of_pass_rates() -> None:
     assert next(one.pass_rate for one in rows if one.problem_id == "some").correct == 4  # type: ignore[union-attr]
 
 
+def test_a_pass_rate_is_of_the_draws_that_have_a_verdict() -> None:
+    """Four right, one wrong and one unread of eight; the two others say nothing: 4/6, in the band up to 0.7, and not
+    4/8 of a problem with eight draws."""
+    verdicts = ["correct"] * 4 + ["wrong", "unparsed", "broken", "timed_out"]
+    rows = [
+        row(f"r{n}", problem_id="p", prompt="One problem.", verdict=one,
+            response=f"<think>{' '.join(f'w{n}x{k}' for k in range(9))}</think>4")
+        for n, one in enumerate(verdicts)
+    ]  # fmt: skip
+    rows += [row("unjudged", problem_id="q", verdict="")]
+    filters = TraceFilters(language=0, difficulty=Difficulty(above=0.6, at_most=0.7, min_draws=6))
+    ledger = filter_rows(rows, filters, NONE, 8)
+    assert {(one.pass_rate.correct, one.pass_rate.drawn) for one in rows[:8] if one.pass_rate} == {(4, 6)}
+    assert (ledger.kept, ledger.stopped["difficulty"]) == (4, 0)
+    assert rows[8].pass_rate is not None
+    assert rows[8].pass_rate.drawn == 0
+    for one in rows:
+        one.pass_rate = None
+    few = TraceFilters(language=0, difficulty=Difficulty(above=0.6, at_most=0.65, min_draws=7))
+    assert filter_rows(rows, few, NONE, 8).kept == 4  # six verdicts are fewer than seven: not judged
+
+
 def test_the_cap_keeps_the_shortest_and_the_most_different() -> None:
     texts = ["a b c d e f", "a b c d e f g", "u v w x y z q"]
     rows = [

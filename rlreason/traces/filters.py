@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from rlreason.errors import UsageError
 from rlreason.rewards.language import language, thought_of
 from rlreason.rewards.shape import format_reward
 from rlreason.traces.rows import PassRate, TraceRow
-from rlreason.traces.similar import Benchmarks, grams, jaccard, near_duplicates, normal, normal_words
+from rlreason.traces.similar import Benchmarks, exact, grams, jaccard, may_be_one, near_duplicates, normal_words
 from rlreason.types import Completion, Problem, Verdict
 
 ORDER = (
@@ -181,18 +183,29 @@ def _check_repetition(rows: Sequence[TraceRow]) -> None:
 
 
 def _stop_duplicates(rows: Sequence[TraceRow], filters: TraceFilters) -> None:
-    """Equal answers to equal problems, then problems that are nearly another."""
-    seen: set[tuple[str, str]] = set()
+    """Equal answers to equal problems, then problems that are nearly another; of one gold answer, where it is known."""
+    seen: dict[tuple[str, str], list[str]] = {}
     for row in sorted((one for one in rows if not one.first_reason), key=lambda one: one.id):
-        key = (normal(_question(row)), normal(row.response))
-        if key in seen:
+        golds = seen.setdefault((exact(_question(row)), exact(row.response)), [])
+        if any(may_be_one(gold_of(row), one) for one in golds):
             row.first_reason = "duplicate"
-        seen.add(key)
-    questions = {row.problem_id: _question(row) for row in rows if not row.first_reason}
-    near = near_duplicates(questions, filters.near_duplicate)
+        else:
+            golds.append(gold_of(row))
+    left = {row.problem_id: row for row in rows if not row.first_reason}
+    questions = {name: _question(row) for name, row in left.items()}
+    near = near_duplicates(questions, filters.near_duplicate, {name: gold_of(row) for name, row in left.items()})
     for row in rows:
         if not row.first_reason and row.problem_id in near:
             row.first_reason = "duplicate"
+
+
+def gold_of(row: TraceRow) -> str:
+    """What tells the row's gold answer, or its tests, from others, in few bytes; "" where it has none."""
+    told = row.reference
+    if told in ("", None, [], {}):
+        return ""
+    text = exact(told) if isinstance(told, str) else json.dumps(told, sort_keys=True)
+    return hashlib.blake2b((text or str(told)).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _stop_by_difficulty(rows: Sequence[TraceRow], filters: TraceFilters) -> None:

@@ -20,14 +20,68 @@ _COLUMNS = ("prompt", "problem", "question")
 
 
 def normal_words(text: str) -> list[str]:
-    """Words without case, spacing, punctuation and LaTeX's dress: ``\\dfrac{1}{2}`` and ``\\frac12`` stay apart."""
+    """Words without case, spacing, punctuation and LaTeX's dress, for what is to be found in any dress; what is to be
+    told apart goes by ``exact_words``. ``\\dfrac{1}{2}`` and ``\\frac12`` stay apart."""
     plain = unicodedata.normalize("NFKC", _NOISE.sub(" ", text)).lower().replace("\\dfrac", "\\frac")
     return _WORD.findall(plain.replace("\\tfrac", "\\frac"))
 
 
-def normal(text: str) -> str:
+#: What is one sign under several spellings: LaTeX, ASCII, other code points.
+_SPELLED = {
+    " ⏎ ": r"\\\\",  # a new row of a matrix
+    "≤": r"\\(?:leqslant|leqq|leq|le)(?![A-Za-z])|<=|=<",
+    "≥": r"\\(?:geqslant|geqq|geq|ge)(?![A-Za-z])|>=",
+    "≠": r"\\(?:neq|ne)(?![A-Za-z])|!=|\\not\s*=",
+    "<": r"\\lt(?![A-Za-z])",
+    ">": r"\\gt(?![A-Za-z])",
+    "×": r"\\times(?![A-Za-z])",
+    "·": r"\\cdot(?![A-Za-z])|⋅",
+    "÷": r"\\div(?![A-Za-z])",
+    "±": r"\\pm(?![A-Za-z])",
+    "∞": r"\\infty(?![A-Za-z])",
+    "|": r"\\(?:[lr]?vert|mid)(?![A-Za-z])",
+    "-": r"[\u2010-\u2015\u2212]",
+    "/": r"\u2044",
+    "'": r"[\u2018\u2019\u2032]|\\prime(?![A-Za-z])",
+    r"\\frac": r"\\[dt]frac(?![A-Za-z])",
+    r" \1 ": r"\\(?:text|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}",
+    "": r"\$|\\[()\[\]]",  # where mathematics begins and ends
+}
+_SPELLINGS = [(re.compile(pattern), sign) for sign, pattern in _SPELLED.items()]
+#: Superscripts, which NFKC would write as plain digits: x² is x^2 and not x2.
+_RAISED = re.compile("[⁰¹²³⁴-⁹]+")
+#: Words, and the marks that say something: a point before a digit, a sign of exclamation behind a number, a bracket or
+#: a single letter, a colon between digits, an apostrophe that is in no word. Commas and ends of sentences say nothing.
+_EXACT = re.compile(
+    r"""[^\W_]+ | \\[{}%&\#] | \.(?=\d) | (?<=[\d)\]}])\s*! | (?<=(?<![^\W_])[^\W\d_])! | (?<=\d)\s*:(?=\s*\d)
+    | (?<![^\W\d_])' | '(?![^\W\d_]) | _+ | [^\w\s\\.,;:?!'"“”„…]""",
+    re.VERBOSE,
+)
+_PLAIN = {"\\%": "%", "\\&": "&", "\\#": "#"}
+
+
+def exact_words(text: str) -> list[str]:
+    """Words and every sign that carries meaning, equal under case, spacing and LaTeX's spelling.
+
+    ``(2+3)*4`` is not ``2+(3*4)``, ``7%`` not ``7!``, ``x ≤ 3`` not ``x ≥ 3``; ``x \\le 3`` and ``$x<=3$`` are one.
+    """
+    plain = _RAISED.sub(lambda found: f"^{{{unicodedata.normalize('NFKC', found.group())}}}", text)
+    plain = unicodedata.normalize("NFKC", plain)
+    for pattern, sign in _SPELLINGS:
+        plain = pattern.sub(sign, plain)
+    signs = _EXACT.findall(_NOISE.sub(" ", plain).lower())
+    found: list[str] = []
+    for one in map(str.strip, signs):
+        if one == "}" and len(found) > 1 and found[-2] == "{":  # braces around one word say nothing
+            del found[-2]
+        else:
+            found.append(_PLAIN.get(one, "_" if one.startswith("_") else one))
+    return found
+
+
+def exact(text: str) -> str:
     """The same as one text."""
-    return " ".join(normal_words(text))
+    return " ".join(exact_words(text))
 
 
 def grams(words: Sequence[str], n: int) -> set[tuple[str, ...]]:
@@ -43,17 +97,19 @@ def jaccard(one: set[tuple[str, ...]], other: set[tuple[str, ...]]) -> float:
     return len(one & other) / union if union else 0.0
 
 
-def near_duplicates(texts: Mapping[str, str], threshold: float) -> dict[str, str]:
+def near_duplicates(
+    texts: Mapping[str, str], threshold: float, golds: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Key of each text that is nearly another -> key of that other, the first of its kind by key.
 
-    Candidates by MinHash (rensa), each proved by the Jaccard similarity of its shingles. The result does not depend on
-    the order of ``texts``. Raises UsageError where rensa is not installed and ``threshold`` is below 1.
+    Two of different ``golds`` are never one ("": not known). Candidates by MinHash (rensa), each proved by the Jaccard
+    similarity of its shingles of ``exact_words``; from ``threshold`` 1 on, equal ones alone. The result does not depend
+    on the order of ``texts``. Raises UsageError where rensa is not installed and ``threshold`` is below 1.
     """
-    shingles = {key: grams(normal_words(texts[key]), SHINGLE) for key in sorted(texts)}
+    gold = {key: "" if golds is None else golds[key] for key in texts}
+    keys = sorted(texts)
     if threshold >= 1.0:
-        first: dict[frozenset[tuple[str, ...]], str] = {}
-        found = {key: first.setdefault(frozenset(own), key) for key, own in shingles.items() if own}
-        return {key: other for key, other in found.items() if key != other}
+        return _equal(texts, keys, gold)
     try:
         from rensa import RMinHash, RMinHashLSH
     except ImportError as error:
@@ -63,20 +119,40 @@ def near_duplicates(texts: Mapping[str, str], threshold: float) -> dict[str, str
         ) from error
     bands = 32
     index = RMinHashLSH(threshold, MINIMA, bands)
-    keys = list(shingles)
     found = {}
     for number, key in enumerate(keys):
-        if not shingles[key]:
+        own = grams(exact_words(texts[key]), SHINGLE)
+        if not own:
             continue
         minima = RMinHash(num_perm=MINIMA, seed=0)
-        minima.update([" ".join(one) for one in shingles[key]])
-        close = sorted(int(other) for other in index.query(minima))
-        same = next((at for at in close if jaccard(shingles[key], shingles[keys[at]]) >= threshold), None)
+        minima.update([" ".join(one) for one in own])
+        close = (keys[at] for at in sorted(map(int, index.query(minima))))
+        alike = (other for other in close if may_be_one(gold[key], gold[other]))
+        same = next((one for one in alike if jaccard(own, grams(exact_words(texts[one]), SHINGLE)) >= threshold), None)
         if same is not None:
-            found[key] = keys[same]
+            found[key] = same
         else:
             index.insert(number, minima)
     return found
+
+
+def _equal(texts: Mapping[str, str], keys: Sequence[str], gold: Mapping[str, str]) -> dict[str, str]:
+    first: dict[str, list[str]] = {}
+    found = {}
+    for key in keys:
+        own = exact(texts[key])
+        alike = first.setdefault(own, [])
+        same = next((other for other in alike if may_be_one(gold[key], gold[other])), None)
+        if own and same is not None:
+            found[key] = same
+        else:
+            alike.append(key)
+    return found
+
+
+def may_be_one(gold: str, other: str) -> bool:
+    """Whether two problems may be one by their gold answers: equal ones, or one that is not known ("")."""
+    return gold == other or not gold or not other
 
 
 class Benchmarks:

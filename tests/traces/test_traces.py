@@ -20,7 +20,7 @@ from rlreason.traces.filters import ORDER, filter_rows, has_form, repeated
 from rlreason.traces.formats import export_rows, read_traces_of
 from rlreason.traces.rows import TraceRow, read_rows
 from rlreason.traces.sets import SetOptions, check_set, write_set
-from rlreason.traces.similar import Benchmarks, grams, jaccard, near_duplicates, normal_words
+from rlreason.traces.similar import Benchmarks, exact_words, grams, jaccard, near_duplicates, normal_words
 
 DATA = Path(__file__).parent.parent.parent.parent / "shared" / "data"
 GOOD = "<think>Two and two are four, as everybody who counts on the fingers of one hand knows.</think>\\boxed{4}"
@@ -212,6 +212,51 @@ def test_candidates_are_proved_by_their_shingles() -> None:
     assert jaccard(shapes["a"], shapes["b"]) == pytest.approx(55 / 57)
     assert near_duplicates(texts, 0.99) == {}  # the canary: it is a threshold
     assert near_duplicates({"a": "one two", "b": "One  two!"}, 1.0) == {"b": "a"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is (2+3)*4?", "What is 2+(3*4)?"), ("Compute 7%", "Compute 7!"), ("Compute n!", "Compute n"),
+        ("Solve |x| <= 3", "Solve x <= 3!"), ("x ≤ 3 and y ≤ 5", "x ≥ 3 and y ≥ 5"), ("x \\ne 3", "x = 3"),
+        ("x²", "x2"), ("x_1", "x1"), ("1.5 m", "1,5 m"), ("1.5 m", "15 m"), ("x^{2+1}", "x^2+1"), ("f(x)", "f'(x)"),
+        ("3:4", "3/4"), ("√2", "2"), ("x \\in A", "x \\notin A"), ("a \\lt b", "a \\gt b"), ("\\{1,2\\}", "(1,2)"),
+        ("1 \\\\ 2 & 3", "1 & 2 \\\\ 3"),
+    ],
+)  # fmt: skip
+def test_signs_that_carry_meaning_tell_problems_apart(one: str, other: str) -> None:
+    assert exact_words(one) != exact_words(other)
+    for threshold in (1.0, 0.9):
+        assert near_duplicates({"a": one, "b": other}, threshold) == {}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Solve $x \\le 3$.", "solve  X<=3"), ("x^{2}", "x²"), ("\\dfrac{1}{2}", "\\frac{1}{2}"), ("5\\%", "5 %"),
+        ("½", "1/2"), ("\\left(2+3\\right)", "( 2 + 3 )"), ("x − 1", "x-1"), ("3 : 4", "3:4"), ("5 !", "5!"),
+        ("\\text{two apples}", "Two apples!"), ("(1, 2)", "(1,2)"), ("a \\cdot b", "a · b"), ("don’t", "don't"),
+        ("\\(f'(x)\\)", "$f^{\\prime}(x)$".replace("^{\\prime}", "’")), ("1 \\\\ 2", "1\\\\2"), ("a, b", "a b?"),
+    ],
+)  # fmt: skip
+def test_case_spacing_and_spelling_tell_nothing_apart(one: str, other: str) -> None:
+    assert exact_words(one) == exact_words(other)
+    assert near_duplicates({"a": one, "b": other}, 1.0) == {"b": "a"}
+
+
+def test_problems_of_different_gold_answers_are_never_one() -> None:
+    """The same words and the same response; the third says no gold answer, so that it may be any of them."""
+    same = {"prompt": "How many legs have all the animals in the picture?", "response": GOOD}
+    golds: list[object] = ["4", " 4 ", "", "5", ["4", "5"], {"asserts": ["f(1) == 2"]}]
+    for threshold in (0.8, 1.0):
+        rows = [row(f"{n}", reference=gold, problem_id=f"p{n}", **same) for n, gold in enumerate(golds)]
+        filter_rows(rows, TraceFilters(near_duplicate=threshold), NONE, 4)
+        assert [one.id for one in rows if not one.first_reason] == ["0", "3", "4", "5"]
+        assert [one.first_reason for one in rows if one.first_reason] == ["duplicate"] * 2
+        rows = [row(f"{n}", reference=gold, problem_id=f"p{n}", **{**same, "response": f"{GOOD} {n}"})
+                for n, gold in enumerate(golds)]  # fmt: skip
+        filter_rows(rows, TraceFilters(near_duplicate=threshold), NONE, 4)
+        assert [one.id for one in rows if not one.first_reason] == ["0", "3", "4", "5"]
 
 
 def options(**filters: object) -> SetOptions:

@@ -63,17 +63,17 @@ def import_(  # noqa: PLR0913, PLR0917  every option of the command
     """Make a set of a file of traces: verified, filtered, with its ledger and card."""
     from rlreason.config.traces import Decontamination, TraceFilters
     from rlreason.traces.formats import read_traces_of
-    from rlreason.traces.sets import SetOptions, check_free, verdict_of, write_set
+    from rlreason.traces.rows import spooled
+    from rlreason.traces.sets import SetOptions, check_free, judge, write_set
 
     check_free(out)
-    rows = list(read_traces_of(path, form))
-    for row in rows:
-        if verify and row.verifier and row.reference != "":
-            row.verdict = verdict_of(row)
     benchmarks = tuple(str(one.absolute()) for one in against or ())
     filters = TraceFilters(correct=not unverified, decontaminate=Decontamination(against=benchmarks))
     options = SetOptions(filters=filters, keep_per_problem=keep_per_problem, keep_rejected=keep_rejected)
-    ledger = write_set(rows, out, options)
+    out.mkdir(parents=True, exist_ok=True)
+    judged = (judge(row) if verify else row for row in read_traces_of(path, form))
+    with spooled(judged, out) as rows:
+        ledger = write_set(rows, out, options)
     for line in ledger.lines():
         say(line)
     for name, hits in ledger.contaminated.items():

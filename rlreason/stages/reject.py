@@ -13,7 +13,7 @@ from rlreason.stages.context import Context, Recorder
 from rlreason.stages.drawing import DrawnJournal, scored_groups
 from rlreason.stages.rollout_log import log_groups
 from rlreason.stages.rollouts import all_broken, broken_detail, verdict_shares
-from rlreason.traces.rows import KEPT, SCHEMA, Provenance, TraceRow, Turn, read_rows
+from rlreason.traces.rows import KEPT, SCHEMA, Provenance, TraceRow, Turn, read_rows, row_file
 from rlreason.traces.sets import SetOptions, write_set
 from rlreason.types import Completion, Group, Message, Problem, Sampler, SamplingParams, StepReport, Verdict
 
@@ -82,9 +82,10 @@ def _filter(stage: RejectStage, filters: TraceFilters, context: Context) -> None
     """Make the set of all draws: a pure function of them."""
     folder = context.run.stage_folder(stage.name)
     draws = folder / DRAWS
-    rows = list(read_rows(draws)) if draws.exists() else []
     options = SetOptions(filters=filters, keep_per_problem=stage.keep_per_problem, keep_rejected=stage.keep_rejected)
-    for line in write_set(rows, folder, options).lines():
+    with row_file(draws) as rows:
+        ledger = write_set(rows, folder, options)
+    for line in ledger.lines():
         context.run.tell(f"{stage.name}: {line}")
 
 

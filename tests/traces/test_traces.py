@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from click.testing import Result
@@ -16,10 +17,11 @@ from rlreason.cli.commands import app
 from rlreason.config.traces import Decontamination, Difficulty, TraceFilters
 from rlreason.errors import UsageError
 from rlreason.traces import sets
-from rlreason.traces.filters import ORDER, filter_rows, has_form, repeated
+from rlreason.traces.filters import ORDER, has_form, repeated
 from rlreason.traces.formats import export_rows, read_traces_of
-from rlreason.traces.rows import TraceRow, read_rows
+from rlreason.traces.rows import TraceRow, read_rows, row_file
 from rlreason.traces.sets import SetOptions, check_set, write_set
+from rlreason.traces.sift import Ledger, sift
 from rlreason.traces.similar import Benchmarks, exact_words, grams, jaccard, near_duplicates, normal_words
 
 DATA = Path(__file__).parent.parent.parent.parent / "shared" / "data"
@@ -39,6 +41,13 @@ def row(name: str, **changed: object) -> TraceRow:
         "verifier": "math", "reference": "4", "think_tokens": 15, "answer_tokens": 1, "source": "made",
     }  # fmt: skip
     return TraceRow(**{**values, **changed})  # type: ignore[arg-type]
+
+
+def filter_rows(rows: list[TraceRow], filters: TraceFilters, benchmarks: Benchmarks, keep_per_problem: int) -> Ledger:
+    """Marks the rows themselves."""
+    found = sift(rows, filters, benchmarks, keep_per_problem)
+    assert list(found.marked(rows, range(len(rows)))) == rows
+    return found.ledger
 
 
 def planted() -> list[TraceRow]:
@@ -339,6 +348,48 @@ def test_exports_load_in_datasets_and_come_back(tmp_path: Path) -> None:
         list(read_traces_of(tmp_path / "bad.jsonl", "messages"))
 
 
+class Alive(TraceRow):
+    """Rows that say how many of them there are at once."""
+
+    now: ClassVar[int] = 0
+    most: ClassVar[int] = 0
+
+    def model_post_init(self, _: Any, /) -> None:
+        Alive.now += 1
+        Alive.most = max(Alive.most, Alive.now)
+
+    def __del__(self) -> None:
+        Alive.now -= 1
+
+
+def test_few_rows_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """300 rows of 60 problems, five each, of which the cap reads one problem again; written and checked."""
+    rows = [row(f"r{n:03d}", problem_id=f"p{n % 60}", prompt=f"What is {n % 60} plus two times {n % 60}?",
+                response=GOOD.replace("hand", f"hand of {n} {'very ' * (n % 7)}")) for n in range(300)]  # fmt: skip
+    (tmp_path / "draws.jsonl").write_text("".join(one.as_line() for one in rows[:150]) + "\n"
+                                          + "".join(one.as_line() for one in rows[150:]))  # fmt: skip
+    write_set(rows, tmp_path / "a" / "set", options(near_duplicate=1))
+    monkeypatch.setattr("rlreason.traces.rows.TraceRow", Alive)
+    with row_file(tmp_path / "draws.jsonl") as file:
+        ledger = write_set(file, tmp_path / "b" / "set", options(near_duplicate=1))
+    assert (ledger.drawn, ledger.kept, ledger.stopped["cap"]) == (300, 120, 180)
+    assert (ledger.problems, ledger.problems_kept) == (60, 60)
+    assert check_set(tmp_path / "b" / "set").faults == ()
+    assert 0 < Alive.most <= 5
+    for name in ("traces.jsonl", "traces_rejected.jsonl", "card.json", "README.md"):
+        assert (tmp_path / "a/set" / name).read_bytes() == (tmp_path / "b/set" / name).read_bytes(), name
+
+
+def test_a_lone_surrogate_is_written_and_read(tmp_path: Path) -> None:
+    rows = [row("odd", response=GOOD.replace("hand", "hand \ud83d")), row("even")]
+    write_set(rows, tmp_path / "set", options())
+    assert [one.response for one in read_rows(tmp_path / "set/traces.jsonl")] == [rows[1].response, rows[0].response]
+    assert check_set(tmp_path / "set").faults == ()
+    (tmp_path / "bad.jsonl").write_bytes(b'{"id": "a"\n')
+    with pytest.raises(UsageError, match=r"bad\.jsonl, line 1: the line: Invalid JSON"):
+        list(read_rows(tmp_path / "bad.jsonl"))
+
+
 def real_rows() -> list[dict[str, object]]:
     found: list[dict[str, object]] = []
     for name in ("sky_t1_traces", "prime_rl_rollouts", "gsm8k_model_solutions"):
@@ -349,13 +400,13 @@ def real_rows() -> list[dict[str, object]]:
     return found[:2000]
 
 
-def only_once(write: Callable[[Path, str], None]) -> Callable[[Path, str], None]:
+def only_once(write: Callable[[Path, Iterable[str]], None]) -> Callable[[Path, Iterable[str]], None]:
     """Writes one file, and then the process is killed."""
     calls = iter([write])
 
-    def killed(path: Path, text: str) -> None:
+    def killed(path: Path, lines: Iterable[str]) -> None:
         for one in calls:
-            return one(path, text)
+            return one(path, lines)
         raise KeyboardInterrupt
 
     return killed
@@ -383,7 +434,7 @@ def test_two_thousand_real_rows(tmp_path: Path) -> None:
     done = imported("a")
     assert done.exit_code == 0, done.output
     with pytest.MonkeyPatch.context() as patch:  # killed behind the first file: what is there is no set
-        patch.setattr(sets.atomic, "write_text", only_once(sets.atomic.write_text))
+        patch.setattr(sets.atomic, "write_lines", only_once(sets.atomic.write_lines))
         assert imported("b").exit_code != 0
         assert [one.name for one in (tmp_path / "b/set").iterdir()] == ["traces.jsonl"]
     done = imported("b")

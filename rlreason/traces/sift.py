@@ -194,7 +194,9 @@ def _check_repetition(seen: Sequence[Seen]) -> None:
         raise UsageError(
             f"the repetition filter would stop {len(stopped)} of {len(right)} correct, finished rows "
             f"({len(stopped) / len(right):.1%}; more than {MOST_REPEATED:.0%} says that it is wrong for this data), "
-            f"such as {', '.join(stopped[:10])}: look at them, and raise filters.repetition, or say 1 to leave it out"
+            f"such as {', '.join(stopped[:10])}: look at them, and raise filters.repetition, or say 1 to leave it out: "
+            "resume the run with stage.NAME.filters.repetition=1, which draws nothing anew, or import with --filter "
+            "repetition=1"
         )
 
 

@@ -15,6 +15,7 @@ from rlreason.stages.context import Context, Recorder
 from rlreason.stages.references import References
 from rlreason.stages.reject import Trace, read_traces
 from rlreason.stages.sft import cross_entropy, epoch_samples, train_supervised, with_teacher
+from rlreason.traces.sets import CARD
 from rlreason.traces.similar import Benchmarks
 from rlreason.trainer.protocol import Trainer
 from rlreason.types import TrainingSample
@@ -44,13 +45,23 @@ def trace_samples(
     if too_long:
         context.run.tell(f"{stage.name}: {too_long} trace(s) left out as longer than {positions} tokens")
     if not samples:
-        raise UsageError(f"stage {stage.name!r}: {traces} holds no trace: the teacher solved nothing; train it further")
+        raise UsageError(
+            f"stage {stage.name!r}: {traces} holds no trace that could be learnt: {_why(traces, too_long)}"
+        )
     if not any(sample.loss_mask.any() for sample in samples):
         raise UsageError(
             f"stage {stage.name!r}: no token of the traces in {traces} carries loss: the student's chat template "
             "leaves nothing of the answers behind the mask of the prompt"
         )
     return samples
+
+
+def _why(traces: Path, too_long: int) -> str:
+    if too_long:
+        return f"all {too_long} are longer than the student's positions; take a student with more, or shorter traces"
+    if (traces / CARD).is_file():
+        return f"its filters stopped all that could be; {traces / CARD} says how many each: change them"
+    return "the teacher solved nothing; train it further"
 
 
 def general_samples(stage: DistillStage, context: Context, student: Trainer, tokens: int) -> list[TrainingSample]:

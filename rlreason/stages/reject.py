@@ -15,6 +15,7 @@ from rlreason.stages.rollout_log import log_groups
 from rlreason.stages.rollouts import all_broken, broken_detail, verdict_shares
 from rlreason.traces.rows import KEPT, SCHEMA, Provenance, TraceRow, Turn, read_rows, row_file
 from rlreason.traces.sets import SetOptions, write_set
+from rlreason.traces.sift import Ledger
 from rlreason.types import Completion, Group, Message, Problem, Sampler, SamplingParams, StepReport, Verdict
 
 TRACES, DRAWS = KEPT, "draws.jsonl"
@@ -47,7 +48,7 @@ def run_reject(stage: RejectStage, context: Context, sampler: Sampler, recorder:
     """Sample ``stage.problems`` training problems and write the kept traces to traces.jsonl, chunk by chunk.
 
     A chunk under way goes on by problem, from the stage's journal. With ``filters``, every draw is written to
-    draws.jsonl, and the traces are made of all of them at the end.
+    draws.jsonl, and the traces are made of all of them at the end; what is kept is known only then.
     """
     progress = recorder.progress
     journal = DrawnJournal(path=context.run.stage_folder(stage.name) / "drawn.journal")
@@ -75,10 +76,23 @@ def run_reject(stage: RejectStage, context: Context, sampler: Sampler, recorder:
             recorder.save()
             journal.clear()
     if stage.filters is not None:
-        _filter(stage, stage.filters, context)
+        ledger = _filter(stage, stage.filters, context)
+        _record_set(ledger, len(starts), counts, stage, recorder)
+    else:
+        drawn, kept = _distinct(stage, context)
+        context.run.tell(f"{stage.name}: {drawn:,} distinct problems drawn, traces of {kept:,} kept")
 
 
-def _filter(stage: RejectStage, filters: TraceFilters, context: Context) -> None:
+def _distinct(stage: RejectStage, context: Context) -> tuple[int, int]:
+    """Problems, each once however often the stage went over the data: (all, those of which a trace was kept)."""
+    source = context.data.of(stage.name)
+    starts = range(0, stage.problems, CHUNK)
+    parts = (source.train(stage.first_problem + start, min(CHUNK, stage.problems - start)) for start in starts)
+    drawn = {problem.id for part in parts for problem in part}
+    return len(drawn), len({str(row["problem_id"]) for row in context.run.rows(stage.name, TRACES)})
+
+
+def _filter(stage: RejectStage, filters: TraceFilters, context: Context) -> Ledger:
     """Make the set of all draws: a pure function of them."""
     folder = context.run.stage_folder(stage.name)
     draws = folder / DRAWS
@@ -87,6 +101,19 @@ def _filter(stage: RejectStage, filters: TraceFilters, context: Context) -> None
         ledger = write_set(rows, folder, options)
     for line in ledger.lines():
         context.run.tell(f"{stage.name}: {line}")
+    return ledger
+
+
+def _record_set(ledger: Ledger, step: int, counts: Mapping[str, int], stage: RejectStage, recorder: Recorder) -> None:
+    """A last line of metrics: what the filters left. The health rules stop a stage that keeps nothing by it."""
+    scalars = {
+        "problems": float(counts["drawn"]),
+        "kept": float(ledger.kept),
+        "distinct/drawn": float(ledger.problems),
+        "distinct/kept": float(ledger.problems_kept),
+        **{f"stopped/{name}": float(count) for name, count in ledger.stopped.items()},
+    }
+    recorder.step(StepReport(stage=stage.name, kind=stage.kind, step=step, policy_version=0, scalars=scalars), steps=0)
 
 
 def _record_chunk(
@@ -113,7 +140,7 @@ def _record_chunk(
     recorder.meter.drawn(groups)
     scalars = {
         "problems": float(counts["drawn"]),
-        "kept": float(counts["kept"]),
+        **({} if stage.filters is not None else {"kept": float(counts["kept"])}),
         "acceptance": counts["solved"] / counts["drawn"],
         "tokens": float(tokens),
         **verdict_shares(groups),

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from rlreason.config import load
+from rlreason.errors import HealthStop
 from rlreason.inputs import RecipeFiles
 from rlreason.job import JobOptions, run_job
 from rlreason.recipe_data import RecipeData
@@ -112,5 +113,33 @@ def test_killed_and_gone_on_with_it_is_the_same_set(tmp_path: Path, monkeypatch:
     kept = [json.loads(line)["prompt"] for line in (whole / "traces.jsonl").read_text().splitlines()]
     assert leaked not in kept
     assert check_set(whole).faults == ()
+    # The last line of metrics is what the filters left, each problem once; those before say nothing of it.
+    ids = {json.loads(line)["problem_id"] for line in (whole / "traces.jsonl").read_text().splitlines()}
+    *chunks, last = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [("kept" in one, one["problems"]) for one in chunks] == [(False, 8), (False, 16), (False, 24)]
+    assert (last["kept"], last["distinct/drawn"], last["distinct/kept"]) == (len(kept), 24, len(ids))
+    assert {name: last[f"stopped/{name}"] for name in card["stopped"]} == card["stopped"]
+    assert f"traces: 48 rows of 24 distinct problems, {len(kept)} of {len(ids)} kept" in said
     # The unfiltered arm takes all draws but those.
     assert f"learns: {asked.count(leaked)} draw(s) left out, whose problems share words with a benchmark" in said
+
+
+def test_filters_that_take_everything_are_changed_on_the_way(tmp_path: Path) -> None:
+    """Nothing is drawn anew, and a stage without filters says how many problems it drew and kept, too."""
+    bench, path, out = tmp_path / "bench.jsonl", tmp_path / "recipe.toml", tmp_path / "out"
+    bench.write_text('{"problem": "What is that?"}\n', encoding="utf-8")
+    text = RECIPE.replace("BENCH", str(bench)).replace("language = 0,", 'language = 0, format = "boxed",')
+    path.write_text(text[: text.index('[[stage]]\nkind = "distill"')], encoding="utf-8")
+    with pytest.raises(HealthStop, match=r"stage traces: no trace was kept: of 48 completions the filter format"):
+        run(path, out)
+    before = (stage_of(out, "traces") / "draws.jsonl").read_bytes()
+    assert not (stage_of(out, "traces") / "card.json").exists()
+    recipe = load(out / "recipe.toml", ("stage.traces.filters.format=tags", "stage.traces.keep_per_problem=2"))
+    screen = io.StringIO()
+    run_job(recipe, out / "recipe.toml", JobOptions(folder=out, command="test", resume=True), Console(file=screen))
+    assert (stage_of(out, "traces") / "draws.jsonl").read_bytes() == before
+    card = json.loads((stage_of(out, "traces") / "card.json").read_text())
+    assert card["rows"]["kept"] > 0
+    assert (card["filters"]["format"], card["keep_per_problem"]) == ("tags", 2)
+    facts = (out / "report.html").read_text(encoding="utf-8")
+    assert "distinct problems with a trace" in facts

@@ -13,12 +13,23 @@ from rlreason.stages.context import Context, Recorder
 from rlreason.stages.drawing import DrawnJournal, scored_groups
 from rlreason.stages.rollout_log import log_groups
 from rlreason.stages.rollouts import all_broken, broken_detail, verdict_shares
-from rlreason.traces.rows import KEPT, SCHEMA, Provenance, TraceRow, Turn, read_rows, row_file
+from rlreason.traces.rows import (
+    DRAWS,
+    KEPT,
+    SCHEMA,
+    LearntRow,
+    Provenance,
+    TraceRow,
+    Turn,
+    read_learnt,
+    read_rows,
+    row_file,
+)
 from rlreason.traces.sets import SetOptions, write_set
 from rlreason.traces.sift import Ledger
 from rlreason.types import Completion, Group, Message, Problem, Sampler, SamplingParams, StepReport, Verdict
 
-TRACES, DRAWS = KEPT, "draws.jsonl"
+TRACES = KEPT
 #: Problems drawn between two progress lines.
 CHUNK = 256
 COUNTS = ("drawn", "solved", "kept")
@@ -30,6 +41,8 @@ class Trace:
 
     problem: Problem
     response: str
+    #: It ended by itself; one that was cut off drew no end token.
+    ended: bool = True
 
 
 def keep(group: Group, limit: int) -> list[Completion]:
@@ -210,39 +223,26 @@ def _provenance(stage: RejectStage, context: Context, completion: Completion, gr
 
 
 def read_traces(folder: Path, which: str = "kept") -> Iterator[Trace]:
-    """The traces that ``run_reject`` wrote into its stage folder; ``which``: see ``DistillStage``."""
-    if which != "kept":
-        yield from _others(folder, which)
-        return
-    path = folder / TRACES
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            problem = Problem(
-                id=row["problem_id"],
-                prompt=row["prompt"],
-                verifier="",
-                reference="",
-                data_set=row.get("data_set", ""),
-                messages=tuple(Message(role=m["role"], content=m["content"]) for m in row["messages"]),
-            )
-            yield Trace(problem=problem, response=row["response"])
+    """The traces that ``run_reject`` wrote into its stage folder; ``which``: see ``DistillStage``.
 
-
-def _others(folder: Path, which: str) -> Iterator[Trace]:
-    """All draws, or those whose answer is wrong."""
+    Raises UsageError naming file, line and fix for what is none.
+    """
+    if which == "kept":
+        path = folder / TRACES
+        yield from map(_trace, read_learnt(path) if path.exists() else ())
+        return
     for row in read_rows(folder / DRAWS):
         if which == "all" or (row.verdict == Verdict.WRONG and row.finish_reason == "stop"):
-            yield Trace(
-                problem=Problem(
-                    id=row.problem_id,
-                    prompt=row.prompt,
-                    verifier="",
-                    reference="",
-                    data_set=row.data_set,
-                    messages=tuple(Message(role=one.role, content=one.content) for one in row.messages),
-                ),
-                response=row.response,
-            )
+            yield _trace(row)
+
+
+def _trace(row: LearntRow | TraceRow) -> Trace:
+    problem = Problem(
+        id=row.problem_id,
+        prompt=row.prompt,
+        verifier="",
+        reference="",
+        data_set=row.data_set,
+        messages=tuple(Message(role=one.role, content=one.content) for one in row.messages),
+    )
+    return Trace(problem=problem, response=row.response, ended=row.finish_reason != "length")

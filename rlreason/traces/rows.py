@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,6 +16,8 @@ from rlreason.errors import UsageError
 
 SCHEMA = 1
 KEPT, REJECTED = "traces.jsonl", "traces_rejected.jsonl"
+#: Of a reject stage with filters: all completions, of which the others are made.
+DRAWS = "draws.jsonl"
 
 
 class Turn(BaseModel):
@@ -95,6 +97,17 @@ class TraceRow(BaseModel):
         return text.encode("utf-8", "backslashreplace").decode() + "\n"
 
 
+class LearntRow(BaseModel):
+    """What a student learns of a line: of a set, or of a reject stage without filters, which writes no more."""
+
+    problem_id: str
+    prompt: str
+    messages: tuple[Turn, ...] = ()
+    data_set: str = ""
+    response: str
+    finish_reason: Literal["stop", "length", "unknown"] = "unknown"
+
+
 class Rows(Protocol):
     """Rows that are read one at a time: in order, and any of them again by its place. A list is one, too."""
 
@@ -127,27 +140,30 @@ class RowFile:
             start, end, number = end, end + len(line), number + 1
             if line.strip():
                 self._starts.append(start)
-                yield _parsed(line, f"{self._name}, line {number}")
+                yield _parsed(line, f"{self._name}, line {number}", TraceRow)
 
     def __getitem__(self, at: int, /) -> TraceRow:
         self._file.seek(self._starts[at])
-        return _parsed(self._file.readline(), f"{self._name}, row {at + 1}")
+        return _parsed(self._file.readline(), f"{self._name}, row {at + 1}", TraceRow)
 
 
-def _parsed(line: bytes, where: str) -> TraceRow:
+_Line = TypeVar("_Line", bound=BaseModel)
+
+
+def _parsed(line: bytes, where: str, kind: type[_Line]) -> _Line:
     try:
         try:
-            return TraceRow.model_validate_json(line)
+            return kind.model_validate_json(line)
         except ValidationError as error:
             if error.errors()[0]["type"] != "json_invalid" or b"\\u" not in line:
                 raise
-            return TraceRow.model_validate(json.loads(line))  # pydantic's reader refuses an escaped lone surrogate
+            return kind.model_validate(json.loads(line))  # pydantic's reader refuses an escaped lone surrogate
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the line"
         raise UsageError(f"{where}: {place}: {first['msg']}") from error
     except ValueError as error:
-        raise UsageError(f"{where}: is no line of JSON ({error})") from error
+        raise UsageError(f"{where}: no line of JSON ({error})") from error
 
 
 @contextmanager
@@ -174,3 +190,18 @@ def read_rows(path: Path) -> Iterator[TraceRow]:
     """The rows of a file, one at a time. Raises UsageError naming file and line of one that is none."""
     with row_file(path) as rows:
         yield from rows
+
+
+def read_learnt(path: Path) -> Iterator[LearntRow]:
+    """What a student learns of the rows of a file, one at a time. Raises UsageError naming file, line and fix."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _parsed(line, f"{path}, line {number}", LearntRow)
+    except OSError as error:
+        raise UsageError(f"{path}: can't be read ({error.strerror})") from error
+    except UsageError as error:
+        raise UsageError(
+            f"{error}: no row of traces; make a set of another's file by `rlreason traces import FILE FOLDER`"
+        ) from error

@@ -47,6 +47,15 @@ class Ledger:
         ]
         return found + [f"  {name:<14}{count:>8,} stopped" for name, count in self.stopped.items()]
 
+    def why_nothing(self) -> str:
+        """Of a ledger without kept rows, which filter took most."""
+        if not self.drawn:
+            return "there is no row"
+        name = max(self.stopped, key=lambda one: self.stopped[one])
+        return (
+            f"none of {self.drawn:,} rows is kept, and the filter {name} stopped most of them, {self.stopped[name]:,}"
+        )
+
 
 @dataclass(slots=True)
 class Seen:

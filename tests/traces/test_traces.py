@@ -451,3 +451,101 @@ def test_two_thousand_real_rows(tmp_path: Path) -> None:
     caught = [one for one in stopped if one.source == "planted" and one.filters.get("contamination") == 1.0]
     assert len(caught) == len(dressed)
     assert check_set(tmp_path / "a/set").faults == ()
+
+
+THOUGHT = "<think>we add the two numbers</think>\\boxed{4}"
+
+
+def imported(tmp_path: Path, lines: list[object], *arguments: str, form: str = "rows") -> Result:
+    """What the command says of rows, text as it is."""
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines))
+    return CliRunner().invoke(app, ["traces", "import", str(path), str(tmp_path / "set"), "--format", form, *arguments])
+
+
+@pytest.mark.parametrize(
+    ("form", "line", "words"),
+    [
+        ("messages", {"messages": [{"role": "system", "content": "s"}, {"role": "assistant", "content": "hi"}]},
+         "messages has no turn of the user"),
+        ("messages", {"messages": [{"role": "user", "content": "q", "info": "web"},
+                                   {"role": "assistant", "content": THOUGHT}]}, "info of a turn must be a table"),
+        ("messages", {"messages": [{"role": "tool", "content": "q"}, {"role": "assistant", "content": THOUGHT}]},
+         "role: Input should be 'system', 'user' or 'assistant'"),
+        ("messages", {"messages": 4}, "messages must be a list, not 4"),
+        ("messages", {"messages": ["q", "a"]}, "string indices must be integers"),
+        ("messages", {"prompt": "q"}, "it has no 'messages'"),
+        ("rows", {"prompt": "q", "response": THOUGHT, "answer": {"a": 1}}, "answer must be text, a number or a list"),
+        ("rows", {"prompt": "q", "response": None}, "response must be text, not None"),
+        ("rows", {"prompt": "q", "response": THOUGHT + "\ud83d", "answer": "4"}, "it holds \\ud83d, half"),
+        ("openr1", {"problem": "q", "generations": THOUGHT}, "generations must be a list"),
+        ("openr1", {"problem": "q", "generations": [None]}, "generations must be texts, not None"),
+        ("openr1", {"problem": "q", "generations": [THOUGHT], "finish_reasons": ["stop", "stop"]},
+         "of 1 generations, it has 1 of correctness_math_verify, 2 of finish_reasons"),
+        ("openthoughts", {"conversations": [{"from": "human", "value": 4}]}, "value must be text, not 4"),
+    ],
+)  # fmt: skip
+def test_a_row_of_another_form_is_named_with_its_fix(tmp_path: Path, form: str, line: object, words: str) -> None:
+    done = imported(tmp_path, ["", line], form=form)
+    assert isinstance(done.exception, UsageError)
+    told = str(done.exception)
+    assert told.startswith(f"{tmp_path}/in.jsonl, row 2: not a row of {form}: ")
+    assert words in told
+    assert "mend the row or leave it out, or name another --format" in told
+    assert not (tmp_path / "set").exists()
+
+
+def test_lines_that_are_no_rows(tmp_path: Path) -> None:
+    done = imported(tmp_path, [{"prompt": "q", "response": "r"}, '{"prompt": '])
+    assert "in.jsonl is no file of JSON lines: row 2 can't be read (Expecting value" in str(done.exception)
+    assert "row 1: no table" in str(imported(tmp_path, ["4"]).exception)
+    assert "--format rowz" in str(imported(tmp_path, ["4"], form="rowz").exception)
+    (tmp_path / "bad.parquet").write_text("no")
+    with pytest.raises(UsageError, match=r"bad\.parquet is no Parquet file that can be read"):
+        list(read_traces_of(tmp_path / "bad.parquet", "rows"))
+
+
+def test_numbers_are_gold_answers_and_blank_lines_are_nothing(tmp_path: Path) -> None:
+    asked = {"prompt": "What is 2+2?", "response": THOUGHT, "answer": 4}
+    done = imported(tmp_path, [asked, "", {**asked, "prompt": "What is 3+1?", "answer": [4, "four"]}, " "])
+    assert done.exit_code == 0, done.output
+    rows = list(read_rows(tmp_path / "set/traces.jsonl"))
+    assert [(one.id, one.reference, one.verdict) for one in rows] == [
+        ("00000001-000", "4", "correct"), ("00000003-000", ["4", "four"], "correct"),
+    ]  # fmt: skip
+    assert check_set(tmp_path / "set").faults == ()
+
+
+def test_filters_of_an_import_are_chosen(tmp_path: Path) -> None:
+    bare = {"prompt": "What is 2+2?", "response": "We add the two. The answer is \\boxed{4}", "answer": "4"}
+    for pair, words in (
+        ("formt=none", "unknown key formt; did you mean 'format'?"),
+        ("repetition", "write NAME=VALUE, such as repetition=0.4"),
+        ("repetition=2", "repetition: must be at most 1, not 2"),
+    ):
+        assert words in str(imported(tmp_path, [], "--filter", pair).exception or "")
+    done = imported(tmp_path, [bare] * 3)
+    assert isinstance(done.exception, UsageError)
+    assert "none of 3 rows is kept, and the filter format stopped most of them, 3, so nothing was written" in str(
+        done.exception
+    )
+    assert "--filter format=none" in str(done.exception)
+    assert not (tmp_path / "set").exists()
+    done = imported(tmp_path, [bare] * 3, "--filter", "format=none", "--filter", "difficulty.above=0.1")
+    assert done.exit_code == 0, done.output
+    card = json.loads((tmp_path / "set/card.json").read_text())
+    assert (card["filters"]["format"], card["filters"]["difficulty"]["above"]) == ("none", 0.1)
+    assert card["rows"] == {"drawn": 3, "kept": 1}
+
+
+@pytest.mark.parametrize(
+    ("card", "words"),
+    [("{}", "card.json, rows: Field required"), ("[]", "card.json, the file: Input should be"), ("{", "Invalid JSON"),
+     ('{"rows": {"kept": 1}, "tokens": "many"}', "card.json, tokens: Input should be a valid integer")],
+)  # fmt: skip
+def test_a_card_that_is_none_is_no_set(tmp_path: Path, card: str, words: str) -> None:
+    (tmp_path / "card.json").write_text(card)
+    (tmp_path / "traces.jsonl").write_text("")
+    with pytest.raises(UsageError, match=r"is no folder of traces: card\.json") as caught:
+        check_set(tmp_path)
+    assert words in str(caught.value)

@@ -218,7 +218,8 @@ def _begin(folder: Path, checked: CheckedRecipe, command: str) -> RunDirectory:
 def _take_up(checked: CheckedRecipe, known: KnownInputs, tell: Tell) -> RunDirectory:
     """The run of ``known``, where it can go on with this recipe, these files and these problems."""
     run = RunDirectory.resume(known.root)
-    changes = allowed_changes(load(run.root / "recipe.toml"), checked.recipe, str(run.root))
+    done = [one.name for one in run.manifest.stages if one.status == "done"]
+    changes = allowed_changes(load(run.root / "recipe.toml"), checked.recipe, str(run.root), done)
     known.changes += _changed_problems(checked, run, accept=known.accept)
     if run.manifest.rlreason_version != rlreason.__version__:
         tell(f"{run.root} was begun by rlreason {run.manifest.rlreason_version}; this is {rlreason.__version__}")

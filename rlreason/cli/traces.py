@@ -59,23 +59,45 @@ def import_(  # noqa: PLR0913, PLR0917  every option of the command
     keep_rejected: Annotated[bool, typer.Option(help="Write the rows that were stopped, too.")] = True,
     verify: Annotated[bool, typer.Option(help="Ask the math verifier where the file has a gold answer.")] = True,
     unverified: Annotated[bool, typer.Option(help="Keep rows that nothing judges.")] = False,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="NAME=VALUE",
+            help="A filter of the recipe's `filters`, such as format=none, language=0, repetition=1, max_tokens=0 or "
+            "difficulty.above=0.1; may be repeated.",
+        ),
+    ] = None,
 ) -> None:
-    """Make a set of a file of traces: verified, filtered, with its ledger and card."""
-    from rlreason.config.traces import Decontamination, TraceFilters
+    """Make a set of a file of traces: verified, filtered, with its ledger and card. Where no row is kept, nothing is
+    written, and the exit code is 2."""
+    from rlreason.config import trace_filters
     from rlreason.traces.formats import read_traces_of
-    from rlreason.traces.sets import SetOptions, check_free, verdict_of, write_set
+    from rlreason.traces.rows import spooled
+    from rlreason.traces.sets import SetOptions, check_free, judge, write_set
 
     check_free(out)
-    rows = list(read_traces_of(path, form))
-    for row in rows:
-        if verify and row.verifier and row.reference != "":
-            row.verdict = verdict_of(row)
-    benchmarks = tuple(str(one.absolute()) for one in against or ())
-    filters = TraceFilters(correct=not unverified, decontaminate=Decontamination(against=benchmarks))
-    options = SetOptions(filters=filters, keep_per_problem=keep_per_problem, keep_rejected=keep_rejected)
-    ledger = write_set(rows, out, options)
+    wanted = trace_filters(filters or ())
+    benchmarks = (*wanted.decontaminate.against, *(str(one.absolute()) for one in against or ()))
+    against_all = wanted.decontaminate.model_copy(update={"against": benchmarks})
+    wanted = wanted.model_copy(update={"correct": wanted.correct and not unverified, "decontaminate": against_all})
+    options = SetOptions(filters=wanted, keep_per_problem=keep_per_problem, keep_rejected=keep_rejected)
+    judged = (judge(row) if verify else row for row in read_traces_of(path, form))
+    there = out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with spooled(judged, out) as rows:
+            ledger = write_set(rows, out, options)
+    finally:
+        if not there and not any(out.iterdir()):
+            out.rmdir()
     for line in ledger.lines():
         say(line)
     for name, hits in ledger.contaminated.items():
         say(f"  {name}: {hits:,} rows share words with it")
+    if not ledger.kept:
+        raise UsageError(
+            f"{path}: {ledger.why_nothing()}, so nothing was written; say otherwise by --filter NAME=VALUE, such as "
+            "--filter format=none, or keep rows that nothing judges by --unverified"
+        )
     say(f"wrote {out}")

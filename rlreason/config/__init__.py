@@ -4,7 +4,7 @@ from rlreason.config.data import CurriculumConfig, DataChoice, DataConfig, DataS
 from rlreason.config.engine import ClusterConfig, EndpointConfig, SamplerConfig, Section, TrainerConfig
 from rlreason.config.grpo import GrpoStage
 from rlreason.config.health import HealthConfig
-from rlreason.config.load import load, locate, recipe_toml, recipes_folder, shipped_recipes
+from rlreason.config.load import load, locate, recipe_toml, recipes_folder, shipped_recipes, trace_filters
 from rlreason.config.logging import LoggingConfig, RolloutLog
 from rlreason.config.opd import OpdStage, TeacherConfig
 from rlreason.config.recipe import (
@@ -61,4 +61,5 @@ __all__ = [
     "recipes_folder",
     "shipped_recipes",
     "stage_of",
+    "trace_filters",
 ]

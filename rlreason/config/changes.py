@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from rlreason.config.recipe import Recipe
+from rlreason.config.recipe import Recipe, RejectStage
 from rlreason.errors import UsageError
 from rlreason.secrets import MASK, is_secret
 
@@ -60,6 +60,9 @@ FREE = (
     "stage.*.logged_groups",
     "stage.*.diagnose_every",
 )
+#: Keys of a reject stage that say what is made of its draws, which are all written before: with ``filters`` on both
+#: sides, and as long as the stage is not done.
+OF_DRAWS = ("filters.*", "keep_per_problem", "keep_rejected")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +95,8 @@ def differences(old: Recipe, new: Recipe) -> list[Difference]:
     return [one for one in found if one.old != one.new]
 
 
-def allowed_changes(old: Recipe, new: Recipe, where: str) -> RecipeChanges:
-    """The differences, where all of them are allowed. ``where`` names the run in messages.
+def allowed_changes(old: Recipe, new: Recipe, where: str, done: Collection[str] = ()) -> RecipeChanges:
+    """The differences, where all of them are allowed. ``where`` names the run in messages, ``done`` its done stages.
 
     Raises UsageError naming the first key that must stay, its old and its new value.
     """
@@ -115,6 +118,8 @@ def allowed_changes(old: Recipe, new: Recipe, where: str) -> RecipeChanges:
                     "given more steps, not fewer"
                 )
             extended.append(name)
+        elif table == "stage" and name not in done and _is_of_draws(key, name, old, new):
+            continue
         elif not any(fnmatchcase(one.key, pattern) for pattern in FREE):
             before, now = _shown(one.old, one.key), _shown(one.new, one.key)
             raise UsageError(
@@ -122,6 +127,12 @@ def allowed_changes(old: Recipe, new: Recipe, where: str) -> RecipeChanges:
                 "results: go on with that value or start anew (docs/run_directory.md lists what may change)"
             )
     return RecipeChanges(differences=tuple(found), extended=tuple(extended))
+
+
+def _is_of_draws(key: str, name: str, old: Recipe, new: Recipe) -> bool:
+    stages = [stage for recipe in (old, new) for stage in recipe.stage if stage.name == name]
+    filtered = all(isinstance(stage, RejectStage) and stage.filters is not None for stage in stages)
+    return filtered and any(fnmatchcase(key, pattern) for pattern in OF_DRAWS)
 
 
 def _flat(recipe: Recipe) -> Iterator[tuple[str, object]]:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rlreason.config.errors import explain
 from rlreason.config.recipe import Recipe
+from rlreason.config.traces import TraceFilters
 from rlreason.errors import UsageError, nearest
 
 
@@ -67,6 +68,20 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         return TypeAdapter(Recipe).validate_python(table)
     except ValidationError as error:
         raise UsageError(f"{path}: {explain(error, table, Recipe)}") from error
+
+
+def trace_filters(pairs: Iterable[str]) -> TraceFilters:
+    """Filters of traces by ``NAME=VALUE``, such as "repetition=0.4" or "difficulty.above=0.1"; the others are as they
+    are by default. Raises UsageError naming the pair or key, what is allowed and the nearest match."""
+    table: dict[str, Any] = {}
+    for pair in pairs:
+        if not pair.partition("=")[0] or "=" not in pair:
+            raise UsageError(f"--filter {pair!r}: write NAME=VALUE, such as repetition=0.4")
+        _override(table, pair)
+    try:
+        return TraceFilters.model_validate(table)
+    except ValidationError as error:
+        raise UsageError(f"--filter: {explain(error, table, TraceFilters)}") from error
 
 
 def allowed(recipe: Recipe, overrides: Iterable[str]) -> bool:

@@ -79,7 +79,7 @@ class RejectStage(Section):
     first_problem: int = Field(0, ge=0)
     problems: int = Field(ge=1)
     samples_per_problem: int = Field(4, ge=1)
-    #: Distinct correct completions kept of one problem.
+    #: Distinct correct completions kept of one problem; with filters over all passes over the data, else of each.
     keep_per_problem: int = Field(1, ge=1)
     #: Filters beside correct and finished, with an exact ledger and a card (docs/distill.md); an empty table takes the
     #: defaults. Default: none, and traces are kept as they are drawn.

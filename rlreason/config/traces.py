@@ -25,7 +25,7 @@ class Difficulty(Section):
     above: float = Field(0.0, ge=0, lt=1)
     #: Largest share of correct draws.
     at_most: float = Field(0.9, gt=0, le=1)
-    #: A problem with fewer draws is not judged.
+    #: A problem with fewer draws that have a verdict is not judged.
     min_draws: int = Field(8, ge=1)
 
 
@@ -46,7 +46,8 @@ class TraceFilters(Section):
     repetition: float = Field(0.2, ge=0, le=1)
     #: Most tokens of the response; 0: no limit.
     max_tokens: int = Field(32768, ge=0)
-    #: Jaccard similarity of word 5-grams from which two problems are one; 1: only equal ones.
+    #: Jaccard similarity of word 5-grams from which two problems are one; 1: only equal ones. Those of different gold
+    #: answers never are.
     near_duplicate: float = Field(0.8, gt=0, le=1)
     decontaminate: Decontamination = Decontamination()
     #: Band of pass rates. Default: not looked at.

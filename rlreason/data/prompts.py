@@ -231,10 +231,17 @@ class PromptFormat:
         """
         return self._completion_ids(problem, tokenizer, response, self.render(problem, tokenizer).prefill)
 
-    def supervised(self, problem: Problem, tokenizer: Tokenizer, response: str | None = None) -> SupervisedRow:
-        """The training row of ``completion_ids`` after its prompt, with the loss mask. Raises as that does."""
+    def supervised(
+        self, problem: Problem, tokenizer: Tokenizer, response: str | None = None, *, ended: bool = True
+    ) -> SupervisedRow:
+        """The training row of ``completion_ids`` after its prompt, with the loss mask. Raises as that does.
+
+        ``ended``: the response ended by itself; one that was cut off is not followed by an end that nobody drew.
+        """
         prompt = self.render(problem, tokenizer)
         completion = self._completion_ids(problem, tokenizer, response, prompt.prefill)
+        if not ended:
+            completion = completion[:-1]
         return SupervisedRow(
             token_ids=prompt.ids + completion, loss_mask=(0,) * len(prompt.ids) + (1,) * len(completion)
         )

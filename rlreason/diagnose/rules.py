@@ -244,8 +244,7 @@ def all_broken(history: History) -> str | None:
 def nothing_learnt(history: History, trained_tokens: int) -> str | None:
     """What a stage that is over has not done: train a token, or keep a trace."""
     if history.kind == "reject":
-        kept = history.last("kept", 1)
-        return "no trace was kept: none of the completions is both correct and finished" if kept == [0.0] else None
+        return f"no trace was kept: {_why_none_kept(history)}" if history.last("kept", 1) == [0.0] else None
     if history.kind == "eval":
         return None
     if not trained_tokens:
@@ -258,6 +257,20 @@ def nothing_learnt(history: History, trained_tokens: int) -> str | None:
     return (
         f"{which} of its {len(steps)} steps were skipped, as the gradient was NaN or infinite: with these weights "
         "nothing can be learnt. Usual causes: a learning rate that is too high, a model that was loaded so"
+    )
+
+
+def _why_none_kept(history: History) -> str:
+    taken = {key.removeprefix("stopped/"): int(points[-1][1]) for key, points in history.series.items()
+             if key.startswith("stopped/")}  # fmt: skip
+    if not any(taken.values()):
+        return "none of the completions is both correct and finished"
+    most = max(taken, key=lambda name: taken[name])
+    others = [f"{name} {count:,}" for name, count in taken.items() if count and name != most]
+    return (
+        f"of {sum(taken.values()):,} completions the filter {most} stopped most, {taken[most]:,}"
+        f"{' (the others: ' + ', '.join(others) + ')' if others else ''}. All are in draws.jsonl: with other `filters` "
+        "at the resume they are filtered anew, and nothing is drawn"
     )
 
 

@@ -110,10 +110,15 @@ def facts(stage: Stage) -> list[tuple[str, str]]:
     if spent:
         found.append(("time", words.duration(spent)))
     if stage.kind == "reject":
-        # These three are written as totals so far.
+        # These are written as totals so far; with filters, what is kept on the last line alone, and what is solved on
+        # the others.
         end = stage.steps[-1] if stage.steps else {}
+        solved = [row["acceptance"] for row in stage.steps if "acceptance" in row][-1:]
         found += [("problems", words.count(end.get("problems"))), ("completions kept", words.count(end.get("kept")))]
-        found.append(("problems solved", words.percent(end.get("acceptance"), 1)))
+        if "distinct/kept" in end:
+            distinct = f"{words.count(end['distinct/kept'])} of {words.count(end.get('distinct/drawn'))}"
+            found.append(("distinct problems with a trace", distinct))
+        found.append(("problems solved", words.percent(solved[0] if solved else None, 1)))
     tokens = total(stage, "tokens")
     if tokens:
         found.append(("tokens", words.big(tokens)))

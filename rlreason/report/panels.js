@@ -78,7 +78,8 @@ const panels = (() => {
   }
 
   function specs(stage) {
-    const claimed = new Set(["policy_version", "tokens", "problems", "kept"]);
+    const ledger = Object.keys(stage.series).filter((key) => key.startsWith("stopped/") || key.startsWith("distinct/"));
+    const claimed = new Set(["policy_version", "tokens", "problems", "kept", ...ledger]);
     const found = [];
     const lines = LINES.map((row) => build(stage, row, "line", claimed));
     const stacks = STACKS.map((row) => build(stage, row, "stack", claimed));

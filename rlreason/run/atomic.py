@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,11 +19,17 @@ class DiskFull(OSError):
 
 def write_text(path: Path, text: str) -> None:
     """Replace ``path`` as a whole: a reader sees the old text or the new, never half. Raises DiskFull."""
+    write_lines(path, (text,))
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """The same with lines that are made one at a time, their ends included."""
     temporary = path.with_name(f".{path.name}.tmp")
     with naming_full_disk(path.parent, f"to write {path.name}"):
         try:
             with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
+                for line in lines:
+                    file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
         except BaseException:

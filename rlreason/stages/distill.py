@@ -15,6 +15,7 @@ from rlreason.stages.context import Context, Recorder
 from rlreason.stages.references import References
 from rlreason.stages.reject import Trace, read_traces
 from rlreason.stages.sft import cross_entropy, epoch_samples, train_supervised, with_teacher
+from rlreason.traces.sets import CARD
 from rlreason.traces.similar import Benchmarks
 from rlreason.trainer.protocol import Trainer
 from rlreason.types import TrainingSample
@@ -31,7 +32,7 @@ def trace_samples(
     samples, too_long = [], 0
     positions = student.architecture.get("max_position_embeddings")
     for trace in _traces(stage, context, traces):
-        pair = context.prompt_format.supervised(trace.problem, student.tokenizer, trace.response)
+        pair = context.prompt_format.supervised(trace.problem, student.tokenizer, trace.response, ended=trace.ended)
         if not isinstance(positions, int) or len(pair.token_ids) <= positions:
             samples.append(supervised_sample(pair.token_ids, pair.loss_mask))
         elif context.recipe.data.overlong_prompts == "drop":
@@ -44,13 +45,25 @@ def trace_samples(
     if too_long:
         context.run.tell(f"{stage.name}: {too_long} trace(s) left out as longer than {positions} tokens")
     if not samples:
-        raise UsageError(f"stage {stage.name!r}: {traces} holds no trace: the teacher solved nothing; train it further")
+        raise UsageError(
+            f"stage {stage.name!r}: {traces} holds no trace that could be learnt: {_why(stage, traces, too_long)}"
+        )
     if not any(sample.loss_mask.any() for sample in samples):
         raise UsageError(
             f"stage {stage.name!r}: no token of the traces in {traces} carries loss: the student's chat template "
             "leaves nothing of the answers behind the mask of the prompt"
         )
     return samples
+
+
+def _why(stage: DistillStage | OpdStage, traces: Path, too_long: int) -> str:
+    if too_long:
+        return f"all {too_long} are longer than the student's positions; take a student with more, or shorter traces"
+    if isinstance(stage, DistillStage) and stage.which != "kept":
+        found = "no draw is wrong and finished" if stage.which == "wrong" else "every draw answers a benchmark"
+        return f'{found}: which = "kept" takes the kept ones'
+    card = traces / CARD
+    return f"nothing was kept there{f'; {card} says what each filter took' if card.is_file() else ''}"
 
 
 def general_samples(stage: DistillStage, context: Context, student: Trainer, tokens: int) -> list[TrainingSample]:

@@ -13,7 +13,7 @@ from rlreason.run import atomic
 from rlreason.run.manifest import Source
 from rlreason.stages.context import Context
 from rlreason.stages.references import TABLES, References
-from rlreason.traces.rows import KEPT
+from rlreason.traces.rows import DRAWS, KEPT
 
 #: Files of a model that are hashed whole; of larger ones name and size count.
 LARGEST = 64 << 20
@@ -22,7 +22,7 @@ LARGEST = 64 << 20
 def sources_of(stage: Stage, context: Context) -> list[Source]:
     """Models, traces, data and reward code that ``stage`` reads, each with the hash of what it is now."""
     references, run = References(context.recipe), context.run
-    found = [_parent(name, context, references) for name in references.parents(stage)]
+    found = [_parent(name, stage, context, references) for name in references.parents(stage)]
     if isinstance(stage, OpdStage):
         tables = {name: context.recipe.teacher[name] for name in stage.teachers(context.recipe.teacher)}
         found += [
@@ -41,10 +41,12 @@ def sources_of(stage: Stage, context: Context) -> list[Source]:
     return found
 
 
-def _parent(name: str, context: Context, references: References) -> Source:
+def _parent(name: str, stage: Stage, context: Context, references: References) -> Source:
     if name in TABLES or name in context.recipe.endpoint:
         return Source(kind="model", name=name, sha256=initial_sha256(name, context))
     if isinstance(references.stage(name), RejectStage):
+        if isinstance(stage, DistillStage) and stage.which != "kept":  # it reads what was drawn
+            return Source(kind="traces", name=name, sha256=atomic.file_sha256(context.run.stage_folder(name) / DRAWS))
         return Source(kind="traces", name=name, sha256=context.run.manifest.stage(name).sha256 or "")
     return Source(kind="model", name=name, sha256=context.run.checkpoint_sha256(name) or "")
 

@@ -40,7 +40,7 @@ from rlreason.sampler.open import installed, why_not_vllm
 from rlreason.stages.lengths import LengthCheck, Overlong
 from rlreason.stages.references import TABLES, References
 from rlreason.stages.vocabularies import shared_words
-from rlreason.traces.rows import KEPT
+from rlreason.traces.rows import KEPT, read_learnt
 from rlreason.trainer.balance import router_coefficient
 from rlreason.trainer.parallel import check_division
 
@@ -165,6 +165,11 @@ def _check_traces(stage: Stage, *, done: bool) -> None:
                 f"stage.{stage.name}.trace_set: there is no {rows}: name the folder of a reject stage, such as "
                 "runs/r1/stages/03-traces, or of `rlreason traces import`"
             )
+        try:
+            for _ in read_learnt(rows):  # all of them: an earlier stage may take days
+                pass
+        except UsageError as error:
+            raise UsageError(f"stage.{stage.name}.trace_set: {error}") from error
 
 
 def _overlong(run: RunModels, use: _Use, model: _Inspected, lengths: LengthCheck) -> Iterator[Overlong]:

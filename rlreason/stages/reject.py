@@ -13,11 +13,23 @@ from rlreason.stages.context import Context, Recorder
 from rlreason.stages.drawing import DrawnJournal, scored_groups
 from rlreason.stages.rollout_log import log_groups
 from rlreason.stages.rollouts import all_broken, broken_detail, verdict_shares
-from rlreason.traces.rows import KEPT, SCHEMA, Provenance, TraceRow, Turn, read_rows
+from rlreason.traces.rows import (
+    DRAWS,
+    KEPT,
+    SCHEMA,
+    LearntRow,
+    Provenance,
+    TraceRow,
+    Turn,
+    read_learnt,
+    read_rows,
+    row_file,
+)
 from rlreason.traces.sets import SetOptions, write_set
+from rlreason.traces.sift import Ledger
 from rlreason.types import Completion, Group, Message, Problem, Sampler, SamplingParams, StepReport, Verdict
 
-TRACES, DRAWS = KEPT, "draws.jsonl"
+TRACES = KEPT
 #: Problems drawn between two progress lines.
 CHUNK = 256
 COUNTS = ("drawn", "solved", "kept")
@@ -29,6 +41,8 @@ class Trace:
 
     problem: Problem
     response: str
+    #: It ended by itself; one that was cut off drew no end token.
+    ended: bool = True
 
 
 def keep(group: Group, limit: int) -> list[Completion]:
@@ -47,7 +61,7 @@ def run_reject(stage: RejectStage, context: Context, sampler: Sampler, recorder:
     """Sample ``stage.problems`` training problems and write the kept traces to traces.jsonl, chunk by chunk.
 
     A chunk under way goes on by problem, from the stage's journal. With ``filters``, every draw is written to
-    draws.jsonl, and the traces are made of all of them at the end.
+    draws.jsonl, and the traces are made of all of them at the end; what is kept is known only then.
     """
     progress = recorder.progress
     journal = DrawnJournal(path=context.run.stage_folder(stage.name) / "drawn.journal")
@@ -75,17 +89,44 @@ def run_reject(stage: RejectStage, context: Context, sampler: Sampler, recorder:
             recorder.save()
             journal.clear()
     if stage.filters is not None:
-        _filter(stage, stage.filters, context)
+        ledger = _filter(stage, stage.filters, context)
+        _record_set(ledger, len(starts), counts, stage, recorder)
+    else:
+        drawn, kept = _distinct(stage, context)
+        context.run.tell(f"{stage.name}: {drawn:,} distinct problems drawn, traces of {kept:,} kept")
 
 
-def _filter(stage: RejectStage, filters: TraceFilters, context: Context) -> None:
+def _distinct(stage: RejectStage, context: Context) -> tuple[int, int]:
+    """Problems, each once however often the stage went over the data: (all, those of which a trace was kept)."""
+    source = context.data.of(stage.name)
+    starts = range(0, stage.problems, CHUNK)
+    parts = (source.train(stage.first_problem + start, min(CHUNK, stage.problems - start)) for start in starts)
+    drawn = {problem.id for part in parts for problem in part}
+    return len(drawn), len({str(row["problem_id"]) for row in context.run.rows(stage.name, TRACES)})
+
+
+def _filter(stage: RejectStage, filters: TraceFilters, context: Context) -> Ledger:
     """Make the set of all draws: a pure function of them."""
     folder = context.run.stage_folder(stage.name)
     draws = folder / DRAWS
-    rows = list(read_rows(draws)) if draws.exists() else []
     options = SetOptions(filters=filters, keep_per_problem=stage.keep_per_problem, keep_rejected=stage.keep_rejected)
-    for line in write_set(rows, folder, options).lines():
+    with row_file(draws) as rows:
+        ledger = write_set(rows, folder, options)
+    for line in ledger.lines():
         context.run.tell(f"{stage.name}: {line}")
+    return ledger
+
+
+def _record_set(ledger: Ledger, step: int, counts: Mapping[str, int], stage: RejectStage, recorder: Recorder) -> None:
+    """A last line of metrics: what the filters left. The health rules stop a stage that keeps nothing by it."""
+    scalars = {
+        "problems": float(counts["drawn"]),
+        "kept": float(ledger.kept),
+        "distinct/drawn": float(ledger.problems),
+        "distinct/kept": float(ledger.problems_kept),
+        **{f"stopped/{name}": float(count) for name, count in ledger.stopped.items()},
+    }
+    recorder.step(StepReport(stage=stage.name, kind=stage.kind, step=step, policy_version=0, scalars=scalars), steps=0)
 
 
 def _record_chunk(
@@ -112,7 +153,7 @@ def _record_chunk(
     recorder.meter.drawn(groups)
     scalars = {
         "problems": float(counts["drawn"]),
-        "kept": float(counts["kept"]),
+        **({} if stage.filters is not None else {"kept": float(counts["kept"])}),
         "acceptance": counts["solved"] / counts["drawn"],
         "tokens": float(tokens),
         **verdict_shares(groups),
@@ -182,39 +223,26 @@ def _provenance(stage: RejectStage, context: Context, completion: Completion, gr
 
 
 def read_traces(folder: Path, which: str = "kept") -> Iterator[Trace]:
-    """The traces that ``run_reject`` wrote into its stage folder; ``which``: see ``DistillStage``."""
-    if which != "kept":
-        yield from _others(folder, which)
-        return
-    path = folder / TRACES
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            problem = Problem(
-                id=row["problem_id"],
-                prompt=row["prompt"],
-                verifier="",
-                reference="",
-                data_set=row.get("data_set", ""),
-                messages=tuple(Message(role=m["role"], content=m["content"]) for m in row["messages"]),
-            )
-            yield Trace(problem=problem, response=row["response"])
+    """The traces that ``run_reject`` wrote into its stage folder; ``which``: see ``DistillStage``.
 
-
-def _others(folder: Path, which: str) -> Iterator[Trace]:
-    """All draws, or those whose answer is wrong."""
+    Raises UsageError naming file, line and fix for what is none.
+    """
+    if which == "kept":
+        path = folder / TRACES
+        yield from map(_trace, read_learnt(path) if path.exists() else ())
+        return
     for row in read_rows(folder / DRAWS):
         if which == "all" or (row.verdict == Verdict.WRONG and row.finish_reason == "stop"):
-            yield Trace(
-                problem=Problem(
-                    id=row.problem_id,
-                    prompt=row.prompt,
-                    verifier="",
-                    reference="",
-                    data_set=row.data_set,
-                    messages=tuple(Message(role=one.role, content=one.content) for one in row.messages),
-                ),
-                response=row.response,
-            )
+            yield _trace(row)
+
+
+def _trace(row: LearntRow | TraceRow) -> Trace:
+    problem = Problem(
+        id=row.problem_id,
+        prompt=row.prompt,
+        verifier="",
+        reference="",
+        data_set=row.data_set,
+        messages=tuple(Message(role=one.role, content=one.content) for one in row.messages),
+    )
+    return Trace(problem=problem, response=row.response, ended=row.finish_reason != "length")

@@ -1,18 +1,14 @@
-"""Ten filters in a fixed order, cheap ones first, and the ledger of what each was the first to stop."""
+"""Ten filters in a fixed order, cheap ones first; here are those that look at one row alone."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from rlreason.config.traces import TraceFilters
-from rlreason.errors import UsageError
-from rlreason.rewards.language import language, thought_of
+from rlreason.rewards.language import language
 from rlreason.rewards.shape import format_reward
-from rlreason.traces.rows import PassRate, TraceRow
-from rlreason.traces.similar import Benchmarks, grams, jaccard, near_duplicates, normal, normal_words
+from rlreason.traces.rows import TraceRow
 from rlreason.types import Completion, Problem, Verdict
 
 ORDER = (
@@ -29,96 +25,32 @@ ORDER = (
 )
 #: Words of a block that must not come three times running, and of the n-grams whose repetition is counted.
 BLOCK, REPEATED = 32, 20
-#: Share of correct, finished rows that the repetition filter may stop, of at least so many rows.
-MOST_REPEATED, ENOUGH = 0.02, 50
 _THINK = re.compile(r"\A\s*<think>(.*?)</think>(.*)\Z", re.DOTALL)
 
 
-@dataclass(slots=True)
-class Ledger:
-    """Where the rows went: drawn = kept + Σ ``stopped``."""
-
-    drawn: int
-    kept: int
-    stopped: dict[str, int]
-    #: Hits by benchmark.
-    contaminated: dict[str, int] = field(default_factory=dict)
-
-    def lines(self) -> list[str]:
-        """As text."""
-        found = [f"{self.drawn:,} rows, {self.kept:,} kept"]
-        return found + [f"  {name:<14}{count:>8,} stopped" for name, count in self.stopped.items()]
-
-
-def filter_rows(
-    rows: Sequence[TraceRow], filters: TraceFilters, benchmarks: Benchmarks, keep_per_problem: int
-) -> Ledger:
-    """Set ``first_reason``, ``pass_rate`` and ``filters`` of every row; the ledger of it.
-
-    Which rows are kept does not depend on their order. Raises UsageError where the repetition filter would stop more
-    than 2 % of the correct, finished rows, with examples.
-    """
-    _set_pass_rates(rows)
-    for row in rows:
-        row.first_reason = _alone(row, filters)
-    _check_repetition(rows)
-    _stop_duplicates(rows, filters)
-    contaminated: Counter[str] = Counter()
-    hits = {row.problem_id: benchmarks.hit(_question(row)) for row in rows}
-    for row in rows:
-        name = hits[row.problem_id]
-        if name is not None:
-            row.filters["contamination"] = 1.0
-        if not row.first_reason and name is not None:
-            row.first_reason = "contamination"
-            contaminated[name] += 1
-    _stop_by_difficulty(rows, filters)
-    _stop_above_cap(rows, keep_per_problem)
-    reasons = Counter(row.first_reason for row in rows)
-    ledger = Ledger(
-        drawn=len(rows),
-        kept=reasons[""],
-        stopped={name: reasons[name] for name in ORDER},
-        contaminated=dict(sorted(contaminated.items())),
-    )
-    assert ledger.drawn == ledger.kept + sum(ledger.stopped.values()), "every row is kept or has one first reason"
-    return ledger
-
-
-def _question(row: TraceRow) -> str:
-    return row.prompt or "\n".join(turn.content for turn in row.messages if turn.role == "user")
-
-
-def _set_pass_rates(rows: Sequence[TraceRow]) -> None:
-    drawn = Counter(row.problem_id for row in rows)
-    correct = Counter(row.problem_id for row in rows if row.verdict == Verdict.CORRECT)
-    for row in rows:
-        if row.pass_rate is None:  # rows from elsewhere may bring that of draws that are not here
-            row.pass_rate = PassRate(correct=correct[row.problem_id], drawn=drawn[row.problem_id])
-
-
-def _alone(row: TraceRow, filters: TraceFilters) -> str:
-    """The first filter that stops the row and looks at nothing but it."""
+def stopped_alone(row: TraceRow, filters: TraceFilters) -> tuple[str, dict[str, float]]:
+    """The first filter that stops the row and looks at nothing but it, "" if none does; what was measured."""
+    measured: dict[str, float] = {}
     if filters.finished and row.finish_reason == "length":
-        return "finished"
+        return "finished", measured
     if not has_form(row.response, filters.format):
-        return "format"
+        return "format", measured
     if filters.correct and row.verdict != Verdict.CORRECT:
-        return "correct"
+        return "correct", measured
     if filters.language:
         share = language(_PROBLEM, Completion.from_text(row.response), target=filters.target)
         assert isinstance(share, float)
-        row.filters["language"] = round(share, 4)
+        measured["language"] = round(share, 4)
         if share < filters.language:
-            return "language"
+            return "language", measured
     if filters.repetition < 1:
         share, looped = repeated(row.response)
-        row.filters["repetition"] = round(share, 4)
+        measured["repetition"] = round(share, 4)
         if looped or share > filters.repetition:
-            return "repetition"
+            return "repetition", measured
     if filters.max_tokens and row.tokens > filters.max_tokens:
-        return "length"
-    return ""
+        return "length", measured
+    return "", measured
 
 
 _PROBLEM = Problem(id="", prompt="", verifier="", reference="")
@@ -164,62 +96,3 @@ def _looped(words: Sequence[str]) -> bool:
             if run >= 2 * block:
                 return True
     return False
-
-
-def _check_repetition(rows: Sequence[TraceRow]) -> None:
-    right = [row for row in rows if row.verdict == Verdict.CORRECT and row.finish_reason != "length"]
-    stopped = [row.id for row in right if row.first_reason == "repetition"]
-    if len(right) >= ENOUGH and len(stopped) > MOST_REPEATED * len(right):
-        raise UsageError(
-            f"the repetition filter would stop {len(stopped)} of {len(right)} correct, finished rows "
-            f"({len(stopped) / len(right):.1%}; more than {MOST_REPEATED:.0%} says that it is wrong for this data), "
-            f"such as {', '.join(stopped[:10])}: look at them, and raise filters.repetition, or say 1 to leave it out"
-        )
-
-
-def _stop_duplicates(rows: Sequence[TraceRow], filters: TraceFilters) -> None:
-    """Equal answers to equal problems, then problems that are nearly another."""
-    seen: set[tuple[str, str]] = set()
-    for row in sorted((one for one in rows if not one.first_reason), key=lambda one: one.id):
-        key = (normal(_question(row)), normal(row.response))
-        if key in seen:
-            row.first_reason = "duplicate"
-        seen.add(key)
-    questions = {row.problem_id: _question(row) for row in rows if not row.first_reason}
-    near = near_duplicates(questions, filters.near_duplicate)
-    for row in rows:
-        if not row.first_reason and row.problem_id in near:
-            row.first_reason = "duplicate"
-
-
-def _stop_by_difficulty(rows: Sequence[TraceRow], filters: TraceFilters) -> None:
-    band = filters.difficulty
-    if band is None:
-        return
-    for row in rows:
-        rate = row.pass_rate
-        if row.first_reason or rate is None or rate.drawn < band.min_draws:
-            continue
-        if not band.above < rate.correct / rate.drawn <= band.at_most:
-            row.first_reason = "difficulty"
-
-
-def _stop_above_cap(rows: Sequence[TraceRow], most: int) -> None:
-    """Of each problem at most so many: the shortest, then always the one farthest from those that are chosen."""
-    by_problem: dict[str, list[TraceRow]] = {}
-    for row in rows:
-        if not row.first_reason:
-            by_problem.setdefault(row.problem_id, []).append(row)
-    for group in by_problem.values():
-        left = sorted(group, key=lambda one: (one.tokens, one.id))
-        if len(left) <= most:
-            continue
-        shapes = {row.id: grams(normal_words(thought_of(row.response)), 4) for row in left}
-        chosen = [left.pop(0)]
-        while len(chosen) < most:
-            nearest = {row.id: max(jaccard(shapes[row.id], shapes[one.id]) for one in chosen) for row in left}
-            best = min(left, key=lambda one: (nearest[one.id], one.tokens, one.id))
-            left.remove(best)
-            chosen.append(best)
-        for row in left:
-            row.first_reason = "cap"

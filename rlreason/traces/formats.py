@@ -8,43 +8,122 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rlreason.errors import UsageError, nearest
 from rlreason.traces.rows import PassRate, TraceRow, Turn
 
 FORMATS = ("openr1", "openthoughts", "messages", "rows")
 
 
+#: What a row of each form must have, for messages.
+_NEEDS = {
+    "openr1": '{"problem": text, "answer": text, "generations": [text, …]}',
+    "openthoughts": '{"conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": text}]}',
+    "messages": '{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": text}]}',
+    "rows": '{"prompt": text, "response": text, "answer": text, number or a list of them}',
+}
+
+
 def read_traces_of(path: Path, form: str) -> Iterator[TraceRow]:
-    """Rows of a JSONL or Parquet file in a known form, verdicts empty unless the file has them.
+    """Rows of a JSONL or Parquet file in a known form, verdicts empty unless the file has them; blank lines are none.
 
     openr1: problem, answer, generations[], correctness_math_verify[], finish_reasons[]. openthoughts: conversations
     [{from, value}] or problem, deepseek_reasoning, deepseek_solution. messages: messages[{role, content}] (AM's
-    info.reference_answer is read). rows: prompt, response, answer. Raises UsageError naming file and row.
+    info.reference_answer is read). rows: prompt, response, answer. Raises UsageError naming file, row and fix.
     """
     if form not in _READERS:
         raise UsageError(f"--format {form}: known are {', '.join(FORMATS)}{nearest(form, FORMATS)}")
-    for number, row in enumerate(_table(path), start=1):
+    for number, row in _table(path):
         try:
-            yield from _READERS[form](row, number)
-        except (KeyError, TypeError, IndexError, ValueError) as error:
-            raise UsageError(f"{path}, row {number}: not a row of {form} ({type(error).__name__}: {error})") from error
+            found = list(_READERS[form](row, number))
+            for one in found:
+                _check_text(one)
+        except KeyError as error:
+            raise _wrong(path, number, form, f"it has no {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise _wrong(path, number, form, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        except (TypeError, IndexError, AttributeError, ValueError) as error:
+            raise _wrong(path, number, form, str(error)) from error
+        yield from found
 
 
-def _table(path: Path) -> Iterator[dict[str, Any]]:
+def _wrong(path: Path, number: int, form: str, why: str) -> UsageError:
+    return UsageError(
+        f"{path}, row {number}: not a row of {form}: {why}; a row is {_NEEDS[form]}: mend the row or leave it out, or "
+        f"name another --format ({', '.join(FORMATS)})"
+    )
+
+
+def _table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows with their numbers, of JSONL their lines."""
+    number = 0
     try:
         if path.suffix == ".parquet":
-            import pyarrow.parquet
-
-            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(256):
-                yield from batch.to_pylist()
+            yield from _parquet(path)
             return
         with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise UsageError(f"{path}, row {number}: no table, such as {_NEEDS['rows']}, but {row!r:.40}")
+                    yield number, row
     except OSError as error:
         raise UsageError(f"{path}: can't be read ({error.strerror or error})") from error
     except ValueError as error:
-        raise UsageError(f"{path} is no file of JSON lines: {error}") from error
+        raise UsageError(
+            f"{path} is no file of JSON lines: row {number or 1} can't be read ({error}); mend it or leave it out"
+        ) from error
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(256):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise UsageError(f"{path} is no Parquet file that can be read: {str(error).splitlines()[0]}") from error
+
+
+def _check_text(row: TraceRow) -> None:
+    """Raises ValueError for half a character, which no text file can hold."""
+    texts = [row.id, row.problem_id, row.prompt, row.source, row.response, row.detail, str(row.reference)]
+    for text in [*texts, *(turn.content for turn in row.messages)]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(text[error.start]):04x}"
+            raise ValueError(f"it holds {half}, half of a surrogate pair and no character: replace it") from error
+
+
+def _text(row: Mapping[str, Any], key: str) -> str:
+    """The text of a key. Raises KeyError, and ValueError for what is none."""
+    if not isinstance(row[key], str):
+        raise ValueError(f"{key} must be text, not {row[key]!r:.40}")
+    return str(row[key])
+
+
+def _list(row: Mapping[str, Any], key: str) -> list[Any]:
+    if not isinstance(row[key], (list, tuple)):
+        raise ValueError(f"{key} must be a list, not {row[key]!r:.40}")
+    return list(row[key])
+
+
+def _gold(value: object, key: str) -> str | list[str]:
+    """A gold answer as text; "" for none. Raises ValueError for what is none."""
+    if isinstance(value, (list, tuple)):
+        return [one for one in (_gold(part, key) for part in value) if isinstance(one, str)]
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{key} must be text, a number or a list of them, not {value!r:.40}")
+    return str(value)
 
 
 def _row(number: int, draw: int, prompt: str, response: str, **more: Any) -> TraceRow:
@@ -62,20 +141,27 @@ def _row(number: int, draw: int, prompt: str, response: str, **more: Any) -> Tra
 
 
 def _openr1(row: Mapping[str, Any], number: int) -> Iterator[TraceRow]:
-    generations = list(row["generations"])
+    generations = _list(row, "generations")
     right = list(row.get("correctness_math_verify") or [None] * len(generations))
     ends = list(row.get("finish_reasons") or ["unknown"] * len(generations))
+    if len(right) != len(generations) or len(ends) != len(generations):
+        raise ValueError(
+            f"of {len(generations)} generations, it has {len(right)} of correctness_math_verify, {len(ends)} of "
+            "finish_reasons"
+        )
     known = [one for one in right if one is not None]
     for draw, text in enumerate(generations):
+        if not isinstance(text, str):
+            raise ValueError(f"generations must be texts, not {text!r:.40}")
         yield _row(
             number,
             draw,
-            str(row["problem"]),
+            _text(row, "problem"),
             text,
             key=row.get("uuid"),
             source=str(row.get("source") or ""),
             verifier="math",
-            reference=str(row.get("answer") or ""),
+            reference=_gold(row.get("answer"), "answer"),
             finish_reason=ends[draw] if ends[draw] in ("stop", "length") else "unknown",
             verdict="" if right[draw] is None else "correct" if right[draw] else "wrong",
             pass_rate=PassRate(correct=sum(known), drawn=len(known)) if known else None,
@@ -85,11 +171,11 @@ def _openr1(row: Mapping[str, Any], number: int) -> Iterator[TraceRow]:
 def _openthoughts(row: Mapping[str, Any], number: int) -> Iterator[TraceRow]:
     source = str(row.get("source") or row.get("domain") or "")
     if "deepseek_reasoning" in row:
-        text = f"<think>\n{row['deepseek_reasoning']}\n</think>\n\n{row['deepseek_solution']}"
+        text = f"<think>\n{_text(row, 'deepseek_reasoning')}\n</think>\n\n{_text(row, 'deepseek_solution')}"
         gold = str(row.get("ground_truth_solution") or "")
-        yield _row(number, 0, str(row["problem"]), text, source=source, detail=gold[:500])
+        yield _row(number, 0, _text(row, "problem"), text, source=source, detail=gold[:500])
         return
-    turns = {one["from"]: one["value"] for one in row["conversations"]}
+    turns = {one["from"]: _text(one, "value") for one in _list(row, "conversations")}
     question = turns.get("human", turns.get("user"))
     answer = turns.get("gpt", turns.get("assistant"))
     if question is None or answer is None:
@@ -98,36 +184,47 @@ def _openthoughts(row: Mapping[str, Any], number: int) -> Iterator[TraceRow]:
 
 
 def _messages(row: Mapping[str, Any], number: int) -> Iterator[TraceRow]:
-    turns = list(row["messages"])
+    turns = _list(row, "messages")
     if not turns or turns[-1]["role"] != "assistant":
         raise ValueError("messages does not end with the assistant's turn")
-    before = tuple(Turn(role=one["role"], content=one["content"]) for one in turns[:-1])
-    question = next(one.content for one in reversed(before) if one.role == "user")
-    gold = next((one["info"].get("reference_answer") for one in turns if one.get("info")), None)
+    before = tuple(Turn(role=one["role"], content=_text(one, "content")) for one in turns[:-1])
+    asked = [one.content for one in before if one.role == "user"]
+    if not asked:
+        raise ValueError("messages has no turn of the user")
+    infos = [_info(one) for one in turns if one.get("info")]
+    gold = next((_gold(one.get("reference_answer"), "info.reference_answer") for one in infos), "")
     told = [] if len(before) == 1 else list(before)
     yield _row(
         number,
         0,
-        question,
-        turns[-1]["content"],
+        asked[-1],
+        _text(turns[-1], "content"),
         messages=tuple(told),
         verifier="math" if gold else "",
-        reference=str(gold or ""),
-        source=next((str(one["info"].get("source") or "") for one in turns if one.get("info")), ""),
+        reference=gold,
+        source=next((str(one.get("source") or "") for one in infos), ""),
     )
 
 
+def _info(turn: Mapping[str, Any]) -> Mapping[str, Any]:
+    info = turn["info"]
+    if not isinstance(info, Mapping):
+        raise ValueError(f'info of a turn must be a table, such as {{"reference_answer": "4"}}, not {info!r:.40}')
+    return info
+
+
 def _rows(row: Mapping[str, Any], number: int) -> Iterator[TraceRow]:
-    gold = row.get("answer", row.get("reference", ""))
+    key = "answer" if "answer" in row else "reference"
+    gold = _gold(row.get(key), key)
     finish = row.get("finish_reason", "unknown")
     yield _row(
         number,
         0,
-        str(row["prompt"]),
-        str(row["response"]),
+        _text(row, "prompt"),
+        _text(row, "response"),
         source=str(row.get("source") or ""),
-        verifier="math" if gold not in ("", None) else "",
-        reference="" if gold is None else gold,
+        verifier="math" if gold else "",
+        reference=gold,
         finish_reason=finish if finish in ("stop", "length") else "unknown",
     )
 

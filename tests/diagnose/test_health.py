@@ -194,7 +194,13 @@ def test_a_step_without_any_verdict_stops() -> None:
             "2 of its 8 groups had equal rewards (mean 0), 6 had no score, 50% of the completions had a check that "
             "broke, 25% of the completions had a check that timed out",
         ),
-        ("reject", {"kept": 0.0}, "no trace was kept"),
+        ("reject", {"kept": 0.0}, "no trace was kept: none of the completions is both correct and finished"),
+        (
+            "reject",
+            {"kept": 0.0, "stopped/finished": 3.0, "stopped/format": 1040.0, "stopped/cap": 0.0},
+            "no trace was kept: of 1,043 completions the filter format stopped most, 1,040 (the others: finished 3). "
+            "All are in draws.jsonl",
+        ),
         ("distill", {}, "no sample carried loss"),
     ],
 )  # fmt: skip

@@ -17,7 +17,7 @@ from rlreason.config import (
     load,
     recipe_toml,
 )
-from rlreason.config.changes import FREE, allowed_changes, differences
+from rlreason.config.changes import FREE, OF_DRAWS, allowed_changes, differences
 from rlreason.config.reward_audit import RewardAudit
 from rlreason.errors import UsageError
 
@@ -95,6 +95,49 @@ def test_others_are_refused_by_name_with_both_values(tmp_path: Path, override: s
     with pytest.raises(UsageError) as caught:
         allowed_changes(recipe(tmp_path), recipe(tmp_path, override), "runs/a")
     assert str(caught.value).startswith(f"runs/a was begun with {words}")
+
+
+DRAWS = (
+    RECIPE
+    + """
+[[stage]]
+kind = "reject"
+name = "traces"
+problems = 4
+max_tokens = 8
+filters = { repetition = 0.2 }
+"""
+)
+
+
+def test_filters_of_a_reject_stage_may_change_until_it_is_done(tmp_path: Path) -> None:
+    """They are a function of the draws, which are there already; without filters traces are written as they come."""
+    wanted = {
+        "stage.traces.filters.repetition=1": "stage.traces.filters.repetition: 0.2 -> 1.0",
+        "stage.traces.filters.difficulty.above=0.1": "stage.traces.filters.difficulty.above: nothing -> 0.1",
+        "stage.traces.keep_per_problem=3": "stage.traces.keep_per_problem: 1 -> 3",
+        "stage.traces.keep_rejected=true": "stage.traces.keep_rejected: False -> True",
+    }
+    old = recipe(tmp_path, text=DRAWS)
+    for override, told in wanted.items():
+        new = recipe(tmp_path, override, text=DRAWS)
+        assert told in map(str, allowed_changes(old, new, "runs/a", ["cold"]).differences)
+        with pytest.raises(UsageError, match=r"begun with stage\.traces\..*which would change its results"):
+            allowed_changes(old, new, "runs/a", ["cold", "traces"])
+    bare = recipe(tmp_path, text=DRAWS.replace("filters = { repetition = 0.2 }", ""))
+    for before, after in ((bare, old), (old, bare)):
+        with pytest.raises(UsageError, match=r"begun with stage\.traces\.filters\.finished"):
+            allowed_changes(before, after, "runs/a")
+    capped = recipe(
+        tmp_path, "stage.traces.keep_per_problem=3", text=DRAWS.replace("filters = { repetition = 0.2 }", "")
+    )
+    with pytest.raises(UsageError, match=r"begun with stage\.traces\.keep_per_problem = 1, not 3"):
+        allowed_changes(bare, capped, "runs/a")
+    for override in ("stage.traces.problems=5", "stage.traces.temperature=0.5"):
+        with pytest.raises(UsageError, match="which would change its results"):
+            allowed_changes(old, recipe(tmp_path, override, text=DRAWS), "runs/a")
+    docs = (Path(__file__).parent.parent.parent / "docs" / "run_directory.md").read_text(encoding="utf-8")
+    assert all(f"`stage.*.{key}`" in docs for key in OF_DRAWS)
 
 
 def test_every_free_key_is_a_key_and_in_the_docs() -> None:

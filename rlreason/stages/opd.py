@@ -31,12 +31,12 @@ from rlreason.stages.credit import completions_of, samples_of
 from rlreason.stages.grpo import earn
 from rlreason.stages.loop import Commit, Heldout, StepLoop
 from rlreason.stages.opd_teachers import CANARY_EVERY, MOST_OWN, Teacher, check_noise, check_places, with_finite
+from rlreason.stages.replay import loss_of
 from rlreason.stages.rollout_log import log_groups
 from rlreason.stages.rollouts import all_broken, broken_detail, summarize
 from rlreason.streams import permutation
 from rlreason.trainer.distilling import DistillationLoss
 from rlreason.trainer.fixed import FixedAdvantageLoss
-from rlreason.trainer.forward import PolicyGradientLoss
 from rlreason.trainer.protocol import LossSums, Trainer
 from rlreason.types import Group, Problem, SamplingParams, TrainingSample
 
@@ -173,7 +173,7 @@ class OpdWork:
         """GRPO's gradient of the same draws, added with its own denominators."""
         grpo = self.stage.grpo()
         found, credit = LossSums(), earn(groups, grpo, self.trainer)
-        loss = PolicyGradientLoss(spec=grpo.objective, scores=credit.scores)
+        loss = loss_of(grpo, credit.scores)
         for samples in samples_of(groups, credit, grpo):
             weighed = [replace(one, weights=one.weights * self.stage.reward_weight) for one in samples]
             found.merge(self.trainer.forward_backward(weighed, loss))

@@ -111,6 +111,12 @@ class DistillStage(TrainingStage):
     #: Weight of KL(teacher || student) on the traces, between 0 (traces only) and 1; needs one tokenizer for both.
     teacher_kl: float = Field(0.0, ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _shares_something(self) -> DistillStage:
+        if self.general is None and self.general_share != type(self).model_fields["general_share"].default:
+            raise ValueError(f"general_share = {self.general_share:g} is of general, which names no set: name one")
+        return self
+
 
 class EvalStage(Section):
     """Measure models on held-out problems."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rlreason.config import load
+from rlreason.config import TrainingStage, load
 from rlreason.errors import HealthStop, UsageError
 from rlreason.job import JobOptions, run_job
 
@@ -288,6 +288,16 @@ where = "vllm"
         ('preset = "opd_exat"', "", "unknown preset 'opd_exat'.*opd_exact"),
         ('preset = "opsa"\nteacher = "main"', "", "has no teacher"),
         ("reward_weight = 1.0\nsamples_per_problem = 1", "", "needs groups"),
+        ("k = 8", "", 'k changes nothing with support = "full": leave it out'),
+        ('teacher = "words"\nsupport = "sampled"\nk = 8', PLACES, 'k changes nothing with support = "sampled"'),
+        ('preset = "opd_unbiased"\nsupport = "full"', "", 'or preset = "opd_unbiased", which brings it'),
+        ("ratio_cap = 3.0", "", 'ratio_cap changes nothing with support = "full"'),
+        ("lowest = 0.5", "", 'lowest changes nothing with advantage = "teacher"'),
+        ("value = -1.0", "", 'value changes nothing with advantage = "teacher"'),
+        ('preset = "opsa"\nvalue = -1.0', "", 'value changes nothing with advantage = "fixed_entropy"'),
+        ('preset = "opsa"\nfloor = -40', "", 'floor changes nothing with advantage = "fixed_entropy", which learns'),
+        ('preset = "opsa"\ndivergence = "forward"', "", "divergence changes nothing with"),
+        ('traces = "kept"', "", "traces changes nothing with on_policy = 1, where all rows"),
     ],
 )  # fmt: skip
 def test_what_a_recipe_may_not_say(tmp_path: Path, more: str, teacher: str, said: str) -> None:
@@ -296,6 +306,12 @@ def test_what_a_recipe_may_not_say(tmp_path: Path, more: str, teacher: str, said
         text = text.replace("samples_per_problem = 2\n", "")
     with pytest.raises(UsageError, match=said):
         load(write(tmp_path, text, teacher))
+
+
+def test_a_share_of_general_data_needs_some(tmp_path: Path) -> None:
+    student = '[[stage]]\nkind = "distill"\nname = "sft_again"\nsteps = 1\ngeneral_share = 0.2\n'
+    with pytest.raises(UsageError, match=r"general_share = 0\.2 is of general, which names no set"):
+        load(write(tmp_path, MIX + student))
 
 
 def test_an_engine_needs_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,3 +425,36 @@ def test_ranks_learn_what_one_process_learns(tmp_path: Path, monkeypatch: pytest
     ((expected,), (found,)) = (metrics(made, "opd") for made in (one, two))
     for key in ("divergence", "kl/forward", "loss", "grad_norm", "length/mean", "trained_tokens"):
         assert found[key] == pytest.approx(expected[key], rel=1e-5), key
+
+
+EVALUATED = """
+[[stage]]
+kind = "grpo"
+name = "rewarded"
+model = "policy"
+steps = 1
+problems_per_step = 2
+samples_per_problem = 8
+max_tokens = 12
+reward = { "odd.py:score" = 1.0 }
+eval_every = 1
+eval_problems = 5
+eval_max_tokens = 1
+"""
+
+
+def test_an_evaluation_draws_no_more_than_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five problems with answers of one token each, in every kind of stage, whatever the stage itself draws."""
+    (tmp_path / "odd.py").write_text("def score(problem, completion):\n    return sum(completion.token_ids) % 2\n")
+    limit = "eval_every = 1\neval_problems = 5\neval_max_tokens = 1\n"
+    cold = BASE.replace("steps = 40\n", f"steps = 1\n{limit}")
+    monkeypatch.setitem(globals(), "BASE", cold)
+    made = run(tmp_path, EVALUATED + stage("opd", 'preset = "fixed_negative"\n' + limit, steps=1))
+    for name in ("cold_start", "rewarded", "opd"):
+        assert entry(made, name)["work"]["evaluated_tokens"] == 5, name
+
+
+def test_the_longest_answer_of_an_evaluation_by_default(tmp_path: Path) -> None:
+    recipe = load(write(tmp_path, EVALUATED.replace("eval_max_tokens = 1\n", "") + stage("opd")))
+    found = {one.name: one.longest_evaluated for one in recipe.stage if isinstance(one, TrainingStage)}
+    assert found == {"cold_start": 64, "rewarded": 12, "opd": 24}

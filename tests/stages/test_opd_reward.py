@@ -93,7 +93,9 @@ def test_the_rewards_part_is_at_the_temperature_of_the_draws(temperature: float)
 
 
 def _by_hand() -> float:
-    """Scores 1 and 0: their mean is 0.5 and their deviation (with n − 1) sqrt(0.5); all ratios are 1. Of 7 tokens 4 have
-    A = 0.5 / sqrt(0.5) and 3 its opposite; the loss is minus their mean, times the weight 0.5."""
+    """Scores 1 and 0: their mean is 0.5 and their deviation (with n − 1) sqrt(0.5); all ratios are 1.
+
+    Of 7 tokens 4 have A = 0.5 / sqrt(0.5) and 3 its opposite; the loss is minus their mean, times the weight 0.5.
+    """
     advantage = 0.5 / math.sqrt(0.5)
     return -0.5 * (4 * advantage - 3 * advantage) / 7

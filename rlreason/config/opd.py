@@ -102,8 +102,8 @@ class OpdStage(TrainingStage):
     support: Literal["full", "tail", "unbiased", "sampled"] = "full"
     #: Words of the support, of tail and unbiased.
     k: int = Field(64, ge=1)
-    #: log of the teacher's probabilities is at least this; default: a token that has no finite divergence stops the run
-    #: where the teacher is in the trainer, and is left out where it is elsewhere.
+    #: log of the teacher's probabilities is at least this, with every support; default: a token that has no finite
+    #: divergence stops the run where the teacher is in the trainer, and is left out where it is elsewhere.
     floor: float | None = Field(None, lt=0)
     #: Largest weight p/μ of a drawn token, of unbiased and sampled.
     ratio_cap: float = Field(2.0, gt=0)

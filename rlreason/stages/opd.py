@@ -143,7 +143,7 @@ class OpdWork:
             if teacher.elsewhere is None:
                 found.append(samples)
                 continue
-            scored = [with_finite(one) for one in teacher.elsewhere.score(samples)]
+            scored = [with_finite(one, self.stage.floor) for one in teacher.elsewhere.score(samples)]
             excluded += sum(count for _, count in scored)
             found.append([one for one, _ in scored])
             if step % CANARY_EVERY == 0 and len(samples) > 1:
@@ -157,9 +157,13 @@ class OpdWork:
         share = here + excluded / max(tokens + excluded, 1.0)
         if share > MOST_EXCLUDED or (here > 0 and local):
             raise HealthStop(
-                f"stage {self.stage.name!r}: {share:.2%} of the tokens have no finite divergence from their teacher "
-                "(NaN or infinite logits, or a word that it gives probability 0 and the student doesn't). Look at the "
-                "teacher's weights, or say floor = -40 in the stage"
+                f"stage {self.stage.name!r}: {share:.2%} of the tokens have no finite divergence from their teacher: "
+                + (
+                    "NaN or infinite logits, or a word that it gives probability 0 and the student doesn't. Look at "
+                    "the teacher's weights; if such words are all that is wrong, say floor = -40 in the stage"
+                    if self.stage.floor is None
+                    else "NaN or infinite logits, which no floor mends. Look at the teacher's weights and its dtype"
+                )
             )
         for who in ("student", "teacher"):
             mass = scalars.get(f"padded_mass/{who}", 0.0)

@@ -328,17 +328,6 @@ class Recipe(AuditedRewards):
                     f"{where}teacher.{name}.model = {one.model!r} is neither policy, student nor an earlier training "
                     f"stage ({', '.join(trained) or 'none yet'}){nearest(one.model, trained)}"
                 )
-            if one.model is not None and one.model == stage.model:
-                raise ValueError(
-                    f"{where}the teacher {name!r} is what the stage begins with: its gradient is 0, and Adam would "
-                    "make steps of the rounding noise. Name another model"
-                )
-            start = {"policy": self.policy, "student": self.student}.get(stage.model or "")
-            if one.path is not None and start is not None and start.path == one.path:
-                raise ValueError(
-                    f"{where}the teacher {name!r} and {stage.model} are both {one.path}: its gradient is 0, and Adam "
-                    "would make steps of the rounding noise. Name another model"
-                )
             if not one.gives(stage.support):
                 gives = [support for support in ("full", "tail", "unbiased", "sampled") if one.gives(support)]
                 exact = stage.support == "full"

@@ -30,6 +30,7 @@ from rlreason.stages.context import Context, Recorder
 from rlreason.stages.credit import completions_of, samples_of
 from rlreason.stages.grpo import earn
 from rlreason.stages.loop import Commit, Heldout, StepLoop
+from rlreason.stages.opd_routes import check_routes, route_of
 from rlreason.stages.opd_teachers import CANARY_EVERY, MOST_OWN, Teacher, check_noise, check_places, with_finite
 from rlreason.stages.replay import loss_of
 from rlreason.stages.rollout_log import log_groups
@@ -228,23 +229,6 @@ def _weighed(sample: TrainingSample, weight: float) -> TrainingSample:
     return replace(sample, weights=np.where(sample.loss_mask, np.float32(weight), np.float32(0.0)))
 
 
-def route_of(stage: OpdStage, problem: Problem) -> str:
-    """The teacher of a problem, by its tags and its data set. Raises UsageError where it is not exactly one."""
-    keys = (*problem.tags, problem.data_set, problem.source)
-    found = list(dict.fromkeys(stage.route[key] for key in keys if key in stage.route))
-    if len(found) == 1:
-        return found[0]
-    has = f"tags {list(problem.tags)}, data set {problem.data_set!r}, source {problem.source!r}"
-    raise UsageError(
-        f"stage {stage.name!r}: problem {problem.id!r} ({has}) "
-        + (
-            f"is routed to {' and '.join(found)}: a row learns from one teacher"
-            if found
-            else f"has no teacher: route knows {', '.join(stage.route)}"
-        )
-    )
-
-
 def drawn_problems(stage: OpdStage) -> int:
     """Problems of a step that the student answers."""
     return round(stage.on_policy * stage.problems_per_step)
@@ -278,10 +262,7 @@ def run_opd(
     source, version, drawn = context.data.of(stage.name), recorder.progress.trained, drawn_problems(stage)
     if drawn < stage.problems_per_step and not traces:
         raise UsageError(f"stage {stage.name!r}: on_policy = {stage.on_policy:g} mixes traces in, and there are none")
-    if stage.route:
-        known = source.train_specimens if source.alphabet is None else source.train(stage.first_problem, 256)
-        for problem in known:
-            route_of(stage, problem)
+    check_routes(stage, source)
     _open_heads(stage, context, trainer, teachers)
 
     def ask(step: int) -> tuple[list[Problem], SamplingParams]:

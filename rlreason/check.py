@@ -35,6 +35,7 @@ from rlreason.rewards.registry import resolve_verifier
 from rlreason.run import manifest
 from rlreason.run.inputs import InputFile, KnownInputs
 from rlreason.run.manifest import AuditEntry
+from rlreason.stages.opd_routes import check_names, check_routes, check_start
 from rlreason.traces.similar import Benchmarks
 from rlreason.types import Completion, Problem, RewardResult, Verdict
 
@@ -83,6 +84,7 @@ def check(recipe: Recipe, base: Path, known: KnownInputs | None = None) -> Check
     _check_needs(recipe, data)
     if known is None:  # a run that is gone on with may have filtered already
         _check_benchmarks(recipe)
+        _check_teachers(recipe, data)
     if any(not isinstance(stage, EvalStage) for stage in recipe.stage):
         check_overlap(data, allowed=recipe.data.allow_overlap)
     _check_golds(recipe, data)
@@ -138,6 +140,16 @@ def _check_benchmarks(recipe: Recipe) -> None:
                 Benchmarks.read(wanted.against, wanted.n, Path())
             except UsageError as error:
                 raise UsageError(f"stage {stage.name!r}: filters.{error}") from error
+
+
+def _check_teachers(recipe: Recipe, data: RunData) -> None:
+    """Every problem of an opd stage has its teacher, and no teacher is the start; else a run would end, or learn
+    nothing, once its teachers are trained."""
+    for stage in recipe.stage:
+        if isinstance(stage, OpdStage):
+            check_start(stage, recipe)
+            check_routes(stage, data.of(stage.name))
+            check_names(stage, data.of(stage.name))
 
 
 def _verifiers(data: RunData) -> list[str]:

@@ -65,6 +65,7 @@ def test_an_override_that_is_no_toml_is_text(path: Path) -> None:
         ("stage.rl.kind=gppo", ["stage.rl", "'gppo'", "'grpo'"]),
         ("stage.cold.steps=many", ["stage.cold.steps", "whole number", "'many'"]),
         ("stage.r.steps=1", ["no stage 'r'", "cold, rl"]),
+        ("stage.rl.optimizer.final_lr_ratio=0", ["final_lr_ratio = 0 changes nothing", '"linear" or "cosine"']),
         ("name", ["key=value"]),
         ("seed.x=1", ["seed"]),
     ],

@@ -74,6 +74,11 @@ class GrpoStage(TrainingStage):
     freeze_router: bool = False
 
     @property
+    def longest_evaluated(self) -> int:
+        """See ``TrainingStage.longest_evaluated``."""
+        return self.eval_max_tokens or self.max_tokens
+
+    @property
     def asks_for_experts(self) -> bool:
         """Whether the sampler is to say which experts its tokens went to."""
         return self.report_experts or self.routing_replay == "rollout"

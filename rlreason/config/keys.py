@@ -47,7 +47,6 @@ SHARED = {
     "batch_size": "Rows of one optimizer step.",
     "steps": "Optimizer steps.",
     "problems_per_step": "Problems that one step learns from.",
-    "eval_max_tokens": "Longest answer in these evaluations.",
 }
 
 

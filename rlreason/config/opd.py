@@ -100,10 +100,10 @@ class OpdStage(TrainingStage):
     #: full: all shared words. tail: the teacher's k most probable and one word for the rest. unbiased: those exactly
     #: and the rest by the drawn token. sampled: the drawn token alone.
     support: Literal["full", "tail", "unbiased", "sampled"] = "full"
-    #: Words of the support.
+    #: Words of the support, of tail and unbiased.
     k: int = Field(64, ge=1)
-    #: log of the teacher's probabilities is at least this; default: a token that has no finite divergence stops the run
-    #: where the teacher is in the trainer, and is left out where it is elsewhere.
+    #: log of the teacher's probabilities is at least this, with every support; default: a token that has no finite
+    #: divergence stops the run where the teacher is in the trainer, and is left out where it is elsewhere.
     floor: float | None = Field(None, lt=0)
     #: Largest weight p/μ of a drawn token, of unbiased and sampled.
     ratio_cap: float = Field(2.0, gt=0)
@@ -146,6 +146,29 @@ class OpdStage(TrainingStage):
         return {**PRESETS[name], **values}
 
     @model_validator(mode="after")
+    def _nothing_unread(self) -> OpdStage:
+        """A key with another value than its default is read by the loss that the stage has."""
+        teacher = self.advantage == "teacher"
+        no_teacher = f'advantage = "{self.advantage}", which learns from no teacher'
+        support = f'support = "{self.support}"'
+        readers = {
+            "divergence": (teacher, no_teacher),
+            "support": (teacher, no_teacher),
+            "floor": (teacher, no_teacher),
+            "k": (teacher and self.support in ("tail", "unbiased"), support if teacher else no_teacher),
+            "ratio_cap": (teacher and self.spec.needs_drawn, support if teacher else no_teacher),
+            "value": (self.advantage == "fixed", f'advantage = "{self.advantage}"'),
+            "lowest": (not teacher, 'advantage = "teacher"'),
+            "traces": (self.on_policy < 1, f"on_policy = {self.on_policy:g}, where all rows are the student's"),
+        }
+        brought = {} if self.preset is None else PRESETS[self.preset]
+        for key, (read, why_not) in readers.items():
+            if not read and getattr(self, key) != type(self).model_fields[key].default:
+                where = f', or preset = "{self.preset}", which brings it' if key in brought else ""
+                raise ValueError(f"{key} changes nothing with {why_not}: leave it out{where}")
+        return self
+
+    @model_validator(mode="after")
     def _possible(self) -> OpdStage:
         spec = self.spec  # which refuses what would be another loss
         if self.advantage != "teacher":
@@ -172,6 +195,11 @@ class OpdStage(TrainingStage):
         if self.reward_weight and self.samples_per_problem < 2:
             raise ValueError("reward_weight needs groups: samples_per_problem of at least 2")
         return self
+
+    @property
+    def longest_evaluated(self) -> int:
+        """See ``TrainingStage.longest_evaluated``."""
+        return self.eval_max_tokens or self.max_tokens
 
     @property
     def spec(self) -> DistillationSpec:

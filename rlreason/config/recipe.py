@@ -111,6 +111,12 @@ class DistillStage(TrainingStage):
     #: Weight of KL(teacher || student) on the traces, between 0 (traces only) and 1; needs one tokenizer for both.
     teacher_kl: float = Field(0.0, ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _shares_something(self) -> DistillStage:
+        if self.general is None and self.general_share != type(self).model_fields["general_share"].default:
+            raise ValueError(f"general_share = {self.general_share:g} is of general, which names no set: name one")
+        return self
+
 
 class EvalStage(Section):
     """Measure models on held-out problems."""
@@ -321,17 +327,6 @@ class Recipe(AuditedRewards):
                 raise ValueError(
                     f"{where}teacher.{name}.model = {one.model!r} is neither policy, student nor an earlier training "
                     f"stage ({', '.join(trained) or 'none yet'}){nearest(one.model, trained)}"
-                )
-            if one.model is not None and one.model == stage.model:
-                raise ValueError(
-                    f"{where}the teacher {name!r} is what the stage begins with: its gradient is 0, and Adam would "
-                    "make steps of the rounding noise. Name another model"
-                )
-            start = {"policy": self.policy, "student": self.student}.get(stage.model or "")
-            if one.path is not None and start is not None and start.path == one.path:
-                raise ValueError(
-                    f"{where}the teacher {name!r} and {stage.model} are both {one.path}: its gradient is 0, and Adam "
-                    "would make steps of the rounding noise. Name another model"
                 )
             if not one.gives(stage.support):
                 gives = [support for support in ("full", "tail", "unbiased", "sampled") if one.gives(support)]

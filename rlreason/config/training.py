@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlreason.config.engine import Section
 
@@ -36,6 +36,15 @@ class OptimizerConfig(Section):
     #: Gradients with a larger norm are scaled down to it.
     max_grad_norm: float = Field(1.0, gt=0)
 
+    @model_validator(mode="after")
+    def _ratio_is_read(self) -> OptimizerConfig:
+        if self.schedule == "constant" and self.final_lr_ratio != type(self).model_fields["final_lr_ratio"].default:
+            raise ValueError(
+                f'final_lr_ratio = {self.final_lr_ratio:g} changes nothing with schedule = "constant": say '
+                '"linear" or "cosine", or leave it out'
+            )
+        return self
+
     @property
     def rate(self) -> float:
         """``lr`` as a number: what a trainer is given, whose stage has settled it."""
@@ -45,6 +54,8 @@ class OptimizerConfig(Section):
 
 #: Tokens of a micro-batch where the memory was not asked.
 MICRO_BATCH = 16384
+#: Longest answer of a held-out evaluation, of stages that draw no answers themselves.
+EVALUATED = 64
 
 
 class TrainingStage(Section):
@@ -68,7 +79,13 @@ class TrainingStage(Section):
     eval_every: int = Field(0, ge=0)
     #: Held-out problems of each of these evaluations.
     eval_problems: int = Field(200, ge=1)
-    eval_max_tokens: int = Field(64, ge=1)
+    #: Longest answer in these evaluations; default: ``max_tokens`` of a stage that draws, of the others 64.
+    eval_max_tokens: int | None = Field(None, ge=1)
+
+    @property
+    def longest_evaluated(self) -> int:
+        """``eval_max_tokens``, or its default."""
+        return self.eval_max_tokens or EVALUATED
 
     @property
     def micro_batch(self) -> int:

@@ -162,8 +162,8 @@ def _eval_stage(recipe: Recipe, model: str) -> EvalStage:
     if stage is None:  # the policy or student as it was, on what the first stage is measured on
         first = recipe.stage[0].name
         return EvalStage(kind="eval", name=first, models=(model,), problems=PROBLEMS, max_tokens=MAX_TOKENS)
-    longest: int = getattr(stage, "max_tokens", stage.eval_max_tokens)  # GRPO evaluates with its own limit
-    return EvalStage(kind="eval", name=stage.name, models=(model,), problems=stage.eval_problems, max_tokens=longest)
+    longest, asked = stage.longest_evaluated, stage.eval_problems
+    return EvalStage(kind="eval", name=stage.name, models=(model,), problems=asked, max_tokens=longest)
 
 
 def _of_model(

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import PretrainedConfig
 
+from rlreason.cluster.plan import teachers_elsewhere
 from rlreason.config import (
     MICRO_BATCH,
     DistillStage,
@@ -253,6 +254,7 @@ class Budgets:
             adapter=None if setup.lora is None else adapter_size(config, setup.lora),
             reference=isinstance(stage, GrpoStage) and stage.objective.kl_coef > 0,
             teacher=self._teacher(stage),
+            tiles=isinstance(stage, OpdStage) and stage.advantage == "teacher",
             on_gpu=self.on_gpu,
             threads=1 if self.on_gpu or setup.ranks else self._threads(stage, batch),
         )
@@ -271,8 +273,10 @@ class Budgets:
     def _teacher(self, stage: Trained) -> int:
         """Parameters of the teachers that are held beside the policy."""
         if isinstance(stage, OpdStage):
-            tables = [self.recipe.teacher[name] for name in stage.teachers(self.recipe.teacher)]
-            return sum(self.shape(self.teacher_config(one)).total for one in tables if one.where == "trainer")
+            names = stage.teachers(self.recipe.teacher)
+            apart = teachers_elsewhere(self.recipe, float(self.on_gpu))
+            held = [name for name in names if name not in apart]
+            return sum(self.shape(self.teacher_config(self.recipe.teacher[name])).total for name in held)
         if not isinstance(stage, DistillStage) or not stage.teacher_kl:
             return 0
         return self.shape(self.policy_of(self._references.traces_of(stage))).total

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 
 from rlreason.cluster.plan import over_ray
 from rlreason.config import GrpoStage, OpdStage, RejectStage
+from rlreason.plan.amounts import duration
 from rlreason.plan.budget import Budgets, Drawing, Trained, adapter_size, step_rows
+from rlreason.plan.teachers import score_text, scorings, shares
 from rlreason.sizing import clock, flops
+from rlreason.sizing.activations import MicroBatch
 from rlreason.sizing.gpus import Gpu
 from rlreason.sizing.shape import ModelShape
 
@@ -45,7 +48,7 @@ def time_lines(
     hours = steps * work.seconds * layout.gpus / 3600
     said = (
         f"in all at most {steps * work.tokens / 1e6:,.1f} M tokens of answers, {steps * work.flops / PF_DAY:,.3g} "
-        f"PF-days, {_time(steps * work.seconds)}, {hours:,.1f} GPU-hours"
+        f"PF-days, {duration(steps * work.seconds)}, {hours:,.1f} GPU-hours"
     )
     price = budgets.recipe.cluster.dollars_per_hour if options.price is None else options.price
     if price is not None:
@@ -79,21 +82,27 @@ def stage_work(budgets: Budgets, layout: Layout, stage: Trained | RejectStage, r
         drawn = bound.seconds / efficiency
         tokens = count * (prompt + answer)
         done += flops.pass_of(shape, tokens, count * (prompt + answer) ** 2 / 2, count * answer).total
-        parts.append(f"draws {_time(drawn)} ({bound.by})")
+        parts.append(f"draws {duration(drawn)} ({bound.by})")
     if not isinstance(stage, RejectStage):
         bound, operations = _learning(budgets, stage, shape, layout.gpu)
         learnt = bound.seconds / efficiency
         done += operations
-        parts.append(f"learns {_time(learnt)} ({bound.by})")
+        parts.append(f"learns {duration(learnt)} ({bound.by})")
+    scored = scorings(budgets, layout.gpus, stage) if isinstance(stage, OpdStage) else []
+    if scored:  # before the step is learnt from, while the trainer waits
+        each = [clock.training_time(one.flops, 0.0, layout.gpu, 1).seconds / efficiency for one in scored]
+        learnt += sum(each)
+        done += sum(one.flops for one in scored)
+        parts.insert(-1, score_text(scored, each))
     if isinstance(stage, (GrpoStage, OpdStage)):
         sent, how = _delivery(budgets, layout, stage, options)
         learnt += sent
-        parts.append(f"delivers {_time(sent)} ({how})")
+        parts.append(f"delivers {duration(sent)} ({how})")
     overlapped = isinstance(stage, GrpoStage) and stage.staleness > 0
     seconds = max(drawn, learnt) if overlapped else drawn + learnt
     what = "the stage" if isinstance(stage, RejectStage) else "a step"
     said = f"{what}: {count * answer:,} tokens of {count:,} answers, {done / 1e15:,.3g} PFLOP; {', '.join(parts)}"
-    said += f": {_time(seconds)}{' (side by side)' if overlapped else ''}"
+    said += f": {duration(seconds)}{' (side by side)' if overlapped else ''}"
     return Work(tokens=count * answer, flops=done, seconds=seconds, said=said)
 
 
@@ -124,13 +133,7 @@ def _learning(budgets: Budgets, stage: Trained, shape: ModelShape, gpu: Gpu) -> 
     if isinstance(stage, GrpoStage) and stage.objective.kl_coef > 0:
         operations += micro_batches * forward.total
     if isinstance(stage, OpdStage):
-        for name in stage.teachers(budgets.recipe.teacher):  # each scores its share of the rows
-            teacher = budgets.shape(budgets.teacher_config(budgets.recipe.teacher[name]))
-            operations += (
-                micro_batches
-                * flops.forward_packed(teacher, batch, flex=budgets.flex).total
-                / len(budgets.recipe.teacher)
-            )
+        operations += _asked_here(budgets, stage, batch, micro_batches)
     policy = budgets.policy_of(stage)
     width, each = budgets.width(policy), math.ceil(micro_batches / cut.rows)
     if setup.lora is None:
@@ -145,10 +148,18 @@ def _learning(budgets: Budgets, stage: Trained, shape: ModelShape, gpu: Gpu) -> 
     return clock.training_time(operations, traffic, gpu, busy, waits), operations
 
 
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:,.3g} s"
-    return f"{seconds / 60:,.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+def _asked_here(budgets: Budgets, stage: OpdStage, batch: MicroBatch, micro_batches: int) -> float:
+    """Operations by which the trainer gets its teachers' distributions: of their whole models that it holds, and of
+    their heads where states are sent."""
+    found = 0.0
+    for name, share in shares(stage, budgets).items():
+        table = budgets.recipe.teacher[name]
+        forward = flops.forward_packed(budgets.shape(budgets.teacher_config(table)), batch, flex=budgets.flex)
+        if table.where == "trainer":
+            found += share * micro_batches * forward.total
+        elif table.payload == "hidden":
+            found += share * micro_batches * forward.head
+    return found
 
 
 def _rate(bytes_per_second: float) -> str:

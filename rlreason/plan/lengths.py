@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from rlreason.config import EvalStage, GrpoStage, OpdStage, PolicyConfig, Recipe, RejectStage
+from collections.abc import Iterator
+
+from rlreason.config import EvalStage, GrpoStage, OpdStage, PolicyConfig, Recipe, RejectStage, Stage, TrainingStage
 from rlreason.errors import UsageError
 from rlreason.stages.references import References
 
 
 def check_room(recipe: Recipe) -> None:
-    """Raise UsageError for a stage whose ``max_tokens`` leaves no room for a prompt in what the recipe allows."""
+    """Raise UsageError for a stage whose longest answers leave no room for a prompt in what the recipe allows."""
     references = References(recipe)
     for stage in recipe.stage:
-        if not isinstance(stage, (GrpoStage, RejectStage, EvalStage, OpdStage)):
-            continue
         names = stage.models if isinstance(stage, EvalStage) else (references.model_of(stage),)
         for name in names:
             limit = None if name in recipe.endpoint else longest(recipe, references.config(name))
-            if limit is not None and stage.max_tokens >= limit:
-                key = "sampler.max_length" if recipe.sampler.max_length else "its model's max_position_embeddings"
-                raise UsageError(
-                    f"stage {stage.name!r}: max_tokens = {stage.max_tokens} leaves no room for a prompt in {key} = "
-                    f"{limit}"
-                )
+            for key, longest_answer in _answers(stage):
+                if limit is not None and longest_answer >= limit:
+                    room = "sampler.max_length" if recipe.sampler.max_length else "its model's max_position_embeddings"
+                    raise UsageError(
+                        f"stage {stage.name!r}: {key} = {longest_answer} leaves no room for a prompt in {room} = "
+                        f"{limit}"
+                    )
+
+
+def _answers(stage: Stage) -> Iterator[tuple[str, int]]:
+    """(key, longest answer that it allows) of what the stage draws."""
+    if isinstance(stage, (GrpoStage, RejectStage, EvalStage, OpdStage)):
+        yield "max_tokens", stage.max_tokens
+    if isinstance(stage, TrainingStage) and stage.eval_every:
+        yield "eval_max_tokens", stage.longest_evaluated
 
 
 def longest(recipe: Recipe, config: PolicyConfig) -> int | None:

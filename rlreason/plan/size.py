@@ -10,8 +10,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from rlreason.cluster.plan import colocates, draws, teachers_elsewhere
-from rlreason.config import DistillStage, EvalStage, RejectStage, SftStage, Stage
+from rlreason.config import DistillStage, EvalStage, OpdStage, RejectStage, SftStage, Stage
 from rlreason.errors import UsageError, nearest
+from rlreason.plan.amounts import gb
 
 if TYPE_CHECKING:
     from rlreason.check import CheckedRecipe
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from rlreason.sizing.gpus import Gpu
     from rlreason.sizing.memory import Memory
 
-GIGA = 1e9
 #: What sizes are counted with.
 NEEDED = ("torch", "transformers", "accelerate", "peft")
 
@@ -144,12 +144,6 @@ def _layout(recipe: Recipe, options: SizeOptions) -> Layout:
     )
 
 
-def _gb(count: float) -> str:
-    if count >= GIGA:
-        return f"{count / GIGA:,.1f} GB"
-    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
-
-
 def _models(budgets: Budgets) -> list[str]:
     from rlreason.sizing.engine import cache_bytes
     from rlreason.stages.references import References
@@ -163,8 +157,8 @@ def _models(budgets: Budgets) -> list[str]:
         shape, width = budgets.shape(config), budgets.width(config)
         active = "" if shape.active == shape.total else f", {_count(shape.active)} active a token"
         lines.append(
-            f"  size     {name}: {_count(shape.total)} parameters{active}; {_gb(width * shape.total)} in "
-            f"{'bfloat16' if width == 2 else 'float32'}; keys and values {_gb(cache_bytes(shape, 1, width))} a token"
+            f"  size     {name}: {_count(shape.total)} parameters{active}; {gb(width * shape.total)} in "
+            f"{'bfloat16' if width == 2 else 'float32'}; keys and values {gb(cache_bytes(shape, 1, width))} a token"
         )
     return lines
 
@@ -188,6 +182,10 @@ def _stage(budgets: Budgets, layout: Layout, stage: Stage, options: SizeOptions)
         else:
             lines.append(f"memory {_memory_text(memory, layout, budgets, stage)}")
             held = sum(memory.of(name) for name in ("weights", "moments", "bfloat16 copy", "reference"))
+    if isinstance(stage, OpdStage):
+        from rlreason.plan.teachers import teacher_lines
+
+        lines += teacher_lines(budgets, layout.gpus, stage)
     if layout.gpu is None:
         return lines
     from rlreason.plan.clock import time_lines
@@ -214,15 +212,15 @@ def _rate(budgets: Budgets, stage: Trained) -> list[str]:
 
 def _memory_text(memory: Memory, layout: Layout, budgets: Budgets, stage: Trained) -> str:
     batch = budgets.micro_batch(stage, budgets.setup(stage))
-    parts = ", ".join(f"{part.name} {_gb(part.bytes)}" for part in memory.parts)
+    parts = ", ".join(f"{part.name} {gb(part.bytes)}" for part in memory.parts)
     where = f"of a GPU, {layout.trainer} rank(s)" if budgets.recipe.trainer.ranks else "of the trainer"
     limit = "" if layout.gpu is None else f" of {layout.gpu.gigabytes:g}"
     chosen = "" if stage.micro_batch_tokens else f" (at most {budgets.setup(stage).micro_batch_tokens:,}: what fits)"
-    host = f"; in the memory of the hosts {_gb(memory.host)} a rank" if memory.host else ""
+    host = f"; in the memory of the hosts {gb(memory.host)} a rank" if memory.host else ""
     loading = budgets.loading(stage, budgets.setup(stage))
-    host += f"; of the first rank's host {_gb(loading)} while it reads the whole model" if loading else ""
+    host += f"; of the first rank's host {gb(loading)} while it reads the whole model" if loading else ""
     return (
-        f"{where}: {parts}: {_gb(memory.total)}{limit}{host}. Micro-batches of {batch.tokens:,} tokens{chosen}: "
+        f"{where}: {parts}: {gb(memory.total)}{limit}{host}. Micro-batches of {batch.tokens:,} tokens{chosen}: "
         f"{batch.rows} answers of {batch.completion:,} behind prompts of {batch.prompt}"
     )
 
@@ -238,12 +236,12 @@ def _fitting(budgets: Budgets, layout: Layout, stage: Trained) -> Memory:
     found = budgets.nearest(stage)
     advice = f"nothing that rlreason has makes it fit {layout.gpus} of them"
     if found is not None:
-        advice = f"the nearest change that fits: {' '.join(found[0])} ({_gb(found[1].total)})"
+        advice = f"the nearest change that fits: {' '.join(found[0])} ({gb(found[1].total)})"
     usable = layout.gpu.memory * (1 - RESERVE)
     raise UsageError(
-        f"stage {stage.name!r} takes {_gb(memory.total)} of each GPU of its trainer, and of an {layout.gpu.name}'s "
-        f"{layout.gpu.gigabytes:g} GB {_gb(usable)} are usable; most of it are "
-        f"{', '.join(f'{part.name} {_gb(part.bytes)}' for part in largest)}; {advice}"
+        f"stage {stage.name!r} takes {gb(memory.total)} of each GPU of its trainer, and of an {layout.gpu.name}'s "
+        f"{layout.gpu.gigabytes:g} GB {gb(usable)} are usable; most of it are "
+        f"{', '.join(f'{part.name} {gb(part.bytes)}' for part in largest)}; {advice}"
     )
 
 
@@ -261,11 +259,11 @@ def _drawing(budgets: Budgets, layout: Layout, stage: Drawing, held: float) -> t
             else f"the nearest change that fits: sampler.tensor_parallel={found}"
         )
         raise UsageError(
-            f"stage {stage.name!r}: an engine's weights take {_gb(engine.weights)} of each of its {each} GPU(s), which "
-            f"leaves {_gb(engine.cache)} for keys and values, of which one answer takes {_gb(engine.row)}; {advice}"
+            f"stage {stage.name!r}: an engine's weights take {gb(engine.weights)} of each of its {each} GPU(s), which "
+            f"leaves {gb(engine.cache)} for keys and values, of which one answer takes {gb(engine.row)}; {advice}"
         )
     said = (
-        f"engine of a GPU: weights {_gb(engine.weights)}, keys and values {_gb(engine.cache)}: {engine.rows} answers "
-        f"at a time ({_gb(engine.row)} each, at full length)"
+        f"engine of a GPU: weights {gb(engine.weights)}, keys and values {gb(engine.cache)}: {engine.rows} answers "
+        f"at a time ({gb(engine.row)} each, at full length)"
     )
     return engine.rows, said

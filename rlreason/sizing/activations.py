@@ -94,13 +94,15 @@ def count_activations(
     checkpointing: bool = False,
     lora: LoraOptions | None = None,
     flex: bool = False,
+    trains: bool = True,
 ) -> Activations:
     """What the layers of a model hold for ``batch``, without its head. ``flex``: with flex_attention, as on a GPU.
+    ``trains`` false: a forward pass alone, which keeps its states and no layer's.
 
     Raises UsageError as ``empty_model`` and ``add_adapter`` do, CountingError for a model that does not run on shapes
     alone, such as one whose code asks for a number.
     """
-    key = (type(config), config.to_json_string(use_diff=False), batch, dtype, checkpointing, lora, flex)
+    key = (type(config), config.to_json_string(use_diff=False), batch, dtype, checkpointing, lora, flex, trains)
     if key not in _COUNTED:
         model = empty_model(config)
         try:
@@ -108,6 +110,8 @@ def count_activations(
                 checkpoint_activations(model)
             if lora is not None:
                 add_adapter(model, lora)
+            if not trains:
+                model.requires_grad_(requires_grad=False)
             _COUNTED[key] = _count(model, batch, dtype, FlexBytes() if flex else None)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, UsageError):

@@ -47,6 +47,8 @@ class Training:
     reference: bool = False
     #: Parameters of a teacher whose distribution is learnt, and rows of its head.
     teacher: int = 0
+    #: What a teacher says is learnt, wherever it is: the loss is a divergence, made in tiles of logits.
+    tiles: bool = False
     on_gpu: bool = True
     #: Of a CPU, each on a micro-batch of its own.
     threads: int = 1
@@ -138,7 +140,7 @@ def head_memory(shape: ModelShape, training: Training, batch: MicroBatch) -> flo
     weight_gradient += rounded * shape.head if trains else 0
     products = rounded * rows * hidden + PRODUCT_SPACE if rounded else 0
     wide = 4 * shape.head if narrow else 0
-    if training.teacher:  # tiles of both models' logits, and the head in float32
+    if training.teacher or training.tiles:  # tiles of both models' logits, and the head in float32
         tiles = (2 * 4 + rounded) * min(TEACHER_TILE_ROWS, rows) * vocabulary + TEACHER_BLOCKS
         return tiles + weight_gradient + wide + products + (4 + width) * rows * hidden
     if training.on_gpu:

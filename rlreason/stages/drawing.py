@@ -26,6 +26,8 @@ class DrawnCompletion:
     finish_reason: Literal["stop", "length"]
     policy_version: int
     reward: RewardResult
+    #: Tokens of its prompt, for the ledger; 0 in lines from before they were counted.
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +134,7 @@ def group_row(group: Group) -> DrawnGroup:
                 finish_reason=completion.finish_reason,
                 policy_version=completion.policy_version_max,
                 reward=reward,
+                prompt_tokens=len(completion.prompt_ids),
             )
             for completion, reward in zip(group.completions_G, group.rewards_G, strict=True)
         ),
@@ -141,7 +144,7 @@ def group_row(group: Group) -> DrawnGroup:
 def _group(row: DrawnGroup, problem: Problem) -> Group:
     completions = tuple(
         Completion(
-            prompt_ids=np.zeros(0, dtype=np.int32),
+            prompt_ids=np.zeros(one.prompt_tokens, dtype=np.int32),  # only how many they are is known
             token_ids=np.asarray(one.token_ids, dtype=np.int32),
             sampler_logprobs=None,
             text=one.text,

@@ -161,7 +161,8 @@ class GrpoWork:
     def heldout(self) -> Heldout:
         """See ``Work.heldout``."""
         stage = self.stage
-        drawn = self.stream.begin(*self.context.heldout_asked(stage.name, stage.eval_problems, stage.max_tokens))
+        asked = self.context.heldout_asked(stage.name, stage.eval_problems, stage.longest_evaluated)
+        drawn = self.stream.begin(*asked)
         return lambda: self.recorder.heldout(drawn())
 
     def closing(self, scalars: dict[str, float]) -> dict[str, float]:

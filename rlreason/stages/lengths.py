@@ -10,7 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from rlreason.config import DistillStage, EvalStage, GrpoStage, OpdStage, Recipe, RejectStage, SftStage, Stage
+from rlreason.config import (
+    EvalStage,
+    GrpoStage,
+    OpdStage,
+    Recipe,
+    RejectStage,
+    SftStage,
+    Stage,
+    TrainingStage,
+)
 from rlreason.data.prompts import PromptFormat
 from rlreason.data.source import ProblemSource
 from rlreason.errors import UsageError
@@ -97,10 +106,10 @@ def _drawn(stage: Stage, source: ProblemSource) -> Iterator[tuple[Sequence[Probl
         yield _some(source), stage.max_tokens, "max_tokens"
     if isinstance(stage, EvalStage):
         yield _heldout(source, stage.problems), stage.max_tokens, "max_tokens"
-    if isinstance(stage, (GrpoStage, OpdStage)) and stage.eval_every:
-        yield _heldout(source, stage.eval_problems), stage.max_tokens, "max_tokens"
-    if isinstance(stage, (SftStage, DistillStage)) and stage.eval_every:
-        yield _heldout(source, stage.eval_problems), stage.eval_max_tokens, "eval_max_tokens"
+    if isinstance(stage, TrainingStage) and stage.eval_every:
+        inherited = stage.eval_max_tokens is None and isinstance(stage, (GrpoStage, OpdStage))
+        key = "max_tokens" if inherited else "eval_max_tokens"
+        yield _heldout(source, stage.eval_problems), stage.longest_evaluated, key
 
 
 def _some(source: ProblemSource) -> Sequence[Problem]:

@@ -30,13 +30,14 @@ from rlreason.stages.context import Context, Recorder
 from rlreason.stages.credit import completions_of, samples_of
 from rlreason.stages.grpo import earn
 from rlreason.stages.loop import Commit, Heldout, StepLoop
+from rlreason.stages.opd_routes import check_routes, route_of
 from rlreason.stages.opd_teachers import CANARY_EVERY, MOST_OWN, Teacher, check_noise, check_places, with_finite
+from rlreason.stages.replay import loss_of
 from rlreason.stages.rollout_log import log_groups
 from rlreason.stages.rollouts import all_broken, broken_detail, summarize
 from rlreason.streams import permutation
 from rlreason.trainer.distilling import DistillationLoss
 from rlreason.trainer.fixed import FixedAdvantageLoss
-from rlreason.trainer.forward import PolicyGradientLoss
 from rlreason.trainer.protocol import LossSums, Trainer
 from rlreason.types import Group, Problem, SamplingParams, TrainingSample
 
@@ -143,7 +144,7 @@ class OpdWork:
             if teacher.elsewhere is None:
                 found.append(samples)
                 continue
-            scored = [with_finite(one) for one in teacher.elsewhere.score(samples)]
+            scored = [with_finite(one, self.stage.floor) for one in teacher.elsewhere.score(samples)]
             excluded += sum(count for _, count in scored)
             found.append([one for one, _ in scored])
             if step % CANARY_EVERY == 0 and len(samples) > 1:
@@ -157,9 +158,13 @@ class OpdWork:
         share = here + excluded / max(tokens + excluded, 1.0)
         if share > MOST_EXCLUDED or (here > 0 and local):
             raise HealthStop(
-                f"stage {self.stage.name!r}: {share:.2%} of the tokens have no finite divergence from their teacher "
-                "(NaN or infinite logits, or a word that it gives probability 0 and the student doesn't). Look at the "
-                "teacher's weights, or say floor = -40 in the stage"
+                f"stage {self.stage.name!r}: {share:.2%} of the tokens have no finite divergence from their teacher: "
+                + (
+                    "NaN or infinite logits, or a word that it gives probability 0 and the student doesn't. Look at "
+                    "the teacher's weights; if such words are all that is wrong, say floor = -40 in the stage"
+                    if self.stage.floor is None
+                    else "NaN or infinite logits, which no floor mends. Look at the teacher's weights and its dtype"
+                )
             )
         for who in ("student", "teacher"):
             mass = scalars.get(f"padded_mass/{who}", 0.0)
@@ -173,7 +178,7 @@ class OpdWork:
         """GRPO's gradient of the same draws, added with its own denominators."""
         grpo = self.stage.grpo()
         found, credit = LossSums(), earn(groups, grpo, self.trainer)
-        loss = PolicyGradientLoss(spec=grpo.objective, scores=credit.scores)
+        loss = loss_of(grpo, credit.scores)
         for samples in samples_of(groups, credit, grpo):
             weighed = [replace(one, weights=one.weights * self.stage.reward_weight) for one in samples]
             found.merge(self.trainer.forward_backward(weighed, loss))
@@ -201,7 +206,8 @@ class OpdWork:
     def heldout(self) -> Heldout:
         """See ``Work.heldout``."""
         stage = self.stage
-        drawn = self.stream.begin(*self.context.heldout_asked(stage.name, stage.eval_problems, stage.max_tokens))
+        asked = self.context.heldout_asked(stage.name, stage.eval_problems, stage.longest_evaluated)
+        drawn = self.stream.begin(*asked)
         return lambda: self.recorder.heldout(drawn())
 
     def closing(self, scalars: dict[str, float]) -> dict[str, float]:
@@ -221,23 +227,6 @@ def _excluded(scalars: dict[str, float]) -> float:
 
 def _weighed(sample: TrainingSample, weight: float) -> TrainingSample:
     return replace(sample, weights=np.where(sample.loss_mask, np.float32(weight), np.float32(0.0)))
-
-
-def route_of(stage: OpdStage, problem: Problem) -> str:
-    """The teacher of a problem, by its tags and its data set. Raises UsageError where it is not exactly one."""
-    keys = (*problem.tags, problem.data_set, problem.source)
-    found = list(dict.fromkeys(stage.route[key] for key in keys if key in stage.route))
-    if len(found) == 1:
-        return found[0]
-    has = f"tags {list(problem.tags)}, data set {problem.data_set!r}, source {problem.source!r}"
-    raise UsageError(
-        f"stage {stage.name!r}: problem {problem.id!r} ({has}) "
-        + (
-            f"is routed to {' and '.join(found)}: a row learns from one teacher"
-            if found
-            else f"has no teacher: route knows {', '.join(stage.route)}"
-        )
-    )
 
 
 def drawn_problems(stage: OpdStage) -> int:
@@ -273,10 +262,7 @@ def run_opd(
     source, version, drawn = context.data.of(stage.name), recorder.progress.trained, drawn_problems(stage)
     if drawn < stage.problems_per_step and not traces:
         raise UsageError(f"stage {stage.name!r}: on_policy = {stage.on_policy:g} mixes traces in, and there are none")
-    if stage.route:
-        known = source.train_specimens if source.alphabet is None else source.train(stage.first_problem, 256)
-        for problem in known:
-            route_of(stage, problem)
+    check_routes(stage, source)
     _open_heads(stage, context, trainer, teachers)
 
     def ask(step: int) -> tuple[list[Problem], SamplingParams]:

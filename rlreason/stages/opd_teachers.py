@@ -122,10 +122,13 @@ def _opened(
     return RemoteTeacher(TeacherActor, spec, options, places.take(kind))
 
 
-def with_finite(sample: TrainingSample) -> tuple[TrainingSample, int]:
-    """The sample without the loss of tokens that the teacher has no finite answer for, and how many those are."""
+def with_finite(sample: TrainingSample, floor: float | None = None) -> tuple[TrainingSample, int]:
+    """The sample without the loss of tokens that the teacher has no finite answer for, and how many those are. With a
+    ``floor`` probability 0 of the token is an answer: the loss takes the floor for its log."""
     assert sample.teacher_logprobs is not None
     wrong = ~np.isfinite(sample.teacher_logprobs)
+    if floor is not None:
+        wrong &= ~np.isneginf(sample.teacher_logprobs)
     said = sample.teacher
     if said is not None:
         for values in (said.states, said.logprobs):

@@ -64,7 +64,7 @@ class SupervisedWork:
                 self.trainer.rest()
             sampler.publish(self.trainer.weights(), version, expected)
         draw = self.context.draw_with(sampler)
-        groups = draw(*self.context.heldout_asked(stage.name, stage.eval_problems, stage.eval_max_tokens))
+        groups = draw(*self.context.heldout_asked(stage.name, stage.eval_problems, stage.longest_evaluated))
         self.context.samplers.rest()
         return lambda: self.recorder.heldout(groups)
 

@@ -395,6 +395,42 @@ def test_rows_without_a_finite_answer_are_left_out_and_counted() -> None:
     assert float(floored.sums["excluded/no_finite_divergence"]) == 0.0
 
 
+@pytest.mark.parametrize("support", ["full", "tail", "unbiased", "sampled"])
+def test_a_floor_makes_every_support_finite(support: str) -> None:
+    """Student (1/2, 1/4, 1/4), teacher (1/2, 1/2, 0), drawn word 2, S the two others: by hand with log q_2 = -8.
+
+    All words, and S with the rest (which is word 2): 1/4 log(1/2) + 1/4 (log(1/4) + 8). Unbiased: the first term, and
+    log(1/4) + 8 of the drawn word. Sampled: that alone.
+    """
+    q = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64).log()
+    student = StudentRows(
+        targets_R=torch.tensor([2]),
+        sampler_logprobs_R=torch.tensor([0.25], dtype=torch.float64).log(),
+        logits_RV=torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64).log().requires_grad_(),
+    )
+    words = TeacherRows(ids_RK=torch.tensor([[0, 1]]), logq_RK=q[:, :2], log_tail_R=q[:, 2], logq_y_R=q[:, 2])
+    teacher = TeacherRows(logits_RV=q) if support == "full" else words
+    weights = RowWeights(divergence_R=torch.ones(1, dtype=torch.float64))
+
+    def found(floor: float | None) -> LossOutput:
+        options = DistillationOptions(spec=spec_of("reverse", support=support, floor=floor))
+        return distillation_loss(student, teacher, weights, options)
+
+    first, drawn_word = 0.25 * math.log(0.5), math.log(0.25) + 8
+    expected = {"unbiased": first + drawn_word, "sampled": drawn_word}.get(support, first + 0.25 * drawn_word)
+    floored = found(-8.0)
+    assert float(floored.loss.detach()) == pytest.approx(expected, abs=1e-12)
+    assert sum(float(value) for key, value in floored.sums.items() if key.startswith("excluded/")) == 0
+    floored.loss.backward()
+    assert student.logits_RV is not None
+    assert student.logits_RV.grad is not None
+    assert bool(student.logits_RV.grad.isfinite().all())
+    assert float(student.logits_RV.grad.abs().sum()) > 0.1
+    bare = found(None)
+    assert float(bare.loss.detach()) == 0  # left out
+    assert sum(float(value) for key, value in bare.sums.items() if key.startswith("excluded/")) == 1
+
+
 def test_ratio_of_old_weights() -> None:
     """The drawn token's term is weighed by min(p/μ, 2); direct terms don't know μ."""
     case, spec = head_case(), spec_of("reverse", support="sampled")

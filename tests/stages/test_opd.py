@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rlreason.config import load
+from rlreason.check import check
+from rlreason.config import TrainingStage, load
 from rlreason.errors import HealthStop, UsageError
 from rlreason.job import JobOptions, run_job
 
@@ -274,7 +275,6 @@ where = "vllm"
         ("", PLACES, "say which"),
         ('route = { a = "main" }\nweights = { again = 2.0 }', PLACES, "route sends nothing to"),
         ("on_policy = 0.5", "", "of an earlier stage of kind reject"),
-        ('model = "cold_start"', "", "its gradient is 0"),
         ('route = { a = "main" }', AGAIN, "route sends nothing to the teacher 'again'"),
         ('lambda = 0.5', "", "lambda is called on_policy"),
         ('clamp = 10.0', "", "no value is cut"),
@@ -288,6 +288,16 @@ where = "vllm"
         ('preset = "opd_exat"', "", "unknown preset 'opd_exat'.*opd_exact"),
         ('preset = "opsa"\nteacher = "main"', "", "has no teacher"),
         ("reward_weight = 1.0\nsamples_per_problem = 1", "", "needs groups"),
+        ("k = 8", "", 'k changes nothing with support = "full": leave it out'),
+        ('teacher = "words"\nsupport = "sampled"\nk = 8', PLACES, 'k changes nothing with support = "sampled"'),
+        ('preset = "opd_unbiased"\nsupport = "full"', "", 'or preset = "opd_unbiased", which brings it'),
+        ("ratio_cap = 3.0", "", 'ratio_cap changes nothing with support = "full"'),
+        ("lowest = 0.5", "", 'lowest changes nothing with advantage = "teacher"'),
+        ("value = -1.0", "", 'value changes nothing with advantage = "teacher"'),
+        ('preset = "opsa"\nvalue = -1.0', "", 'value changes nothing with advantage = "fixed_entropy"'),
+        ('preset = "opsa"\nfloor = -40', "", 'floor changes nothing with advantage = "fixed_entropy", which learns'),
+        ('preset = "opsa"\ndivergence = "forward"', "", "divergence changes nothing with"),
+        ('traces = "kept"', "", "traces changes nothing with on_policy = 1, where all rows"),
     ],
 )  # fmt: skip
 def test_what_a_recipe_may_not_say(tmp_path: Path, more: str, teacher: str, said: str) -> None:
@@ -298,6 +308,12 @@ def test_what_a_recipe_may_not_say(tmp_path: Path, more: str, teacher: str, said
         load(write(tmp_path, text, teacher))
 
 
+def test_a_share_of_general_data_needs_some(tmp_path: Path) -> None:
+    student = '[[stage]]\nkind = "distill"\nname = "sft_again"\nsteps = 1\ngeneral_share = 0.2\n'
+    with pytest.raises(UsageError, match=r"general_share = 0\.2 is of general, which names no set"):
+        load(write(tmp_path, MIX + student))
+
+
 def test_an_engine_needs_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "BASE", BASE.replace("threads = 1", 'threads = 1\nkind = "inline"'))
     text = stage("opd", 'teacher = "engine"\nsupport = "tail"')
@@ -305,19 +321,86 @@ def test_an_engine_needs_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         load(write(tmp_path, text, VLLM))
 
 
-def test_a_teacher_that_is_the_start_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    student = f'[student]\nmodel_type = "qwen3"\n[student.model]\n{SHAPE}'
-    assert student in BASE
-    monkeypatch.setitem(globals(), "BASE", BASE.replace(student, '[student]\npath = "/x/y"'))
-    with pytest.raises(UsageError, match="'same' and student are both /x/y: its gradient is 0"):
-        load(write(tmp_path, stage("opd", 'teacher = "same"'), '[teacher.same]\npath = "/x/y"'))
+#: Ways to name the model that a stage begins with: (the stage's, the teacher's, what is said).
+STARTS = [
+    ('model = "cold_start"', 'model = "cold_start"', "is 'cold_start', which the stage begins with"),
+    ('model = "student"', 'model = "student"', "is 'student', which the stage begins with"),
+    ('model = "student"', 'model = "policy"', r"\(policy\) and 'student' are both .*/weights"),
+    ('model = "student"', 'path = "FOLDER/weights"', r"/weights\) and 'student' are both .*/weights"),
+    ('model = "student"', 'path = "weights"', r"/weights\) and 'student' are both .*/weights"),
+    ('model = "student"', 'path = "link"', r"/link\) and 'student' are both .*/weights"),
+    ('model = "policy"', 'path = "link"', r"/link\) and 'policy' are both .*/weights"),
+]
+
+
+@pytest.mark.parametrize(("start", "teacher", "said"), STARTS)
+def test_a_teacher_that_is_the_start_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, teacher: str, said: str
+) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "weights")
+    text = BASE
+    for name, path in (("policy", "weights"), ("student", "link")):
+        table = f'[{name}]\nmodel_type = "qwen3"\n[{name}.model]\n{SHAPE}'
+        assert table in text
+        text = text.replace(table, f'[{name}]\npath = "{path}"\n')
+    monkeypatch.setitem(globals(), "BASE", text)
+    same = "[teacher.same]\n" + teacher.replace("FOLDER", str(tmp_path))
+    path = write(tmp_path, stage("opd", f'teacher = "same"\n{start}'), same)
+    with pytest.raises(UsageError, match=f"the teacher 'same' .*{said}.*its gradient is 0"):
+        check(load(path), tmp_path)
+
+
+def test_a_teacher_that_is_another_model_is_none_of_these(tmp_path: Path) -> None:
+    """Two tables of one shape that are built from nothing have other weights."""
+    path = write(tmp_path, stage("opd", 'teacher = "other"'), '[teacher.other]\nmodel = "policy"\n')
+    check(load(path), tmp_path)
+
+
+SETS = """[data.sums]
+path = "arithmetic"
+options = { min_terms = 2, max_terms = 3, max_total = 9, negatives = false }
+[data.numbers]
+path = "countdown"
+[data.rows]
+path = "rows.jsonl"
+"""
+MIXED = "data = { sums = 0.4, numbers = 0.4, rows = 0.2 }\n"
+
+
+@pytest.mark.parametrize(
+    ("route", "said"),
+    [
+        ('sums = "main", numbers = "again", rows = "again"', ""),
+        ('arithmetic = "main", "numbers=3" = "again", rows = "again"', ""),
+        ('sums = "main", numbers = "again", rows = "again", "terms=9" = "main"', ""),  # a task may come to it
+        ('sums = "main", countdwn = "again", rows = "again"', "data set 'numbers'.* has no teacher"),
+        ('sums = "main", numbers = "again"', r"problem '.*' \(tags .*data set 'rows'.* has no teacher: route knows"),
+        ('sums = "main", numbers = "again", rows = "main", countdwn = "again"', "route.countdwn is no .*'countdown'"),
+        ('sums = "main", numbers = "again", rows = "main", "term=2" = "main"', "route.term=2 is no tag.*there are: t"),
+        ('sums = "main", arithmetic = "again", numbers = "main", rows = "main"', "is routed to main and again"),
+    ],
+)
+def test_routes_are_known_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str, said: str) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "1+2=", "answer": "3"}\n')
+    one = BASE[BASE.index("[data]") : BASE.index("[trainer]")]
+    text = BASE.replace(one, SETS).replace("demonstrations = 200\n", 'data = "sums"\n')
+    for name in ("policy", "student"):
+        text = text.replace(f"[{name}.model]", f'[{name}.tokenizer]\nkind = "bpe"\n[{name}.model]')
+    monkeypatch.setitem(globals(), "BASE", text)
+    path = write(tmp_path, stage("opd", MIXED + f"route = {{ {route} }}"), AGAIN)
+    if not said:
+        check(load(path), tmp_path)
+        return
+    with pytest.raises(UsageError, match=said):
+        check(load(path), tmp_path)
 
 
 def test_a_problem_without_a_teacher_is_said_before_anything_is_drawn(tmp_path: Path) -> None:
     stages = stage("opd", 'route = { "steps=7" = "main" }')
     with pytest.raises(UsageError, match=r"has no teacher: route knows steps=7"):
         run(tmp_path, stages)
-    assert not list((tmp_path / "run").glob("stages/*-opd/rollouts.jsonl*"))
+    assert not list(tmp_path.glob("run/stages/*"))  # nor a teacher trained
 
 
 def test_a_step_whose_checks_all_broke_is_recorded_and_gone_on_with(
@@ -409,3 +492,36 @@ def test_ranks_learn_what_one_process_learns(tmp_path: Path, monkeypatch: pytest
     ((expected,), (found,)) = (metrics(made, "opd") for made in (one, two))
     for key in ("divergence", "kl/forward", "loss", "grad_norm", "length/mean", "trained_tokens"):
         assert found[key] == pytest.approx(expected[key], rel=1e-5), key
+
+
+EVALUATED = """
+[[stage]]
+kind = "grpo"
+name = "rewarded"
+model = "policy"
+steps = 1
+problems_per_step = 2
+samples_per_problem = 8
+max_tokens = 12
+reward = { "odd.py:score" = 1.0 }
+eval_every = 1
+eval_problems = 5
+eval_max_tokens = 1
+"""
+
+
+def test_an_evaluation_draws_no_more_than_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five problems with answers of one token each, in every kind of stage, whatever the stage itself draws."""
+    (tmp_path / "odd.py").write_text("def score(problem, completion):\n    return sum(completion.token_ids) % 2\n")
+    limit = "eval_every = 1\neval_problems = 5\neval_max_tokens = 1\n"
+    cold = BASE.replace("steps = 40\n", f"steps = 1\n{limit}")
+    monkeypatch.setitem(globals(), "BASE", cold)
+    made = run(tmp_path, EVALUATED + stage("opd", 'preset = "fixed_negative"\n' + limit, steps=1))
+    for name in ("cold_start", "rewarded", "opd"):
+        assert entry(made, name)["work"]["evaluated_tokens"] == 5, name
+
+
+def test_the_longest_answer_of_an_evaluation_by_default(tmp_path: Path) -> None:
+    recipe = load(write(tmp_path, EVALUATED.replace("eval_max_tokens = 1\n", "") + stage("opd")))
+    found = {one.name: one.longest_evaluated for one in recipe.stage if isinstance(one, TrainingStage)}
+    assert found == {"cold_start": 64, "rewarded": 12, "opd": 24}

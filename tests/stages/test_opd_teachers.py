@@ -116,8 +116,10 @@ def test_a_teacher_that_disagrees_with_itself_stops_the_run() -> None:
         check_noise(taught(Noisy(0.31 * signal)), rows(), "opd")
 
 
-def checked(scalars: dict[str, float], excluded: float = 0.0, elsewhere: bool = True) -> None:
-    stage, one = SimpleNamespace(name="opd"), SimpleNamespace(elsewhere=object() if elsewhere else None)
+def checked(
+    scalars: dict[str, float], excluded: float = 0.0, elsewhere: bool = True, floor: float | None = None
+) -> None:
+    stage, one = SimpleNamespace(name="opd", floor=floor), SimpleNamespace(elsewhere=object() if elsewhere else None)
     OpdWork._check(SimpleNamespace(stage=stage, teachers=(one,)), scalars, excluded, 10_000.0)  # type: ignore[arg-type]
 
 
@@ -130,6 +132,9 @@ def test_what_stops_a_step_before_the_weights_change() -> None:
         checked({"excluded/teacher_not_finite": 0.0011})
     with pytest.raises(HealthStop, match="no finite divergence"):  # beside the student nothing is left out
         checked({"excluded/no_finite_divergence": 0.0001}, elsewhere=False)
+    with pytest.raises(HealthStop, match="which no floor mends") as caught:  # it has one already
+        checked({}, excluded=11.0, floor=-40.0)
+    assert "say floor" not in str(caught.value)
     for who in ("student", "teacher"):
         with pytest.raises(HealthStop, match=rf"the {who} gives 2\.0% of its probability to ids that the other"):
             checked({f"padded_mass/{who}": 0.02})
@@ -145,6 +150,9 @@ def test_tokens_without_an_answer_carry_no_loss_and_are_counted() -> None:
     found, left_out = with_finite(replace(one, teacher_logprobs=logprobs, teacher=said))
     assert left_out == 2
     assert np.flatnonzero(one.loss_mask & ~found.loss_mask).tolist() == [5, 6]
+    found, left_out = with_finite(replace(one, teacher_logprobs=logprobs, teacher=said), floor=-40.0)
+    assert left_out == 1  # probability 0 has a log now, NaN has none
+    assert np.flatnonzero(one.loss_mask & ~found.loss_mask).tolist() == [6]
 
 
 def test_traces_without_a_token_to_learn_from_are_refused(tmp_path: Any) -> None:

@@ -42,13 +42,17 @@ def _times(p: Tensor, x: Tensor) -> Tensor:
     return torch.where(p == 0, torch.zeros_like(p), p * x)
 
 
+def at_least(logq: Tensor, floor: float | None) -> Tensor:
+    """log q with ``DistillationSpec.floor``; NaN and +∞ stay what they are."""
+    return logq if floor is None else torch.maximum(logq, logq.new_tensor(floor))
+
+
 def between(logp_RV: Tensor, logq_RV: Tensor, spec: DistillationSpec) -> Rows:
     """The divergence over all words of two normalised distributions, and its gradient by the logits of the first.
 
     forward: p − q. reverse: p(log p − log q − R). jsd: (1−β) p (log(p/M) − KL(p||M)).
     """
-    if spec.floor is not None:
-        logq_RV = torch.maximum(logq_RV, logq_RV.new_tensor(spec.floor))
+    logq_RV = at_least(logq_RV, spec.floor)
     p_RV, q_RV = logp_RV.exp(), logq_RV.exp()
     forward_R = _times(q_RV, logq_RV - logp_RV).sum(dim=1)
     of_p_RV = _times(p_RV, logp_RV - logq_RV)

@@ -219,7 +219,7 @@ class _Pass:
         drawn = Drawn(ids_R=z_CV.new_zeros(0), logq_R=z_CV.new_zeros(0), ratio_R=z_CV.new_zeros(0))
         wrong_C = torch.zeros(len(z_CV), dtype=torch.bool, device=z_CV.device)
         if teacher.logq_y_R is not None:
-            logq_C = teacher.logq_y_R.to(z_CV.dtype)
+            logq_C = divergence.at_least(teacher.logq_y_R.to(z_CV.dtype), spec.floor)
             ratio_C = (logp_y_C - self.student.sampler_logprobs_R[at].to(z_CV.dtype)).exp()
             drawn = Drawn(
                 ids_R=self._drawn_ids(at, z_CV.shape[1]).squeeze(1),
@@ -238,6 +238,7 @@ class _Pass:
         assert logq_CK is not None
         logq_CK = logq_CK.to(z_CV.dtype)
         if spec.support == "unbiased":
+            logq_CK = divergence.at_least(logq_CK, spec.floor)
             return divergence.unbiased(z_CV, ids_CK, logq_CK, drawn), wrong_C | logq_CK.isnan().any(dim=1)
         assert teacher.log_tail_R is not None
         log_tail_C = teacher.log_tail_R.to(z_CV.dtype)

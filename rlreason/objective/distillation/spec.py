@@ -34,8 +34,8 @@ class DistillationSpec:
     #: Divides both models' logits; other than 1 with full support only.
     temperature: float = 1.0
     ratio_cap: float = 2.0
-    #: log q of a word is at least this. None: a token with p_v > 0 where q_v = 0 has no finite reverse KL, and is left
-    #: out.
+    #: log q of a word is at least this, whatever the support. None: a token with p_v > 0 where q_v = 0 has no finite
+    #: reverse KL, and is left out.
     floor: float | None = None
 
     def __post_init__(self) -> None:

@@ -41,11 +41,12 @@ def export(
 ) -> None:
     """Write the kept rows as other trainers and data sets have them."""
     from rlreason.traces.formats import export_rows
-    from rlreason.traces.rows import KEPT, read_rows
+    from rlreason.traces.rows import KEPT, row_file
 
     if out.exists():
         raise UsageError(f"{out} is there already")
-    count = export_rows(list(read_rows(folder / KEPT)), out, form)
+    with row_file(folder / KEPT) as rows:
+        count = export_rows(rows, out, form)
     say(f"wrote {out}: {count:,} lines of {form}")
 
 

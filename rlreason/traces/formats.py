@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -237,25 +237,29 @@ _READERS: dict[str, Callable[[Mapping[str, Any], int], Iterator[TraceRow]]] = {
 }
 
 
-def export_rows(rows: Sequence[TraceRow], path: Path, form: str) -> int:
+def export_rows(rows: Iterable[TraceRow], path: Path, form: str) -> int:
     """Write rows as JSONL, or Parquet where ``path`` ends so; how many lines. Raises UsageError for an unknown form."""
     if form == "rows" or form not in FORMATS:
         known = [one for one in FORMATS if one != "rows"]
         raise UsageError(f"--format {form}: known are {', '.join(known)}{nearest(form, known)}")
+    table: Iterable[dict[str, Any]]
     if form == "openr1":
         table = _as_openr1(rows)
     else:
-        table = [_as_openthoughts(row) if form == "openthoughts" else _as_messages(row) for row in rows]
+        table = map(_as_openthoughts if form == "openthoughts" else _as_messages, rows)
     if path.suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet
 
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), path)
-        return len(table)
+        whole = pyarrow.Table.from_pylist(list(table))
+        pyarrow.parquet.write_table(whole, path)
+        return int(whole.num_rows)
+    count = 0
     with path.open("w", encoding="utf-8") as file:
         for row in table:
+            count += 1
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return len(table)
+    return count
 
 
 def _turns(row: TraceRow) -> list[dict[str, str]]:
@@ -278,7 +282,7 @@ def _as_openthoughts(row: TraceRow) -> dict[str, Any]:
     }
 
 
-def _as_openr1(rows: Sequence[TraceRow]) -> list[dict[str, Any]]:
+def _as_openr1(rows: Iterable[TraceRow]) -> list[dict[str, Any]]:
     """One line a problem, its responses together."""
     by_problem: dict[str, list[TraceRow]] = {}
     for row in rows:

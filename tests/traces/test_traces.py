@@ -340,6 +340,11 @@ def test_exports_load_in_datasets_and_come_back(tmp_path: Path) -> None:
         again = list(read_traces_of(path, form))
         assert sorted(one.response for one in again) == sorted(one.response for one in kept)
         assert {one.prompt for one in again} == {one.prompt for one in kept}
+    write_set(rows, tmp_path / "set", options())
+    done = CliRunner().invoke(app, ["traces", "export", str(tmp_path / "set"), str(tmp_path / "again.jsonl")])
+    assert f"{len(kept)} lines of messages" in done.output
+    lines = [(tmp_path / name).read_text().splitlines() for name in ("again.jsonl", "messages.jsonl")]
+    assert sorted(lines[0]) == sorted(lines[1])
     assert {one.verdict for one in read_traces_of(tmp_path / "openr1.parquet", "openr1")} == {"correct"}
     with pytest.raises(UsageError, match=r"known are openr1, openthoughts, messages"):
         export_rows(kept, tmp_path / "x.jsonl", "sharegpt")

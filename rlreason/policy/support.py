@@ -31,6 +31,8 @@ def check_supported(config: PretrainedConfig, where: str) -> None:
 
 
 def _why_not(config: PretrainedConfig) -> str:
+    if "quantization_config" in config.to_dict():
+        return _quantised(config)
     if config.is_encoder_decoder:
         return "is an encoder-decoder model; rlreason trains decoders"
     if config.get_text_config() is not config:
@@ -51,6 +53,17 @@ def _why_not(config: PretrainedConfig) -> str:
     if not model._supports_sdpa:
         return 'has attention (such as sinks) that transformers does not compute with "sdpa"'
     return ""
+
+
+def _quantised(config: PretrainedConfig) -> str:
+    """transformers dequantises some formats by a guess of their blocks, and quantises again what it saves."""
+    method = config.to_dict()["quantization_config"].get("quant_method", "by an unnamed method")
+    deepseek = ", converted from fp8 to bf16 first for DeepSeek-V3 and R1" if method == "fp8" else ""
+    return (
+        f"is quantised ({method}; quantization_config in its config.json), and what is trained and drawn from here are "
+        f"plain weights: use the bfloat16 folder of the same model{deepseek}. A server that has a quantised one can be "
+        "drawn from: [endpoint.NAME], or `rlreason eval --url`"
+    )
 
 
 def own_attention(config: PretrainedConfig) -> UsageError:

@@ -20,12 +20,14 @@ from rlreason.errors import UsageError
 from rlreason.objective.batch import Batch
 from rlreason.policy.attention import ATTENTION
 from rlreason.policy.batch import make_batches, supervised_sample
-from rlreason.policy.loading import inspect_model, load_model, load_tokenizer, locate_model
+from rlreason.policy.loading import inspect_model, load_model, load_tokenizer, locate_model, read_config
 from rlreason.policy.logprobs import body_of, hidden_states, plain_head, takes_packed, target_logits
 from rlreason.policy.policies import Policy, fresh_policy, load_policy
 from rlreason.policy.saving import save_without_weights
+from rlreason.policy.upcycling import UpcycleOptions
 from rlreason.trainer.forward import CrossEntropyLoss
 from rlreason.trainer.protocol import Models
+from rlreason.upcycle import upcycle
 
 CPU = torch.device("cpu")
 SHAPE: dict[str, Any] = {
@@ -101,6 +103,15 @@ def test_tensors_must_be_the_models(saved: Path, read: Callable[[Path], object])
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(UsageError, match=r"model\.safetensors is damaged or cut off"):
         read(saved)
+
+
+@pytest.mark.parametrize("method", ["fp8", "gptq", "bitsandbytes", "compressed-tensors"])
+def test_quantised_weights_are_refused_by_their_method(saved: Path, method: str) -> None:
+    edit(saved / "config.json", quantization_config={"quant_method": method, "weight_block_size": [128, 128]})
+    for read in (*READERS, read_config, lambda path: upcycle(str(path), path / "sparse", UpcycleOptions(experts=4, top_k=2))):
+        with pytest.raises(UsageError, match=rf"{saved} \(qwen3\) is quantised \({method};.*use the bfloat16 folder"):
+            read(saved)
+    assert not (saved / "sparse").exists()
 
 
 def test_a_list_of_pad_tokens_counts_as_its_first(saved: Path) -> None:

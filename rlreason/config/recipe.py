@@ -60,7 +60,8 @@ class SftStage(TrainingStage):
     batch_size: int = Field(64, ge=1)
     #: Distinct demonstrations; default: all that there are (a procedural task never runs out).
     demonstrations: int | None = Field(None, ge=1)
-    #: First steps, in which only the routers of a mixture of experts learn, such as those that upcycling made.
+    #: First steps, in which only the routers of a mixture of experts learn, such as those that upcycling made; not of
+    #: an adapter, which leaves them as they are.
     router_warmup_steps: int = Field(0, ge=0)
 
 
@@ -241,6 +242,11 @@ class Recipe(AuditedRewards):
                     f"stage {stage.name!r}: reference_every replaces the reference by the policy, and with "
                     "trainer.lora the reference is the model without the adapter: leave it out, or say lora = false "
                     "in the stage"
+                )
+            if isinstance(stage, SftStage) and stage.router_warmup_steps and stage.lora:
+                raise ValueError(
+                    f"stage {stage.name!r}: router_warmup_steps trains the routers alone, and with trainer.lora they are "
+                    "frozen, so that nothing would learn: leave it out, or say lora = false in the stage"
                 )
         for stage in self.stage if trainer.ranks else ():
             if isinstance(stage, GrpoStage) and stage.diagnose_every:

@@ -108,7 +108,11 @@ def test_tensors_must_be_the_models(saved: Path, read: Callable[[Path], object])
 @pytest.mark.parametrize("method", ["fp8", "gptq", "bitsandbytes", "compressed-tensors"])
 def test_quantised_weights_are_refused_by_their_method(saved: Path, method: str) -> None:
     edit(saved / "config.json", quantization_config={"quant_method": method, "weight_block_size": [128, 128]})
-    for read in (*READERS, read_config, lambda path: upcycle(str(path), path / "sparse", UpcycleOptions(experts=4, top_k=2))):
+    for read in (
+        *READERS,
+        read_config,
+        lambda path: upcycle(str(path), path / "sparse", UpcycleOptions(experts=4, top_k=2)),
+    ):
         with pytest.raises(UsageError, match=rf"{saved} \(qwen3\) is quantised \({method};.*use the bfloat16 folder"):
             read(saved)
     assert not (saved / "sparse").exists()

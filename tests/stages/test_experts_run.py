@@ -161,6 +161,10 @@ def test_the_plan_knows_the_experts_of_a_loaded_model(recipe: Path, tmp_path: Pa
 def test_what_can_not_be_is_refused_before_the_run(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="updates_per_step = 1 has no later one"):
         load(recipe, ["stage.rl.routing_replay=old"])
+    adapter = ["trainer.lora.rank=2", "trainer.lora.alpha=4"]
+    with pytest.raises(UsageError, match=r"(?s)stage 'warm': router_warmup_steps.*lora = false in the stage"):
+        load(recipe, adapter)
+    load(recipe, [*adapter, "stage.warm.lora=false"])
     dense = recipe.read_text(encoding="utf-8").replace("qwen3_moe", "qwen3")
     names = ("expert", "moe_", "aux")
     dense = "\n".join(line for line in dense.splitlines() if not any(name in line for name in names))

@@ -38,7 +38,7 @@ class PolicyConfig(Section):
 
     #: Folder, GGUF file (``.gguf``) or hub id; without it the model is built from nothing.
     path: str | None = None
-    #: Architecture of a model built from nothing, by transformers' name.
+    #: Architecture by transformers' name; with ``path``, what the loaded model must be, where it is not the default.
     model_type: str = "qwen3_moe"
     #: Passed to the transformers config class of ``model_type``; with ``path``, what the loaded model must have.
     model: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict)
@@ -245,8 +245,8 @@ class Recipe(AuditedRewards):
                 )
             if isinstance(stage, SftStage) and stage.router_warmup_steps and stage.lora:
                 raise ValueError(
-                    f"stage {stage.name!r}: router_warmup_steps trains the routers alone, and with trainer.lora they are "
-                    "frozen, so that nothing would learn: leave it out, or say lora = false in the stage"
+                    f"stage {stage.name!r}: router_warmup_steps trains the routers alone, which trainer.lora "
+                    "freezes, so that nothing would learn: leave it out, or say lora = false in the stage"
                 )
         for stage in self.stage if trainer.ranks else ():
             if isinstance(stage, GrpoStage) and stage.diagnose_every:

@@ -14,7 +14,6 @@ from rlreason.eval.verdict import Contender
 from rlreason.evaluation.run import Measured
 from rlreason.types import Interval
 
-
 #: Options that change what a model reads, or how far it may write.
 ASKED = ("system", "prompt_template", "chat_template_kwargs", "answer_style", "shots", "max_tokens")
 

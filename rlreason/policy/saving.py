@@ -16,6 +16,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlreason.errors import UsageError
+from rlreason.policy.predictors import PREDICTORS
 
 #: What transformers 4 calls the number of routed experts, by its class of config.
 _EXPERTS = {"qwen3_moe": "num_experts", "qwen2_moe": "num_experts", "olmoe": "num_experts"}
@@ -83,14 +84,19 @@ def _valid(config: GenerationConfig) -> bool:
 
 @contextmanager
 def _ready_to_save(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the configs say what a user of the checkpoint wants: caches, and what transformers accepts."""
+    """Inside, the configs say what a user of the checkpoint wants: caches, no layers that it has not, and what
+    transformers accepts."""
     before = model.config.use_cache, model.generation_config
+    settings = vars(model.config)
+    predictors = {name: settings[name] for name in PREDICTORS if name in settings}
+    settings |= dict.fromkeys(predictors, 0)
     model.config.use_cache = True
     if model.generation_config is not None:
         model.generation_config = valid_generation_config(model.generation_config)
     try:
         yield
     finally:
+        settings |= predictors
         model.config.use_cache, model.generation_config = before
 
 

@@ -33,6 +33,7 @@ from rlreason.errors import UsageError
 from rlreason.policy.loading import check_shape, inspect_model, load_tokenizer
 from rlreason.policy.model import meta_model
 from rlreason.policy.policies import Policy, fresh_tokenizer
+from rlreason.policy.predictors import predictors_left_out
 from rlreason.policy.saving import save_without_weights
 from rlreason.policy.support import longest_sequence
 from rlreason.routing import MOST_EXPERTS, expert_count
@@ -127,6 +128,7 @@ def check_models(run: RunModels, tell: Callable[[str], None]) -> RunData:
             continue
         if use.origin not in inspected:
             inspected[use.origin] = _inspect(run, use.origin)
+            _say_left_out(inspected[use.origin], tell)
         model = inspected[use.origin]
         if not use.done and use.in_trainer:
             _check_cut(run.recipe, use.stage, model)
@@ -184,7 +186,7 @@ def _inspect(run: RunModels, origin: str) -> _Inspected:
     if path is not None:
         policy = Policy(model=inspect_model(path), tokenizer=load_tokenizer(path))
         if config is not None:
-            check_shape(policy.model, config.model, path)
+            check_shape(policy.model.config, config, path)
     else:
         assert config is not None
         policy = _fresh(run, config, place)
@@ -201,6 +203,15 @@ def _inspect(run: RunModels, origin: str) -> _Inspected:
         except UsageError as error:
             raise UsageError(f"{place}: {error}") from error
     return _Inspected(policy=policy, place=place, longest=longest_sequence(policy.model.config))
+
+
+def _say_left_out(model: _Inspected, tell: Callable[[str], None]) -> None:
+    left_out = predictors_left_out(model.policy.model.name_or_path, model.policy.model)
+    if left_out:
+        tell(
+            f"{left_out} tensors of {model.place} are left out (multi-token prediction): neither trained nor saved, "
+            "and what is saved says that it has none"
+        )
 
 
 def _folder_of(run: RunModels, origin: str) -> str:

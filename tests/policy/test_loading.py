@@ -23,6 +23,7 @@ from rlreason.policy.batch import make_batches, supervised_sample
 from rlreason.policy.loading import inspect_model, load_model, load_tokenizer, locate_model, read_config
 from rlreason.policy.logprobs import body_of, hidden_states, plain_head, takes_packed, target_logits
 from rlreason.policy.policies import Policy, fresh_policy, load_policy
+from rlreason.policy.predictors import predictors_left_out
 from rlreason.policy.saving import save_without_weights
 from rlreason.policy.upcycling import UpcycleOptions
 from rlreason.trainer.forward import CrossEntropyLoss
@@ -116,6 +117,32 @@ def test_quantised_weights_are_refused_by_their_method(saved: Path, method: str)
         with pytest.raises(UsageError, match=rf"{saved} \(qwen3\) is quantised \({method};.*use the bfloat16 folder"):
             read(saved)
     assert not (saved / "sparse").exists()
+
+
+LATENT = {
+    "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+    "n_shared_experts": 1, "first_k_dense_replace": 1, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8, "v_head_dim": 16, "num_key_value_heads": 2, "num_nextn_predict_layers": 1, "head_dim": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", [61, 2])
+def test_layers_for_multi_token_prediction_are_left_out_and_not_claimed(tmp_path: Path, layer: int) -> None:
+    """61 is DeepSeek-V3's own, which transformers passes over without a word; 2 that of a smaller model of its kind."""
+    policy("deepseek_v3", **LATENT).save(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    more = {f"model.layers.{layer}.{name}": torch.ones(4) for name in ("enorm.weight", "eh_proj.weight")}
+    save_file({**load_file(file), **more}, file, metadata={"format": "pt"})
+    edit(tmp_path / "model" / "config.json", num_nextn_predict_layers=1)
+    one = load_policy(tmp_path / "model", torch.float32, CPU)
+    assert predictors_left_out(str(tmp_path / "model"), one.model) == 2
+    one.save(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["num_nextn_predict_layers"] == 0
+    assert one.model.config.num_nextn_predict_layers == 1
+    assert predictors_left_out(str(tmp_path / "saved"), load_model(tmp_path / "saved", torch.float32, CPU)) == 0
+    save_file({**load_file(file), "model.layers.1.surplus": torch.ones(4)}, file, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"would lose: model\.layers\.1\.surplus$"):
+        load_model(tmp_path / "model", torch.float32, CPU)
 
 
 def test_a_list_of_pad_tokens_counts_as_its_first(saved: Path) -> None:

@@ -124,7 +124,7 @@ def _old_names(config: dict[str, Any]) -> dict[str, Any]:
             found["rope_scaling"] = scaling
         if "partial_rotary_factor" in rope:
             found["partial_rotary_factor"] = rope["partial_rotary_factor"]
-    elif {"full_attention", "sliding_attention"} <= rope.keys():  # Gemma 3
+    elif config.get("model_type") == "gemma3_text" and {"full_attention", "sliding_attention"} <= rope.keys():
         found["rope_theta"] = rope["full_attention"]["rope_theta"]
         found["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         if rope["full_attention"].get("rope_type", "default") != "default":

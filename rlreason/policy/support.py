@@ -17,6 +17,8 @@ from rlreason.errors import UsageError
 _PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 #: Where configs keep a soft cap on attention scores.
 _SOFT_CAPS = ("attn_logit_softcapping",)
+#: Types whose routers draw their experts while they learn.
+_SAMPLES_EXPERTS = ("phimoe",)
 _INSTEAD = "docs/models.md lists the models that work"
 
 
@@ -43,6 +45,11 @@ def _why_not(config: PretrainedConfig) -> str:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return "is no causal language model"
     model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if config.model_type in _SAMPLES_EXPERTS:
+        return (
+            "samples its experts in training mode (SparseMixer, arXiv 2409.12136), where samplers take the most "
+            "probable ones: no step could be repeated, and what is trained would not be what was drawn with"
+        )
     settings = config.to_dict()
     others = sorted(set(settings.get("layer_types") or ()) - _PLAIN_LAYERS)
     if model._is_stateful or others:

@@ -36,7 +36,7 @@ from rlreason.policy.policies import Policy, fresh_tokenizer
 from rlreason.policy.predictors import predictors_left_out
 from rlreason.policy.saving import save_without_weights
 from rlreason.policy.support import longest_sequence
-from rlreason.routing import MOST_EXPERTS, expert_count
+from rlreason.routing import MOST_EXPERTS, check_experts, expert_count
 from rlreason.sampler.open import installed, why_not_vllm
 from rlreason.stages.lengths import LengthCheck, Overlong
 from rlreason.stages.references import TABLES, References
@@ -190,6 +190,7 @@ def _inspect(run: RunModels, origin: str) -> _Inspected:
     else:
         assert config is not None
         policy = _fresh(run, config, place)
+    check_experts(policy.model, place)
     if config is not None:
         router_coefficient(recipe.trainer.router_aux_loss, config, policy.model)
     words = len(policy.tokenizer)

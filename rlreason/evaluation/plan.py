@@ -81,7 +81,7 @@ def _check_folder(model: str) -> None:
     """A mistyped folder is no hub id: nobody waits for the hub to say so."""
     path = Path(model)
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise UsageError(f"{model}: neither a run directory (no {MANIFEST}) nor a model's folder (no config.json)")
     elif path.is_file() and path.suffix == ".gguf":
         return

@@ -6,6 +6,7 @@ one line.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,11 +30,14 @@ from rlreason.config import PolicyConfig
 from rlreason.errors import UsageError, nearest
 from rlreason.policy.attention import ATTENTION
 from rlreason.policy.gguf import gguf_config, gguf_on_meta, gguf_tokenizer, is_gguf, load_gguf
+from rlreason.policy.lora import is_adapter
 from rlreason.policy.predictors import is_predictor
 from rlreason.policy.support import check_supported, own_attention
 
 #: A hub id is owner/name; anything else can only be a folder.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+#: What makes a folder one of peft's.
+_ADAPTER = "adapter_config.json"
 #: Tensors named in a message.
 _NAMED = 3
 
@@ -46,6 +50,8 @@ def locate_model(path: str | Path) -> str:
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
+        if (folder / _ADAPTER).is_file():
+            raise UsageError(_of_adapter(folder))
         if not (folder / "config.json").is_file():
             raise UsageError(f"{folder} holds no model: it has no config.json{_elsewhere(folder)}")
         return str(folder)
@@ -60,6 +66,18 @@ def locate_model(path: str | Path) -> str:
     if local:
         raise UsageError(f"no such folder: {name} (a model is a folder, a .gguf file, or a hub id such as owner/name)")
     return name
+
+
+def _of_adapter(folder: Path) -> str:
+    try:
+        base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    beside = f" ({folder.parent}?)" if (folder.parent / "config.json").is_file() else ""
+    return (
+        f"{folder} holds an adapter ({_ADAPTER}) of {base or 'a model that it does not name'}: name the merged "
+        f"checkpoint{beside}, or merge the two first (merge_and_unload of peft, save_pretrained to a folder of its own)"
+    )
 
 
 def _elsewhere(folder: Path) -> str:
@@ -135,6 +153,8 @@ def _load(path: str | Path, dtype: torch.dtype | None) -> PreTrainedModel:
         raise UsageError(f"can't load a model from {path}: {_first_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
+    if any(is_adapter(name) for name, _ in model.named_parameters()):  # of the hub: transformers loads both
+        raise UsageError(f"{path} has an adapter beside its model, which would be frozen: name one without, or merged")
     _check_tensors(path, model, found)
     loaded: PreTrainedModel = model
     return loaded

@@ -20,6 +20,8 @@ from rlreason.policy.predictors import PREDICTORS
 
 #: What transformers 4 calls the number of routed experts, by its class of config.
 _EXPERTS = {"qwen3_moe": "num_experts", "qwen2_moe": "num_experts", "olmoe": "num_experts"}
+#: What a generation config with ``do_sample`` false has no use for.
+_OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 #: transformers 5's class of tokenizers without code of their own, and what transformers 4 calls it.
 _TOKENIZER_5, _TOKENIZER_4 = "TokenizersBackend", "PreTrainedTokenizerFast"
 
@@ -61,13 +63,18 @@ def valid_generation_config(found: GenerationConfig) -> GenerationConfig:
     """``found`` as transformers will write it: it refuses some that it reads, such as a temperature without
     ``do_sample`` (several hub models ship one), and then no weights would be saved either.
 
-    Sampling is switched on where it is asked for; what is still refused after that is left out but for token ids.
+    Sampling is switched on where it is asked for and not said to be off; where that is said, what it would sample with
+    goes. What is still refused after that is left out but for token ids.
     """
     repaired = copy.deepcopy(found)
     repaired.use_cache = True
     if _valid(repaired):
         return repaired
-    repaired.do_sample = True
+    if found.do_sample is False:  # said, and not left out: what it would sample with is out of place
+        for name in _OF_SAMPLING:
+            setattr(repaired, name, None)
+    else:
+        repaired.do_sample = True
     if _valid(repaired):
         return repaired
     ids = {name: getattr(found, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}

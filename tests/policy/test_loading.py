@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from rlreason.config import PolicyConfig
 from rlreason.data.prompts import end_of_turn_id, stop_token_ids
 from rlreason.errors import UsageError
+from rlreason.evaluation import EvalRequest, evaluate_model
 from rlreason.objective.batch import Batch
 from rlreason.policy.attention import ATTENTION
 from rlreason.policy.batch import make_batches, supervised_sample
@@ -166,6 +167,28 @@ def test_a_generation_config_that_transformers_refuses_to_write(saved: Path, tmp
     (tmp_path / "dry").mkdir()
     save_without_weights(model, load_tokenizer(saved), tmp_path / "dry")
     assert not list((tmp_path / "dry").glob("*.safetensors"))
+
+
+def test_a_generation_config_that_says_greedy_stays_greedy(saved: Path, tmp_path: Path) -> None:
+    edit(saved / "generation_config.json", temperature=0.6, top_p=0.9, top_k=20, do_sample=False, max_new_tokens=77)
+    load_policy(saved, torch.float32, CPU).save(tmp_path / "new")
+    found = json.loads((tmp_path / "new" / "generation_config.json").read_text())
+    assert (found["do_sample"], found["max_new_tokens"]) == (False, 77)
+    assert not {"temperature", "top_p", "top_k"} & {key for key, value in found.items() if value is not None}
+    assert GenerationConfig.from_pretrained(tmp_path / "new").do_sample is False
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_folder_with_an_adapter_names_its_base_and_the_fix(saved: Path, tmp_path: Path, *, beside: bool) -> None:
+    """With a model beside it transformers loads both, and nothing of the model would train."""
+    folder = saved if beside else tmp_path / "adapter"
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base", "peft_type": "LORA"}')
+    for read in (*READERS, load_tokenizer):
+        with pytest.raises(UsageError, match=r"holds an adapter .* of some/base: name the merged.* or merge"):
+            read(folder)
+    with pytest.raises(UsageError, match="holds an adapter"):
+        evaluate_model(EvalRequest(model=str(folder), data="arithmetic", problems=1))
 
 
 def test_every_eos_of_the_generation_config_ends_a_sample(saved: Path) -> None:

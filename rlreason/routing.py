@@ -31,6 +31,9 @@ from rlreason.errors import UsageError
 FREE = 255
 #: Experts that uint8 can name.
 MOST_EXPERTS = 256
+#: What configs call the routed experts of a layer, and those of a token.
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts", "num_experts_per_token")
 #: By this name a forward pass is given its ``RoutedPass``.
 ARGUMENT = "routed_pass"
 
@@ -86,10 +89,41 @@ def expert_count(model: PreTrainedModel) -> int:
     return experts_in(model.config.to_dict())
 
 
+def chosen_count(model: PreTrainedModel) -> int:
+    """Routed experts of a token; 0 for a dense model. Raises UsageError as ``experts_in`` does."""
+    return _said(model.config.to_dict(), _CHOSEN) if expert_count(model) else 0
+
+
 def experts_in(config: Mapping[str, Any]) -> int:
-    """Routed experts of a layer by a model's config; 0 for a dense model. Architectures spell it differently."""
-    spellings = ("num_local_experts", "num_experts", "n_routed_experts")
-    return next((int(config[name]) for name in spellings if config.get(name)), 0)
+    """Routed experts of a layer by a model's config; 0 for a dense model. Architectures spell it differently.
+
+    Raises UsageError where layers differ in them.
+    """
+    return _said(config, _EXPERTS)
+
+
+def _said(config: Mapping[str, Any], spellings: Sequence[str]) -> int:
+    """The first number by one of those names; a list has one for each layer (Hunyuan)."""
+    for name in spellings:
+        found = config.get(name)
+        numbers = list(dict.fromkeys(found if isinstance(found, (list, tuple)) else [found]))
+        if len(numbers) > 1:
+            raise UsageError(f"a {config.get('model_type')} model whose layers differ in {name} is not supported")
+        if numbers and numbers[0]:
+            return int(numbers[0])
+    return 0
+
+
+def check_experts(model: PreTrainedModel, place: str) -> None:
+    """Raise UsageError for a model with experts whose config does not say how many by a name that is known here."""
+    sparse = any(".experts." in name for name, _ in model.named_parameters())
+    said = (expert_count(model) > 0, chosen_count(model) > 0)
+    if (sparse or said[0]) and not all(said):
+        raise UsageError(
+            f"{place} ({model.config.model_type}) has experts, and its config says not how many there are, or how many "
+            f"of them a token goes to, by a name that is known here ({', '.join(_EXPERTS)}; {', '.join(_CHOSEN)}): "
+            "routing, load and active parameters would be wrong. docs/models.md lists the models that work"
+        )
 
 
 def find_routers(model: PreTrainedModel) -> Routers | None:
@@ -128,21 +162,28 @@ def options_of(routed: RoutedPass | None) -> dict[str, RoutedPass]:
 
 
 def routers_in(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The routers with their names, in the order of the layers."""
-    return [(name, one) for name, one in model.named_modules() if type(one).__name__.endswith("Router")]
+    """The routers with their names, in the order of the layers: of Hunyuan they are called gates."""
+
+    def routes(one: nn.Module) -> bool:
+        name = type(one).__name__
+        return name.endswith("Router") or (name.endswith("Gate") and "top_k" in vars(one))
+
+    return [(name, one) for name, one in model.named_modules() if routes(one)]
 
 
 def is_router(parameter: str, routers: Sequence[str]) -> bool:
     """Whether a parameter's name is of one of ``routers``, such as ``model.layers.0.mlp.gate.weight``."""
-    return parameter.rpartition(".")[0] in routers
+    return any(parameter.startswith(f"{one}.") for one in routers)
 
 
 def _found(model: PreTrainedModel) -> Routers | None:
-    if not expert_count(model) or not _prepare(model):
+    if not expert_count(model):
         return None
     training = model.training
     model.eval()
     try:
+        if not _prepare(model):
+            return None
         with torch.autocast(model.device.type, enabled=False):
             return _tried(model)
     except (RuntimeError, TypeError, AttributeError, IndexError, KeyError):  # what a router of another build raises
@@ -184,7 +225,7 @@ def _follows(before: Any, after: Any, given_NK: Tensor) -> bool:
     return not integers and not all(map(torch.equal, before, after))
 
 
-def _prepare(model: nn.Module) -> bool:
+def _prepare(model: PreTrainedModel) -> bool:
     """Have the layers take their argument and the routers read it. False: there is no router in a list of layers."""
     modules = dict(model.named_modules())
     for number, (name, router) in enumerate(routers_in(model)):
@@ -196,14 +237,9 @@ def _prepare(model: nn.Module) -> bool:
                 layer.register_forward_pre_hook(_enter_layer, with_kwargs=True)
                 layer.register_forward_hook(_leave_layer, always_call=True)
         if not any(isinstance(hook, _EnterRouter) for hook in router._forward_pre_hooks.values()):
-            router.register_forward_pre_hook(_EnterRouter(number, expert_count_of(router)))
+            router.register_forward_pre_hook(_EnterRouter(number, expert_count(model)))
             router.register_forward_hook(_leave_router, always_call=True)
     return bool(routers_in(model))
-
-
-def expert_count_of(router: nn.Module) -> int:
-    """Rows of the router's weight."""
-    return len(router.weight)  # type: ignore[arg-type]
 
 
 def _layers_of(router: str, modules: Mapping[str, nn.Module]) -> nn.ModuleList | None:

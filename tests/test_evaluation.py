@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -186,6 +187,26 @@ def test_other_data_keeps_the_runs_prompts(run: Path, tmp_path: Path) -> None:
     options = json.loads((tmp_path / "heldout.json").read_text())["options"]
     assert options["system"] == "Be brief."
     assert options["data"].endswith("own.jsonl")
+
+
+def test_other_data_keeps_the_runs_chat_template_options(run: Path, tmp_path: Path) -> None:
+    """They change what is asked (thinking or not), so they are said in the first line and in the results."""
+    changed = tmp_path / "run"
+    shutil.copytree(run, changed)
+    recipe = (changed / "recipe.toml").read_text()
+    table = "[data.chat_template_kwargs]\n"
+    (changed / "recipe.toml").write_text(recipe.replace(table, f"{table}thinking = false\n"))
+    own = {"data": str(run.parent / "own.jsonl"), "prompt_column": "q", "answer_column": "a", "problems": 2}
+    kept: tuple[dict[str, Any], dict[str, Any]] = ({"thinking": False}, {"thinking": True})
+    for place, (options, expected) in enumerate(
+        (({}, kept[0]), ({"chat_template_kwargs": kept[1]}, kept[1]), ({"chat_template_kwargs": {}}, {}))
+    ):
+        said, out = io.StringIO(), tmp_path / str(place)
+        request = EvalRequest(model=f"{changed}:more", max_tokens=4, out=out, **own, **options)  # type: ignore[arg-type]
+        evaluate_model(request, Console(file=said, width=500))
+        assert json.loads((out / "heldout.json").read_text())["options"]["chat_template_kwargs"] == expected
+        words = f", chat template with thinking = {json.dumps(expected['thinking'])}" if expected else "question alone"
+        assert said.getvalue().splitlines()[0].endswith(words)
 
 
 def test_options_change_the_draws(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -107,6 +108,18 @@ def test_against_a_folder_of_results(url: str, sums: Path, tmp_path: Path) -> No
     assert found.verdict[0].startswith("most is better than even (")
     with pytest.raises(UsageError, match="no results of suite 'gsm8k' there"):
         evaluate_all(EvalRequest(model="most", url=url, suites=("gsm8k",)), (), str(tmp_path / "before"))
+
+
+def test_a_comparison_says_what_else_was_not_alike(url: str, sums: Path, tmp_path: Path) -> None:
+    outcome(url, sums, "even", out=tmp_path / "before", chat_template_kwargs={"thinking": False})
+    said = io.StringIO()
+    for options in ({}, {"chat_template_kwargs": {"thinking": False}}):
+        request = EvalRequest(model="most", url=url, data=str(sums), suites=("heldout",), workers=1, **options)
+        evaluate_all(request, (), str(tmp_path / "before"), Console(file=said, width=500))
+    (line,) = (line for line in said.getvalue().splitlines() if "asked otherwise" in line)
+    assert line.startswith(
+        f"heldout: most and even ({tmp_path / 'before'}) were asked otherwise: chat_template_kwargs {{}}"
+    )
 
 
 def test_a_model_is_not_compared_with_itself(url: str, sums: Path) -> None:

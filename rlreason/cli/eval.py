@@ -53,6 +53,9 @@ def evaluate(  # noqa: PLR0913, PLR0917  every option of the command
     prompt_template: Annotated[
         str | None, typer.Option(help='What each question is put into, with {prompt}; "" for the question alone.')
     ] = None,
+    chat_template_kwargs: Annotated[
+        str | None, typer.Option(help='Arguments of the chat template in JSON: {"enable_thinking": false}; {}: none.')
+    ] = None,
     shots: Annotated[int, typer.Option(min=0, help="Solved problems shown before each question.")] = 0,
     shots_from: Annotated[str | None, typer.Option(help="File or hub id with them; default the suite's own.")] = None,
     since: Annotated[str | None, typer.Option(help="First day of a suite with dates, as 2024-08-01.")] = None,
@@ -85,10 +88,24 @@ def evaluate(  # noqa: PLR0913, PLR0917  every option of the command
     lonely = next((name for name, value in given if value is not None), None)
     if url is None and lonely is not None:
         raise UsageError(f"{lonely} is of a server: give --url too")
+    options["chat_template_kwargs"] = _table("--chat-template-kwargs", chat_template_kwargs)
     names = tuple(name.strip() for name in options.pop("suite").split(","))
     first, *others = options.pop("models")
     other = options.pop("against")
     evaluate_all(EvalRequest(model=first, suites=names, **options), others, other, console)
+
+
+def _table(option: str, text: str | None) -> dict[str, Any] | None:
+    """The JSON object that an option gives. Raises UsageError where it is none."""
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{option} {text}: no JSON ({error}); write it as '{{\"enable_thinking\": false}}'") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{option} {text}: a JSON object is wanted, such as '{{\"enable_thinking\": false}}'")
+    return found
 
 
 @judging.command()

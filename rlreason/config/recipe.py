@@ -38,7 +38,7 @@ class PolicyConfig(Section):
 
     #: Folder, GGUF file (``.gguf``) or hub id; without it the model is built from nothing.
     path: str | None = None
-    #: Architecture of a model built from nothing, by transformers' name.
+    #: Architecture by transformers' name; with ``path``, what the loaded model must be, where it is not the default.
     model_type: str = "qwen3_moe"
     #: Passed to the transformers config class of ``model_type``; with ``path``, what the loaded model must have.
     model: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict)
@@ -60,7 +60,8 @@ class SftStage(TrainingStage):
     batch_size: int = Field(64, ge=1)
     #: Distinct demonstrations; default: all that there are (a procedural task never runs out).
     demonstrations: int | None = Field(None, ge=1)
-    #: First steps, in which only the routers of a mixture of experts learn, such as those that upcycling made.
+    #: First steps, in which only the routers of a mixture of experts learn, such as those that upcycling made; not of
+    #: an adapter, which leaves them as they are.
     router_warmup_steps: int = Field(0, ge=0)
 
 
@@ -247,6 +248,11 @@ class Recipe(AuditedRewards):
                     f"stage {stage.name!r}: reference_every replaces the reference by the policy, and with "
                     "trainer.lora the reference is the model without the adapter: leave it out, or say lora = false "
                     "in the stage"
+                )
+            if isinstance(stage, SftStage) and stage.router_warmup_steps and stage.lora:
+                raise ValueError(
+                    f"stage {stage.name!r}: router_warmup_steps trains the routers alone, which trainer.lora "
+                    "freezes, so that nothing would learn: leave it out, or say lora = false in the stage"
                 )
         for stage in self.stage if trainer.ranks else ():
             if isinstance(stage, GrpoStage) and stage.diagnose_every:

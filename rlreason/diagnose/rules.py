@@ -128,6 +128,19 @@ def skipped(history: History, limits: HealthConfig) -> str | None:
     return "an optimizer step was skipped, as its gradient was NaN or infinite: the weights stayed as they were"
 
 
+def no_gradient(history: History, limits: HealthConfig) -> str | None:
+    """Tokens with loss, and nothing to learn from them: no trained weight is behind the loss. A group of equal rewards
+    and a student that is its teacher have none by right."""
+    norm, tokens = history.last("grad_norm", 1), history.last("trained_tokens", 1) or history.last("tokens", 1)
+    kept = {"grpo": history.last("groups/kept", 1), "opd": [0.0]}.get(history.kind, [1.0])
+    if norm != [0.0] or not any(tokens) or not any(kept):
+        return None
+    return (
+        f"the gradient norm of a step with {tokens[0]:.0f} tokens is 0: nothing is learnt. The weights that the stage "
+        "trains are frozen, or have no part in its loss, as routers have none while their experts are all equal"
+    )
+
+
 def heldout_falls(history: History, limits: HealthConfig) -> str | None:
     """The reward rises and held-out accuracy falls: the policy learns something else than to be right."""
     points = history.points("accuracy/heldout")
@@ -223,6 +236,7 @@ WARNINGS: Mapping[str, Rule] = {
     "entropy_collapse": entropy_collapse,
     "gradient_spike": gradient_spike,
     "skipped": skipped,
+    "no_gradient": no_gradient,
     "heldout_falls": heldout_falls,
     "length_explosion": length_explosion,
     "sampler_kl": sampler_kl,

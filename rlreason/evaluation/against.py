@@ -14,7 +14,7 @@ from rlreason.eval.verdict import Comparison, Contender, judge, sentence
 from rlreason.evaluation.page import write_page
 from rlreason.evaluation.request import EvalRequest
 from rlreason.evaluation.run import Measured, evaluate_models
-from rlreason.evaluation.sides import Side, side_of, stored_sides
+from rlreason.evaluation.sides import Side, asked_otherwise, side_of, stored_sides
 from rlreason.run import atomic
 
 #: Files of a comparison, beside a folder a model.
@@ -54,7 +54,7 @@ def evaluate_all(
     measured = evaluate_models(requests, console)
     sides = [*map(side_of, measured), *stored]
     outcome = Outcome(sides=sides, comparisons=judge(list(_pairs(sides, models, against is not None))))
-    for text in outcome.verdict:
+    for text in (*_asked_otherwise(outcome), *outcome.verdict):
         console.print(text, markup=False, soft_wrap=True)
     if request.out is not None:
         _write(request.out, outcome, measured)
@@ -84,6 +84,13 @@ def _pairs(sides: Sequence[Side], models: Sequence[str], has_other: bool) -> Ite
             yield from ((suite, one, here[-1]) for one in here[: len(models)] if len(here) > len(models))
         else:
             yield from ((suite, here[0], one) for one in here[1:])
+
+
+def _asked_otherwise(outcome: Outcome) -> list[str]:
+    """What is not alike in the pairs that are compared, beside the models."""
+    sides = {(one.suite, one.model): one for one in outcome.sides}
+    pairs = [(sides[one.suite, one.first.model], sides[one.suite, one.second.model]) for one in outcome.comparisons]
+    return list(filter(None, (asked_otherwise(*pair) for pair in pairs)))
 
 
 def _write(out: Path, outcome: Outcome, measured: Sequence[Measured]) -> None:

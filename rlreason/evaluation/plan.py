@@ -81,7 +81,7 @@ def _check_folder(model: str) -> None:
     """A mistyped folder is no hub id: nobody waits for the hub to say so."""
     path = Path(model)
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise UsageError(f"{model}: neither a run directory (no {MANIFEST}) nor a model's folder (no config.json)")
     elif path.is_file() and path.suffix == ".gguf":
         return
@@ -108,8 +108,13 @@ def _of_run(request: EvalRequest, root: Path, name: str | None, suite: Suite) ->
     given = next((key for key, value in {**columns, "--answer-after": request.answer_after}.items() if value), None)
     if given is not None:
         raise UsageError(f"{given} says how --data is read: give --data too; a run reads its own data as before")
-    data = {"system": request.system, "answer_style": request.answer_style, "verifier": request.verifier}
+    data: dict[str, Any] = {
+        "system": request.system,
+        "answer_style": request.answer_style,
+        "verifier": request.verifier,
+    }
     data["prompt_template"] = request.prompt_template
+    data["chat_template_kwargs"] = request.chat_template_kwargs
     kept = {key: value for key, value in data.items() if value is not None}
     asked = _engine(request, recipe)
     if kept and recipe.data.sets:
@@ -182,6 +187,7 @@ def _of_model(
     template = suite.prompt_template if like is None else like.data.prompt_template
     task = data if isinstance(data, str) and data in TASKS else None
     system = request.system if request.system is not None or like is None else like.data.system
+    options = {} if like is None else like.data.chat_template_kwargs
     table: dict[str, Any] = {
         # Nothing is trained on, and a recipe names something: a task costs nothing, and holds out problems of its own.
         "train": task or "arithmetic",
@@ -193,6 +199,7 @@ def _of_model(
         "verifier": request.verifier or suite.verifier,
         "system": system or None,
         "answer_style": style,
+        "chat_template_kwargs": options if request.chat_template_kwargs is None else request.chat_template_kwargs,
     }
     server = "server" if request.url is not None else "policy"
     ends = task is None and suite.name != HELDOUT

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlreason.config import EvalStage, Recipe
 from rlreason.eval.suites import Suite
@@ -40,6 +42,8 @@ class EvalRequest:
     #: What each question is put into, with {prompt}; "": the question alone.
     prompt_template: str | None = None
     answer_style: str | None = None
+    #: Arguments of the chat template, such as ``{"enable_thinking": False}``; {}: none.
+    chat_template_kwargs: Mapping[str, Any] | None = None
     #: Solved problems that are shown before each question, as turns of the chat.
     shots: int = 0
     #: A file or hub id that has them, with the suite's columns; None: the suite's own.

@@ -83,6 +83,7 @@ def options(one: Measurement, checked: CheckedRecipe) -> Mapping[str, object]:
         "system": form.system,
         "prompt_template": form.ask,
         "answer_style": form.style,
+        "chat_template_kwargs": dict(form.template),
         "shots": len(form.shots),
         "protocol": request.protocol,
         "days": [request.since, request.until] if one.suite.date else None,

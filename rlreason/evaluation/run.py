@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -36,6 +36,7 @@ OPTIONS = {
     "data.columns.answer": "--answer-column",
     "data.answer_after": "--answer-after",
     "data.prompt_template": "--prompt-template",
+    "data.chat_template_kwargs": "--chat-template-kwargs",
     "data.verifier": "--verifier",
     "data.heldout": "--data",
     "policy.path": "MODEL",
@@ -49,6 +50,8 @@ class Measured:
 
     report: EvalReport
     groups: Sequence[Group]
+    #: What it depends on beside the model (``results.options``).
+    options: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,13 +132,13 @@ def _measure(one: Measurement, checked: CheckedRecipe, console: Console) -> Meas
 
     run = one.run or RunDirectory(Path(), fresh("rlreason eval", 0, now(), []))
     (name,) = one.stage.models
-    key = results.key_of(one, checked)
+    key, options = results.key_of(one, checked), results.options(one, checked)
     with _folder(one.request.out) as folder:
         done = results.finished(folder, one, checked, key)
         if done is not None:
             text = f"{one.suite.name}: as measured before ({folder / one.suite.name}.json); delete it to measure anew"
             console.print(text, markup=False, soft_wrap=True)
-            return Measured(report=done[0], groups=done[1])
+            return Measured(report=done[0], groups=done[1], options=options)
         journal = DrawnJournal(path=folder / f".{one.suite.name}-{key}.journal")
         with open_scorer(checked) as scorer, open_samplers(checked) as samplers:
             context = context_of(checked, run, scorer, samplers, RichDisplay(console))
@@ -145,10 +148,10 @@ def _measure(one: Measurement, checked: CheckedRecipe, console: Console) -> Meas
         _refuse_broken(one, groups, journal, broken_detail(groups) if all_broken(groups) else None)
         report = replace(found, suite=one.suite.name, model=one.model)
         if one.request.out is not None:
-            row = {**report_row(one.stage, report, model), "key": key, "options": results.options(one, checked)}
+            row = {**report_row(one.stage, report, model), "key": key, "options": options}
             results.write(folder, one.suite.name, row, groups)
         journal.clear()
-    return Measured(report=report, groups=groups)
+    return Measured(report=report, groups=groups, options=options)
 
 
 def _refuse_broken(one: Measurement, groups: Sequence[Group], journal: DrawnJournal, detail: str | None) -> None:

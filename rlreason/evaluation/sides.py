@@ -14,6 +14,9 @@ from rlreason.eval.verdict import Contender
 from rlreason.evaluation.run import Measured
 from rlreason.types import Interval
 
+#: Options that change what a model reads, or how far it may write.
+ASKED = ("system", "prompt_template", "chat_template_kwargs", "answer_style", "shots", "max_tokens")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
@@ -40,6 +43,8 @@ class Side:
     timed_out: float
     broken: float
     mean_tokens: float
+    #: How its problems were asked: those of ``ASKED`` that its results name.
+    asked: Mapping[str, object]
 
     @property
     def contender(self) -> Contender:
@@ -81,7 +86,20 @@ def side_of(measured: Measured) -> Side:
         timed_out=report.timed_out,
         broken=report.broken,
         mean_tokens=report.mean_tokens,
+        asked=_asked(measured.options),
     )
+
+
+def _asked(options: Mapping[str, object]) -> dict[str, object]:
+    return {name: options[name] for name in ASKED if name in options}
+
+
+def asked_otherwise(first: Side, second: Side) -> str:
+    """What was not the same for both, so that more than the models is compared; "" where nothing is known to differ."""
+    both = [name for name in ASKED if name in first.asked and name in second.asked]
+    differing = [name for name in both if first.asked[name] != second.asked[name]]
+    said = [f"{name} {json.dumps(first.asked[name])} and {json.dumps(second.asked[name])}" for name in differing]
+    return f"{first.suite}: {first.model} and {second.model} were asked otherwise: {'; '.join(said)}" if said else ""
 
 
 def stored_sides(folder: Path, suites: Sequence[str]) -> list[Side]:
@@ -110,6 +128,7 @@ def _stored(row: Mapping[str, Any], suite: str, completions: Path, folder: Path)
         passes={int(k): float(value) for k, value in row["pass_at_k"].items()},
         majorities={int(k): float(value) for k, value in row["majority_at_k"].items()},
         rerun_deviation=row["rerun_deviation"],
+        asked=_asked(row["options"]),
         **{key: float(row[key]) for key in ("truncated", "unparsed", "timed_out", "broken", "mean_tokens")},
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from rlreason.evaluation.results import format_of, source
@@ -26,9 +27,10 @@ def what(one: Measurement, checked: CheckedRecipe) -> str:
     shots = f"{len(form.shots)}-shot" if form.shots else "zero-shot"
     prompt = "no system prompt" if form.system is None else f"system prompt {form.system[:40]!r}"
     asked = "the question alone" if form.ask is None else f"asked as {' '.join(form.ask.split())[:60]!r}"
+    template = ", ".join(f"{key} = {json.dumps(value)}" for key, value in form.template.items())
     return (
         f"{one.model} on {data}, {shots}, {how}, at most {stage.max_tokens} tokens, answers in {form.style}, "
-        f"{prompt}, {asked}"
+        f"{prompt}, {asked}{f', chat template with {template}' if template else ''}"
     )
 
 

@@ -56,7 +56,8 @@ class Sizes:
 
 
 def sizes(checked: CheckedRecipe, options: SizeOptions) -> Sizes:
-    """What the recipe takes. Raises UsageError for a GPU that is not known, and with one for what can't fit."""
+    """What the recipe takes. Raises UsageError for a GPU that is not known, and with one for what can't fit, and
+    as a run does for what is known here of its models."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         said = f"sizes need {' and '.join(missing)}, not installed here: pip install 'rlreason[train]'"
@@ -64,9 +65,11 @@ def sizes(checked: CheckedRecipe, options: SizeOptions) -> Sizes:
             raise UsageError(f"--gpu: {said}")
         return Sizes(run=(f"  size     not known: {said}",), stages={})
     from rlreason.plan.budget import Budgets
+    from rlreason.plan.models import check_known_models
 
     layout = _layout(checked.recipe, options)
     budgets = Budgets(checked.recipe, checked.data, layout.gpu, layout.most_trainer)
+    check_known_models(budgets)
     try:
         run = _models(budgets)
     except UsageError as error:

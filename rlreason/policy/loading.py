@@ -6,6 +6,7 @@ one line.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,13 +26,18 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from rlreason.errors import UsageError
+from rlreason.config import PolicyConfig
+from rlreason.errors import UsageError, nearest
 from rlreason.policy.attention import ATTENTION
 from rlreason.policy.gguf import gguf_config, gguf_on_meta, gguf_tokenizer, is_gguf, load_gguf
+from rlreason.policy.lora import is_adapter
+from rlreason.policy.predictors import is_predictor
 from rlreason.policy.support import check_supported, own_attention
 
 #: A hub id is owner/name; anything else can only be a folder.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+#: What makes a folder one of peft's.
+_ADAPTER = "adapter_config.json"
 #: Tensors named in a message.
 _NAMED = 3
 
@@ -44,6 +50,8 @@ def locate_model(path: str | Path) -> str:
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
+        if (folder / _ADAPTER).is_file():
+            raise UsageError(_of_adapter(folder))
         if not (folder / "config.json").is_file():
             raise UsageError(f"{folder} holds no model: it has no config.json{_elsewhere(folder)}")
         return str(folder)
@@ -58,6 +66,18 @@ def locate_model(path: str | Path) -> str:
     if local:
         raise UsageError(f"no such folder: {name} (a model is a folder, a .gguf file, or a hub id such as owner/name)")
     return name
+
+
+def _of_adapter(folder: Path) -> str:
+    try:
+        base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    beside = f" ({folder.parent}?)" if (folder.parent / "config.json").is_file() else ""
+    return (
+        f"{folder} holds an adapter ({_ADAPTER}) of {base or 'a model that it does not name'}: name the merged "
+        f"checkpoint{beside}, or merge the two first (merge_and_unload of peft, save_pretrained to a folder of its own)"
+    )
 
 
 def _elsewhere(folder: Path) -> str:
@@ -133,6 +153,8 @@ def _load(path: str | Path, dtype: torch.dtype | None) -> PreTrainedModel:
         raise UsageError(f"can't load a model from {path}: {_first_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
+    if any(is_adapter(name) for name, _ in model.named_parameters()):  # of the hub: transformers loads both
+        raise UsageError(f"{path} has an adapter beside its model, which would be frozen: name one without, or merged")
     _check_tensors(path, model, found)
     loaded: PreTrainedModel = model
     return loaded
@@ -165,10 +187,9 @@ def _check_tensors(path: str | Path, model: PreTrainedModel, found: Mapping[str,
     if found["mismatched_keys"]:
         shapes = [f"{key} is {list(given)}, not {list(wanted)}" for key, given, wanted in found["mismatched_keys"]]
         raise UsageError(f"tensors of the checkpoint in {path} have other shapes than {name}'s: {_few(shapes)}")
-    if found["unexpected_keys"]:
-        raise UsageError(
-            f"the checkpoint in {path} has tensors that {name} has not and would lose: {_few(found['unexpected_keys'])}"
-        )
+    lost = [one for one in found["unexpected_keys"] if not is_predictor(one, model.config)]
+    if lost:
+        raise UsageError(f"the checkpoint in {path} has tensors that {name} has not and would lose: {_few(lost)}")
 
 
 def _few(names: Iterable[str]) -> str:
@@ -188,12 +209,30 @@ def _broken_file(folder: Path) -> str:
     return ""
 
 
-def check_shape(model: PreTrainedModel, expected: Mapping[str, object], path: str) -> None:
-    """Raise UsageError where the loaded config differs from what the recipe says of it: another model than meant."""
-    config = model.config.to_dict()
-    for name, value in expected.items():
-        if name in config and config[name] != value:
-            raise UsageError(f"{path} has {name} = {config[name]}, but the recipe expects {value}")
+def check_shape(config: PretrainedConfig, said: PolicyConfig, path: str) -> None:
+    """Raise UsageError where a loaded config differs from what the recipe says of it: another model than meant.
+
+    A name may be an old one that transformers still knows, such as ``num_experts``. ``model_type`` counts where it is
+    not the default, which every recipe has.
+    """
+    given = said.model_type
+    if given not in {PolicyConfig.model_fields["model_type"].default, config.model_type}:
+        raise UsageError(
+            f"{path} is of type {config.model_type!r}, but the recipe's model_type is {given!r}: say "
+            f"{config.model_type!r}, or name the other model"
+        )
+    rope = config.to_dict().get("rope_parameters") or {}
+    plain = {name: value for name, value in rope.items() if not isinstance(value, dict)}
+    known = {*config.to_dict(), *config.attribute_map, *plain}
+    for name, value in said.model.items():
+        if name not in known:
+            raise UsageError(
+                f"{path}: the recipe expects {name} = {value}, which a config of type {config.model_type!r} has "
+                f"not{nearest(name, known)}"
+            )
+        found = plain[name] if name in plain else getattr(config, name)
+        if (list(found) if isinstance(found, tuple) else found) != value:
+            raise UsageError(f"{path} has {name} = {found}, but the recipe expects {value}")
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:

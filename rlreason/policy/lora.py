@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from rlreason.delivery.adapter import delta
 from rlreason.delivery.packing import Factor
 from rlreason.errors import UsageError
+from rlreason.routing import routers_in
 
 if TYPE_CHECKING:
     from peft.tuners.lora.layer import LoraLayer
@@ -95,7 +96,12 @@ def _targets(model: PreTrainedModel, named: tuple[str, ...]) -> str:
             )
         return _pattern(named)
     head = model.get_output_embeddings()
-    linear = [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head]
+    routers = tuple(f"{name}." for name, _ in routers_in(model))
+    linear = [
+        name
+        for name, one in model.named_modules()
+        if isinstance(one, nn.Linear) and one is not head and not name.startswith(routers)
+    ]
     return _pattern(_kept_by_peft(model, {name.rpartition(".")[2] for name in linear} - set(_ROUTERS)))
 
 

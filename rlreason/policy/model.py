@@ -13,7 +13,7 @@ from transformers.utils import logging
 from rlreason.errors import UsageError
 from rlreason.policy.attention import ATTENTION
 from rlreason.policy.support import check_supported, own_attention
-from rlreason.routing import expert_count
+from rlreason.routing import chosen_count, expert_count
 
 if TYPE_CHECKING:
     from rlreason.config import PolicyConfig
@@ -98,7 +98,7 @@ def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
     experts = expert_count(model)
     if not experts:
         return total, total
-    chosen = int(model.config.to_dict()["num_experts_per_tok"])
+    chosen = chosen_count(model)
     routed = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
     return total, total - routed * (experts - chosen) // experts
 

@@ -112,7 +112,7 @@ class PolicySource:
         if self.path is not None:
             policy = load_policy(self.path, dtype, device)
             if self.config is not None:
-                check_shape(policy.model, self.config.model, self.path)
+                check_shape(policy.model.config, self.config, self.path)
             return policy
         assert self.config is not None
         assert self.tokenizer is not None

@@ -16,9 +16,12 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlreason.errors import UsageError
+from rlreason.policy.predictors import PREDICTORS
 
 #: What transformers 4 calls the number of routed experts, by its class of config.
 _EXPERTS = {"qwen3_moe": "num_experts", "qwen2_moe": "num_experts", "olmoe": "num_experts"}
+#: What a generation config with ``do_sample`` false has no use for.
+_OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 #: transformers 5's class of tokenizers without code of their own, and what transformers 4 calls it.
 _TOKENIZER_5, _TOKENIZER_4 = "TokenizersBackend", "PreTrainedTokenizerFast"
 
@@ -60,13 +63,18 @@ def valid_generation_config(found: GenerationConfig) -> GenerationConfig:
     """``found`` as transformers will write it: it refuses some that it reads, such as a temperature without
     ``do_sample`` (several hub models ship one), and then no weights would be saved either.
 
-    Sampling is switched on where it is asked for; what is still refused after that is left out but for token ids.
+    Sampling is switched on where it is asked for and not said to be off; where that is said, what it would sample with
+    goes. What is still refused after that is left out but for token ids.
     """
     repaired = copy.deepcopy(found)
     repaired.use_cache = True
     if _valid(repaired):
         return repaired
-    repaired.do_sample = True
+    if found.do_sample is False:  # said, and not left out: what it would sample with is out of place
+        for name in _OF_SAMPLING:
+            setattr(repaired, name, None)
+    else:
+        repaired.do_sample = True
     if _valid(repaired):
         return repaired
     ids = {name: getattr(found, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -83,14 +91,19 @@ def _valid(config: GenerationConfig) -> bool:
 
 @contextmanager
 def _ready_to_save(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the configs say what a user of the checkpoint wants: caches, and what transformers accepts."""
+    """Inside, the configs say what a user of the checkpoint wants: caches, no layers that it has not, and what
+    transformers accepts."""
     before = model.config.use_cache, model.generation_config
+    settings = vars(model.config)
+    predictors = {name: settings[name] for name in PREDICTORS if name in settings}
+    settings |= dict.fromkeys(predictors, 0)
     model.config.use_cache = True
     if model.generation_config is not None:
         model.generation_config = valid_generation_config(model.generation_config)
     try:
         yield
     finally:
+        settings |= predictors
         model.config.use_cache, model.generation_config = before
 
 
@@ -118,7 +131,7 @@ def _old_names(config: dict[str, Any]) -> dict[str, Any]:
             found["rope_scaling"] = scaling
         if "partial_rotary_factor" in rope:
             found["partial_rotary_factor"] = rope["partial_rotary_factor"]
-    elif {"full_attention", "sliding_attention"} <= rope.keys():  # Gemma 3
+    elif config.get("model_type") == "gemma3_text" and {"full_attention", "sliding_attention"} <= rope.keys():
         found["rope_theta"] = rope["full_attention"]["rope_theta"]
         found["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         if rope["full_attention"].get("rope_type", "default") != "default":

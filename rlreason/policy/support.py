@@ -17,6 +17,8 @@ from rlreason.errors import UsageError
 _PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 #: Where configs keep a soft cap on attention scores.
 _SOFT_CAPS = ("attn_logit_softcapping",)
+#: Types whose routers draw their experts while they learn.
+_SAMPLES_EXPERTS = ("phimoe",)
 _INSTEAD = "docs/models.md lists the models that work"
 
 
@@ -31,6 +33,8 @@ def check_supported(config: PretrainedConfig, where: str) -> None:
 
 
 def _why_not(config: PretrainedConfig) -> str:
+    if "quantization_config" in config.to_dict():
+        return _quantised(config)
     if config.is_encoder_decoder:
         return "is an encoder-decoder model; rlreason trains decoders"
     if config.get_text_config() is not config:
@@ -41,6 +45,11 @@ def _why_not(config: PretrainedConfig) -> str:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return "is no causal language model"
     model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if config.model_type in _SAMPLES_EXPERTS:
+        return (
+            "samples its experts in training mode (SparseMixer, arXiv 2409.12136), where samplers take the most "
+            "probable ones: no step could be repeated, and what is trained would not be what was drawn with"
+        )
     settings = config.to_dict()
     others = sorted(set(settings.get("layer_types") or ()) - _PLAIN_LAYERS)
     if model._is_stateful or others:
@@ -51,6 +60,17 @@ def _why_not(config: PretrainedConfig) -> str:
     if not model._supports_sdpa:
         return 'has attention (such as sinks) that transformers does not compute with "sdpa"'
     return ""
+
+
+def _quantised(config: PretrainedConfig) -> str:
+    """transformers dequantises some formats by a guess of their blocks, and quantises again what it saves."""
+    method = config.to_dict()["quantization_config"].get("quant_method", "by an unnamed method")
+    deepseek = ", converted from fp8 to bf16 first for DeepSeek-V3 and R1" if method == "fp8" else ""
+    return (
+        f"is quantised ({method}; quantization_config in its config.json), and what is trained and drawn from here are "
+        f"plain weights: use the bfloat16 folder of the same model{deepseek}. A server that has a quantised one can be "
+        "drawn from: [endpoint.NAME], or `rlreason eval --url`"
+    )
 
 
 def own_attention(config: PretrainedConfig) -> UsageError:

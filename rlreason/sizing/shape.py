@@ -18,7 +18,7 @@ from rlreason.policy.attention import ATTENTION
 from rlreason.policy.lora import is_adapter
 from rlreason.policy.model import count_parameters
 from rlreason.policy.support import own_attention
-from rlreason.routing import expert_count
+from rlreason.routing import chosen_count, expert_count
 
 
 def empty_model(config: PretrainedConfig) -> PreTrainedModel:
@@ -109,7 +109,7 @@ def _shape_of(model: PreTrainedModel) -> ModelShape:
     if not isinstance(head, nn.Linear):
         raise UsageError(f"{type(model).__name__} has a head that is no matrix: its size is not known here")
     experts = expert_count(model)
-    chosen = int(model.config.to_dict()["num_experts_per_tok"]) if experts else 0
+    chosen = chosen_count(model)
     total, active = count_parameters(model)
     adapter = sum(one.numel() for name, one in model.named_parameters() if is_adapter(name))
     parts = [_parts(layer) for layer in layers]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from rlreason.config import (
     PolicyConfig,
     Recipe,
     RejectStage,
-    SftStage,
     Stage,
     stage_of,
 )
@@ -33,10 +32,12 @@ from rlreason.errors import UsageError
 from rlreason.policy.loading import check_shape, inspect_model, load_tokenizer
 from rlreason.policy.model import meta_model
 from rlreason.policy.policies import Policy, fresh_tokenizer
+from rlreason.policy.predictors import predictors_left_out
 from rlreason.policy.saving import save_without_weights
 from rlreason.policy.support import longest_sequence
-from rlreason.routing import MOST_EXPERTS, expert_count
+from rlreason.routing import check_experts, expert_count
 from rlreason.sampler.open import installed, why_not_vllm
+from rlreason.stages.expert_keys import check_expert_keys, check_some_experts
 from rlreason.stages.lengths import LengthCheck, Overlong
 from rlreason.stages.references import TABLES, References
 from rlreason.stages.vocabularies import shared_words
@@ -127,12 +128,13 @@ def check_models(run: RunModels, tell: Callable[[str], None]) -> RunData:
             continue
         if use.origin not in inspected:
             inspected[use.origin] = _inspect(run, use.origin)
+            _say_left_out(inspected[use.origin], tell)
         model = inspected[use.origin]
         if not use.done and use.in_trainer:
             _check_cut(run.recipe, use.stage, model)
         if not use.teaches:
             _check_engine(run.recipe, use.stage, model)
-            _check_experts(use.stage, model)
+            check_expert_keys(use.stage, model.policy.model, model.place)
         elif use.beside and not use.done:
             _check_teacher_engine(run.recipe, use.stage, model)
         for found in _overlong(run, use, model, lengths):
@@ -142,7 +144,9 @@ def check_models(run: RunModels, tell: Callable[[str], None]) -> RunData:
                     'sampler.max_length, or leave such rows out by data.overlong_prompts = "drop"'
                 )
             dropped[key_of(found.problem)] = found
-    _some_experts(run.recipe, [inspected[use.origin] for use in uses if use.in_trainer and not use.done])
+    # What is done may have been the one with experts.
+    trained = [] if run.done else [inspected[use.origin].policy.model for use in uses if use.in_trainer]
+    check_some_experts(run.recipe, trained)
     for use in uses:
         if use.teaches and not use.done:
             (student,) = (one.origin for one in uses if one.stage is use.stage and not one.teaches)
@@ -189,10 +193,11 @@ def _inspect(run: RunModels, origin: str) -> _Inspected:
     if path is not None:
         policy = Policy(model=inspect_model(path), tokenizer=load_tokenizer(path))
         if config is not None:
-            check_shape(policy.model, config.model, path)
+            check_shape(policy.model.config, config, path)
     else:
         assert config is not None
         policy = _fresh(run, config, place)
+    check_experts(policy.model, place)
     if config is not None:
         router_coefficient(recipe.trainer.router_aux_loss, config, policy.model)
     words = len(policy.tokenizer)
@@ -206,6 +211,15 @@ def _inspect(run: RunModels, origin: str) -> _Inspected:
         except UsageError as error:
             raise UsageError(f"{place}: {error}") from error
     return _Inspected(policy=policy, place=place, longest=longest_sequence(policy.model.config))
+
+
+def _say_left_out(model: _Inspected, tell: Callable[[str], None]) -> None:
+    left_out = predictors_left_out(model.policy.model.name_or_path, model.policy.model)
+    if left_out:
+        tell(
+            f"{left_out} tensors of {model.place} are left out (multi-token prediction): neither trained nor saved, "
+            "and what is saved says that it has none"
+        )
 
 
 def _folder_of(run: RunModels, origin: str) -> str:
@@ -242,31 +256,6 @@ def _check_cut(recipe: Recipe, stage: Stage, model: _Inspected) -> None:
             check_division(policy, trainer.tensor_parallel, trainer.expert_parallel if expert_count(policy) else 1)
         except UsageError as error:
             raise UsageError(f"stage {stage.name!r}: {error}") from error
-
-
-def _some_experts(recipe: Recipe, trained: Sequence[_Inspected]) -> None:
-    spread = recipe.trainer.expert_parallel
-    if spread > 1 and trained and not any(expert_count(one.policy.model) for one in trained):
-        raise UsageError(f"trainer.expert_parallel = {spread}, and no model of the run has experts: leave it out")
-
-
-def _check_experts(stage: Stage, model: _Inspected) -> None:
-    """What is asked of a mixture of experts is asked of one. If its routers can be followed shows once it is loaded."""
-    experts = expert_count(model.policy.model)
-    asked = {}
-    if isinstance(stage, SftStage):
-        asked = {"router_warmup_steps": stage.router_warmup_steps > 0}
-    elif isinstance(stage, GrpoStage):
-        asked = {"routing_replay": stage.routing_replay != "off", "report_experts": stage.report_experts}
-        asked["freeze_router"] = stage.freeze_router
-    keys = [key for key, wanted in asked.items() if wanted]
-    if keys and not experts:
-        raise UsageError(f"stage.{stage.name}.{keys[0]} is of a mixture of experts, and {model.place} has none")
-    if experts > MOST_EXPERTS and isinstance(stage, GrpoStage) and (stage.asks_for_experts or asked["routing_replay"]):
-        raise UsageError(
-            f"stage.{stage.name}: routing is kept in 8 bits, and {model.place} has {experts} experts: leave "
-            "routing_replay and report_experts out"
-        )
 
 
 def _check_engine(recipe: Recipe, stage: Stage, model: _Inspected) -> None:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from rlreason.errors import UsageError
 from rlreason.objective.batch import Batch, LossOutput
-from rlreason.routing import expert_count
+from rlreason.routing import chosen_count, expert_count
 
 if TYPE_CHECKING:
     from rlreason.config import PolicyConfig
@@ -63,9 +63,8 @@ def with_router_loss(
     """``output`` with coefficient · load-balancing loss added. ``router_logits``: [tokens, experts] of each layer."""
     function = _loss_function(model)
     assert function is not None
-    settings = model.config.to_dict()
     mask = None if batch.packing is not None else _tokens_of_rows(batch)
-    experts, chosen = expert_count(model), int(settings["num_experts_per_tok"])
+    experts, chosen = expert_count(model), chosen_count(model)
     balance = torch.stack([function((one,), experts, chosen, mask) for one in router_logits]).mean()
     tokens = batch.loss_mask_BT.sum()
     loss = output.loss + coefficient * balance * tokens / denominator

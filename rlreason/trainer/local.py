@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlreason.errors import UsageError
 from rlreason.objective.batch import Batch
 from rlreason.objective.dispatch import step_advantages
 from rlreason.objective.distillation.teacher import OutputHead
@@ -31,7 +32,13 @@ from rlreason.trainer.forward import loss_logprobs
 from rlreason.trainer.masters import Masters
 from rlreason.trainer.microbatches import accumulate_gradients
 from rlreason.trainer.optimizer import PolicyOptimizer
-from rlreason.trainer.options import TrainerOptions, checkpoint_activations, of_tokens, switch_dropout_off
+from rlreason.trainer.options import (
+    TrainerOptions,
+    checkpoint_activations,
+    of_tokens,
+    switch_noise_off,
+    why_not_repeatable,
+)
 from rlreason.trainer.protocol import Loss, LossSums, Models, Routed, StepStats, give_back
 from rlreason.trainer.states import StateNote, load_state, save_state, take_weights
 from rlreason.trainer.streaming import write_folder
@@ -51,7 +58,10 @@ class LocalTrainer:
     ) -> None:
         self._policy = policy
         self._options = options
-        switch_dropout_off(policy.model)
+        switch_noise_off(policy.model)
+        why_not = why_not_repeatable(policy.model)
+        if why_not:
+            raise UsageError(why_not)
         set_attention(policy.model, options.attention, policy.model.device)
         if options.lora is not None:
             add_adapter(policy.model, options.lora)

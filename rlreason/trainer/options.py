@@ -19,6 +19,9 @@ from rlreason.types import TrainingSample
 if TYPE_CHECKING:
     from rlreason.config import OptimizerConfig
 
+#: Tokens of a trial.
+_TRIED = 16
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerOptions:
@@ -78,14 +81,44 @@ def of_tokens(logprobs_T: npt.NDArray[np.float32], sample: TrainingSample, *, wh
     return found
 
 
-def switch_dropout_off(model: nn.Module) -> None:
-    """Modules keep their share in ``p``, or in a number of their own that they hand to a function (OPT, Seed-OSS)."""
+def switch_noise_off(model: nn.Module) -> None:
+    """Dropout, and the noise that some routers add to what they read in training mode (Mixtral, MiniMax, DBRX).
+
+    Modules keep their share in ``p``, or in a number of their own that they hand to a function (OPT, Seed-OSS).
+    """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in list(vars(module).items()):
-            if "drop" in name and isinstance(value, float):
+            if ("drop" in name or "jitter" in name) and isinstance(value, float):
                 vars(module)[name] = 0.0
+
+
+def why_not_repeatable(model: PreTrainedModel) -> str:
+    """Why two passes in training mode differ, of a model with its noise off; "" where they are equal.
+
+    Only what draws at random is found: kernels that add in any order are no choice of the model's.
+    """
+    training, device = model.training, model.device
+    words = int(model.get_input_embeddings().weight.shape[0])
+    ids = torch.arange(_TRIED, device=device)[None] % words
+    devices = [device] if device.type == "cuda" else []
+    draws = torch.cuda.get_rng_state if device.type == "cuda" else torch.get_rng_state
+    model.train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices), torch.autocast(device.type, enabled=False):
+            before = draws()
+            first, second = (model(input_ids=ids, use_cache=False).logits for _ in range(2))
+            same = torch.equal(before, draws()) or torch.equal(first, second)
+    finally:
+        model.train(training)
+    if same:
+        return ""
+    return (
+        f"{type(model).__name__} draws at random in training mode, and not by dropout or jitter, which are off here: "
+        "no step could be repeated, and what is trained is not what the sampler draws with. docs/models.md lists the "
+        "models that work"
+    )
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:

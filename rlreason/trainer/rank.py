@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlreason.errors import UsageError
 from rlreason.objective.batch import Batch, ExpertCounts, LossOutput
 from rlreason.objective.dispatch import step_advantages
 from rlreason.objective.distillation.teacher import OutputHead
@@ -40,7 +41,8 @@ from rlreason.trainer.options import (
     TrainerOptions,
     checkpoint_activations,
     of_tokens,
-    switch_dropout_off,
+    switch_noise_off,
+    why_not_repeatable,
 )
 from rlreason.trainer.parallel import Meshes, meshes
 from rlreason.trainer.protocol import Loss, LossSums, Models, Routed, StepStats
@@ -95,7 +97,7 @@ class RankTrainer:
         self.parameter_counts = count_parameters(self.policy.model)
         if options.routing:
             check_routing(self.policy.model, options.routing)
-        switch_dropout_off(self.policy.model)
+        switch_noise_off(self.policy.model)
         if options.activation_checkpointing:
             checkpoint_activations(self.policy.model)
         if spec.reference and options.lora is None:
@@ -117,10 +119,14 @@ class RankTrainer:
             for one in (policy, source):
                 if one is not None:
                     add_adapter(one.model, lora)
-        found: list[Any] = [False, False, None]
+        found: list[Any] = [False, False, None, ""]
         if source is not None:
+            switch_noise_off(source.model)
             found = [plain_head(source.model) is not None, takes_packed(source.model), find_routers(source.model)]
+            found.append(why_not_repeatable(source.model))
         dist.broadcast_object_list(found, src=0, device=self.device)
+        if found[3]:
+            raise UsageError(found[3])
         rows = self._meshes.of(policy.model)
         shard(cast(policy.model, stored), rows, model.dtype, self.device, offload=self.spec.options.offload)
         fill(policy.model, None if source is None else source.model, rows)

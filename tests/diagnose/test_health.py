@@ -59,6 +59,10 @@ def norms(values: Sequence[float]) -> list[dict[str, float]]:
     return [{"grad_norm": value} for value in values]
 
 
+def gradient(norm: float, tokens: float = 40.0, kept: float = 4.0) -> dict[str, float]:
+    return {"grad_norm": norm, "trained_tokens": tokens, "groups/kept": kept}
+
+
 def measured(accuracy: float, reward: float, count: int = 1000) -> dict[str, float]:
     return {"accuracy/heldout": accuracy, "reward/mean": reward, "heldout/verified": float(count)}
 
@@ -71,6 +75,13 @@ def test_the_end_of_a_router_warm_up_is_no_spike() -> None:
         watch.history.router_steps = routers_alone
         found = steps(watch, norms([*warm_up, *after, 99.0]))
         assert [one.step for one in found if one.rule == "gradient_spike"] == spoken
+
+
+def test_a_supervised_step_without_a_gradient() -> None:
+    """Its tokens have another name; the first step of distillation from the policy itself has none by right."""
+    row = {"grad_norm": 0.0, "tokens": 12.0}
+    assert [one.rule for one in steps(health(kind="sft"), [row, row])] == ["no_gradient"]
+    assert not steps(health(kind="opd"), [{"grad_norm": 0.0, "trained_tokens": 12.0}])
 
 
 @pytest.mark.parametrize(
@@ -95,6 +106,10 @@ def test_the_end_of_a_router_warm_up_is_no_spike() -> None:
         # before there are five steps nobody knows what is usual
         ("gradient_spike", norms([1.0, 1.0, 1.0, 1.0, 1.0, 99.0]), norms([1.0, 1.0, 99.0])),
         ("skipped", [{"update/skipped": 1.0}], [{"update/skipped": 0.0}]),
+        ("no_gradient", [gradient(0.0)], [gradient(1e-9)]),
+        # all rewards are equal, and nothing was to be learnt; no sample was left
+        ("no_gradient", [gradient(0.0)], [gradient(0.0, kept=0.0)]),
+        ("no_gradient", [gradient(0.0)], [gradient(0.0, tokens=0.0)]),
         ("heldout_falls", [measured(0.8, 0.5), measured(0.7, 0.6)], [measured(0.8, 0.5), measured(0.76, 0.6)]),
         # both fell: that is no reward hacking
         ("heldout_falls", [measured(0.8, 0.5), measured(0.7, 0.6)], [measured(0.8, 0.5), measured(0.7, 0.4)]),

@@ -17,15 +17,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from rlreason.config import PolicyConfig
 from rlreason.data.prompts import end_of_turn_id, stop_token_ids
 from rlreason.errors import UsageError
+from rlreason.evaluation import EvalRequest, evaluate_model
 from rlreason.objective.batch import Batch
 from rlreason.policy.attention import ATTENTION
 from rlreason.policy.batch import make_batches, supervised_sample
-from rlreason.policy.loading import inspect_model, load_model, load_tokenizer, locate_model
+from rlreason.policy.loading import inspect_model, load_model, load_tokenizer, locate_model, read_config
 from rlreason.policy.logprobs import body_of, hidden_states, plain_head, takes_packed, target_logits
 from rlreason.policy.policies import Policy, fresh_policy, load_policy
+from rlreason.policy.predictors import predictors_left_out
 from rlreason.policy.saving import save_without_weights
+from rlreason.policy.upcycling import UpcycleOptions
 from rlreason.trainer.forward import CrossEntropyLoss
 from rlreason.trainer.protocol import Models
+from rlreason.upcycle import upcycle
 
 CPU = torch.device("cpu")
 SHAPE: dict[str, Any] = {
@@ -103,6 +107,45 @@ def test_tensors_must_be_the_models(saved: Path, read: Callable[[Path], object])
         read(saved)
 
 
+@pytest.mark.parametrize("method", ["fp8", "gptq", "bitsandbytes", "compressed-tensors"])
+def test_quantised_weights_are_refused_by_their_method(saved: Path, method: str) -> None:
+    edit(saved / "config.json", quantization_config={"quant_method": method, "weight_block_size": [128, 128]})
+    for read in (
+        *READERS,
+        read_config,
+        lambda path: upcycle(str(path), path / "sparse", UpcycleOptions(experts=4, top_k=2)),
+    ):
+        with pytest.raises(UsageError, match=rf"{saved} \(qwen3\) is quantised \({method};.*use the bfloat16 folder"):
+            read(saved)
+    assert not (saved / "sparse").exists()
+
+
+LATENT = {
+    "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+    "n_shared_experts": 1, "first_k_dense_replace": 1, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8, "v_head_dim": 16, "num_key_value_heads": 2, "num_nextn_predict_layers": 1, "head_dim": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", [61, 2])
+def test_layers_for_multi_token_prediction_are_left_out_and_not_claimed(tmp_path: Path, layer: int) -> None:
+    """61 is DeepSeek-V3's own, which transformers passes over without a word; 2 that of a smaller model of its kind."""
+    policy("deepseek_v3", **LATENT).save(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    more = {f"model.layers.{layer}.{name}": torch.ones(4) for name in ("enorm.weight", "eh_proj.weight")}
+    save_file({**load_file(file), **more}, file, metadata={"format": "pt"})
+    edit(tmp_path / "model" / "config.json", num_nextn_predict_layers=1)
+    one = load_policy(tmp_path / "model", torch.float32, CPU)
+    assert predictors_left_out(str(tmp_path / "model"), one.model) == 2
+    one.save(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["num_nextn_predict_layers"] == 0
+    assert one.model.config.num_nextn_predict_layers == 1
+    assert predictors_left_out(str(tmp_path / "saved"), load_model(tmp_path / "saved", torch.float32, CPU)) == 0
+    save_file({**load_file(file), "model.layers.1.surplus": torch.ones(4)}, file, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"would lose: model\.layers\.1\.surplus$"):
+        load_model(tmp_path / "model", torch.float32, CPU)
+
+
 def test_a_list_of_pad_tokens_counts_as_its_first(saved: Path) -> None:
     edit(saved / "config.json", pad_token_id=[2, 0])
     assert load_model(saved, torch.float32, CPU).config.pad_token_id == 2
@@ -124,6 +167,28 @@ def test_a_generation_config_that_transformers_refuses_to_write(saved: Path, tmp
     (tmp_path / "dry").mkdir()
     save_without_weights(model, load_tokenizer(saved), tmp_path / "dry")
     assert not list((tmp_path / "dry").glob("*.safetensors"))
+
+
+def test_a_generation_config_that_says_greedy_stays_greedy(saved: Path, tmp_path: Path) -> None:
+    edit(saved / "generation_config.json", temperature=0.6, top_p=0.9, top_k=20, do_sample=False, max_new_tokens=77)
+    load_policy(saved, torch.float32, CPU).save(tmp_path / "new")
+    found = json.loads((tmp_path / "new" / "generation_config.json").read_text())
+    assert (found["do_sample"], found["max_new_tokens"]) == (False, 77)
+    assert not {"temperature", "top_p", "top_k"} & {key for key, value in found.items() if value is not None}
+    assert GenerationConfig.from_pretrained(tmp_path / "new").do_sample is False
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_folder_with_an_adapter_names_its_base_and_the_fix(saved: Path, tmp_path: Path, *, beside: bool) -> None:
+    """With a model beside it transformers loads both, and nothing of the model would train."""
+    folder = saved if beside else tmp_path / "adapter"
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base", "peft_type": "LORA"}')
+    for read in (*READERS, load_tokenizer):
+        with pytest.raises(UsageError, match=r"holds an adapter .* of some/base: name the merged.* or merge"):
+            read(folder)
+    with pytest.raises(UsageError, match="holds an adapter"):
+        evaluate_model(EvalRequest(model=str(folder), data="arithmetic", problems=1))
 
 
 def test_every_eos_of_the_generation_config_ends_a_sample(saved: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,13 +99,30 @@ def test_qwen3_30b_a3b_on_the_meta_device() -> None:
     assert count_parameters(meta_model(recipe.student))[0] / 1e9 == pytest.approx(1.72, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"model": {"num_experts": 999}}, "has num_experts = 4, but the recipe expects 999"),
+        ({"model": {"num_local_experts": 999}}, "has num_local_experts = 4"),
+        ({"model": {"rope_theta": 7.0}}, "has rope_theta = .*, but the recipe expects 7.0"),
+        ({"model": {"hiden_size": 32}}, "expects hiden_size = 32, .* has not; did you mean 'hidden_size'"),
+        ({"model_type": "llama"}, "is of type 'qwen3_moe', but the recipe's model_type is 'llama'"),
+        ({"model": {"num_experts": 4, "num_local_experts": 4, "hidden_size": 32}, "model_type": "qwen3_moe"}, ""),
+    ],
+)
+def test_what_the_recipe_says_of_a_loaded_model_is_looked_up(said: dict[str, Any], words: str) -> None:
+    config = meta_model(MOE).config
+    with pytest.raises(UsageError, match=words) if words else nullcontext():
+        check_shape(config, PolicyConfig(**said), "folder")
+
+
 def test_errors_name_the_fix(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no such folder: .*nowhere"):
         load_policy(tmp_path / "nowhere", torch.float32, CPU)
     policy = fresh_policy(DENSE, "01", (), 0, CPU)
     policy.save(tmp_path / "model")
     with pytest.raises(UsageError, match="hidden_size = 32, but the recipe expects 64"):
-        check_shape(policy.model, {"hidden_size": 64}, "model")
+        check_shape(policy.model.config, PolicyConfig(model={"hidden_size": 64}), "model")
     (tmp_path / "model" / "chat_template.jinja").unlink()
     with pytest.raises(UsageError, match="no chat template"):
         load_tokenizer(tmp_path / "model")

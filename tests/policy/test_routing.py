@@ -42,6 +42,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "intermediate_size_mlp": 32,
         "moe_layers": [0, 1],
     },
+    "afmoe": {"num_experts": 6, "moe_intermediate_size": 16, "head_dim": 16, "num_dense_layers": 0},
+    "hunyuan_v1_moe": {"num_experts": 6, "moe_topk": 2, "head_dim": 16},
+    "ernie4_5_moe": {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 16, "moe_layer_start_index": 0},
+    "gemma4_text": {
+        "num_experts": 6,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 16,
+        "enable_moe_block": True,
+        "head_dim": 16,
+        "global_head_dim": 16,
+        "hidden_size_per_layer_input": 0,
+    },
     # Two groups of three experts, of which one is taken: a top-k over groups besides that over experts.
     "deepseek_v3": {
         "n_routed_experts": 6,

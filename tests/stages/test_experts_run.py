@@ -158,13 +158,43 @@ def test_the_plan_knows_the_experts_of_a_loaded_model(recipe: Path, tmp_path: Pa
         assert ("experts:" in said) == bool(words)
 
 
+def test_the_plan_refuses_folders_that_a_run_refuses(recipe: Path, tmp_path: Path) -> None:
+    of = load(recipe)
+    task = make_task("arithmetic", {}, 0)
+    fresh_policy(of.policy, task.alphabet, (), 0, torch.device("cpu")).save(tmp_path / "moe")
+    path = f"policy.path={tmp_path / 'moe'}"
+    describe(load(recipe, [path]), recipe)
+    with pytest.raises(UsageError, match="has num_experts = 4, but the recipe expects 8"):
+        describe(load(recipe, [path, "policy.model.num_experts=8"]), recipe)
+    config = json.loads((tmp_path / "moe" / "config.json").read_text())
+    quantised = {**config, "quantization_config": {"quant_method": "gptq"}}
+    (tmp_path / "moe" / "config.json").write_text(json.dumps(quantised))
+    with pytest.raises(UsageError, match=r"is quantised \(gptq;"):
+        describe(load(recipe, [path]), recipe)
+    deepseek = {"policy.model_type": "deepseek_v3", "policy.model.qk_rope_head_dim": 8, "trainer.router_aux_loss": 0.1}
+    with pytest.raises(UsageError, match="no load-balancing loss for DeepseekV3ForCausalLM"):
+        describe(load(recipe, [f"{key}={value}" for key, value in deepseek.items()]), recipe)
+
+
 def test_what_can_not_be_is_refused_before_the_run(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="updates_per_step = 1 has no later one"):
         load(recipe, ["stage.rl.routing_replay=old"])
+    adapter = ["trainer.lora.rank=2", "trainer.lora.alpha=4"]
+    with pytest.raises(UsageError, match=r"(?s)stage 'warm': router_warmup_steps.*lora = false in the stage"):
+        load(recipe, adapter)
+    load(recipe, [*adapter, "stage.warm.lora=false"])
     dense = recipe.read_text(encoding="utf-8").replace("qwen3_moe", "qwen3")
     names = ("expert", "moe_", "aux")
     dense = "\n".join(line for line in dense.splitlines() if not any(name in line for name in names))
     recipe.write_text(dense, encoding="utf-8")
+    for change, words in (
+        ("trainer.router_aux_loss=0.1", "trainer.router_aux_loss = 0.1, and no model of the run has experts"),
+        ("stage.rl.freeze_router=true", r"stage.rl.freeze_router is of a mixture of experts, and \[policy\] has none"),
+        ("stage.rl.routing_replay=rollout", "stage.rl.routing_replay is of a mixture"),
+        ("stage.warm.router_warmup_steps=1", "stage.warm.router_warmup_steps is of a mixture"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            describe(load(recipe, ["stage.warm.router_warmup_steps=0", change]), recipe)
     out = ["--out", tmp_path / "run"]
     assert "stage.warm.router_warmup_steps is of a mixture of experts, and [policy] has none" in rlreason(
         "run", recipe, *out, code=2

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from rlreason.check import CheckedRecipe, check
 from rlreason.config import PolicyConfig, load
@@ -125,6 +126,19 @@ def save(folder: Path, **options: object) -> Path:
 
 def test_a_recipe_that_fits(folder: Path) -> None:
     assert checked(write(folder, tables=STUDENT, stages=DISTILL.format(distill=""))).data is not None
+
+
+def test_layers_for_multi_token_prediction_are_said_to_be_left_out_once(folder: Path) -> None:
+    place = save(folder / "model")
+    file = place / "model.safetensors"
+    save_file({**load_file(file), "model.layers.1.eh_proj.weight": torch.ones(4)}, file, metadata={"format": "pt"})
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
+    path, told = write(folder), list[str]()
+    loaded(path, place)
+    checked(path, told=told)
+    (line,) = told
+    assert line.startswith(f"1 tensors of {place} are left out (multi-token prediction)")
 
 
 def test_no_run_directory_is_made_for_a_model_that_is_not_there(folder: Path) -> None:

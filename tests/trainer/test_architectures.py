@@ -17,13 +17,16 @@ from rlreason.data.prompts import PromptFormat
 from rlreason.errors import UsageError
 from rlreason.objective.spec import ObjectiveSpec
 from rlreason.policy.attention import ATTENTION
-from rlreason.policy.batch import rollout_sample
+from rlreason.policy.batch import collate, rollout_sample, supervised_sample
+from rlreason.policy.model import count_parameters
 from rlreason.policy.policies import Policy, fresh_policy, load_policy
 from rlreason.policy.support import check_supported
+from rlreason.routing import check_experts, chosen_count, expert_count, is_router, routers_in
 from rlreason.sampler.decoding import ATTENTION as DECODING
 from rlreason.sampler.groups import draw_groups
 from rlreason.sampler.open import inline_sampler
-from rlreason.trainer.forward import PolicyGradientLoss
+from rlreason.sizing.shape import shape_of
+from rlreason.trainer.forward import CrossEntropyLoss, PolicyGradientLoss, loss_logprobs
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.options import TrainerOptions
 from rlreason.types import Problem, SamplingParams
@@ -80,6 +83,26 @@ WORKS: dict[str, dict[str, Any]] = {
     "exaone4": BASE,
     "seed_oss": HEADS,
     "minimax_m2": {**HEADS, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "afmoe": {**HEADS, **EXPERTS},
+    "hunyuan_v1_moe": {**HEADS, "num_experts": 4, "moe_topk": 2},
+    "ernie4_5_moe": {
+        **HEADS,
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_intermediate_size": 32,
+        "moe_layer_start_index": 0,
+        "moe_num_shared_experts": 1,
+    },
+    "gemma4_text": {
+        **HEADS,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 32,
+        "enable_moe_block": True,
+        "hidden_size_per_layer_input": 0,
+        "global_head_dim": 16,
+        "sliding_window": 8,
+    },
     "gpt2": {"n_positions": 256, "n_embd": 64, "n_layer": 2, "n_head": 4, "initializer_range": 0.2},
     "gpt_neox": BASE,
     "opt": {
@@ -106,6 +129,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "mamba2": ({}, "recurrent"),
     "jamba": (BASE, "recurrent"),
     "nemotron_h": ({}, "recurrent"),
+    "phimoe": ({**BASE, "num_local_experts": 4}, "samples its experts"),
     "falcon": ({"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}, "classes of their own"),
     "bloom": ({"hidden_size": 64, "n_layer": 2, "n_head": 4}, "sdpa"),
     "qwen3_5": ({}, "multimodal"),
@@ -183,6 +207,52 @@ def test_gemma_2_without_its_soft_cap_is_right() -> None:
     capped.load_state_dict(ours.state_dict())
     with torch.no_grad():
         assert (capped(ids, use_cache=False).logits - ours(ids, use_cache=False).logits).abs().max() > 1e-3
+
+
+def test_jitter_of_routers_is_off_and_what_else_draws_is_refused() -> None:
+    """Two passes in training mode must be one, and what the sampler draws with."""
+    sample = supervised_sample([1, 2, 3, 4, 5, 6], [0, 1, 1, 1, 1, 1])
+    for kind, options in (("mixtral", WORKS["mixtral"]), ("minimax_m2", WORKS["minimax_m2"])):
+        noisy = make(kind, {**options, "router_jitter_noise": 0.3})
+        assert noisy.model.train()(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+        trainer = LocalTrainer(noisy, TrainerOptions(optimizer=OptimizerConfig(), total_steps=1))
+        first = trainer.logprobs([sample])[0]
+        noisy.model.train()
+        batch = collate([sample], 0, CPU)
+        twice = [loss_logprobs(noisy.model, batch) for _ in range(2)]
+        assert torch.equal(*twice)
+        assert np.abs(twice[0][0].detach().numpy() - first[1:]).max() < TOLERANCE
+    policy = make("qwen3", HEADS)
+    layer = policy.model.model.layers[0]
+    layer.register_forward_hook(lambda one, _, output: output + (0.1 * torch.rand(1) if one.training else 0.0))
+    with pytest.raises(UsageError, match="Qwen3ForCausalLM draws at random in training mode"):
+        LocalTrainer(policy, TrainerOptions(optimizer=OptimizerConfig(), total_steps=1))
+
+
+@pytest.mark.parametrize("kind", ["afmoe", "hunyuan_v1_moe", "ernie4_5_moe", "gemma4_text"])
+def test_experts_by_other_names_are_counted_and_their_routers_known(kind: str) -> None:
+    policy = make(kind, WORKS[kind])
+    assert (expert_count(policy.model), chosen_count(policy.model)) == (4, 2)
+    total, active = count_parameters(policy.model)
+    experts = sum(one.numel() for name, one in policy.model.named_parameters() if ".experts." in name)
+    assert total - active == experts // 2 > 0
+    assert (shape_of(policy.model).experts, shape_of(policy.model).chosen) == (4, 2)
+    options = TrainerOptions(optimizer=OptimizerConfig(lr=1e-2), total_steps=1, router_steps=1)
+    trainer = LocalTrainer(policy, options)
+    before = {name: one.clone() for name, one in policy.model.named_parameters()}
+    trainer.forward_backward([supervised_sample([1, 2, 3, 4], [0, 1, 1, 1])], CrossEntropyLoss(denominator=3.0))
+    trainer.step(0)
+    moved = {name for name, one in policy.model.named_parameters() if not torch.equal(one, before[name])}
+    assert moved
+    assert all(is_router(name, [one for one, _ in routers_in(policy.model)]) for name in moved)
+
+
+def test_experts_that_a_config_does_not_count_are_refused() -> None:
+    policy = make("qwen3_moe", WORKS["qwen3_moe"])
+    check_experts(policy.model, "it")
+    vars(policy.model.config)["num_experts_per_tok"] = None
+    with pytest.raises(UsageError, match=r"it \(qwen3_moe\) has experts, and its config says not how many"):
+        check_experts(policy.model, "it")
 
 
 def test_docs_have_the_same_table() -> None:

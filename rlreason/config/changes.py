@@ -57,6 +57,7 @@ FREE = (
     "endpoint.*.timeout",
     "stage.*.micro_batch_tokens",
     "stage.*.eval_every",
+    "stage.*.eval_max_tokens",
     "stage.*.logged_groups",
     "stage.*.diagnose_every",
 )

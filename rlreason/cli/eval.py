@@ -29,6 +29,9 @@ Models = Annotated[
 ProtocolOption = Annotated[
     str | None, typer.Option(help="; ".join(f"{one.name}: {one.about}" for one in PROTOCOLS.values()) + ".")
 ]
+TemplateOption = Annotated[
+    str | None, typer.Option(help='Arguments of the chat template in JSON: {"enable_thinking": false}; {}: none.')
+]
 
 
 @judging.command(name="eval")
@@ -53,9 +56,7 @@ def evaluate(  # noqa: PLR0913, PLR0917  every option of the command
     prompt_template: Annotated[
         str | None, typer.Option(help='What each question is put into, with {prompt}; "" for the question alone.')
     ] = None,
-    chat_template_kwargs: Annotated[
-        str | None, typer.Option(help='Arguments of the chat template in JSON: {"enable_thinking": false}; {}: none.')
-    ] = None,
+    chat_template_kwargs: TemplateOption = None,
     shots: Annotated[int, typer.Option(min=0, help="Solved problems shown before each question.")] = 0,
     shots_from: Annotated[str | None, typer.Option(help="File or hub id with them; default the suite's own.")] = None,
     since: Annotated[str | None, typer.Option(help="First day of a suite with dates, as 2024-08-01.")] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
@@ -187,7 +188,6 @@ def _of_model(
     template = suite.prompt_template if like is None else like.data.prompt_template
     task = data if isinstance(data, str) and data in TASKS else None
     system = request.system if request.system is not None or like is None else like.data.system
-    options = {} if like is None else like.data.chat_template_kwargs
     table: dict[str, Any] = {
         # Nothing is trained on, and a recipe names something: a task costs nothing, and holds out problems of its own.
         "train": task or "arithmetic",
@@ -199,7 +199,7 @@ def _of_model(
         "verifier": request.verifier or suite.verifier,
         "system": system or None,
         "answer_style": style,
-        "chat_template_kwargs": options if request.chat_template_kwargs is None else request.chat_template_kwargs,
+        "chat_template_kwargs": _template_options(request, like),
     }
     server = "server" if request.url is not None else "policy"
     ends = task is None and suite.name != HELDOUT
@@ -232,6 +232,12 @@ def _of_model(
         run=None,
         seed=request.seed or 0 if like is None or request.seed is not None else like.seed,
     )
+
+
+def _template_options(request: EvalRequest, like: Recipe | None) -> Mapping[str, Any]:
+    if request.chat_template_kwargs is not None:
+        return request.chat_template_kwargs
+    return {} if like is None else like.data.chat_template_kwargs
 
 
 def _engine(request: EvalRequest, like: Recipe | None) -> dict[str, Any]:

@@ -181,10 +181,10 @@ def test_a_skipped_step_changes_nothing_and_is_forgotten(family: str) -> None:
     one.forward_backward([broken, broken, broken], REPLAYED)
     assert one.step(0).skipped
     assert torch.equal(biases(one), torch.full((2, 4), 0.25))
-    other = forced(0, 1)  # experts 0 and 1, 3 and 0: with the skipped tokens expert 1 would stand at the mean
+    other = forced(2, 3)  # experts 0 and 3, 3 and 1: with the skipped tokens expert 3 would be below the mean
     one.forward_backward([other], REPLAYED)
     assert not one.step(1).skipped
-    expected = torch.tensor([[-1.0, -1.0, 1.0, 1.0], [-1.0, 1.0, 1.0, -1.0]])
+    expected = torch.tensor([[-1.0, 1.0, 1.0, -1.0], [1.0, -1.0, 1.0, -1.0]])
     assert torch.allclose(biases(one), 0.25 + 0.001 * expected, atol=1e-7)
 
 

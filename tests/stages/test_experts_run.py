@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlreason.config import load
+from rlreason.config import OpdStage, load
 from rlreason.errors import UsageError
+from rlreason.plan.experts import expert_lines
 from rlreason.plan.text import describe
 from rlreason.policy.policies import fresh_policy
 from rlreason.tasks.procedural import make_task
@@ -244,6 +245,10 @@ def test_the_plan_says_and_refuses_steps_of_the_bias(biased: Path, tmp_path: Pat
     assert f"if it has one; {steps}\n" in said
     assert f"experts: no load-balancing loss; {steps}; the routers learn;" in said
     assert "moves the routers' bias" not in describe(load(biased, [*GLM[:-1]]), biased)
+    opd = OpdStage(kind="opd", name="opd", steps=1, problems_per_step=1, max_tokens=8)
+    assert expert_lines(opd, load(biased, GLM), sparse=True) == [f"experts: {steps}"]
+    assert not expert_lines(opd, load(biased, GLM), sparse=False)
+    assert not expert_lines(opd, load(biased, GLM[:-1]), sparse=True)
     key = r"trainer\.router_bias_update = 0\.01"
     qwen, dense = ("policy.model_type=qwen3_moe", "policy.model.num_experts=4"), ("policy.model_type=qwen3",)
     for changes, words in (

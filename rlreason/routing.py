@@ -34,6 +34,8 @@ MOST_EXPERTS = 256
 #: What configs call the routed experts of a layer, and those of a token.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts", "num_experts_per_token")
+#: What a router adds to an expert's score when it picks experts, and to nothing else: a buffer of it, or of its layer.
+_BIAS = "e_score_correction_bias"
 #: By this name a forward pass is given its ``RoutedPass``.
 ARGUMENT = "routed_pass"
 
@@ -174,6 +176,24 @@ def routers_in(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def is_router(parameter: str, routers: Sequence[str]) -> bool:
     """Whether a parameter's name is of one of ``routers``, such as ``model.layers.0.mlp.gate.weight``."""
     return any(parameter.startswith(f"{one}.") for one in routers)
+
+
+def correction_biases(model: nn.Module) -> list[Tensor]:
+    """The bias of each of ``routers_in``, [E], by which it picks experts; none where not every router has one."""
+    buffers, found = dict(model.named_buffers()), []
+    for name, _ in routers_in(model):
+        places = (f"{name}.{_BIAS}", f"{name.rpartition('.')[0]}.{_BIAS}")
+        found += [buffers[one] for one in places if one in buffers][:1]
+    return found if len(found) == len(routers_in(model)) else []
+
+
+def widen_biases(model: nn.Module) -> None:
+    """Have correction biases in float32, whatever the model computes in: a bfloat16 one of 0.3 has a spacing of 0.002,
+    which a step of 0.001 is lost in. transformers makes some in the compute dtype and loads them in float32."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name == _BIAS and buffer.dtype != torch.float32:
+                setattr(module, name, nn.Buffer(buffer.float()))
 
 
 def _found(model: PreTrainedModel) -> Routers | None:

@@ -44,6 +44,10 @@ class TrainerConfig(Section):
     #: Coefficient of the load-balancing loss of experts in sft and distill stages (arXiv 2101.03961). auto: the model's
     #: own router_aux_loss_coef; of a model built from nothing only where [policy.model] sets it. RL stages have none.
     router_aux_loss: Literal["auto", "off"] | Annotated[float, Field(ge=0)] = "auto"
+    #: After each optimizer step the bias by which a router picks experts (DeepSeek-V3, GLM-4-MoE: a buffer without a
+    #: gradient) moves by this much up for those with less than the mean load of loss tokens, and down for those with
+    #: more, in all stages that train (arXiv 2412.19437, 2408.15664). 0: it stays. DeepSeek-V3: 0.001, and 0 at the end.
+    router_bias_update: float = Field(0.0, ge=0, allow_inf_nan=False)
     #: Processes that share the model in shards (FSDP2), as Ray actors with a GPU each; 0: one model in this process.
     ranks: int = Field(0, ge=0)
     #: Ranks that compute each layer together, each with a part of its heads and matrices, on the same samples.

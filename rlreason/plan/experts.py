@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from rlreason.config import DistillStage, GrpoStage, Recipe, SftStage
+from rlreason.config import DistillStage, GrpoStage, OpdStage, Recipe, SftStage
 
 _REPLAYS = {
     "off": "tokens go where the trainer's own routers say",
@@ -13,11 +13,14 @@ _REPLAYS = {
 }
 
 
-def expert_lines(stage: SftStage | DistillStage | GrpoStage, recipe: Recipe, *, sparse: bool) -> list[str]:
+def expert_lines(stage: SftStage | DistillStage | GrpoStage | OpdStage, recipe: Recipe, *, sparse: bool) -> list[str]:
     """Nothing of a stage without any such key whose model is dense. ``sparse``: it is known to have experts."""
+    steps_of_bias = _bias(recipe.trainer.router_bias_update) if sparse else []
+    if isinstance(stage, OpdStage):
+        return [f"experts: {one}" for one in steps_of_bias]
     if not isinstance(stage, GrpoStage):
         steps = stage.router_warmup_steps if isinstance(stage, SftStage) else 0
-        said = [_balancing(recipe.trainer.router_aux_loss)] if sparse else []
+        said = [_balancing(recipe.trainer.router_aux_loss), *steps_of_bias] if sparse else []
         said += [f"only the routers learn in the first {steps} steps"] if steps else []
         return [f"experts: {'; '.join(said)}"] if said else []
     asked = stage.asks_for_experts or stage.routing_replay != "off" or stage.freeze_router
@@ -25,7 +28,17 @@ def expert_lines(stage: SftStage | DistillStage | GrpoStage, recipe: Recipe, *, 
         return []
     routers = "the routers stay as they are" if stage.freeze_router else "the routers learn"
     reported = "; the sampler reports its experts" if stage.asks_for_experts else ""
-    return [f"experts: no load-balancing loss; {routers}; {_REPLAYS[stage.routing_replay]}{reported}"]
+    balanced = "; ".join(["no load-balancing loss", *steps_of_bias])
+    return [f"experts: {balanced}; {routers}; {_REPLAYS[stage.routing_replay]}{reported}"]
+
+
+def _bias(update: float) -> list[str]:
+    """What ``trainer.router_bias_update`` does in every stage."""
+    return (
+        [f"each step moves the routers' bias by {update:g} towards experts with less than the mean load"]
+        if update
+        else []
+    )
 
 
 def _balancing(setting: float | Literal["auto", "off"]) -> str:

@@ -45,7 +45,7 @@ def check_known_models(budgets: Budgets) -> None:
         table = references.root(references.model_of(stage))
         if table in models:
             config = references.config(table)
-            check_expert_keys(stage, models[table], config.path or f"[{table}]")
+            check_expert_keys(recipe, stage, models[table], config.path or f"[{table}]")
             trained += [] if isinstance(stage, RejectStage) else [models[table]]
     if not unknown:
         check_some_experts(recipe, trained)

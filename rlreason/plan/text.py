@@ -174,7 +174,7 @@ def _reference(stage: GrpoStage) -> list[str]:
 
 def _stage(stage: Stage, recipe: Recipe, *, sparse: bool) -> list[str]:
     if isinstance(stage, OpdStage):
-        return opd_lines(stage, recipe)
+        return [*opd_lines(stage, recipe), *expert_lines(stage, recipe, sparse=sparse)]
     if isinstance(stage, GrpoStage):
         rollouts = stage.problems_per_step * stage.samples_per_problem
         return [

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 from transformers.initialization import no_init_weights
 
 from rlreason.delivery.packing import DeliveryError, few
-from rlreason.routing import RoutedPass, check_routing, options_of
+from rlreason.routing import RoutedPass, check_routing, options_of, widen_biases
 from rlreason.sampler.decoding import ATTENTION, check_room, growing_cache
 from rlreason.sampler.draw import uniforms
 from rlreason.sampler.expert_recorder import ExpertRecorder
@@ -298,6 +298,7 @@ def build(spec: EngineSpec) -> PreTrainedModel:
     config = AutoConfig.for_model(**dict(spec.model))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec.dtype), attn_implementation=ATTENTION)
+    widen_biases(model)  # as the trainer has them
     model.requires_grad_(requires_grad=False)
     return cast(PreTrainedModel, model.to(device).eval())
 

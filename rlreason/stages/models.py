@@ -134,7 +134,7 @@ def check_models(run: RunModels, tell: Callable[[str], None]) -> RunData:
             _check_cut(run.recipe, use.stage, model)
         if not use.teaches:
             _check_engine(run.recipe, use.stage, model)
-            check_expert_keys(use.stage, model.policy.model, model.place)
+            check_expert_keys(run.recipe, use.stage, model.policy.model, model.place)
         elif use.beside and not use.done:
             _check_teacher_engine(run.recipe, use.stage, model)
         for found in _overlong(run, use, model, lengths):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from rlreason.cluster.actors import ActorGroup, ActorOptions
 from rlreason.cluster.plan import RANK
@@ -20,11 +21,13 @@ from rlreason.config import (
     Recipe,
     SftStage,
     Stage,
+    TrainerConfig,
     TrainingStage,
 )
 from rlreason.config.learning_rates import rate_of
 from rlreason.policy.lora import LoraOptions
 from rlreason.policy.model import count_parameters
+from rlreason.routing import expert_count
 from rlreason.trainer.balance import router_coefficient
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.options import ModelSource, TrainerOptions
@@ -98,13 +101,13 @@ class Trainers:
         )
         if settings.ranks:
             shape = model.source.inspect().model
-            options = replace(options, router_aux_loss=router_coefficient(settings.router_aux_loss, config, shape))
+            options = _balanced(options, settings, config, shape)
             spec = RankSpec(model=model, options=options, reference=reference, teachers=tuple(teachers))
             if self._ranks is None:
                 self._ranks = start_ranks(settings.ranks, RANK_OPTIONS, self.places.take(RANK))
             return RayTrainer(spec, self._ranks)
         policy = model.source.load(torch.float32 if options.lora is None else model.dtype, self.device)
-        options = replace(options, router_aux_loss=router_coefficient(settings.router_aux_loss, config, policy.model))
+        options = _balanced(options, settings, config, policy.model)
         taught = [one.source.load(one.dtype, self.device) for one in teachers]
         return LocalTrainer(policy, options, reference=reference, teachers=taught)
 
@@ -134,6 +137,17 @@ def router_options(stage: Stage) -> dict[str, Any]:
     asked += ["report_experts = true"] if stage.report_experts else []
     why = f"stage.{stage.name}.{asked[0]}" if asked else ""
     return {"routing": why, "freeze_router": stage.freeze_router}
+
+
+def _balanced(
+    options: TrainerOptions, settings: TrainerConfig, config: PolicyConfig, model: PreTrainedModel
+) -> TrainerOptions:
+    """``options`` with how the experts of ``model``, which ``config`` describes, are balanced."""
+    return replace(
+        options,
+        router_aux_loss=router_coefficient(settings.router_aux_loss, config, model),
+        router_bias_update=settings.router_bias_update if expert_count(model) else 0.0,
+    )
 
 
 def lora_options(recipe: Recipe, stage: TrainingStage) -> LoraOptions | None:

@@ -27,7 +27,9 @@ from rlreason.objective.distillation.spec import DistillationSpec
 from rlreason.objective.distillation.teacher import TeacherRows
 from rlreason.policy.heads import output_head
 from rlreason.policy.logprobs import hidden_states, plain_head, target_logits
+from rlreason.routing import RoutedPass
 from rlreason.trainer.balance import with_router_loss
+from rlreason.trainer.experts import counts_of, routed_pass
 from rlreason.trainer.protocol import Models
 from rlreason.trainer.sharding import inside
 
@@ -58,7 +60,8 @@ class DistillationLoss:
         rows_R = rows_of(batch)
         # The balance of experts is of supervised losses: it is divided by a count of tokens, which weights don't give.
         routing: list[Tensor] | None = [] if models.router_aux_loss and self.denominator is not None else None
-        student = self._student(models.policy, batch, rows_R, routing)
+        routed = routed_pass(models.policy, batch)
+        student = self._student(models.policy, batch, rows_R, routing, routed)
         teacher = self._teacher(models, batch, rows_R)
         scale_R = batch.weights_BT.reshape(-1)[rows_R]
         if self.denominator is not None:
@@ -69,13 +72,19 @@ class DistillationLoss:
         )
         options = DistillationOptions(spec=self.spec, shared=self.shared, chunk=self.chunk)
         output = distillation_loss(student, teacher, weights, options)
+        output = replace(output, experts=counts_of(models.policy, routed, batch))
         if routing is None:
             return output
         assert self.denominator is not None
         return with_router_loss(output, models.policy, routing, batch, models.router_aux_loss, self.denominator)
 
     def _student(
-        self, model: PreTrainedModel, batch: Batch, rows_R: Tensor, routing: list[Tensor] | None
+        self,
+        model: PreTrainedModel,
+        batch: Batch,
+        rows_R: Tensor,
+        routing: list[Tensor] | None,
+        routed: RoutedPass | None,
     ) -> StudentRows:
         found = StudentRows(
             targets_R=batch.targets_BT.reshape(-1)[rows_R],
@@ -84,8 +93,9 @@ class DistillationLoss:
         )
         weight_VH = plain_head(model)
         if weight_VH is None:  # soft caps and the like: whole logits, as all losses of such a model make them
-            return replace(found, logits_RV=target_logits(model, batch, routing).flatten(0, 1).index_select(0, rows_R))
-        hidden_BTH = hidden_states(model, batch, routing)
+            logits_BTV = target_logits(model, batch, routing, routed)
+            return replace(found, logits_RV=logits_BTV.flatten(0, 1).index_select(0, rows_R))
+        hidden_BTH = hidden_states(model, batch, routing, routed)
         return replace(found, hidden_RH=hidden_BTH.flatten(0, 1).index_select(0, rows_R), weight_VH=weight_VH)
 
     def _teacher(self, models: Models, batch: Batch, rows_R: Tensor) -> TeacherRows:

@@ -24,8 +24,9 @@ from rlreason.policy.logprobs import takes_packed
 from rlreason.policy.lora import ADAPTER_FOLDER, adapter_off, add_adapter, merged_weights, save_adapter
 from rlreason.policy.model import count_parameters
 from rlreason.policy.policies import Policy
-from rlreason.routing import RoutedPass, check_routing, find_routers
+from rlreason.routing import RoutedPass, check_routing, find_routers, widen_biases
 from rlreason.trainer.adapted import ModelWeights
+from rlreason.trainer.bias import RouterBias
 from rlreason.trainer.counts import Counts
 from rlreason.trainer.experts import hold_still, routed_pass, routed_rows
 from rlreason.trainer.forward import loss_logprobs
@@ -67,9 +68,11 @@ class LocalTrainer:
             add_adapter(policy.model, options.lora)
         if options.activation_checkpointing:
             checkpoint_activations(policy.model)
+        widen_biases(policy.model)
         find_routers(policy.model)  # asked now, as micro-batches come from several threads
         if options.routing:
             check_routing(policy.model, options.routing)
+        self._bias = RouterBias(policy.model, options.router_bias_update)
         self._masters = Masters(policy.model, options.compute_dtype)
         self._optimizer = PolicyOptimizer(self._masters, options.optimizer, options.total_steps, options.max_skipped)
         # With an adapter the reference is the model without it.
@@ -144,6 +147,7 @@ class LocalTrainer:
         sums = LossSums()
         for output in outputs:
             sums.add(output)
+        self._bias.count(sums.experts)
         return sums
 
     @property
@@ -155,7 +159,9 @@ class LocalTrainer:
     def step(self, step: int) -> StepStats:
         """See ``Trainer.step``."""
         hold_still(self._masters, self._policy.model, self._options, step)
-        return self._optimizer.step(step)
+        stats = self._optimizer.step(step)
+        self._bias.step(skipped=stats.skipped)
+        return stats
 
     def logprobs(
         self,

@@ -40,6 +40,8 @@ class TrainerOptions:
     max_skipped: int = 5
     #: See ``Models.router_aux_loss``.
     router_aux_loss: float = 0.0
+    #: Step of the routers' correction biases (``trainer.bias``); 0: they stay.
+    router_bias_update: float = 0.0
     #: Keep only what enters each layer, and compute the layer again in the backward pass (arXiv 1604.06174).
     activation_checkpointing: bool = False
     #: Over packed tokens: see ``policy.layouts``.

@@ -30,8 +30,9 @@ from rlreason.policy.logprobs import next_logprobs, plain_head, remember, takes_
 from rlreason.policy.lora import ADAPTER_FOLDER, LoraOptions, adapter_off, add_adapter, merged_weights, save_adapter
 from rlreason.policy.model import count_parameters
 from rlreason.policy.policies import Policy
-from rlreason.routing import RoutedPass, check_routing, find_routers, remember_routers
+from rlreason.routing import RoutedPass, check_routing, find_routers, remember_routers, widen_biases
 from rlreason.trainer.adapted import ModelWeights
+from rlreason.trainer.bias import RouterBias
 from rlreason.trainer.experts import hold_still, routed_pass, routed_rows
 from rlreason.trainer.forward import loss_logprobs
 from rlreason.trainer.masters import round_ties
@@ -86,6 +87,7 @@ class RankTrainer:
     _renewed: bool = field(init=False, default=False)
     _trainable: ShardedParameters = field(init=False)
     _optimizer: PolicyOptimizer = field(init=False)
+    _bias: RouterBias = field(init=False)
     _meshes: Meshes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -104,6 +106,7 @@ class RankTrainer:
             self._reference = self._open(spec.model, spec.model.dtype).freeze()
         teachers = tuple(self._open(one, one.dtype).freeze() for one in spec.teachers)
         self._models = Models(policy=self.policy.model, teachers=teachers, router_aux_loss=options.router_aux_loss)
+        self._bias = RouterBias(self.policy.model, options.router_bias_update, self._meshes.ranks)
         self._trainable = ShardedParameters(self.policy.model, self._meshes.ranks)
         self._optimizer = PolicyOptimizer(self._trainable, options.optimizer, options.total_steps, options.max_skipped)
 
@@ -113,6 +116,7 @@ class RankTrainer:
         if source is not None and stored == torch.float32 != model.dtype:
             self.rounded = round_ties(list(source.model.parameters()))
         policy = model.source.inspect()
+        widen_biases(policy.model)
         set_attention(policy.model, self.spec.options.attention, self.device)
         policy.model.config.architectures = [type(policy.model).__name__]  # FSDP gives the class another name
         if lora is not None:
@@ -147,6 +151,7 @@ class RankTrainer:
             (output.loss if counts else output.loss * 0.0).backward()  # type: ignore[no-untyped-call]
             if counts:
                 sums.add(output)
+        self._bias.count(sums.experts)
         return sums
 
     def _computed(self, work: Callable[[], LossOutput]) -> LossOutput:
@@ -160,7 +165,9 @@ class RankTrainer:
     def step(self, step: int) -> StepStats:
         """See ``Trainer.step``."""
         hold_still(self._trainable, self.policy.model, self.spec.options, step)
-        return self._optimizer.step(step)
+        stats = self._optimizer.step(step)  # skipped on all ranks or on none: the norm is of all gradients
+        self._bias.step(skipped=stats.skipped)
+        return stats
 
     @torch.no_grad()
     def logprobs(

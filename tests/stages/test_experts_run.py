@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlreason.config import load
+from rlreason.config import OpdStage, load
 from rlreason.errors import UsageError
+from rlreason.plan.experts import expert_lines
 from rlreason.plan.text import describe
 from rlreason.policy.policies import fresh_policy
 from rlreason.tasks.procedural import make_task
@@ -201,4 +202,69 @@ def test_what_can_not_be_is_refused_before_the_run(recipe: Path, tmp_path: Path)
     )
     changes = ["stage.warm.router_warmup_steps=0", "stage.rl.routing_replay=rollout"]
     assert "stage.rl.routing_replay is of a mixture of experts" in rlreason("run", recipe, *out, *changes, code=2)
+    assert not (tmp_path / "run").exists()
+
+
+#: Routers with a correction bias.
+GLM = ("policy.model_type=glm4_moe", "policy.model.n_routed_experts=4", "policy.model.n_group=1")
+GLM = (*GLM, "policy.model.topk_group=1", "policy.model.first_k_dense_replace=0", "trainer.router_bias_update=0.01")
+
+
+@pytest.fixture
+def biased(recipe: Path) -> Path:
+    """A recipe of a model whose routers have one."""
+    names = ("num_experts = ", "router_aux", "router_warmup")
+    rows = [row for row in recipe.read_text(encoding="utf-8").splitlines() if not row.startswith(names)]
+    recipe.write_text("\n".join(rows), encoding="utf-8")
+    return recipe
+
+
+def test_a_run_balances_by_the_bias_in_every_stage_and_goes_on_bit_for_bit(biased: Path, tmp_path: Path) -> None:
+    """Deliveries are proved by the canary, and the bias of a step of a stage is a sum of steps of 0.01."""
+    short = (*GLM, "stage.warm.steps=2", "stage.rl.steps=2")
+    rlreason("run", biased, "--out", tmp_path / "whole", *short)
+    key = "model.layers.{}.mlp.gate.e_score_correction_bias"
+    seen = []
+    for stage in ("warm", "rl"):
+        found = torch.stack([weights(tmp_path / "whole", stage)[key.format(layer)] for layer in range(2)])
+        assert found.dtype == torch.float32
+        assert found.any()
+        assert torch.allclose(found / 0.01, (found / 0.01).round(), atol=1e-4)
+        seen.append(found)
+    assert not torch.equal(*seen)
+    assert all("experts/max_violation" in row for row in lines(tmp_path / "whole", "rl"))
+    rlreason("run", biased, "--out", tmp_path / "part", *short, "stage.rl.steps=1")
+    rlreason("resume", tmp_path / "part", "stage.rl.steps=2")
+    again = weights(tmp_path / "part", "rl")
+    assert all(one.equal(again[name]) for name, one in weights(tmp_path / "whole", "rl").items())
+
+
+def test_the_plan_says_and_refuses_steps_of_the_bias(biased: Path, tmp_path: Path) -> None:
+    said = describe(load(biased, GLM), biased)
+    steps = "each step moves the routers' bias by 0.01 towards experts with less than the mean load"
+    assert f"if it has one; {steps}\n" in said
+    assert f"experts: no load-balancing loss; {steps}; the routers learn;" in said
+    assert "moves the routers' bias" not in describe(load(biased, [*GLM[:-1]]), biased)
+    opd = OpdStage(kind="opd", name="opd", steps=1, problems_per_step=1, max_tokens=8)
+    assert expert_lines(opd, load(biased, GLM), sparse=True) == [f"experts: {steps}"]
+    assert not expert_lines(opd, load(biased, GLM), sparse=False)
+    assert not expert_lines(opd, load(biased, GLM[:-1]), sparse=True)
+    key = r"trainer\.router_bias_update = 0\.01"
+    qwen, dense = ("policy.model_type=qwen3_moe", "policy.model.num_experts=4"), ("policy.model_type=qwen3",)
+    for changes, words in (
+        ((*GLM, "stage.rl.freeze_router=true"), rf"{key} changes which .* and stage\.rl\.freeze_router leaves"),
+        ((*GLM, "trainer.lora.rank=2"), rf"stage\.warm: {key} changes the model itself, of which trainer\.lora"),
+        ((*GLM, "trainer.lora.rank=2", "stage.warm.lora=false"), rf"stage\.rl: {key} changes the model itself"),
+        ((*qwen, GLM[-1]), rf"{key}: the routers of \[policy\] \(qwen3_moe\) have no correction bias"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            describe(load(biased, changes), biased)
+    with pytest.raises(UsageError, match="router_bias_update"):
+        load(biased, ["trainer.router_bias_update=-0.1"])
+    out = ["--out", tmp_path / "run"]
+    assert "have no correction bias" in rlreason("run", biased, *out, *qwen, GLM[-1], code=2)
+    text = "\n".join(row for row in biased.read_text(encoding="utf-8").splitlines() if "expert" not in row)
+    biased.write_text(text.replace("moe_intermediate_size = 16\n", ""), encoding="utf-8")
+    with pytest.raises(UsageError, match=rf"{key}, and no model of the run has experts: leave it out"):
+        describe(load(biased, (*dense, GLM[-1])), biased)
     assert not (tmp_path / "run").exists()

@@ -20,6 +20,7 @@ from rlreason.objective.batch import Batch, LossOutput
 from rlreason.objective.spec import ObjectiveSpec
 from rlreason.policy.batch import supervised_sample
 from rlreason.policy.policies import PolicySource, fresh_tokenizer
+from rlreason.routing import correction_biases
 from rlreason.trainer.forward import CrossEntropyLoss, PolicyGradientLoss
 from rlreason.trainer.options import TrainerOptions
 from rlreason.trainer.protocol import Loss, Models
@@ -54,6 +55,10 @@ class OpenRank(Rank):
         """Whole, float32, on rank 0."""
         model = self._opened.policy.model
         return {name: whole(one.grad).clone() for name, one in model.named_parameters() if one.grad is not None}
+
+    def biases(self) -> Tensor:
+        """Of its routers, [L, E]."""
+        return torch.stack(correction_biases(self._opened.policy.model)).cpu()
 
     def keep_gathered(self) -> None:
         """The wrong code: what a pass gathered of the root stays, as torch's default has it."""

@@ -27,6 +27,7 @@ from rlreason.objective.distillation.spec import FORWARD, DistillationSpec
 from rlreason.objective.presets import PRESETS
 from rlreason.objective.scores import StepScores
 from rlreason.policy.policies import PolicySource
+from rlreason.routing import correction_biases
 from rlreason.trainer.distilling import DistillationLoss
 from rlreason.trainer.forward import CrossEntropyLoss, PolicyGradientLoss
 from rlreason.trainer.local import LocalTrainer
@@ -89,6 +90,39 @@ def test_gradients_and_ten_steps_are_those_of_one_process(
             assert sums[1] == pytest.approx(sums[0], rel=1e-5, abs=1e-5)
         stats = [trainer.step(step) for trainer in (one, many)]
         assert stats[1].grad_norm == pytest.approx(stats[0].grad_norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_ranks_take_the_steps_of_the_bias_of_one_process(
+    parallel: int, ranks: Callable[[int], ActorGroup], tmp_path: Path
+) -> None:
+    """Of all ranks' tokens; with tensor and expert parallelism both ranks count the same ones. The last call has one
+    sample, so that a rank of two has none."""
+    samples, loss = rollouts()
+    changed = {"router_bias_update": 0.01, "optimizer": OptimizerConfig(lr=1e-5)}
+    one = local("deepseek_v3", **changed)
+    many = sharded(ranks(2), "deepseek_v3", tensor_parallel=parallel, expert_parallel=parallel, **changed)
+    for step in range(4):
+        for own in ([samples[:5], samples[5:]], [samples], [samples[:8]], [samples[:1]])[step]:
+            for trainer in (one, many):
+                trainer.forward_backward(own, loss)
+        for trainer in (one, many):
+            trainer.step(step)
+        expected = torch.stack(correction_biases(one.model))
+        found = ranks(2).ask("biases")
+        assert all(torch.equal(bias, expected) for bias in found)
+    assert expected.unique().numel() > 2
+    sent = dict(many.weights())
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    assert sent[name].dtype == torch.float32
+    assert torch.equal(sent[name], expected[0])
+    many.save(tmp_path / "folder")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
+    assert torch.equal(torch.stack(correction_biases(model)), expected)
+    many.save_state(tmp_path)
+    again = local("deepseek_v3", **changed)
+    again.load_state(tmp_path)
+    assert torch.equal(torch.stack(correction_biases(again.model)), expected)
 
 
 @pytest.mark.parametrize("preset", ["dapo", "lite_ppo", "reinforce_pp_baseline"])

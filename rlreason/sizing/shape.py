@@ -110,6 +110,8 @@ def _shape_of(model: PreTrainedModel) -> ModelShape:
         raise UsageError(f"{type(model).__name__} has a head that is no matrix: its size is not known here")
     experts = expert_count(model)
     chosen = chosen_count(model)
+    if experts and not chosen:
+        raise UsageError(f"{type(model).__name__} can't be sized: its config says not how many experts a token goes to")
     total, active = count_parameters(model)
     adapter = sum(one.numel() for name, one in model.named_parameters() if is_adapter(name))
     parts = [_parts(layer) for layer in layers]

@@ -270,7 +270,10 @@ def test_a_trace_that_is_longer_than_the_student(folder: Path, monkeypatch: pyte
     stage = DistillStage(kind="distill", name="small", steps=1, batch_size=1)
     for data, told in (
         ("", None),
-        ('overlong_prompts = "drop"', ["small: 1 trace(s) left out as longer than 64 tokens"]),
+        (
+            'overlong_prompts = "drop"',
+            ["small: 1 trace(s) left out as longer than 64 tokens", "small: 1 rows, learnt 1 times in 1 steps"],
+        ),
     ):
         path = write(folder, data=data)
         lines: list[str] = []

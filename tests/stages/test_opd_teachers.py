@@ -160,7 +160,8 @@ def test_traces_without_a_token_to_learn_from_are_refused(tmp_path: Any) -> None
     (tmp_path / "traces.jsonl").write_text(
         '{"problem_id": "p", "prompt": "1+1=", "messages": [], "response": "2"}\n', encoding="utf-8"
     )
-    masked = SimpleNamespace(supervised=lambda *_: SimpleNamespace(token_ids=[1, 2, 3], loss_mask=[0, 0, 0]))
+    row = SimpleNamespace(token_ids=[1, 2, 3], loss_mask=[0, 0, 0])
+    masked = SimpleNamespace(supervised=lambda *_, **__: row)
     context: Any = SimpleNamespace(prompt_format=masked)
     student: Any = SimpleNamespace(architecture={}, tokenizer=None)
     with pytest.raises(

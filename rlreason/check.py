@@ -35,6 +35,7 @@ from rlreason.rewards.registry import resolve_verifier
 from rlreason.run import manifest
 from rlreason.run.inputs import InputFile, KnownInputs
 from rlreason.run.manifest import AuditEntry
+from rlreason.stages.epochs import demonstrations_of
 from rlreason.stages.opd_routes import check_names, check_routes, check_start
 from rlreason.traces.similar import Benchmarks
 from rlreason.types import Completion, Problem, RewardResult, Verdict
@@ -203,6 +204,7 @@ def _check_needs(recipe: Recipe, data: RunData) -> None:
         source = data.of(stage.name)
         if isinstance(stage, SftStage):
             source.demonstrations(0, 1)
+            demonstrations_of(stage, source)
             if stage.demonstrations is not None:
                 source.check_distinct(stage.demonstrations)
         if isinstance(stage, DistillStage) and stage.general is not None:

@@ -76,9 +76,11 @@ class RichDisplay:
         self._numbers: dict[str, float] = {}
         self._started = self._logged = 0.0
 
-    def begin(self, stage: str, kind: str, total: int) -> None:
-        """A stage of ``total`` steps begins."""
-        self._stage, self._kind, self._done, self._first, self._total, self._numbers = stage, kind, 0, 0, total, {}
+    def begin(self, stage: str, kind: str, total: int | None) -> None:
+        """A stage of ``total`` steps begins; None: ``lasts`` says how many."""
+        self._stage, self._kind, self._done, self._first, self._total = stage, kind, 0, 0, total or 0
+        self._numbers = {}
+        length = "" if total is None else f", {total} {_unit(kind)}"
         self._started = self._logged = time.monotonic()
         if self._console.is_terminal:
             self._progress = Progress(
@@ -92,9 +94,15 @@ class RichDisplay:
             )
             self._progress.start()
             self._progress.add_task(stage, total=total, numbers="")
-            self._note(f"{stage} ({kind}, {total} {_unit(kind)})")
+            self._note(f"{stage} ({kind}{length})")
         else:
-            self._say(f"{stage} ({kind}, {total} {_unit(kind)})")
+            self._say(f"{stage} ({kind}{length})")
+
+    def lasts(self, total: int) -> None:
+        """The stage that has begun has ``total`` steps."""
+        self._total = total
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], total=total)
 
     def advance(self, steps: int, scalars: Mapping[str, float]) -> None:
         """``steps`` more are done; ``scalars`` are the newest numbers."""

@@ -19,7 +19,7 @@ from rlreason.config.recipe import (
 )
 from rlreason.config.reward_terms import ACCURACY, RewardTable, RewardTerm
 from rlreason.config.traces import Decontamination, Difficulty, TraceFilters
-from rlreason.config.training import MICRO_BATCH, OptimizerConfig, TrainingStage, stage_of
+from rlreason.config.training import MICRO_BATCH, OptimizerConfig, SupervisedStage, TrainingStage, stage_of
 
 __all__ = [
     "ACCURACY",
@@ -50,6 +50,7 @@ __all__ = [
     "Section",
     "SftStage",
     "Stage",
+    "SupervisedStage",
     "TeacherConfig",
     "TokenizerConfig",
     "TraceFilters",

@@ -61,6 +61,8 @@ FREE = (
     "stage.*.logged_groups",
     "stage.*.diagnose_every",
 )
+#: Keys of a stage that may grow.
+LONGER = ("steps", "epochs")
 #: Keys of a reject stage that say what is made of its draws, which are all written before: with ``filters`` on both
 #: sides, and as long as the stage is not done.
 OF_DRAWS = ("filters.*", "keep_per_problem", "keep_rejected")
@@ -112,11 +114,11 @@ def allowed_changes(old: Recipe, new: Recipe, where: str, done: Collection[str] 
     for one in found:
         table, _, rest = one.key.partition(".")
         name, _, key = rest.partition(".")
-        if table == "stage" and key == "steps":
-            if not isinstance(one.old, int) or not isinstance(one.new, int) or one.new < one.old:
+        if table == "stage" and key in LONGER:
+            if not isinstance(one.old, (int, float)) or not isinstance(one.new, (int, float)) or one.new < one.old:
                 raise UsageError(
                     f"{where} was begun with {one.key} = {_shown(one.old)}, not {_shown(one.new)}: a stage may be "
-                    "given more steps, not fewer"
+                    f"given more {key}, not fewer"
                 )
             extended.append(name)
         elif table == "stage" and name not in done and _is_of_draws(key, name, old, new):

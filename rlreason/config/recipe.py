@@ -19,7 +19,7 @@ from rlreason.config.opd import OpdStage, TeacherConfig
 from rlreason.config.reward_audit import KEYS_SCHEMA, AuditedRewards
 from rlreason.config.reward_terms import ACCURACY, RewardTable
 from rlreason.config.traces import TraceFilters
-from rlreason.config.training import NAME, TrainingStage, check_rate, stage_of
+from rlreason.config.training import NAME, SupervisedStage, TrainingStage, check_rate, stage_of
 from rlreason.errors import nearest
 
 
@@ -48,7 +48,7 @@ class PolicyConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
-class SftStage(TrainingStage):
+class SftStage(SupervisedStage):
     """Supervised fine-tuning on demonstrations."""
 
     kind: Literal["sft"]
@@ -57,7 +57,6 @@ class SftStage(TrainingStage):
     model: str | None = None
     #: Named set that is trained on, or a mix of several with their shares; default ``data.train``.
     data: DataChoice | None = None
-    batch_size: int = Field(64, ge=1)
     #: Distinct demonstrations; default: all that there are (a procedural task never runs out).
     demonstrations: int | None = Field(None, ge=1)
     #: First steps, in which only the routers of a mixture of experts learn, such as those that upcycling made; not of
@@ -93,7 +92,7 @@ class RejectStage(Section):
     max_tokens: int = Field(ge=1)
 
 
-class DistillStage(TrainingStage):
+class DistillStage(SupervisedStage):
     """Supervised training of a student on traces of rejection sampling, optionally on the teacher's distribution."""
 
     kind: Literal["distill"]
@@ -102,7 +101,6 @@ class DistillStage(TrainingStage):
     traces: str | None = None
     #: Instead: a folder of traces that another run's reject stage or `rlreason traces import FILE FOLDER` made.
     trace_set: str | None = None
-    batch_size: int = Field(64, ge=1)
     #: Which rows of a reject stage with filters: kept, wrong (stopped as incorrect alone), or all that were drawn.
     which: Literal["kept", "wrong", "all"] = "kept"
     #: Named set whose demonstrations are mixed into the traces, or a mix of several, as R1 does with general data.

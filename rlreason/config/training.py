@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -91,6 +92,33 @@ class TrainingStage(Section):
     def micro_batch(self) -> int:
         """``micro_batch_tokens``, which a run settles before it begins (``plan.micro_batches``)."""
         return self.micro_batch_tokens or MICRO_BATCH
+
+
+class SupervisedStage(TrainingStage):
+    """What stages that learn given rows share."""
+
+    #: Optimizer steps; or say epochs.
+    steps: int = Field(0, ge=0)
+    #: In place of steps: how often every row is learnt, also a fraction. The rows are counted when the stage begins; of
+    #: a distill stage they are those that were kept and fit the student, and the general data.
+    epochs: float | None = Field(None, gt=0)
+    batch_size: int = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if (self.epochs is None) == (self.steps == 0):
+            missing = "say how long the stage is: steps = … or epochs = …"
+            raise ValueError(missing if self.epochs is None else "say steps or epochs, not both (steps = 0 is none)")
+        return self
+
+    def counted(self, rows: int) -> Self:
+        """With the steps in which ``rows`` rows are learnt ``epochs`` times: the last batch is filled with the first
+        rows of the next epoch."""
+        if self.epochs is None:
+            return self
+        # Before it is rounded up: 0.1 * 30 is more than 3.
+        steps = math.ceil(round(self.epochs * rows / self.batch_size, 9))
+        return self.model_copy(update={"steps": max(1, steps)})
 
 
 def check_rate(stage: TrainingStage, *, lora: bool) -> None:

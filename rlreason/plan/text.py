@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rlreason.check import check
@@ -22,6 +24,7 @@ from rlreason.plan.experts import expert_lines
 from rlreason.plan.lengths import length_line
 from rlreason.plan.opd import opd_lines
 from rlreason.plan.size import ANY_SIZE, SizeOptions, sizes
+from rlreason.stages.epochs import planned_rows, with_rows
 from rlreason.stages.references import References
 from rlreason.traces.rows import KEPT
 
@@ -31,6 +34,8 @@ def describe(recipe: Recipe, path: Path, size: SizeOptions = ANY_SIZE) -> str:
     can't fit the GPUs of ``size``."""
     checked = check(recipe, path.parent)
     check_alphabet(checked)
+    epochs = planned_rows(checked.recipe, checked.data)
+    recipe, checked = with_rows(recipe, epochs), replace(checked, recipe=with_rows(checked.recipe, epochs))
     sized = sizes(checked, size)
     lines = [
         f"{recipe.name}  (seed {recipe.seed})  {recipe.description}",
@@ -48,6 +53,7 @@ def describe(recipe: Recipe, path: Path, size: SizeOptions = ANY_SIZE) -> str:
     for number, stage in enumerate(recipe.stage, start=1):
         lines.append(f"{number:>3}. {stage.name} ({stage.kind})")
         said = (
+            *_epochs(stage, epochs),
             *_stage(stage, recipe, sparse=stage.name in sized.sparse),
             *stage_data(stage, checked),
             *sized.stages.get(stage.name, ()),
@@ -170,6 +176,16 @@ def _reference(stage: GrpoStage) -> list[str]:
         return ["reference of the KL term: what the stage begins with"]
     updates = stage.reference_every * stage.updates_per_step
     return [f"reference of the KL term: the policy of every {stage.reference_every} steps ({updates:,} updates)"]
+
+
+def _epochs(stage: Stage, rows: Mapping[str, int]) -> list[str]:
+    if not isinstance(stage, (SftStage, DistillStage)) or stage.epochs is None:
+        return []
+    count = rows[stage.name]
+    if not count:
+        return [f"{stage.epochs:g} epochs of rows that are not there yet"]
+    most = "at most " if isinstance(stage, DistillStage) else ""
+    return [f"{stage.epochs:g} epochs of {most}{count:,} rows"]
 
 
 def _stage(stage: Stage, recipe: Recipe, *, sparse: bool) -> list[str]:

@@ -38,8 +38,12 @@ Evaluate = Callable[[Sequence[Group], str, str], EvalReport]
 class Display(Protocol):
     """Shows progress to a person."""
 
-    def begin(self, stage: str, kind: str, total: int) -> None:
-        """A stage of ``total`` steps begins."""
+    def begin(self, stage: str, kind: str, total: int | None) -> None:
+        """A stage of ``total`` steps begins; None: ``lasts`` says how many."""
+        ...
+
+    def lasts(self, total: int) -> None:
+        """The stage that has begun has ``total`` steps."""
         ...
 
     def advance(self, steps: int, scalars: Mapping[str, float]) -> None:

@@ -11,18 +11,17 @@ from pathlib import Path
 from rlreason.config import DistillStage, OpdStage
 from rlreason.errors import UsageError
 from rlreason.policy.batch import supervised_sample
-from rlreason.stages.context import Context, Recorder
+from rlreason.stages.context import Context
 from rlreason.stages.references import References
 from rlreason.stages.reject import Trace, read_traces
-from rlreason.stages.sft import cross_entropy, epoch_samples, train_supervised, with_teacher
+from rlreason.stages.sft import Inspected, LearntRows
 from rlreason.traces.sets import CARD
 from rlreason.traces.similar import Benchmarks
-from rlreason.trainer.protocol import Trainer
 from rlreason.types import TrainingSample
 
 
 def trace_samples(
-    stage: DistillStage | OpdStage, context: Context, student: Trainer, traces: Path
+    stage: DistillStage | OpdStage, context: Context, student: Inspected, traces: Path
 ) -> list[TrainingSample]:
     """The traces in the folder ``traces`` as rows of the student's tokenizer and template.
 
@@ -66,7 +65,7 @@ def _why(stage: DistillStage | OpdStage, traces: Path, too_long: int) -> str:
     return f"nothing was kept there{f'; {card} says what each filter took' if card.is_file() else ''}"
 
 
-def general_samples(stage: DistillStage, context: Context, student: Trainer, tokens: int) -> list[TrainingSample]:
+def general_samples(stage: DistillStage, context: Context, student: Inspected, tokens: int) -> list[TrainingSample]:
     """The first demonstrations of ``stage.general`` that together have ``general_share`` of the loss tokens beside
     ``tokens`` of the traces; of a set that has fewer all, which is said."""
     source, wanted = context.data.of(stage.name), tokens * stage.general_share / (1.0 - stage.general_share)
@@ -113,14 +112,9 @@ def _traces(stage: DistillStage | OpdStage, context: Context, folder: Path) -> I
         context.run.tell(f"{stage.name}: {hits} draw(s) left out, whose problems share words with a benchmark")
 
 
-def run_distill(stage: DistillStage, context: Context, student: Trainer, recorder: Recorder, traces: Path) -> None:
-    """Train ``student`` on the traces in the folder ``traces``; with ``teacher_kl`` it was made with a teacher. Raises
-    UsageError as ``trace_samples``."""
+def distill_rows(stage: DistillStage, context: Context, student: Inspected, traces: Path) -> LearntRows:
+    """The traces in the folder ``traces``, and the general data beside them. Raises UsageError as ``trace_samples``."""
     samples = trace_samples(stage, context, student, traces)
     if stage.general is not None:
         samples += general_samples(stage, context, student, sum(int(one.loss_mask.sum()) for one in samples))
-    epochs = stage.steps * stage.batch_size / len(samples)
-    context.run.tell(f"{stage.name}: {len(samples):,} rows, learnt {epochs:.2g} times in {stage.steps:,} steps")
-    batches = epoch_samples(samples, stage.batch_size, context.recipe.seed, stage.name)
-    loss = with_teacher(stage.teacher_kl, len(student.tokenizer)) if stage.teacher_kl > 0 else cross_entropy
-    train_supervised(stage, context, student, recorder, batches, loss)
+    return LearntRows.of(samples, stage, context)

@@ -32,7 +32,7 @@ from rlreason.run.manifest import StageEntry
 from rlreason.run.states import SavedState
 from rlreason.secrets import mask
 from rlreason.stages.context import Context, Recorder
-from rlreason.stages.distill import run_distill, trace_samples
+from rlreason.stages.distill import distill_rows, trace_samples
 from rlreason.stages.evaluate import MeasuredModel, read_accuracy, run_evaluation
 from rlreason.stages.grpo import run_grpo
 from rlreason.stages.ledger import Measured, Meter, shape_or_none
@@ -42,7 +42,7 @@ from rlreason.stages.opd import run_opd
 from rlreason.stages.opd_teachers import open_teachers
 from rlreason.stages.references import References
 from rlreason.stages.reject import CHUNK, run_reject
-from rlreason.stages.sft import run_sft
+from rlreason.stages.sft import LearntRows, run_supervised, sft_rows
 from rlreason.trainer.options import ModelSource
 from rlreason.trainer.protocol import Trainer, give_back
 from rlreason.trainer.states import read_note
@@ -102,22 +102,35 @@ class Pipeline:
                 run_reject(stage, self._context, model.sampler, recorder)
             recorder.health.end(0)
             return f"{recorder.entry.sampled_tokens:,} tokens sampled"
+        learnt = None
+        if isinstance(stage, (SftStage, DistillStage)):
+            learnt = self._learnt(stage)
+            stage = learnt.stage
+            self._context.display.lasts(stage.steps)
         with closing(self._trainer(stage, recorder)) as trainer:
             self._meter(stage, recorder.meter, trainer)
-            return self._train(stage, recorder, trainer)
+            return self._train(stage, recorder, trainer, learnt)
 
-    def _train(self, stage: TrainedStage, recorder: Recorder, trainer: Trainer) -> str:
+    def _learnt(self, stage: SftStage | DistillStage) -> LearntRows:
+        """What the stage learns, before the model that learns it is there."""
+        model = self._source(self._references.model_of(stage)).inspect()
+        if isinstance(stage, SftStage):
+            return sft_rows(stage, self._context, model)
+        return distill_rows(stage, self._context, model, self._traces(stage))
+
+    def _train(self, stage: TrainedStage, recorder: Recorder, trainer: Trainer, learnt: LearntRows | None) -> str:
+        """``learnt``: of a supervised stage."""
         parameters, active = trainer.parameters
         recorder.health.history.moe = parameters != active
         if isinstance(stage, SftStage):
             recorder.health.history.router_steps = stage.router_warmup_steps
-            run_sft(stage, self._context, trainer, recorder)
+        if learnt is not None:
+            run_supervised(learnt, self._context, trainer, recorder)
         elif isinstance(stage, GrpoStage):
             run_grpo(stage, self._context, trainer, recorder)
-        elif isinstance(stage, OpdStage):
-            self._opd(stage, recorder, trainer)
         else:
-            run_distill(stage, self._context, trainer, recorder, self._traces(stage))
+            assert isinstance(stage, OpdStage)
+            self._opd(stage, recorder, trainer)
         recorder.health.end(recorder.entry.trained_tokens)
         with deferred():
             self._save(stage.name, trainer, recorder.entry)
@@ -266,11 +279,11 @@ class Pipeline:
         entry.parameters, entry.active_parameters = trainer.parameters
 
 
-def _total(stage: Stage) -> int:
-    """Progress steps of a stage."""
+def _total(stage: Stage) -> int | None:
+    """Progress steps of a stage; None: its rows are to be counted."""
     if isinstance(stage, EvalStage):
         return len(stage.models)
-    return stage.problems if isinstance(stage, RejectStage) else stage.steps
+    return stage.problems if isinstance(stage, RejectStage) else stage.steps or None
 
 
 def _done(stage: Stage, done: int) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from pydantic import JsonValue
 
@@ -12,6 +13,7 @@ from rlreason.objective.distillation.spec import FORWARD
 from rlreason.policy.batch import supervised_sample
 from rlreason.sampler.pool_sampler import PoolSampler
 from rlreason.stages.context import Context, Recorder
+from rlreason.stages.epochs import demonstrations_of
 from rlreason.stages.loop import Commit, Heldout, StepLoop
 from rlreason.stages.replay import record_experts
 from rlreason.streams import permutation
@@ -87,6 +89,45 @@ def with_teacher(teacher_kl: float, vocabulary: int) -> LossOfStep:
     return lambda tokens: DistillationLoss(spec=FORWARD, weight=teacher_kl, denominator=tokens, shared=vocabulary)
 
 
+class Inspected(Protocol):
+    """What rows are made for: the model that will learn them, whose weights need not be there."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its transformers tokenizer."""
+        ...
+
+    @property
+    def architecture(self) -> Mapping[str, object]:
+        """Its config as a dict."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearntRows:
+    """What a supervised stage learns."""
+
+    #: With its steps, where the recipe says epochs.
+    stage: SftStage | DistillStage
+    at: SampleSource
+    #: Different ones; None: they never run out.
+    count: int | None
+
+    @classmethod
+    def of(cls, samples: Sequence[TrainingSample], stage: SftStage | DistillStage, context: Context) -> LearntRows:
+        """Each of ``samples`` once an epoch."""
+        at = epoch_samples(samples, stage.batch_size, context.recipe.seed, stage.name)
+        return cls(stage=stage.counted(len(samples)), at=at, count=len(samples))
+
+    def said(self) -> str | None:
+        """How often they are learnt, where the recipe does not say how many there are."""
+        stage = self.stage
+        if self.count is None or (isinstance(stage, SftStage) and stage.epochs is None):
+            return None
+        epochs = stage.steps * stage.batch_size / self.count
+        return f"{stage.name}: {self.count:,} rows, learnt {epochs:.2g} times in {stage.steps:,} steps"
+
+
 def epoch_samples(samples: Sequence[TrainingSample], batch_size: int, *key: object) -> SampleSource:
     """Batches of ``samples``, shuffled anew each epoch; step i's samples are a pure function of (key, i)."""
     cached: tuple[int, list[int]] = (-1, [])
@@ -104,15 +145,15 @@ def epoch_samples(samples: Sequence[TrainingSample], batch_size: int, *key: obje
     return at
 
 
-def train_supervised(
-    stage: SftStage | DistillStage,
-    context: Context,
-    trainer: Trainer,
-    recorder: Recorder,
-    samples: SampleSource,
-    loss: LossOfStep = cross_entropy,
-) -> None:
-    """All steps of a supervised stage that are still to be done."""
+def run_supervised(learnt: LearntRows, context: Context, trainer: Trainer, recorder: Recorder) -> None:
+    """All steps of a supervised stage that are still to be done. ``trainer`` has the teacher that it wants."""
+    stage = learnt.stage
+    loss: LossOfStep = cross_entropy
+    if isinstance(stage, DistillStage) and stage.teacher_kl > 0:
+        loss = with_teacher(stage.teacher_kl, len(trainer.tokenizer))
+    said = learnt.said()
+    if said is not None:
+        context.run.tell(said)
     version = recorder.progress.trained
     growth = context.trainers.growth(trainer, stage)
     sampler = context.sampler(trainer, version, growth=growth) if stage.eval_every else None
@@ -122,29 +163,28 @@ def train_supervised(
         context=context,
         trainer=trainer,
         recorder=recorder,
-        samples=samples,
+        samples=learnt.at,
         loss=loss,
         sampler=sampler,
     )
     StepLoop(stage=stage, context=context, trainer=trainer, recorder=recorder, published=version).run(work)
 
 
-def run_sft(stage: SftStage, context: Context, trainer: Trainer, recorder: Recorder) -> None:
-    """Train on the demonstrations of the data: the cold start of R1 (arXiv 2501.12948, section 2.3.1)."""
+def sft_rows(stage: SftStage, context: Context, model: Inspected) -> LearntRows:
+    """The demonstrations of the data: the cold start of R1 (arXiv 2501.12948, section 2.3.1). Raises UsageError as
+    ``demonstrations_of``."""
     source = context.data.of(stage.name)
 
     def sample(problem: Problem) -> TrainingSample:
-        pair = context.prompt_format.supervised(problem, trainer.tokenizer)
+        pair = context.prompt_format.supervised(problem, model.tokenizer)
         return supervised_sample(pair.token_ids, pair.loss_mask)
 
-    samples: SampleSource
-    count = stage.demonstrations or source.demonstration_count
-    if count is None:
-
-        def samples(step: int) -> list[TrainingSample]:
-            return [sample(problem) for problem in source.demonstrations(step * stage.batch_size, stage.batch_size)]
-
-    else:
+    count = demonstrations_of(stage, source)
+    if count is not None:
         fixed = [sample(problem) for problem in source.demonstrations(0, count)]
-        samples = epoch_samples(fixed, stage.batch_size, context.recipe.seed, stage.name)
-    train_supervised(stage, context, trainer, recorder, samples)
+        return LearntRows.of(fixed, stage, context)
+
+    def endless(step: int) -> list[TrainingSample]:
+        return [sample(problem) for problem in source.demonstrations(step * stage.batch_size, stage.batch_size)]
+
+    return LearntRows(stage=stage, at=endless, count=None)

@@ -264,15 +264,13 @@ def test_a_trace_that_is_longer_than_the_student(folder: Path, monkeypatch: pyte
     problem = Problem(id="p1", prompt="1+1=", verifier="math", reference="2")
     traces = [Trace(problem=problem, response="2"), Trace(problem=problem, response="2 " * 99)]
     monkeypatch.setattr(distill, "read_traces", lambda *_: iter(traces))
-    trained: list[int] = []
-    monkeypatch.setattr(distill, "train_supervised", lambda *given: trained.append(len(given[4](0))))
     student: Any = load_policy(save(folder / "model"), torch.float32, CPU)
     stage = DistillStage(kind="distill", name="small", steps=1, batch_size=1)
     for data, told in (
         ("", None),
         (
             'overlong_prompts = "drop"',
-            ["small: 1 trace(s) left out as longer than 64 tokens", "small: 1 rows, learnt 1 times in 1 steps"],
+            ["small: 1 trace(s) left out as longer than 64 tokens"],
         ),
     ):
         path = write(folder, data=data)
@@ -281,10 +279,11 @@ def test_a_trace_that_is_longer_than_the_student(folder: Path, monkeypatch: pyte
         context: Any = SimpleNamespace(recipe=load(path), prompt_format=checked(path).prompt_format, run=run)
         if told is None:
             with pytest.raises(UsageError, match=r"trace of problem 'p1' has \d+ tokens, and the student 64 positions"):
-                distill.run_distill(stage, context, student, SimpleNamespace(), folder)  # type: ignore[arg-type]
+                distill.distill_rows(stage, context, student, folder)
         else:
-            distill.run_distill(stage, context, student, SimpleNamespace(), folder)  # type: ignore[arg-type]
-            assert (lines, trained) == (told, [1])
+            learnt = distill.distill_rows(stage, context, student, folder)
+            assert (lines, len(learnt.at(0)), learnt.count) == (told, 1, 1)
+            assert learnt.said() == "small: 1 rows, learnt 1 times in 1 steps"
 
 
 OPD = """

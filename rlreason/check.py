@@ -247,15 +247,8 @@ def _check_golds(recipe: Recipe, data: RunData) -> None:
 
 def _scoring(recipe: Recipe, name: str) -> list[GrpoStage | RejectStage | OpdStage]:
     """The stages that draw from the training set ``name`` and score the answers."""
-    train = recipe.data.train
-    default = train if isinstance(train, str) and train in recipe.data.sets else "train"
-    found = []
-    for stage in recipe.stage:
-        if isinstance(stage, (GrpoStage, RejectStage, OpdStage)):
-            names = default if stage.data is None else stage.data
-            if name == names or (isinstance(names, dict) and name in names):
-                found.append(stage)
-    return found
+    drawn = (one for one in recipe.stage if isinstance(one, (GrpoStage, RejectStage, OpdStage)))
+    return [stage for stage in drawn if name in recipe.data.shares(stage.data)]
 
 
 def _broken(problem: Problem) -> str | None:

@@ -47,10 +47,8 @@ class RecipeData:
     def read(self) -> RunData:
         """The problems of every stage. Raises UsageError naming what is wrong and what to do."""
         stages = {stage.name: self._source(stage) for stage in self.recipe.stage}
-        train = self.recipe.data.train
-        if not self.trained and train is not None:  # a tokenizer is made from it
-            named = isinstance(train, str) and train in self.recipe.data.sets
-            self._train_on(str(train) if named else "train", self._default())
+        if not self.trained and self.recipe.data.train is not None:  # a tokenizer is made from it
+            self._train_on(self.recipe.data.train_name, self._default())
         self._check_options()
         return RunData(stages=stages, trained=self.trained, measured=self.measured)
 
@@ -75,9 +73,7 @@ class RecipeData:
     def _training(self, stage: SftStage | GrpoStage | RejectStage | OpdStage) -> Supply:
         choice = stage.data
         if choice is None:
-            train = self.recipe.data.train
-            name = train if isinstance(train, str) and train in self.recipe.data.sets else None
-            return self._train_on(name or "train", self._default())
+            return self._train_on(self.recipe.data.train_name, self._default())
         return self._chosen(choice)
 
     def _chosen(self, choice: DataChoice) -> Supply:

@@ -21,8 +21,8 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ CLAIMS = (
     ("d", "verified traces beat unfiltered ones", "1 verified", "2 unfiltered"),
 )
 TUNING_SEED = 100
+#: (Arm, learning rate) -> (checkpoint, tokens trained).
+Places = dict[tuple[str, float], tuple[Path, int]]
 #: t of two degrees of freedom, 95 %.
 T2 = 4.30
 
@@ -62,7 +64,9 @@ class Size:
 
     budget: int = 1_100_000
     problems: int = 64
-    steps: int = 200
+    #: Of an arm at first, and how many more it is given until it has run its budget.
+    steps: int = 150
+    more: int = 20
     teacher_steps: int = 120
     sft_steps: int = 300
     #: Of the student's start, at most: it is a third of the teacher's size and learns slower.
@@ -78,7 +82,8 @@ class Size:
 
 FULL = Size()
 SMOKE = Size(
-    budget=400, problems=12, steps=4, teacher_steps=2, sft_steps=40, start_steps=40, draws=32, heldout=12, sampled=4,
+    budget=400, problems=12, steps=4, more=2, teacher_steps=2,
+    sft_steps=40, start_steps=40, draws=32, heldout=12, sampled=4,
     every=2, enough=0.0, good=0.0,
     shape="hidden_size = 32\nnum_hidden_layers = 1\nhead_dim = 16\nintermediate_size = 48\n",
 )  # fmt: skip
@@ -104,7 +109,8 @@ keep_checkpoints = 1000
 DRAWN = (
     "steps = {steps}\nproblems_per_step = {problems}\nsamples_per_problem = 4\nmax_tokens = 64\nfirst_problem = 2000\n"
 )
-REJECT = """
+#: What the arms of given rows learn: the teacher's draws, once a seed.
+DRAWS = """
 [[stage]]
 kind = "reject"
 name = "traces"
@@ -112,18 +118,15 @@ model = "policy"
 first_problem = 60000
 problems = {draws}
 max_tokens = 64
-{more}
+filters = {{ near_duplicate = 1 }}
 """
 LEARN = "optimizer = {{ lr = {lr:g}, betas = [0.9, 0.99], warmup_steps = 5 }}\n"
-STUDY = '[[stage]]\nkind = "distill"\nname = "arm"\nsteps = {steps}\nbatch_size = 256\n' + LEARN
+STUDY = '[[stage]]\nkind = "distill"\nname = "{name}"\nwhich = "{which}"\nsteps = {steps}\nbatch_size = 256\n' + LEARN
 OPD = '[[stage]]\nkind = "opd"\nname = "arm"\nmodel = "student"\n' + DRAWN + LEARN
-#: Arm -> (its tables and stages, the middle of the three learning rates). {w} and {s0}: folders.
+#: Arms of given rows -> (which of them, the middle of the three learning rates).
+STUDIES: dict[str, tuple[str, float]] = {"1 verified": ("kept", 1e-3), "2 unfiltered": ("all", 1e-3)}
+#: The others -> (tables and stages, the middle of the three learning rates). {w}: the teacher's folder.
 ARMS: dict[str, tuple[str, float]] = {
-    "1 verified": (REJECT.replace("{more}", "") + STUDY, 1e-3),
-    "2 unfiltered": (
-        REJECT.replace("{more}", "filters = {{ near_duplicate = 1 }}")
-        + STUDY.replace("batch_size", 'which = "all"\nbatch_size'), 1e-3,
-    ),
     "4 grpo": (
         '[[stage]]\nkind = "grpo"\nname = "arm"\nmodel = "student"\nobjective = {{ preset = "dapo" }}\n'
         + DRAWN + LEARN, 3e-4,
@@ -135,6 +138,7 @@ ARMS: dict[str, tuple[str, float]] = {
     ),
     "8 fixed": (OPD.replace('model = "student"', 'model = "student"\npreset = "fixed_negative"'), 3e-4),
 }  # fmt: skip
+MIDDLES = {name: middle for name, (_, middle) in (STUDIES | ARMS).items()}
 
 
 def run(folder: Path, text: str) -> None:
@@ -160,14 +164,14 @@ def saved(folder: Path, stage: str) -> dict[int, Path]:
     return {int(one.name.removeprefix("step-")): one for one in sorted(found)}
 
 
-def stopped(folder: Path, stage: str, budget: int) -> tuple[Path, int]:
-    """The first saved step at which the budget was run, and its tokens. Exits where the stage was too short for it."""
+def reached(folder: Path, stage: str, budget: int) -> tuple[Path, int] | None:
+    """The first saved step at which the budget was run, and its tokens; None: the stage was too short for it."""
     checkpoints, tokens = saved(folder, stage), 0
     for number, row in enumerate(rows(folder, stage), start=1):
         tokens += int(row["trained_tokens" if "trained_tokens" in row else "tokens"])
         if tokens >= budget and number in checkpoints:
             return checkpoints[number], tokens
-    raise SystemExit(f"{folder}: {tokens:,} tokens are less than the budget of {budget:,}: raise Size.steps")
+    return None
 
 
 @dataclass(frozen=True)
@@ -253,28 +257,62 @@ def prepared(out: Path, seed: int, size: Size, measure: Measure) -> tuple[Path, 
     return w, s0
 
 
-def arm(out: Path, name: str, lr: float, models: tuple[Path, Path], seed: int, size: Size) -> tuple[Path, int]:
-    """An arm's checkpoint at the budget, and its tokens."""
+def arms(out: Path, rates: Mapping[str, Sequence[float]], models: tuple[Path, Path], seed: int, size: Size) -> Places:
+    """Each arm's checkpoint at the budget, and its tokens, by arm and learning rate."""
     w, s0 = models
-    folder = out / f"{name.replace(' ', '-')}-{lr:g}"
-    text = HEAD.format(name="arm", seed=seed, every=size.every, policy=f'path = "{w}"', student=f'path = "{s0}"')
-    text += ARMS[name][0].format(w=w, s0=s0, steps=size.steps, problems=size.problems, draws=size.draws, lr=lr)
-    run(folder, text)
-    return stopped(folder, "arm", size.budget)
+    head = HEAD.format(name="arm", seed=seed, every=size.every, policy=f'path = "{w}"', student=f'path = "{s0}"')
+    studies = [(name, lr) for name in STUDIES if name in rates for lr in rates[name]]
+    folder, names = out / "studies", {one: f"{one[0].split()[1]}{number}" for number, one in enumerate(studies)}
+
+    def learning(steps: Mapping[str, int]) -> str:
+        stages = [
+            STUDY.format(name=names[one], which=STUDIES[one[0]][0], lr=one[1], steps=steps[names[one]])
+            for one in studies
+        ]
+        return head + DRAWS.format(draws=size.draws) + "".join(stages)
+
+    found: Places = {}
+    if studies:
+        places = lengthened(folder, list(names.values()), learning, size)
+        found = {one: places[name] for one, name in names.items()}
+    for name in ARMS:
+        for lr in rates.get(name, ()):
+
+            def one_arm(steps: Mapping[str, int], text: str = ARMS[name][0], lr: float = lr) -> str:
+                return head + text.format(w=w, steps=steps["arm"], problems=size.problems, lr=lr)
+
+            folder = out / f"{name.replace(' ', '-')}-{lr:g}"
+            found[name, lr] = lengthened(folder, ["arm"], one_arm, size)["arm"]
+    return found
 
 
-def tuned(out: Path, size: Size, measure: Measure, arms: Sequence[str]) -> dict[str, dict[str, float]]:
+def lengthened(
+    folder: Path, stages: Sequence[str], text: Callable[[Mapping[str, int]], str], size: Size
+) -> dict[str, tuple[Path, int]]:
+    """Run the recipe ``text(steps of each stage)``, and give its stages more steps until each has run the budget.
+    Learning rates are constant, so that it is the same as if they had been given them at first."""
+    note = folder.with_suffix(".steps.json")
+    steps = json.loads(note.read_text(encoding="utf-8")) if note.exists() else dict.fromkeys(stages, size.steps)
+    while True:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(steps), encoding="utf-8")
+        run(folder, text(steps))
+        found = {stage: reached(folder, stage, size.budget) for stage in stages}
+        short = [stage for stage, place in found.items() if place is None]
+        if not short:
+            return {stage: place for stage, place in found.items() if place is not None}
+        steps |= {stage: steps[stage] + size.more for stage in short}
+
+
+def tuned(out: Path, size: Size, measure: Measure, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Arm -> learning rate -> greedy accuracy on the tuning problems, at a third of the budget."""
-    third = Size(**{**vars(size), "budget": size.budget // 3, "steps": max(size.every, size.steps // 2)})
+    third = replace(size, budget=size.budget // 3, steps=max(size.every, size.steps // 3 // size.every * size.every))
     place = out / f"seed-{TUNING_SEED}"
     models = prepared(place, TUNING_SEED, size, measure)
-    found: dict[str, dict[str, float]] = {}
-    for name in arms:
-        found[name] = {}
-        for factor in (1 / 3, 1.0, 3.0):
-            lr = ARMS[name][1] * factor
-            checkpoint, _ = arm(place, name, lr, models, TUNING_SEED, third)
-            found[name][f"{lr:g}"] = share(measure.answers(checkpoint, measure.tuning))
+    rates = {name: [MIDDLES[name] * factor for factor in (1 / 3, 1.0, 3.0)] for name in names}
+    found: dict[str, dict[str, float]] = {name: {} for name in names}
+    for (name, lr), (checkpoint, _) in arms(place, rates, models, TUNING_SEED, third).items():
+        found[name][f"{lr:g}"] = share(measure.answers(checkpoint, measure.tuning))
     return found
 
 
@@ -347,7 +385,7 @@ def main() -> None:
     document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"tuning": {}, "seeds": {}}
     measure = measures(out, size)
     if not document["tuning"]:
-        document["tuning"] = tuned(out, size, measure, list(ARMS)[:1] if options.smoke else list(ARMS))
+        document["tuning"] = tuned(out, size, measure, ["1 verified"] if options.smoke else list(MIDDLES))
         path.write_text(json.dumps(document), encoding="utf-8")
     for seed in options.seeds:
         if str(seed) in document["seeds"]:
@@ -355,9 +393,11 @@ def main() -> None:
         place = out / f"seed-{seed}"
         w, s0 = prepared(place, seed, size, measure)
         places = {"0 start": (s0, 0), "teacher W": (w, 0)}
-        for name, (_, middle) in ARMS.items():
+        rates = {}
+        for name, middle in MIDDLES.items():
             tried = document["tuning"].get(name, {f"{middle:g}": 0.0})
-            places[name] = arm(place, name, float(max(tried, key=lambda lr: tried[lr])), (w, s0), seed, size)
+            rates[name] = [float(max(tried, key=lambda lr: tried[lr]))]
+        places |= {name: one for (name, _), one in arms(place, rates, (w, s0), seed, size).items()}
         document["seeds"][str(seed)] = {
             "greedy": {
                 name: [one[0] for one in measure.answers(one, measure.verdict)] for name, (one, _) in places.items()

@@ -104,6 +104,17 @@ class DataConfig(ProblemTable):
         """The named sets."""
         return self.__pydantic_extra__
 
+    @property
+    def train_name(self) -> str:
+        """What problems of ``train`` are called: the named set that it is, else "train"."""
+        return self.train if isinstance(self.train, str) and self.train in self.sets else "train"
+
+    def shares(self, choice: DataChoice | None) -> Mapping[str, float]:
+        """The sets of a stage's ``data`` and their shares, which need not add up to 1; None: ``train`` alone."""
+        if isinstance(choice, dict):
+            return choice
+        return {choice or self.train_name: 1.0}
+
     @model_validator(mode="before")
     @classmethod
     def _names(cls, table: Any) -> Any:

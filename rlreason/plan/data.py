@@ -119,7 +119,7 @@ def stage_data(stage: Stage, checked: CheckedRecipe) -> list[str]:
     if isinstance(stage, EvalStage):
         return [f"measured on {stage.data}"] if stage.data is not None else []
     if isinstance(stage, Trains) and stage.data is not None:
-        mix = {stage.data: 1.0} if isinstance(stage.data, str) else stage.data
+        mix = checked.recipe.data.shares(stage.data)
         total = sum(mix.values())
         lines.append("on " + " + ".join(f"{name} ({share / total:.1%})" for name, share in mix.items()))
     lines += _epochs(stage, checked)
@@ -139,12 +139,10 @@ def _epochs(stage: Stage, checked: CheckedRecipe) -> list[str]:
         asked = stage.steps * stage.problems_per_step
     else:
         return []
-    train = checked.recipe.data.train
-    chosen = stage.data if stage.data is not None else train if isinstance(train, str) else "train"
-    mix = chosen if isinstance(chosen, dict) else {chosen: 1.0}
+    mix = checked.recipe.data.shares(stage.data)
     said = []
     for name, share in mix.items():
-        supply = checked.data.trained.get(name, checked.data.trained.get("train"))
+        supply = checked.data.trained.get(name)
         if supply is not None and supply.size:
             wanted = asked * share / sum(mix.values())
             said.append(f"{wanted:,.0f} of {supply.size:,} ({wanted / supply.size:.2g} epochs)")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from statistics import fmean
 
 import torch
+from torch import Tensor
 
 from rlreason.objective.batch import ExpertCounts
 
@@ -18,6 +19,8 @@ EXPERTS = "experts.jsonl"
 #: Choices that an expert would have in a balanced layer, from which on one without any is called dead: by chance alone
 #: that happens once in e ** 20 times.
 EXPECTED = 20.0
+#: What metrics tell of the layers, and which of them is the worst.
+WORST = {"entropy": min, "max_violation": max, "dead": max, "agreement": min, "balance_share": max}
 
 
 def layers_of(counts: ExpertCounts) -> dict[str, list[float] | list[list[float]]]:
@@ -50,10 +53,18 @@ def layers_of(counts: ExpertCounts) -> dict[str, list[float] | list[list[float]]
     return found
 
 
+def balance_shares(squares_L2: Tensor) -> list[float]:
+    """||b|| / (||b|| + ||r||) of each layer (``trainer.balance``) from the squares of both; empty where a layer's
+    router logits got no gradient."""
+    norms_L2 = squares_L2.sqrt()
+    total_L = norms_L2.sum(dim=1)
+    return (norms_L2[:, 0] / total_L).tolist() if bool((total_L > 0).all()) else []
+
+
 def scalars_of(layers: Mapping[str, list[float] | list[list[float]]]) -> dict[str, float]:
     """The metrics of a step: means over the layers, and the worst of them."""
     found: dict[str, float] = {}
-    for name, worst in (("entropy", min), ("max_violation", max), ("dead", max), ("agreement", min)):
+    for name, worst in WORST.items():
         if name in layers:
             values = [float(one) for one in layers[name] if isinstance(one, float)]
             found |= {f"experts/{name}": fmean(values), f"experts/{name}_worst": worst(values)}

@@ -130,3 +130,6 @@ class LossOutput:
     maxima: Mapping[str, Tensor] = field(default_factory=dict)
     #: Of models with experts whose routers can be followed.
     experts: ExpertCounts | None = None
+    #: With the balancing loss of experts in it: squared norms of that loss' gradient and of the rest's with respect to
+    #: each layer's router logits, [L, 2] float64; 0 until the backward pass is over.
+    balance_L2: Tensor | None = None

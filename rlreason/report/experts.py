@@ -18,6 +18,7 @@ class Layer:
     entropy: str
     max_violation: str
     dead: str
+    balance_share: str
     #: Share of each expert, of the largest one: heights from 0 to 1.
     bars: tuple[float, ...]
 
@@ -42,6 +43,8 @@ def read_experts(run: Run, stage: Stage) -> StageExperts | None:
         return None
     newest = max(rows, key=lambda row: whole(row.get("step")) or 0)
     loads = as_list(newest.get("load"))
+    # Of routers that can't be followed only the balance is known.
+    loads = [*loads, *[()] * (len(as_list(newest.get("balance_share"))) - len(loads))]
     layers = tuple(_layer(newest, at, load) for at, load in enumerate(loads))
     return StageExperts(step=whole(newest.get("step")) or 0, steps=len(rows), layers=layers)
 
@@ -55,6 +58,7 @@ def _layer(row: Json, at: int, load: object) -> Layer:
         entropy=_text(row, "entropy", at, "{:.3f}"),
         max_violation=_text(row, "max_violation", at, "{:.2f}"),
         dead=_text(row, "dead", at, "{:.0%}"),
+        balance_share=_text(row, "balance_share", at, "{:.1%}"),
         bars=tuple(round(one / largest, 3) for one in shares),
     )
 

@@ -32,7 +32,7 @@ from rlreason.stages.grpo import earn
 from rlreason.stages.loop import Commit, Heldout, StepLoop
 from rlreason.stages.opd_routes import check_routes, route_of
 from rlreason.stages.opd_teachers import CANARY_EVERY, MOST_OWN, Teacher, check_noise, check_places, with_finite
-from rlreason.stages.replay import loss_of
+from rlreason.stages.replay import loss_of, record_experts
 from rlreason.stages.rollout_log import log_groups
 from rlreason.stages.rollouts import all_broken, broken_detail, summarize
 from rlreason.streams import permutation
@@ -108,7 +108,7 @@ class OpdWork:
         if stage.reward_weight:
             scalars |= self._reward(groups)
         commit()
-        scalars |= self.trainer.step(step).scalars()
+        scalars |= self.trainer.step(step).scalars() | record_experts(self.context.run, stage.name, step, total)
         return scalars | {
             "trained_tokens": tokens,
             "excluded/tokens": excluded + tokens * _excluded(scalars),
@@ -196,8 +196,9 @@ class OpdWork:
         )
         sums = self.trainer.forward_backward(samples, loss)
         commit()
-        stats = self.trainer.step(step)
-        return sums.read(float(sum(counts))) | stats.scalars() | {"trained_tokens": float(sum(counts))}
+        scalars = sums.read(float(sum(counts))) | self.trainer.step(step).scalars()
+        scalars |= record_experts(self.context.run, stage.name, step, sums)
+        return scalars | {"trained_tokens": float(sum(counts))}
 
     def publish(self, version: int) -> None:
         """See ``Work.publish``."""

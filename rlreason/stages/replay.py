@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rlreason.config import GrpoStage
-from rlreason.diagnose.experts import EXPERTS, layers_of, scalars_of
+from rlreason.diagnose.experts import EXPERTS, balance_shares, layers_of, scalars_of
 from rlreason.errors import UsageError
 from rlreason.objective.scores import StepScores
 from rlreason.run.directory import RunDirectory
@@ -60,8 +60,11 @@ def _with_routing(
 def record_experts(run: RunDirectory, stage: str, step: int, sums: LossSums) -> dict[str, float]:
     """Metrics of where the step's loss tokens went; layer by layer they are a line of experts.jsonl. Nothing of a model
     without experts."""
-    if sums.experts is None:
+    layers = {} if sums.experts is None else layers_of(sums.experts)
+    shares = [] if sums.balance_L2 is None else balance_shares(sums.balance_L2)
+    if shares:
+        layers["balance_share"] = shares
+    if not layers:
         return {}
-    layers = layers_of(sums.experts)
     run.append(stage, EXPERTS, {"step": step, **layers})
     return scalars_of(layers)

@@ -7,6 +7,17 @@ share of the step's loss tokens. (transformers' models join the tokens of all la
 although each layer sends everything to the same experts, where these are others in every layer.) A product of means is
 no sum over tokens: with other micro-batches it is another (noisier) estimate of the same thing, so this term alone is
 not exactly invariant to ``micro_batch_tokens``.
+
+What it weighs in a step is measured where it acts, at the router logits of each layer: with b the gradient of the
+layer's own term (with its coefficient) and r that of all the rest of the loss, both with respect to the logits of all
+tokens of the step,
+
+    balance_share = ||b|| / (||b|| + ||r||)
+
+The terms of later layers reach these logits through the network, and count as the rest. Logits of micro-batches and
+ranks are of different tokens, so squares of norms add up. Both are taken by hooks in the one backward pass that there
+is: the term reads each layer's logits through a view of its own, whose gradient is b, and the gradient of the logits
+themselves is b + r. With bfloat16 logits that is rounded, so that r, where it is below 2 ** -9 of b, is that rounding.
 """
 
 from __future__ import annotations
@@ -60,15 +71,37 @@ def with_router_loss(
     coefficient: float,
     denominator: float,
 ) -> LossOutput:
-    """``output`` with coefficient · load-balancing loss added. ``router_logits``: [tokens, experts] of each layer."""
+    """``output`` with coefficient · load-balancing loss added, and with what that weighs, once its backward pass is
+    over. ``router_logits``: [tokens, experts] of each layer."""
     function = _loss_function(model)
     assert function is not None
+    squares_L2 = torch.zeros((len(router_logits), 2), dtype=torch.float64, device=router_logits[0].device)
+    watched = [_watched(one, squares_L2[layer]) for layer, one in enumerate(router_logits)]
     mask = None if batch.packing is not None else _tokens_of_rows(batch)
     experts, chosen = expert_count(model), chosen_count(model)
-    balance = torch.stack([function((one,), experts, chosen, mask) for one in router_logits]).mean()
+    balance = torch.stack([function((one,), experts, chosen, mask) for one in watched]).mean()
     tokens = batch.loss_mask_BT.sum()
     loss = output.loss + coefficient * balance * tokens / denominator
-    return replace(output, loss=loss, sums={**output.sums, "router_aux_loss": balance.detach() * tokens})
+    sums = {**output.sums, "router_aux_loss": balance.detach() * tokens}
+    return replace(output, loss=loss, sums=sums, balance_L2=squares_L2)
+
+
+def _watched(logits_NE: Tensor, squares_2: Tensor) -> Tensor:
+    """The logits, for the balancing loss to read. In the backward pass the squared norms of its gradient and of the
+    rest's are added to ``squares_2``; never where the logits get no gradient."""
+    if not logits_NE.requires_grad:
+        return logits_NE
+    view_NE, own = logits_NE.view_as(logits_NE), list[Tensor]()
+
+    def take(total_NE: Tensor) -> None:
+        balance_NE = own.pop().double()
+        rest_NE = total_NE.double() - balance_NE
+        squares_2.add_(torch.stack([balance_NE.square().sum(), rest_NE.square().sum()]))
+
+    # Before the logits' own, which wait for all that reads them.
+    view_NE.register_hook(own.append)  # type: ignore[no-untyped-call]
+    logits_NE.register_hook(take)  # type: ignore[no-untyped-call]
+    return view_NE
 
 
 def _tokens_of_rows(batch: Batch) -> Tensor:
@@ -78,5 +111,7 @@ def _tokens_of_rows(batch: Batch) -> Tensor:
 
 def _loss_function(model: PreTrainedModel) -> Callable[..., Tensor] | None:
     """``load_balancing_loss_func`` of the file that defines the model; None where it has none (DeepSeek, GLM)."""
-    found: Callable[..., Tensor] | None = vars(sys.modules[type(model).__module__]).get("load_balancing_loss_func")
+    # The class of a sharded model is torch's, with the model's own beneath.
+    file = next(kind.__module__ for kind in type(model).__mro__ if not kind.__module__.startswith("torch."))
+    found: Callable[..., Tensor] | None = vars(sys.modules[file]).get("load_balancing_loss_func")
     return found

@@ -17,6 +17,7 @@ from rlreason.objective.dispatch import linear_logprobs, linear_policy_loss, pol
 from rlreason.objective.linear import HeadOptions
 from rlreason.objective.spec import ObjectiveSpec
 from rlreason.policy.logprobs import hidden_states, plain_head, target_entropy, target_logits, target_logprobs
+from rlreason.trainer.experts import counts_of, routed_pass
 from rlreason.trainer.protocol import Models
 
 _SPEC = ObjectiveSpec(ratio="on_policy", clip="none", correction="none")
@@ -54,19 +55,24 @@ class FixedAdvantageLoss:
     def __call__(self, models: Models, batch: Batch) -> LossOutput:
         """See ``Loss``."""
         model, options = models.policy, HeadOptions(rows_R=batch.loss_rows_R)
-        weight_VH = plain_head(model)
+        weight_VH, routed = plain_head(model), routed_pass(model, batch)
         if weight_VH is None:
-            logits_BTV = target_logits(model, batch)
+            logits_BTV = target_logits(model, batch, routed=routed)
             logprobs_BT = target_logprobs(logits_BTV, batch)
             given = self._with(batch, logprobs_BT.detach(), target_entropy(logits_BTV.detach()))
             output = policy_loss(logprobs_BT, None, given, _SPEC)
         else:
-            hidden_BTH = hidden_states(model, batch)
+            hidden_BTH = hidden_states(model, batch, routed=routed)
             now_BT, entropy_BT = linear_logprobs(hidden_BTH, weight_VH, batch, options)
             given = self._with(batch, now_BT, entropy_BT)
             output = linear_policy_loss(hidden_BTH, weight_VH, given, _SPEC, options=options)
         chosen = (given.advantages_BT != 0).sum()
-        return LossOutput(loss=output.loss, sums={**output.sums, "tokens/chosen": chosen}, maxima=output.maxima)
+        return LossOutput(
+            loss=output.loss,
+            sums={**output.sums, "tokens/chosen": chosen},
+            maxima=output.maxima,
+            experts=counts_of(model, routed, batch),
+        )
 
     def _with(self, batch: Batch, logprobs_BT: Tensor, entropy_BT: Tensor) -> Batch:
         chosen_BT = lowest_tokens(logprobs_BT, batch.loss_mask_BT, self.lowest)

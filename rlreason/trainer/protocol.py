@@ -71,19 +71,23 @@ class LossSums:
     maxima: dict[str, list[Tensor]] = field(default_factory=dict)
     #: Of a model with experts: where its loss tokens went.
     experts: ExpertCounts | None = None
+    #: See ``LossOutput.balance_L2``: squares of the gradients of different tokens' logits, which add up.
+    balance_L2: Tensor | None = None
 
     def add(self, output: LossOutput) -> None:
-        """Take in one micro-batch."""
+        """Take in one micro-batch, whose backward pass is over."""
         self.losses.append(output.loss.detach())
         for key, value in output.sums.items():
             self.sums.setdefault(key, []).append(value)
         for key, value in output.maxima.items():
             self.maxima.setdefault(key, []).append(value)
-        self._count(output.experts)
+        self._count(output.experts, output.balance_L2)
 
-    def _count(self, experts: ExpertCounts | None) -> None:
+    def _count(self, experts: ExpertCounts | None, balance_L2: Tensor | None) -> None:
         if experts is not None:
             self.experts = experts if self.experts is None else self.experts + experts
+        if balance_L2 is not None:
+            self.balance_L2 = balance_L2 if self.balance_L2 is None else self.balance_L2 + balance_L2
 
     def merge(self, other: LossSums) -> None:
         """Take in another update of the same step."""
@@ -92,7 +96,7 @@ class LossSums:
             self.sums.setdefault(key, []).extend(values)
         for key, values in other.maxima.items():
             self.maxima.setdefault(key, []).extend(values)
-        self._count(other.experts)
+        self._count(other.experts, other.balance_L2)
 
     def read(self, denominator: float) -> dict[str, float]:
         """The summed loss, sums divided by ``denominator`` (loss tokens), and maxima, as numbers: read at once, so that

@@ -155,12 +155,12 @@ class RankTrainer:
         return sums
 
     def _computed(self, work: Callable[[], LossOutput]) -> LossOutput:
-        def parts() -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], ExpertCounts | None]:
+        def parts() -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], ExpertCounts | None, Tensor | None]:
             output = work()
-            return output.loss, dict(output.sums), dict(output.maxima), output.experts
+            return output.loss, dict(output.sums), dict(output.maxima), output.experts, output.balance_L2
 
-        loss, sums, maxima, experts = inside(self.policy.model, parts)
-        return LossOutput(loss=loss, sums=sums, maxima=maxima, experts=experts)
+        loss, sums, maxima, experts, balance_L2 = inside(self.policy.model, parts)
+        return LossOutput(loss=loss, sums=sums, maxima=maxima, experts=experts, balance_L2=balance_L2)
 
     def step(self, step: int) -> StepStats:
         """See ``Trainer.step``."""

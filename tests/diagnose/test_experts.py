@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rlreason.diagnose.experts import layers_of, scalars_of
+from rlreason.diagnose.experts import balance_shares, layers_of, scalars_of
 from rlreason.objective.batch import ExpertCounts
 
 
@@ -44,3 +44,13 @@ def test_the_least_that_two_experts_a_token_can_have_is_zero() -> None:
 def test_few_tokens_say_nothing_of_dead_experts_and_nobody_was_compared() -> None:
     found = layers_of(counts([[79, 0, 0, 0], [79, 0, 0, 0]], (0, 0), compared=0))
     assert not {"dead", "agreement"} & set(found)
+
+
+def test_the_share_of_the_balancing_loss() -> None:
+    """Norms of 3 and 1, and of 1 and 4: shares of 3/4 and 1/5; the worst is the largest. Without any gradient: none."""
+    squares_L2 = torch.tensor([[9.0, 1.0], [1.0, 16.0]], dtype=torch.float64)
+    shares = balance_shares(squares_L2)
+    assert shares == pytest.approx([0.75, 0.2])
+    scalars = scalars_of({"balance_share": shares})
+    assert scalars == {"experts/balance_share": pytest.approx(0.475), "experts/balance_share_worst": 0.75}
+    assert balance_shares(torch.tensor([[9.0, 1.0], [0.0, 0.0]])) == []

@@ -108,7 +108,14 @@ def test_a_replayed_run_says_where_tokens_went_and_goes_on_bit_for_bit(recipe: P
     rows = lines(tmp_path / "whole", "rl")
     # The second update's routers have moved away from the sampler's; what they compute has not.
     assert all(0.5 < row["experts/agreement"] < 1.0 for row in rows)
-    assert all("experts/max_violation_worst" in row for row in lines(tmp_path / "whole", "warm"))
+    for row, layers in zip(*(lines(tmp_path / "whole", "warm", name) for name in ("metrics", "experts")), strict=True):
+        assert "experts/max_violation_worst" in row
+        shares = layers["balance_share"]  # of a coefficient of 0.01
+        assert row["experts/balance_share"] == pytest.approx(sum(shares) / 2)
+        assert 0.0 < min(shares) < max(shares) < 1.0
+        assert row["experts/balance_share_worst"] == max(shares)
+    assert not any("experts/balance_share" in row for row in rows)  # RL has no such loss
+    assert "its share of the gradient at the layer" in (tmp_path / "whole" / "report.html").read_text(encoding="utf-8")
     assert "Experts: where the tokens went" in (tmp_path / "whole" / "report.html").read_text(encoding="utf-8")
     rlreason("run", recipe, "--out", tmp_path / "part", *replay, "stage.rl.steps=1")
     rlreason("resume", tmp_path / "part", "stage.rl.steps=3")

@@ -216,6 +216,39 @@ def test_other_losses_of_the_stage(places: Path) -> None:
         assert entry(places, name)["parents"] == ["student"]
 
 
+#: Of a student of experts in place of the dense one.
+SPARSE = """model_type = "qwen3_moe"
+[student.model]
+num_experts = 4
+num_experts_per_tok = 2
+moe_intermediate_size = 32
+"""
+
+
+def test_a_student_of_experts_says_where_its_tokens_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a teacher, with GRPO's gradient beside it, and without a teacher."""
+    before, student, rest = BASE.partition("[student]\n")
+    sparse = before + student + rest.replace('model_type = "qwen3"\n[student.model]\n', SPARSE, 1)
+    monkeypatch.setitem(globals(), "BASE", sparse)
+    stages = [
+        stage("here", "", steps=2),
+        stage("rewarded", "reward_weight = 0.5", steps=1),
+        stage("opsa", 'preset = "opsa"', steps=1),
+    ]
+    made = run(tmp_path, "".join(stages))
+    for name, steps in (("here", 2), ("rewarded", 1), ("opsa", 1)):
+        (file,) = made.glob(f"stages/*-{name}/experts.jsonl")
+        layers = [json.loads(line) for line in file.read_text().splitlines()]
+        assert [row["step"] for row in layers] == list(range(steps))
+        for row, found in zip(metrics(made, name), layers, strict=True):
+            assert sum(found["load"][0]) == pytest.approx(1.0, abs=1e-5)
+            assert row["experts/entropy"] == row["experts/entropy_worst"] == found["entropy"][0]
+            assert row["experts/max_violation"] == pytest.approx(4 * max(found["load"][0]) - 1, abs=1e-4)
+            assert "experts/agreement" not in row  # nobody said where its tokens were to go
+    assert not any(key.startswith("experts/") for key in metrics(made, "cold_start")[0])  # the dense canary
+    assert not list(made.glob("stages/*-cold_start/experts.jsonl"))
+
+
 MIX = """
 [[stage]]
 kind = "reject"

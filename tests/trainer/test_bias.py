@@ -24,6 +24,7 @@ from rlreason.sampler.jobs import EngineSpec, Job
 from rlreason.sampler.transformers_engine import TransformersEngine
 from rlreason.trainer.bias import RouterBias
 from rlreason.trainer.distilling import DistillationLoss
+from rlreason.trainer.fixed import FixedAdvantageLoss
 from rlreason.trainer.forward import CrossEntropyLoss, PolicyGradientLoss
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.options import TrainerOptions
@@ -116,6 +117,7 @@ LOSSES: dict[str, Loss] = {
     "sft": CrossEntropyLoss(denominator=6.0),
     "distill": DistillationLoss(spec=FORWARD, weight=0.5, denominator=6.0),
     "opd": DistillationLoss(spec=FORWARD),
+    "opd_fixed": FixedAdvantageLoss(advantage="fixed", value=-1.0, lowest=0.5, denominator=3.0),
     "grpo": PolicyGradientLoss(spec=ObjectiveSpec()),
 }
 

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from rlreason.cluster.actors import ActorGroup, ActorsDied
 from rlreason.config import OptimizerConfig
+from rlreason.diagnose.experts import balance_shares
 from rlreason.errors import UsageError
 from rlreason.objective.distillation.spec import FORWARD, DistillationSpec
 from rlreason.objective.presets import PRESETS
@@ -123,6 +124,27 @@ def test_ranks_take_the_steps_of_the_bias_of_one_process(
     again = local("deepseek_v3", **changed)
     again.load_state(tmp_path)
     assert torch.equal(torch.stack(correction_biases(again.model)), expected)
+
+
+@pytest.mark.parametrize(("family", "parallel"), [("qwen3_moe", 1), ("mixtral", 1), ("mixtral", 2)])
+def test_ranks_measure_the_balancing_loss_of_one_process(
+    family: str, parallel: int, ranks: Callable[[int], ActorGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sample a micro-batch, as that loss depends on the cut; seven of them, so that a rank has a filler, which counts
+    for nothing. With layers shared both ranks see the same tokens, which count once."""
+    samples, loss = demonstrations()
+    changed = {"router_aux_loss": 0.3, "micro_batch_tokens": 1, "activation_checkpointing": True}
+    if parallel > 1:  # an even number of experts
+        monkeypatch.setitem(FAMILIES, family, {**FAMILIES[family], "num_local_experts": 4})
+    one = local(family, **changed)
+    many = sharded(ranks(2), family, tensor_parallel=parallel, expert_parallel=parallel, **changed)
+    found = [trainer.forward_backward(samples, loss).balance_L2 for trainer in (one, many)]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert torch.allclose(found[1], found[0], rtol=1e-3)
+    assert 0.01 < min(balance_shares(found[0])) < max(balance_shares(found[0])) < 0.99
+    if parallel == 1:
+        assert relative(ranks(2).ask("gradients")[0], gradients_of(one)) <= 1e-6
 
 
 @pytest.mark.parametrize("preset", ["dapo", "lite_ppo", "reinforce_pp_baseline"])

@@ -149,8 +149,8 @@ def _on_cpu(sums: LossSums) -> LossSums:
         sums={key: added(values) for key, values in sums.sums.items()},
         maxima={key: [torch.stack(values).max().cpu()] for key, values in sums.maxima.items()},
         experts=None if sums.experts is None else sums.experts.cpu(),
-    )
         balance_L2=None if sums.balance_L2 is None else sums.balance_L2.cpu(),
+    )
 
 
 def start_ranks(count: int, options: ActorOptions, places: Reservation | None = None) -> ActorGroup:

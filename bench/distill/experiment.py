@@ -1,6 +1,7 @@
 """Which way of teaching a small student does most for a budget of tokens: the reduced plan of docs/distill.md.
 
-    python bench/distill/experiment.py OUT                # three seeds; hours; killed, it goes on where it was
+    python bench/distill/experiment.py OUT                # three seeds; hours; killed, it goes on where it was, in
+                                                          # another OUT with what results/experiment.json has
     python bench/distill/experiment.py OUT --smoke        # everything once at a size of a minute; proves nothing
 
 For each seed: a teacher W (the GRPO snapshot whose sampled accuracy first passes 70 %), a student's start S0 (SFT at a
@@ -382,7 +383,8 @@ def main() -> None:
     size, out = (SMOKE if options.smoke else FULL), options.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     path = out / "results.json"
-    document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"tuning": {}, "seeds": {}}
+    known = next((one for one in ((path,) if options.smoke else (path, RESULTS)) if one.exists()), None)
+    document = {"tuning": {}, "seeds": {}} if known is None else json.loads(known.read_text(encoding="utf-8"))
     measure = measures(out, size)
     if not document["tuning"]:
         document["tuning"] = tuned(out, size, measure, ["1 verified"] if options.smoke else list(MIDDLES))

@@ -137,14 +137,20 @@ def find_routers(model: PreTrainedModel) -> Routers | None:
         return _KNOWN[model]
 
 
-def check_routing(model: PreTrainedModel, why: str) -> Routers:
-    """The routers of a model whose routing is wanted, as ``why`` says. Raises UsageError where that can't be had."""
+def check_followed(model: PreTrainedModel, why: str) -> Routers:
+    """``check_routing`` for what is not kept."""
     routers = find_routers(model)
     if routers is None:
         raise UsageError(
             f"{why}: {type(model).__name__} has no experts, or chooses them in a way that can't be followed "
             "(docs/models.md says of which types it can)"
         )
+    return routers
+
+
+def check_routing(model: PreTrainedModel, why: str) -> Routers:
+    """The routers of a model whose routing is wanted, as ``why`` says. Raises UsageError where that can't be had."""
+    routers = check_followed(model, why)
     if routers.experts > MOST_EXPERTS:
         raise UsageError(f"{why}: it is kept in 8 bits, and {type(model).__name__} has {routers.experts} experts")
     return routers

@@ -63,6 +63,7 @@ TORCH_ROOMS = {
     "api",
     "upcycle",
     "routing",
+    "wide_routers",
     "consolidate",
 }
 MAX_FUNCTION, MAX_FILE, MAX_PARAMETERS = 60, 400, 7
@@ -106,7 +107,7 @@ def imports_of(path: Path) -> list[str]:
 
 def wrong_imports(room: str, names: list[str]) -> list[str]:
     always = {"types", "errors", "cores", "streams", "secrets", "attention_options", "extensions", "proportion"}
-    always |= {"routing"}  # of policies, and of the embedded engine's models
+    always |= {"routing", "wide_routers"}  # of policies, and of the embedded engine's models
     allowed = ALLOWED[room] | {room} | always
     return [name for name in names if name.startswith("rlreason.") and name.split(".")[1] not in allowed]
 

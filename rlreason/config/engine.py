@@ -48,6 +48,10 @@ class TrainerConfig(Section):
     #: gradient) moves by this much up for those with less than the mean load of loss tokens, and down for those with
     #: more, in all stages that train (arXiv 2412.19437, 2408.15664). 0: it stays. DeepSeek-V3: 0.001, and 0 at the end.
     router_bias_update: float = Field(0.0, ge=0, allow_inf_nan=False)
+    #: What routers of experts compute in where the model computes in bfloat16. model: what the model's own code says,
+    #: mostly bfloat16. float32: weights, logits and softmax in float32 (Megatron and verl: moe_router_dtype), those of
+    #: the transformers engine too; vLLM's stay its own.
+    router_dtype: Literal["model", "float32"] = "model"
     #: Processes that share the model in shards (FSDP2), as Ray actors with a GPU each; 0: one model in this process.
     ranks: int = Field(0, ge=0)
     #: Ranks that compute each layer together, each with a part of its heads and matrices, on the same samples.

@@ -21,7 +21,7 @@ from rlreason.objective.kl import kl_estimate
 from rlreason.policy.batch import trained_tokens
 from rlreason.run.directory import RunDirectory
 from rlreason.trainer.local import LocalTrainer
-from rlreason.trainer.rescoring import Rescorer, WeightHistory
+from rlreason.trainer.rescoring import Precision, Rescorer, WeightHistory
 from rlreason.types import Completion, Group
 
 #: One line for each diagnosis.
@@ -76,7 +76,9 @@ class MismatchDoctor:
     def look(self, step: int, groups: Sequence[Group]) -> None:
         """To be called with the groups of ``step`` before the policy, which has that version, learns from them."""
         if self._is_due(step):
-            report = diagnose(groups, step, self._trainer.model, self._history, self._stage)
+            model, wide = self._trainer.model, self._trainer.router_dtype != self._trainer.dtype
+            sampler = Precision(model.dtype, wide)
+            report = diagnose(groups, step, model, self._history, self._stage, sampler)
             if report is not None:
                 self._run.append(self._stage.name, FILE, asdict(report))
         if any(self._is_due(later) for later in range(step + 1, step + self._stage.staleness + 2)):
@@ -93,20 +95,21 @@ def diagnose(
     model: PreTrainedModel,
     history: WeightHistory,
     stage: GrpoStage,
-    sampler_dtype: torch.dtype | None = None,
+    sampler: Precision | None = None,
 ) -> MismatchReport | None:
     """Explain the difference on up to 64 completions and 4,096 tokens of ``groups``; None where there are none.
 
-    ``model`` holds version ``step``. ``sampler_dtype`` None: the model's, as engines are built.
+    ``model`` holds version ``step``. ``sampler`` None: the model's, as engines are built.
     """
-    dtype = sampler_dtype or model.dtype
+    ours = Precision.of(model)
+    theirs = sampler or ours
     drawn = [completion for group in groups for completion in group.completions_G if _can_be_examined(completion)]
     at_hand = [one for one in drawn if all(v == step or v in history for v in set(one.policy_versions.tolist()))]
     taken = _taken(at_hand)
     if not taken:
         return None
     rescorer = Rescorer(model, step, history, taken, stage.micro_batch)
-    found = split(rescorer, taken, step, stage.temperature, (model.dtype, dtype))
+    found = split(rescorer, taken, step, stage.temperature, (ours, theirs))
     total, parts = _measure(found)
     versions = [version for completion in taken for version in completion.policy_versions.tolist()]
     findings = Findings(
@@ -115,7 +118,7 @@ def diagnose(
         staleness_k3=parts["staleness"].k3,
         staleness=stage.staleness,
         temperatures=(stage.temperature, found.sampler_temperature),
-        low_precision=dtype != torch.float32,
+        low_precision=theirs.dtype != torch.float32,
         experts_unseen=found.experts in ("own", "unknown"),
         looks_undelivered=found.looks_undelivered,
     )
@@ -126,7 +129,7 @@ def diagnose(
         left_out=len(drawn) - len(at_hand),
         versions=(min(versions), max(versions)),
         trainer_dtype=str(model.dtype).removeprefix("torch."),
-        sampler_dtype=str(dtype).removeprefix("torch."),
+        sampler_dtype=str(theirs.dtype).removeprefix("torch."),
         temperature=stage.temperature,
         sampler_temperature=found.sampler_temperature,
         experts=found.experts,

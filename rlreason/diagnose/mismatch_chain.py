@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rlreason.diagnose.mismatch_advice import NEGLIGIBLE
-from rlreason.trainer.rescoring import Rescorer, Scores
+from rlreason.trainer.rescoring import Precision, Rescorer, Scores
 from rlreason.types import Completion
 
 CAUSES = ("staleness", "precision", "router", "transform", "residual")
@@ -56,11 +56,11 @@ def split(
     completions: Sequence[Completion],
     version: int,
     temperature: float,
-    dtypes: tuple[torch.dtype, torch.dtype],
+    precisions: tuple[Precision, Precision],
 ) -> Split:
-    """Re-score ``completions``, those of ``rescorer``. ``version``: the trainer's; ``dtypes``: the trainer's and the
-    sampler's. Links that change nothing are not computed."""
-    ours, theirs = dtypes
+    """Re-score ``completions``, those of ``rescorer``. ``version``: the trainer's; ``precisions``: the trainer's and
+    the sampler's. Links that change nothing are not computed."""
+    ours, theirs = precisions
     sampler_N = torch.from_numpy(np.concatenate([_logprobs(one) for one in completions])).double()
     drawn_N = torch.from_numpy(np.concatenate([one.policy_versions for one in completions])).long()
     reported_NLK = _reported(completions, rescorer)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from transformers import PreTrainedModel
 
 from rlreason.policy.batch import trained_tokens
-from rlreason.trainer.rescoring import Rescorer, WeightHistory
+from rlreason.trainer.rescoring import Precision, Rescorer, WeightHistory
 from rlreason.types import Completion
 
 #: Depths at which a new row of the table begins: tokens before the one that is drawn.
@@ -58,7 +58,8 @@ def measure(
     sampler = [one.sampler_logprobs for one in taken if one.sampler_logprobs is not None]
     if not sampler or len(sampler) < len(taken):
         raise ValueError("no completion has a log-probability for each of its tokens")
-    found = Rescorer(model, 0, WeightHistory(1), taken, micro_batch_tokens).score(0, model.dtype, temperature)
+    rescorer = Rescorer(model, 0, WeightHistory(1), taken, micro_batch_tokens)
+    found = rescorer.score(0, Precision.of(model), temperature)
     away_N = np.concatenate(sampler).astype(np.float64) - found.logprobs_N.numpy()
     depth_N = np.concatenate([len(one.prompt_ids) + np.arange(len(one.token_ids)) for one in taken])
     agree_NL = None

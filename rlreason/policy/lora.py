@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,9 +144,11 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(enabled=True)
 
 
-def plain_shapes(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def plain_shapes(
+    model: PreTrainedModel, dtype: torch.dtype, wide: Collection[str] = ()
+) -> Iterator[tuple[str, Tensor]]:
     """What ``merged_weights`` gives, on the meta device."""
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)} - set(wide)
     for name, tensor in model.state_dict().items():
         if not is_adapter(name):
             own = dtype if name in parameters else tensor.dtype
@@ -155,16 +157,20 @@ def plain_shapes(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[s
 
 @torch.no_grad()
 def merged_weights(
-    model: PreTrainedModel, dtype: torch.dtype, whole: Gather, base: Callable[[str], Tensor] | None = None
+    model: PreTrainedModel,
+    dtype: torch.dtype,
+    whole: Gather,
+    base: Callable[[str], Tensor] | None = None,
+    wide: Collection[str] = (),
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the model without an adapter, by transformers' names, W + scaling · B A where there is one, added
-    in float32 and rounded to ``dtype`` once; buffers as they are.
+    in float32 and rounded to ``dtype`` once; buffers, and parameters in ``wide``, as they are.
 
     ``whole`` makes a whole tensor of a shard. ``base`` reads a tensor by transformers' name, where the model's own have
     no numbers.
     """
     owners = _adapted(model)
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)} - set(wide)
     for name, tensor in model.state_dict().items():
         if is_adapter(name):
             continue
@@ -249,9 +255,11 @@ def adapter_matrices(model: nn.Module, whole: Gather) -> Iterator[tuple[str, Ten
 
 
 @torch.no_grad()
-def base_weights(model: PreTrainedModel, dtype: torch.dtype, whole: Gather) -> Iterator[tuple[str, Tensor]]:
+def base_weights(
+    model: PreTrainedModel, dtype: torch.dtype, whole: Gather, wide: Collection[str] = ()
+) -> Iterator[tuple[str, Tensor]]:
     """What ``merged_weights`` gives before any training: the frozen weights and the buffers."""
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)} - set(wide)
     for name, tensor in model.state_dict().items():
         if not is_adapter(name):
             found = whole(tensor)

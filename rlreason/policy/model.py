@@ -14,6 +14,7 @@ from rlreason.errors import UsageError
 from rlreason.policy.attention import ATTENTION
 from rlreason.policy.support import check_supported, own_attention
 from rlreason.routing import chosen_count, expert_count
+from rlreason.wide_routers import wide_names
 
 if TYPE_CHECKING:
     from rlreason.config import PolicyConfig
@@ -83,13 +84,15 @@ def _from_config(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
-    """Parameters to ``dtype``, buffers as they are: what loading a checkpoint in ``dtype`` gives.
+    """Parameters to ``dtype``, buffers and wide routers as they are: what loading a checkpoint in ``dtype`` gives.
 
     ``Module.to`` would cast the frequencies of rotary embeddings too, and they need float32: a bfloat16 one is off by
     up to 0.4 %, which at position 1000 is another angle altogether.
     """
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+    wide = wide_names(model)
+    for name, parameter in model.named_parameters():
+        if name not in wide:
+            parameter.data = parameter.data.to(dtype)
 
 
 def count_parameters(model: PreTrainedModel) -> tuple[int, int]:

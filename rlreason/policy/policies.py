@@ -20,6 +20,7 @@ from rlreason.policy.model import build_model, generation_eos_ids, meta_model
 from rlreason.policy.saving import save_model
 from rlreason.policy.support import longest_sequence
 from rlreason.policy.tokenizer import bpe_tokenizer, character_tokenizer
+from rlreason.wide_routers import wide_names
 
 if TYPE_CHECKING:
     from rlreason.config import PolicyConfig
@@ -48,6 +49,11 @@ class Policy:
     def dtype(self) -> str:
         """What the model computes in, such as "bfloat16"."""
         return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def router_dtype(self) -> str:
+        """What its routers compute in, where that is said: otherwise ``dtype``."""
+        return "float32" if wide_names(self.model) else self.dtype
 
     @property
     def vocabulary(self) -> int:

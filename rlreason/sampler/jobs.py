@@ -62,6 +62,8 @@ class EngineSpec:
     vllm: VllmOptions = VllmOptions()
     #: Have completions say which experts their tokens were sent to; of a model that has some.
     experts: bool = False
+    #: Routers compute in float32, and their weights come so; of the transformers engine.
+    float32_routers: bool = False
 
     @property
     def longest(self) -> int:

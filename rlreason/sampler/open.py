@@ -35,6 +35,12 @@ class ServedModel(Protocol):
         ...
 
     @property
+    def router_dtype(self) -> str:
+        """What the weights of its routers come in, ``dtype`` or "float32"; those of the transformers engine compute in
+        the same."""
+        ...
+
+    @property
     def vocabulary(self) -> int:
         """Rows of its head."""
         ...
@@ -111,6 +117,7 @@ def engine_spec(
         threads=threads,
         vllm=vllm or VllmOptions(),
         experts=experts,
+        float32_routers=kind == "transformers" and model.router_dtype != model.dtype,
     )
 
 

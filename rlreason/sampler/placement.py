@@ -119,17 +119,9 @@ class Samplers:
 
     def _choose(self, model: ServedModel) -> tuple[EngineKind, bool]:
         """(engine, whether over Ray)."""
-        engine, cluster = self.recipe.sampler.engine, self.recipe.cluster.kind
+        cluster = self.recipe.cluster.kind
         gpus = 0.0 if cluster == "inline" else self.places.gpus
-        why_not = why_not_vllm(model, on_gpu=gpus > 0)
-        if engine == "vllm" and why_not:
-            raise UsageError(f'sampler.engine = "vllm": {why_not}; install it (docs/cluster.md) or say "transformers"')
-        if engine == "auto":
-            # On a CPU vLLM's work for each token outweighs its kernels until a model is larger than CPUs train
-            # (docs/rollouts.md has the measurement), so it is for the asking there.
-            fits = gpus > 0 and not why_not and installed("ray")
-            engine = "vllm" if fits else "transformers"
-        return engine, cluster != "inline" and over_ray(self.recipe, gpus)
+        return engine_of(self.recipe, gpus, model), cluster != "inline" and over_ray(self.recipe, gpus)
 
     def _spec(self, kind: EngineKind, model: ServedModel, *, ray: bool) -> EngineSpec:
         sampler = self.recipe.sampler
@@ -185,3 +177,17 @@ class Samplers:
         group = GroupOptions(backend=backend, here=here, seconds=2 * self.recipe.cluster.worker_timeout)
         found = RayCluster(RayOptions(group=group if collective else None), places=places)
         return found, found.workers
+
+
+def engine_of(recipe: Recipe, gpus: float, model: ServedModel) -> EngineKind:
+    """What draws with ``model`` where there are so many GPUs. Raises UsageError where the recipe says vLLM, which can't
+    run the model here."""
+    engine, why_not = recipe.sampler.engine, why_not_vllm(model, on_gpu=gpus > 0)
+    if engine == "vllm" and why_not:
+        raise UsageError(f'sampler.engine = "vllm": {why_not}; install it (docs/cluster.md) or say "transformers"')
+    if engine == "auto":
+        # On a CPU vLLM's work for each token outweighs its kernels until a model is larger than CPUs train
+        # (docs/rollouts.md has the measurement), so it is for the asking there.
+        fits = gpus > 0 and not why_not and installed("ray")
+        engine = "vllm" if fits else "transformers"
+    return engine

@@ -28,6 +28,7 @@ from rlreason.sampler.jobs import Drawn, EngineSpec, Job, ProbeAnswer, Progress
 from rlreason.sampler.recording import SetRecorder
 from rlreason.sampler.trace import Trace
 from rlreason.types import Completion, SamplingParams
+from rlreason.wide_routers import widen_routers
 
 #: Rows that ended are dropped from the batch once they are this share of it.
 COMPACT_SHARE = 0.25
@@ -299,6 +300,8 @@ def build(spec: EngineSpec) -> PreTrainedModel:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec.dtype), attn_implementation=ATTENTION)
     widen_biases(model)  # as the trainer has them
+    if spec.float32_routers:
+        widen_routers(model)
     model.requires_grad_(requires_grad=False)
     return cast(PreTrainedModel, model.to(device).eval())
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from rlreason.config import EvalStage, GrpoStage, Recipe, RejectStage, SftStage, Stage, TrainingStage
 from rlreason.errors import UsageError
 from rlreason.routing import MOST_EXPERTS, correction_biases, expert_count
+from rlreason.wide_routers import why_not_wide
 
 
 def check_expert_keys(recipe: Recipe, stage: Stage, model: PreTrainedModel, place: str) -> None:
@@ -28,6 +29,13 @@ def check_expert_keys(recipe: Recipe, stage: Stage, model: PreTrainedModel, plac
             f"stage.{stage.name}: routing is kept in 8 bits, and {place} has {experts} experts: leave "
             "routing_replay and report_experts out"
         )
+    if recipe.trainer.router_dtype == "float32" and experts and not isinstance(stage, EvalStage | RejectStage):
+        why_not = why_not_wide(model)
+        if why_not:
+            raise UsageError(
+                f'trainer.router_dtype = "float32": the routers of {place} ({model.config.model_type}) can\'t be '
+                f"followed, as {why_not}: leave it out"
+            )
     if recipe.trainer.router_bias_update and experts and not isinstance(stage, EvalStage | RejectStage):
         _check_bias(recipe, stage, model, place)
 
@@ -61,5 +69,6 @@ def check_some_experts(recipe: Recipe, trained: Sequence[PreTrainedModel]) -> No
     step = recipe.trainer.router_bias_update
     asked += [f"trainer.router_bias_update = {step:g}"] if step else []
     asked += [f"trainer.router_aux_loss = {balance:g}"] if not isinstance(balance, str) and balance else []
+    asked += ['trainer.router_dtype = "float32"'] if recipe.trainer.router_dtype == "float32" else []
     if asked:
         raise UsageError(f"{asked[0]}, and no model of the run has experts: leave it out")

@@ -28,6 +28,7 @@ from rlreason.config.learning_rates import rate_of
 from rlreason.policy.lora import LoraOptions
 from rlreason.policy.model import count_parameters
 from rlreason.routing import expert_count
+from rlreason.sampler.placement import engine_of
 from rlreason.trainer.balance import router_coefficient
 from rlreason.trainer.local import LocalTrainer
 from rlreason.trainer.options import ModelSource, TrainerOptions
@@ -101,15 +102,23 @@ class Trainers:
         )
         if settings.ranks:
             shape = model.source.inspect().model
-            options = _balanced(options, settings, config, shape)
+            options = self._routed(_balanced(options, settings, config, shape), model)
             spec = RankSpec(model=model, options=options, reference=reference, teachers=tuple(teachers))
             if self._ranks is None:
                 self._ranks = start_ranks(settings.ranks, RANK_OPTIONS, self.places.take(RANK))
             return RayTrainer(spec, self._ranks)
         policy = model.source.load(torch.float32 if options.lora is None else model.dtype, self.device)
-        options = _balanced(options, settings, config, policy.model)
+        options = self._routed(_balanced(options, settings, config, policy.model), model)
         taught = [one.source.load(one.dtype, self.device) for one in teachers]
         return LocalTrainer(policy, options, reference=reference, teachers=taught)
+
+    def _routed(self, options: TrainerOptions, model: ModelSource) -> TrainerOptions:
+        """``options``, and whether what draws takes routers in float32: vLLM has them in its own dtype."""
+        if not options.widens:
+            return options
+        gpus = 0.0 if self.recipe.cluster.kind == "inline" else self.places.gpus
+        engine = engine_of(self.recipe, gpus, model.source.inspect())
+        return replace(options, sends_float32_routers=engine == "transformers")
 
     def close(self) -> None:
         """End the ranks."""
@@ -147,6 +156,7 @@ def _balanced(
         options,
         router_aux_loss=router_coefficient(settings.router_aux_loss, config, model),
         router_bias_update=settings.router_bias_update if expert_count(model) else 0.0,
+        float32_routers=settings.router_dtype == "float32" and bool(expert_count(model)),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,15 +17,16 @@ from rlreason.policy.lora import Gather, adapter_factors, adapter_matrices, base
 @dataclass(frozen=True, slots=True)
 class ModelWeights(AdaptedWeights):
     """See ``AdaptedWeights``. ``whole`` makes a whole tensor of a shard; of shards every method is called on all ranks,
-    and every iterator used up."""
+    and every iterator used up. ``wide``: parameters that are not rounded to ``dtype``."""
 
     model: PreTrainedModel
     dtype: torch.dtype
     whole: Gather
+    wide: Collection[str] = ()
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """See ``AdaptedWeights``."""
-        return merged_weights(self.model, self.dtype, self.whole)
+        return merged_weights(self.model, self.dtype, self.whole, wide=self.wide)
 
     @property
     def factors(self) -> tuple[Factor, ...]:
@@ -34,7 +35,7 @@ class ModelWeights(AdaptedWeights):
 
     def base(self) -> Iterator[tuple[str, Tensor]]:
         """See ``AdaptedWeights``."""
-        return base_weights(self.model, self.dtype, self.whole)
+        return base_weights(self.model, self.dtype, self.whole, self.wide)
 
     def adapter(self) -> Iterator[tuple[str, Tensor]]:
         """See ``AdaptedWeights``."""

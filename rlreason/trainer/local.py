@@ -35,8 +35,10 @@ from rlreason.trainer.microbatches import accumulate_gradients
 from rlreason.trainer.optimizer import PolicyOptimizer
 from rlreason.trainer.options import (
     TrainerOptions,
+    check_wide,
     checkpoint_activations,
     of_tokens,
+    sent_wide,
     switch_noise_off,
     why_not_repeatable,
 )
@@ -44,6 +46,7 @@ from rlreason.trainer.protocol import Loss, LossSums, Models, Routed, StepStats,
 from rlreason.trainer.states import StateNote, load_state, save_state, take_weights
 from rlreason.trainer.streaming import write_folder
 from rlreason.types import TrainingSample
+from rlreason.wide_routers import wide_names, widen_routers
 
 
 class LocalTrainer:
@@ -69,9 +72,12 @@ class LocalTrainer:
         if options.activation_checkpointing:
             checkpoint_activations(policy.model)
         widen_biases(policy.model)
+        if options.widens:
+            widen_routers(policy.model)
         find_routers(policy.model)  # asked now, as micro-batches come from several threads
         if options.routing:
             check_routing(policy.model, options.routing)
+        check_wide(policy.model)
         self._bias = RouterBias(policy.model, options.router_bias_update)
         self._masters = Masters(policy.model, options.compute_dtype)
         self._optimizer = PolicyOptimizer(self._masters, options.optimizer, options.total_steps, options.max_skipped)
@@ -95,6 +101,11 @@ class LocalTrainer:
     def dtype(self) -> str:
         """See ``Trainer.dtype``."""
         return self._policy.dtype
+
+    @property
+    def router_dtype(self) -> str:
+        """See ``Trainer.router_dtype``."""
+        return self._options.router_dtype
 
     @property
     def vocabulary(self) -> int:
@@ -216,9 +227,13 @@ class LocalTrainer:
 
     def weights(self) -> Iterable[tuple[str, Tensor]]:
         """See ``Trainer.weights``; of an adapter merged, the base untouched."""
-        if self._options.lora is not None:
-            return ModelWeights(self._policy.model, self._options.compute_dtype, _here)
-        return self._policy.weights()
+        model, options = self._policy.model, self._options
+        wide = sent_wide(model, options)
+        if options.lora is not None:
+            return ModelWeights(model, options.compute_dtype, _here, wide)
+        if wide == wide_names(model):
+            return self._policy.weights()
+        return merged_weights(model, options.compute_dtype, _here, wide=wide)
 
     def expectations(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
         """See ``Trainer.expectations``."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rlreason.policy.model import cast_parameters
+from rlreason.wide_routers import wide_names
 
 #: Weights that ``moved`` looks at, over all parameters.
 SAMPLED_WEIGHTS = 8192
@@ -38,7 +39,9 @@ class Masters:
         self.rounded = 0.0
         if self.split:
             self.parameters = [nn.Parameter(one.detach().clone()) for one in self._computed]
-            self.rounded = round_ties(self.parameters)
+            wide = wide_names(model)  # the model computes with these as they are
+            pairs = zip(self.names, self.parameters, strict=True)
+            self.rounded = round_ties([one for name, one in pairs if name not in wide])
             cast_parameters(model, dtype)
         else:
             self.parameters = self._computed

@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 from rlreason.attention_options import AttentionWay
 from rlreason.policy.lora import LoraOptions
 from rlreason.policy.policies import PolicySource
+from rlreason.routing import check_followed
 from rlreason.types import TrainingSample
+from rlreason.wide_routers import wide_names
 
 if TYPE_CHECKING:
     from rlreason.config import OptimizerConfig
@@ -42,6 +44,9 @@ class TrainerOptions:
     router_aux_loss: float = 0.0
     #: Step of the routers' correction biases (``trainer.bias``); 0: they stay.
     router_bias_update: float = 0.0
+    #: Routers compute in float32 where the model computes in bfloat16; and samplers are sent their weights so.
+    float32_routers: bool = False
+    sends_float32_routers: bool = False
     #: Keep only what enters each layer, and compute the layer again in the backward pass (arXiv 1604.06174).
     activation_checkpointing: bool = False
     #: Over packed tokens: see ``policy.layouts``.
@@ -59,6 +64,17 @@ class TrainerOptions:
     #: Ranks that compute each layer together, with the same samples, and ranks that share the experts of a layer.
     tensor_parallel: int = 1
     expert_parallel: int = 1
+
+    @property
+    def widens(self) -> bool:
+        """Whether there is anything to widen."""
+        return self.float32_routers and self.compute_dtype != torch.float32
+
+    @property
+    def router_dtype(self) -> str:
+        """See ``ServedModel.router_dtype``."""
+        sent = torch.float32 if self.widens and self.sends_float32_routers else self.compute_dtype
+        return str(sent).removeprefix("torch.")
 
     @property
     def written(self) -> str:
@@ -81,6 +97,17 @@ def of_tokens(logprobs_T: npt.NDArray[np.float32], sample: TrainingSample, *, wh
     found = np.zeros(count, dtype=np.float32)
     found[start:] = logprobs_T[: count - start]
     return found
+
+
+def sent_wide(model: PreTrainedModel, options: TrainerOptions) -> frozenset[str]:
+    """Parameters that samplers are sent in float32, whatever the model computes in."""
+    return wide_names(model) if options.sends_float32_routers else frozenset()
+
+
+def check_wide(model: PreTrainedModel) -> None:
+    """Raise UsageError where the routers of a model are to be float32 and can't be followed."""
+    if wide_names(model):
+        check_followed(model, 'trainer.router_dtype = "float32"')
 
 
 def switch_noise_off(model: nn.Module) -> None:

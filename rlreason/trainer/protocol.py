@@ -162,6 +162,11 @@ class Trainer(Protocol):
         ...
 
     @property
+    def router_dtype(self) -> str:
+        """What the routers' weights come in: ``dtype``, or "float32" where a sampler's are to compute in it, too."""
+        ...
+
+    @property
     def vocabulary(self) -> int:
         """Rows of the head."""
         ...
@@ -235,7 +240,8 @@ class Trainer(Protocol):
         ...
 
     def weights(self) -> Iterable[tuple[str, Tensor]]:
-        """Every tensor of the model in the compute dtype, by transformers' names: what a sampler is to draw with."""
+        """Every tensor of the model in the compute dtype, routers' in ``router_dtype``, by transformers' names: what a
+        sampler is to draw with."""
         ...
 
     def expectations(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:

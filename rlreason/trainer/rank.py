@@ -28,7 +28,7 @@ from rlreason.policy.attention import set_attention
 from rlreason.policy.batch import make_batches
 from rlreason.policy.logprobs import next_logprobs, plain_head, remember, takes_packed
 from rlreason.policy.lora import ADAPTER_FOLDER, LoraOptions, adapter_off, add_adapter, merged_weights, save_adapter
-from rlreason.policy.model import count_parameters
+from rlreason.policy.model import cast_parameters, count_parameters
 from rlreason.policy.policies import Policy
 from rlreason.routing import RoutedPass, check_routing, find_routers, remember_routers, widen_biases
 from rlreason.trainer.adapted import ModelWeights
@@ -40,8 +40,10 @@ from rlreason.trainer.optimizer import PolicyOptimizer
 from rlreason.trainer.options import (
     ModelSource,
     TrainerOptions,
+    check_wide,
     checkpoint_activations,
     of_tokens,
+    sent_wide,
     switch_noise_off,
     why_not_repeatable,
 )
@@ -51,6 +53,7 @@ from rlreason.trainer.sharding import ShardedParameters, cast, fill, inside, sha
 from rlreason.trainer.states import StateNote, load_state, save_state, take_weights
 from rlreason.trainer.streaming import write_folder
 from rlreason.types import TrainingSample
+from rlreason.wide_routers import wide_names, widen_routers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,28 +98,40 @@ class RankTrainer:
         self._meshes = meshes(self.device.type, options.tensor_parallel, options.expert_parallel)
         # A base that is not trained needs no float32.
         stored = torch.float32 if options.lora is None else options.compute_dtype
-        self.policy = self._open(spec.model, stored, options.lora)
+        self.policy = self._open(spec.model, stored, options.lora, widen=options.widens)
         self.parameter_counts = count_parameters(self.policy.model)
         if options.routing:
             check_routing(self.policy.model, options.routing)
+        check_wide(self.policy.model)
         switch_noise_off(self.policy.model)
         if options.activation_checkpointing:
             checkpoint_activations(self.policy.model)
         if spec.reference and options.lora is None:
-            self._reference = self._open(spec.model, spec.model.dtype).freeze()
+            self._reference = self._open(spec.model, spec.model.dtype, widen=options.widens).freeze()
         teachers = tuple(self._open(one, one.dtype).freeze() for one in spec.teachers)
         self._models = Models(policy=self.policy.model, teachers=teachers, router_aux_loss=options.router_aux_loss)
         self._bias = RouterBias(self.policy.model, options.router_bias_update, self._meshes.ranks)
         self._trainable = ShardedParameters(self.policy.model, self._meshes.ranks)
         self._optimizer = PolicyOptimizer(self._trainable, options.optimizer, options.total_steps, options.max_skipped)
 
-    def _open(self, model: ModelSource, stored: torch.dtype, lora: LoraOptions | None = None) -> Policy:
-        """A sharded policy, its shards in ``stored``. Rank 0 reads the whole one and hands the numbers out."""
-        source = model.source.load(stored, torch.device("cpu")) if dist.get_rank() == 0 else None
+    def _open(
+        self, model: ModelSource, stored: torch.dtype, lora: LoraOptions | None = None, *, widen: bool = False
+    ) -> Policy:
+        """A sharded policy, its shards in ``stored``, with ``widen`` its routers' in float32. Rank 0 reads the
+        whole one and hands the numbers out."""
+        # Routers of an adapter's base have what it is read in; others keep all that the file has.
+        read = torch.float32 if widen and lora is None else stored
+        source = model.source.load(read, torch.device("cpu")) if dist.get_rank() == 0 else None
+        if source is not None and widen:
+            widen_routers(source.model)
+            cast_parameters(source.model, stored)
         if source is not None and stored == torch.float32 != model.dtype:
-            self.rounded = round_ties(list(source.model.parameters()))
+            wide = wide_names(source.model)  # the model computes with these as they are
+            self.rounded = round_ties([one for name, one in source.model.named_parameters() if name not in wide])
         policy = model.source.inspect()
         widen_biases(policy.model)
+        if widen:
+            widen_routers(policy.model)
         set_attention(policy.model, self.spec.options.attention, self.device)
         policy.model.config.architectures = [type(policy.model).__name__]  # FSDP gives the class another name
         if lora is not None:
@@ -234,7 +249,8 @@ class RankTrainer:
 
     def weights(self) -> ModelWeights:
         """See ``Trainer.weights``: each tensor gathered on all ranks, on the device; of an adapter merged."""
-        return ModelWeights(self.policy.model, self.spec.options.compute_dtype, self._whole)
+        model, options = self.policy.model, self.spec.options
+        return ModelWeights(model, options.compute_dtype, self._whole, sent_wide(model, options))
 
     def _whole(self, tensor: Tensor) -> Tensor:
         return whole(tensor.to(self.device))

@@ -25,6 +25,7 @@ from rlreason.delivery.adapter import AdaptedWeights
 from rlreason.objective.distillation.teacher import OutputHead
 from rlreason.policy.lora import plain_shapes
 from rlreason.trainer.counts import Counts
+from rlreason.trainer.options import sent_wide
 from rlreason.trainer.protocol import Loss, LossSums, Routed, StepStats, give_back
 from rlreason.trainer.rank import RankSpec, RankTrainer, Share
 from rlreason.trainer.rank_weights import RankWeights
@@ -91,8 +92,8 @@ class Rank(WeightSender):
 
     def shapes(self) -> Iterator[tuple[str, Tensor]]:
         """See ``WeightSender``."""
-        trainer = self._opened
-        return plain_shapes(trainer.policy.model, trainer.spec.options.compute_dtype)
+        model, options = self._opened.policy.model, self._opened.spec.options
+        return plain_shapes(model, options.compute_dtype, sent_wide(model, options))
 
     def forward_backward(self, share: Share, loss: Loss) -> LossSums:
         """See ``RankTrainer``; tensors come back on the CPU."""
@@ -173,7 +174,7 @@ class RayTrainer:
         """Raises UsageError for a model that can't be loaded or sharded."""
         self._shape = spec.model.source.inspect()
         self._dtype = spec.model.dtype
-        self._tensor_parallel = spec.options.tensor_parallel
+        self._options = spec.options
         self._count = ranks.count
         self._ranks = ranks
         self._counts = Counts()
@@ -189,6 +190,11 @@ class RayTrainer:
     def dtype(self) -> str:
         """See ``Trainer.dtype``."""
         return str(self._dtype).removeprefix("torch.")
+
+    @property
+    def router_dtype(self) -> str:
+        """See ``Trainer.router_dtype``."""
+        return self._options.router_dtype
 
     @property
     def vocabulary(self) -> int:
@@ -226,13 +232,13 @@ class RayTrainer:
         self._counts.trained.add(samples)
         if samples:
             found = self._ranks.ask("forward_backward", loss, each=self._shares(samples)[0])
-            for one in found[:: self._tensor_parallel]:
+            for one in found[:: self._options.tensor_parallel]:
                 sums.merge(one)
         return sums
 
     def _shares(self, samples: Sequence[TrainingSample]) -> tuple[list[Share], list[list[int]]]:
         """What each rank is given, and the places of its samples; neighbours that compute together have the same."""
-        together = self._tensor_parallel
+        together = self._options.tensor_parallel
         places = [own for own in shares(samples, self._count // together) for _ in range(together)]
         filler = min(samples, key=lambda one: len(one.token_ids))
         return [Share(samples=[samples[at] for at in own], filler=filler) for own in places], places

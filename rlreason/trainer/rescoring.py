@@ -22,6 +22,7 @@ from rlreason.policy.model import cast_parameters
 from rlreason.routing import FREE, RoutedPass, Routers, expert_count, find_routers
 from rlreason.trainer.forward import loss_logprobs
 from rlreason.types import Completion
+from rlreason.wide_routers import narrow_routers, wide_names
 
 
 class WeightHistory:
@@ -43,6 +44,19 @@ class WeightHistory:
     def __getitem__(self, version: int) -> Mapping[str, Tensor]:
         """The weights of ``version``. Raises KeyError where they are gone."""
         return self._kept[version]
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """What a model computes in. Example: ``Precision(torch.bfloat16, float32_routers=True)``."""
+
+    dtype: torch.dtype
+    float32_routers: bool = False
+
+    @staticmethod
+    def of(model: PreTrainedModel) -> Precision:
+        """That of ``model``."""
+        return Precision(model.dtype, bool(wide_names(model)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,22 +89,22 @@ class Rescorer:
         starts = list(accumulate((len(completion.token_ids) for completion in completions), initial=0))
         self.count = starts[-1]
         self._slots = [_slots(batch, starts) for batch in self._batches]
-        self._copies: dict[torch.dtype, tuple[PreTrainedModel, Routers | None]] = {}
-        self._loaded: dict[torch.dtype, int] = {}
+        self._copies: dict[Precision, tuple[PreTrainedModel, Routers | None]] = {}
+        self._loaded: dict[Precision, int] = {}
         #: Routed experts of a layer, 0 for a dense model; ``routers`` None where their choice can't be read.
         self.experts = expert_count(model)
-        self.routers = self._model_of(version, model.dtype)[1]
+        self.routers = self._model_of(version, Precision.of(model))[1]
 
     def has(self, version: int) -> bool:
         """Whether the weights of ``version`` are at hand."""
         return version == self._version or version in self._history
 
     def score(
-        self, version: int, dtype: torch.dtype, temperature: float, routing: Sequence[Tensor] | None = None
+        self, version: int, precision: Precision, temperature: float, routing: Sequence[Tensor] | None = None
     ) -> Scores:
-        """The tokens under softmax(logits / temperature) of the weights of ``version`` in ``dtype``; with ``routing``
-        (one for each batch) the experts are those. Raises KeyError where the version is gone."""
-        model, routers = self._model_of(version, dtype)
+        """The tokens under softmax(logits / temperature) of the weights of ``version`` in ``precision``; with
+        ``routing`` (one for each batch) the experts are those. Raises KeyError where the version is gone."""
+        model, routers = self._model_of(version, precision)
         logprobs_N = torch.empty(self.count, dtype=torch.float64)
         experts_NLK: Tensor | None = None
         recorded: list[Tensor] = []
@@ -122,18 +136,20 @@ class Rescorer:
             found.append(table_PLK.to(batch.token_ids_BT.device))
         return tuple(found)
 
-    def _model_of(self, version: int, dtype: torch.dtype) -> tuple[PreTrainedModel, Routers | None]:
-        if version == self._version and dtype == self._model.dtype:
+    def _model_of(self, version: int, precision: Precision) -> tuple[PreTrainedModel, Routers | None]:
+        if version == self._version and precision == Precision.of(self._model):
             return self._model, find_routers(self._model)
-        if dtype not in self._copies:
+        if precision not in self._copies:
             twin = copy.deepcopy(self._model).requires_grad_(requires_grad=False).eval()
-            cast_parameters(twin, dtype)
-            self._copies[dtype] = (twin, find_routers(twin))
-            self._loaded[dtype] = self._version
-        twin, routers = self._copies[dtype]
-        if self._loaded[dtype] != version:
+            if not precision.float32_routers:
+                narrow_routers(twin)
+            cast_parameters(twin, precision.dtype)
+            self._copies[precision] = (twin, find_routers(twin))
+            self._loaded[precision] = self._version
+        twin, routers = self._copies[precision]
+        if self._loaded[precision] != version:
             twin.load_state_dict(self._model.state_dict() if version == self._version else self._history[version])
-            self._loaded[dtype] = version
+            self._loaded[precision] = version
         return twin, routers
 
 

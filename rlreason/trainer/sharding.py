@@ -1,13 +1,14 @@
 """FSDP2 (Zhao et al. 2023, arXiv 2304.11277): a model's parameters in shards over N ranks, gathered layer by layer.
 
 Parameters, gradients and moments are float32 DTensors, each rank's share of them; a layer is gathered in the compute
-dtype when it is computed. Gradients of ranks are *added*: a loss is already divided by the step's global counts, and
-torch's default, the mean, would make the step N times too small.
+dtype when it is computed, a wide router in float32. Gradients of ranks are *added*: a loss is already divided by the
+step's global counts, and torch's default, the mean, would make the step N times too small.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -31,6 +32,7 @@ from rlreason.policy.lora import is_adapter
 from rlreason.policy.model import cast_parameters
 from rlreason.trainer.masters import sampled_places
 from rlreason.trainer.parallel import Meshes, cut_layers
+from rlreason.wide_routers import is_wide
 
 Found = TypeVar("Found")
 #: The method by which a sharded model is entered: FSDP gathers the root's parameters (embedding, last norm, head)
@@ -61,6 +63,9 @@ def shard(
     }
     for module in experts:
         fully_shard(module, mesh=meshes.expert_copies, **options)
+    exact = {**options, "mp_policy": replace(options["mp_policy"], param_dtype=torch.float32)}
+    for module in filter(is_wide, list(model.modules())):
+        fully_shard(module, mesh=meshes.data, **exact)
     for layer in layers:
         fully_shard(layer, mesh=meshes.data, **options)
     fully_shard(model, mesh=meshes.ranks, **options)

@@ -26,7 +26,7 @@ from rlreason.policy.attention import ATTENTION
 from rlreason.routing import FREE, RoutedPass, find_routers, options_of
 from rlreason.run.directory import RunDirectory
 from rlreason.trainer.local import LocalTrainer
-from rlreason.trainer.rescoring import Rescorer, WeightHistory
+from rlreason.trainer.rescoring import Precision, Rescorer, WeightHistory
 from rlreason.types import Completion, Group, Problem
 
 BFLOAT16 = torch.bfloat16
@@ -135,9 +135,8 @@ def examine(
     sampler_dtype: torch.dtype | None = None,
     **stage: Any,
 ) -> MismatchReport:
-    report = diagnose(
-        groups_of(completions), step, model, history or WeightHistory(1), stage_of(**stage), sampler_dtype
-    )
+    sampler = None if sampler_dtype is None else Precision(sampler_dtype)
+    report = diagnose(groups_of(completions), step, model, history or WeightHistory(1), stage_of(**stage), sampler)
     assert report is not None
     assert math.isclose(sum(part.share for part in report.parts.values()), 1.0) or report.total.max == 0.0
     return report
@@ -339,10 +338,10 @@ def all_at_once() -> tuple[Rescorer, list[Completion]]:
 
 def test_the_parts_add_up_to_the_whole_token_by_token() -> None:
     rescorer, completions = all_at_once()
-    found = split(rescorer, completions, 1, 0.6, (torch.float32, BFLOAT16))
+    found = split(rescorer, completions, 1, 0.6, (Precision(torch.float32), Precision(BFLOAT16)))
     parts_N = sum(found.parts.values(), torch.zeros(rescorer.count, dtype=torch.float64))
     sampler_N = torch.tensor([value for one in completions for value in one.sampler_logprobs], dtype=torch.float64)
-    trainer_N = rescorer.score(1, torch.float32, 0.6).logprobs_N
+    trainer_N = rescorer.score(1, Precision(torch.float32), 0.6).logprobs_N
     torch.testing.assert_close(parts_N, trainer_N - sampler_N, atol=1e-12, rtol=0)
     assert found.sampler_temperature == 1.0
     for cause in CAUSES:
@@ -388,9 +387,8 @@ def test_the_doctor_keeps_what_it_needs_and_writes_when_due() -> None:
 
     run = cast(RunDirectory, SimpleNamespace(append=append))
     stage = stage_of(diagnose_every=3, staleness=1, steps=8)
-    doctor = MismatchDoctor(
-        stage, run, cast(LocalTrainer, SimpleNamespace(model=model, weights=model.state_dict().items))
-    )
+    trainer = SimpleNamespace(model=model, weights=model.state_dict().items, dtype="float32", router_dtype="float32")
+    doctor = MismatchDoctor(stage, run, cast(LocalTrainer, trainer))
     before = sampled(model)
     for step in range(8):
         # Each step learns from what the version before drew.

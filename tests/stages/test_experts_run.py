@@ -147,7 +147,10 @@ def test_the_plan_says_what_becomes_of_the_routers(recipe: Path) -> None:
     said = describe(load(recipe, ["stage.rl.routing_replay=rollout", "stage.rl.freeze_router=true"]), recipe)
     assert "the routers stay as they are; tokens go where the sampler sent them (R3); the sampler reports" in said
     said = describe(load(recipe, ["trainer.router_aux_loss=0.5", "stage.warm.router_warmup_steps=0"]), recipe)
-    assert "experts: load-balancing loss x 0.5\n" in said
+    assert "experts: load-balancing loss x 0.5; routers compute in the model's own dtype\n" in said
+    said = describe(load(recipe, ["trainer.router_dtype=float32"]), recipe)
+    assert said.count("; routers compute in float32\n") == 2
+    assert "own dtype" not in said
 
 
 def test_the_plan_knows_the_experts_of_a_loaded_model(recipe: Path, tmp_path: Path) -> None:
@@ -197,6 +200,7 @@ def test_what_can_not_be_is_refused_before_the_run(recipe: Path, tmp_path: Path)
     recipe.write_text(dense, encoding="utf-8")
     for change, words in (
         ("trainer.router_aux_loss=0.1", "trainer.router_aux_loss = 0.1, and no model of the run has experts"),
+        ("trainer.router_dtype=float32", 'trainer.router_dtype = "float32", and no model of the run has experts'),
         ("stage.rl.freeze_router=true", r"stage.rl.freeze_router is of a mixture of experts, and \[policy\] has none"),
         ("stage.rl.routing_replay=rollout", "stage.rl.routing_replay is of a mixture"),
         ("stage.warm.router_warmup_steps=1", "stage.warm.router_warmup_steps is of a mixture"),
@@ -210,6 +214,30 @@ def test_what_can_not_be_is_refused_before_the_run(recipe: Path, tmp_path: Path)
     changes = ["stage.warm.router_warmup_steps=0", "stage.rl.routing_replay=rollout"]
     assert "stage.rl.routing_replay is of a mixture of experts" in rlreason("run", recipe, *out, *changes, code=2)
     assert not (tmp_path / "run").exists()
+
+
+def test_routers_that_are_not_found_are_refused_by_name(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = load(recipe, ["trainer.router_dtype=float32"])
+    describe(wide, recipe)
+    monkeypatch.setattr("rlreason.wide_routers.routers_in", lambda _: [])
+    words = (
+        r'trainer\.router_dtype = "float32": the routers of \[policy\] \(qwen3_moe\) can\'t be followed, as of its 2'
+    )
+    with pytest.raises(UsageError, match=words):
+        describe(wide, recipe)
+    describe(load(recipe), recipe)
+
+
+def test_a_run_with_routers_in_float32_goes_on_bit_for_bit(recipe: Path, tmp_path: Path) -> None:
+    """In bfloat16; deliveries are proved by the canary, and checkpoints are bfloat16."""
+    wide = ("trainer.router_dtype=float32", "policy.dtype=bfloat16", "stage.warm.steps=1", "stage.rl.steps=2")
+    rlreason("run", recipe, "--out", tmp_path / "whole", *wide, "stage.warm.router_warmup_steps=0")
+    found = weights(tmp_path / "whole", "rl")
+    assert {one.dtype for one in found.values()} == {torch.bfloat16}
+    rlreason("run", recipe, "--out", tmp_path / "part", *wide, "stage.warm.router_warmup_steps=0", "stage.rl.steps=1")
+    rlreason("resume", tmp_path / "part", "stage.rl.steps=2")
+    again = weights(tmp_path / "part", "rl")
+    assert all(one.equal(again[name]) for name, one in found.items())
 
 
 #: Routers with a correction bias.
@@ -249,13 +277,14 @@ def test_a_run_balances_by_the_bias_in_every_stage_and_goes_on_bit_for_bit(biase
 def test_the_plan_says_and_refuses_steps_of_the_bias(biased: Path, tmp_path: Path) -> None:
     said = describe(load(biased, GLM), biased)
     steps = "each step moves the routers' bias by 0.01 towards experts with less than the mean load"
-    assert f"if it has one; {steps}\n" in said
+    assert f"if it has one; {steps}; routers compute in the model's own dtype\n" in said
     assert f"experts: no load-balancing loss; {steps}; the routers learn;" in said
     assert "moves the routers' bias" not in describe(load(biased, [*GLM[:-1]]), biased)
     opd = OpdStage(kind="opd", name="opd", steps=1, problems_per_step=1, max_tokens=8)
-    assert expert_lines(opd, load(biased, GLM), sparse=True) == [f"experts: {steps}"]
+    own = "routers compute in the model's own dtype"
+    assert expert_lines(opd, load(biased, GLM), sparse=True) == [f"experts: {steps}; {own}"]
     assert not expert_lines(opd, load(biased, GLM), sparse=False)
-    assert not expert_lines(opd, load(biased, GLM[:-1]), sparse=True)
+    assert expert_lines(opd, load(biased, GLM[:-1]), sparse=True) == [f"experts: {own}"]
     key = r"trainer\.router_bias_update = 0\.01"
     qwen, dense = ("policy.model_type=qwen3_moe", "policy.model.num_experts=4"), ("policy.model_type=qwen3",)
     for changes, words in (

@@ -126,6 +126,37 @@ def test_ranks_take_the_steps_of_the_bias_of_one_process(
     assert torch.equal(torch.stack(correction_biases(again.model)), expected)
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+def test_ranks_keep_routers_in_float32(family: str, ranks: Callable[[int], ActorGroup], tmp_path: Path) -> None:
+    """They compute what one process does, to bfloat16; what is sent of routers are the masters, every bit of them. The
+    reference has them too: of a policy that did not move, the penalty is 0."""
+    samples, loss = rollouts()
+    changed = {"compute_dtype": torch.bfloat16, "float32_routers": True, "sends_float32_routers": True}
+    changed |= {"activation_checkpointing": True, "optimizer": OptimizerConfig(lr=1e-6)}
+    one, many = local(family, **changed), sharded(ranks(2), family, reference=True, **changed)
+    same = zip(many.logprobs(samples), many.logprobs(samples, of="reference"), strict=True)
+    assert all(np.array_equal(policy, reference) for policy, reference in same)
+    for trainer in (one, many):
+        trainer.forward_backward(samples, loss)
+    expected = dict(zip(one._masters.names, [m.grad for m in one._masters.parameters], strict=True))
+    found = ranks(2).ask("gradients")[0]
+    assert relative(found, expected) < 0.02
+    before = dict(many.weights())
+    many.step(0)
+    many.save_state(tmp_path / "state")
+    again = local(family, **changed)
+    again.load_state(tmp_path / "state")
+    held, sent = dict(again.weights()), dict(many.weights())
+    wide = {name for name, tensor in sent.items() if tensor.dtype == torch.float32 and "gate.weight" in name}
+    assert len(wide) == 2
+    for name, tensor in sent.items():
+        assert torch.equal(tensor, held[name])
+        assert name not in wide or not torch.equal(tensor, before[name])  # a step that bfloat16 would have lost
+    many.save(tmp_path / "folder")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "folder", dtype="auto")
+    assert {parameter.dtype for parameter in saved.parameters()} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize(("family", "parallel"), [("qwen3_moe", 1), ("mixtral", 1), ("mixtral", 2)])
 def test_ranks_measure_the_balancing_loss_of_one_process(
     family: str, parallel: int, ranks: Callable[[int], ActorGroup], monkeypatch: pytest.MonkeyPatch

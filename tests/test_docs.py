@@ -406,6 +406,7 @@ def test_what_extending_points_to_is_there() -> None:
         ("README.md", "quickstart"),
         ("docs/results/quickstart.md", "quickstart"),
         ("recipes/smollm2_words/README.md", "smollm2_words"),
+        ("recipes/r1_smollm2/README.md", "r1_smollm2"),
     ],
 )
 def test_numbers_of_runs_are_those_of_their_data(page: str, data: str) -> None:

@@ -46,7 +46,7 @@ def narrow_routers(model: PreTrainedModel) -> None:
         for hooks in (router._forward_pre_hooks, router._forward_hooks):
             for key in [key for key, hook in hooks.items() if isinstance(hook, _Enter | _Leave)]:
                 del hooks[key]
-        router._forward_hooks_always_called.clear()
+                router._forward_hooks_always_called.pop(key, None)
 
 
 def is_wide(module: nn.Module) -> bool:

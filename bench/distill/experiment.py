@@ -9,15 +9,13 @@ constant learning rate, stopped at 40 % sampled accuracy), and from S0 the arms 
 saved step at which it has run the budget of response tokens with a gradient. Learning rates are the best of three on
 seed 100 by problems that nothing else uses. Measured are greedy answers to 1,000 held-out problems, the same for all.
 
-The four claims were fixed before the first run; a claim is made when all seeds agree in sign *and* the interval of the
-pooled paired difference (problems as blocks, Holm over the four) excludes 0.
+The four claims (claims.py) were fixed before the first run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 import statistics
 import subprocess
@@ -31,6 +29,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "bench"))
+from claims import judged, table  # noqa: E402
 from documents import replace_block  # noqa: E402
 
 from rlreason.config import load  # noqa: E402
@@ -46,17 +45,9 @@ from rlreason.types import Completion, Problem, RewardResult, SamplingParams, Ve
 
 RESULTS = Path(__file__).with_name("results") / "experiment.json"
 QUICKSTART = ROOT / "recipes" / "quickstart"
-CLAIMS = (
-    ("a", "on-policy distillation beats SFT on verified traces", "5 opd", "1 verified"),
-    ("b", "on-policy distillation beats GRPO", "5 opd", "4 grpo"),
-    ("c", "on-policy distillation beats a fixed negative advantage", "5 opd", "8 fixed"),
-    ("d", "verified traces beat unfiltered ones", "1 verified", "2 unfiltered"),
-)
 TUNING_SEED = 100
 #: (Arm, learning rate) -> (checkpoint, tokens trained).
 Places = dict[tuple[str, float], tuple[Path, int]]
-#: t of two degrees of freedom, 95 %.
-T2 = 4.30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,50 +318,6 @@ def unmoved(out: Path, s0: Path, seed: int, size: Size, measure: Measure) -> flo
     (after,) = (out / "11-same").glob("stages/*-arm/checkpoint")
     pairs = zip(measure.answers(s0, measure.verdict), measure.answers(after, measure.verdict), strict=True)
     return statistics.fmean(one != other for one, other in pairs)
-
-
-def judged(seeds: dict[str, dict[str, list[bool]]]) -> list[dict[str, Any]]:
-    """The four claims, by the rule in the file's first lines."""
-    found = []
-    for key, text, better, worse in CLAIMS:
-        by_seed = [
-            [float(a) - float(b) for a, b in zip(one[better], one[worse], strict=True)] for one in seeds.values()
-        ]
-        means = [statistics.fmean(one) for one in by_seed]
-        blocks = [statistics.fmean(one) for one in zip(*by_seed, strict=True)]
-        mean, error = statistics.fmean(blocks), statistics.stdev(blocks) / math.sqrt(len(blocks))
-        p = math.erfc(abs(mean) / error / math.sqrt(2)) if error else float(mean == 0)
-        spread = T2 * statistics.stdev(means) / math.sqrt(len(means)) if len(means) == 3 else math.nan
-        found.append({"claim": key, "text": text, "by_seed": means, "mean": mean, "error": error, "p": p, "t": spread})
-    holds = True  # Holm: behind the first that does not hold none does
-    for rank, one in enumerate(sorted(found, key=lambda each: each["p"])):
-        level = 0.05 / (len(found) - rank)
-        z = statistics.NormalDist().inv_cdf(1 - level / 2)
-        one["interval"] = [one["mean"] - z * one["error"], one["mean"] + z * one["error"]]
-        holds = holds and one["p"] <= level
-        one["made"] = holds and all(each > 0 for each in one["by_seed"]) and one["interval"][0] > 0
-    return found
-
-
-def table(document: dict[str, Any]) -> str:
-    """As Markdown."""
-    names = list(next(iter(document["seeds"].values()))["greedy"])
-    lines = ["| arm | greedy, by seed | sampled, by seed | tokens trained |", "|---|---|---|---|"]
-    for name in names:
-        each = document["seeds"].values()
-        greedy = " / ".join(f"{statistics.fmean(one['greedy'][name]):.1%}" for one in each)
-        sampled = " / ".join(f"{one['sampled'][name]:.1%}" for one in each)
-        lines.append(f"| {name} | {greedy} | {sampled} | {max(one['tokens'][name] for one in each):,} |")
-    lines += ["", "| claim | difference (Holm's interval) | by seed | made |", "|---|---|---|---|"]
-    for one in document["claims"]:
-        low, high = one["interval"]
-        seeds = " / ".join(f"{100 * each:+.1f}" for each in one["by_seed"])
-        answer = "yes" if one["made"] else "no"
-        lines.append(
-            f"| ({one['claim']}) {one['text']} | {100 * one['mean']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) "
-            f"| {seeds} | {answer} |"
-        )
-    return "\n".join(lines)
 
 
 def main() -> None:

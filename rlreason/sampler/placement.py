@@ -119,9 +119,8 @@ class Samplers:
 
     def _choose(self, model: ServedModel) -> tuple[EngineKind, bool]:
         """(engine, whether over Ray)."""
-        cluster = self.recipe.cluster.kind
-        gpus = 0.0 if cluster == "inline" else self.places.gpus
-        return engine_of(self.recipe, gpus, model), cluster != "inline" and over_ray(self.recipe, gpus)
+        inline = self.recipe.cluster.kind == "inline"
+        return engine_of(self.places, model), not inline and over_ray(self.recipe, self.places.gpus)
 
     def _spec(self, kind: EngineKind, model: ServedModel, *, ray: bool) -> EngineSpec:
         sampler = self.recipe.sampler
@@ -179,9 +178,11 @@ class Samplers:
         return found, found.workers
 
 
-def engine_of(recipe: Recipe, gpus: float, model: ServedModel) -> EngineKind:
-    """What draws with ``model`` where there are so many GPUs. Raises UsageError where the recipe says vLLM, which can't
-    run the model here."""
+def engine_of(places: RunPlaces, model: ServedModel) -> EngineKind:
+    """What draws with ``model`` in a run of ``places``. Raises UsageError where the recipe says vLLM, which can't run
+    the model here."""
+    recipe = places.recipe
+    gpus = 0.0 if recipe.cluster.kind == "inline" else places.gpus
     engine, why_not = recipe.sampler.engine, why_not_vllm(model, on_gpu=gpus > 0)
     if engine == "vllm" and why_not:
         raise UsageError(f'sampler.engine = "vllm": {why_not}; install it (docs/cluster.md) or say "transformers"')

@@ -116,8 +116,7 @@ class Trainers:
         """``options``, and whether what draws takes routers in float32: vLLM has them in its own dtype."""
         if not options.widens:
             return options
-        gpus = 0.0 if self.recipe.cluster.kind == "inline" else self.places.gpus
-        engine = engine_of(self.recipe, gpus, model.source.inspect())
+        engine = engine_of(self.places, model.source.inspect())
         return replace(options, sends_float32_routers=engine == "transformers")
 
     def close(self) -> None:

@@ -95,6 +95,9 @@ class Attack:
     tests: dict[str, object]
     #: It may end without a score: its tests need what is not there.
     may_break: bool
+    #: It prints the right answer at its end: earned, where the machine is fast enough for the limit. Its header asks
+    #: for no verdict, only for a state of the machine afterwards.
+    may_answer: bool
 
 
 def newer() -> list[Attack]:
@@ -106,10 +109,13 @@ def newer() -> list[Attack]:
         given = re.search(r"^# TESTS: (.*)$", text, re.MULTILINE)
         tests = json.loads(given[1]) if given else FUNCTION["calls"] if kind_of(text) == "F" else STDIN
         variants = re.search(r"^# VARIANTS: (\d+)", text, re.MULTILINE)
-        may_break = "broken:" in text.split("MUST SHOW:")[1].splitlines()[0]
+        asked = text.split("MUST SHOW:")[1].splitlines()[0]
+        may_break = "broken:" in asked
+        may_answer = "verdict=" not in asked and text.rstrip().endswith("\nprint(a + b)")
         for number in range(int(variants[1]) if variants else 1):
             set_up = f"VARIANT = {number}\n" if variants else ""
-            found.append(Attack(f"{path.stem}{f'-{number}' * bool(variants)}", set_up + text, tests, may_break))
+            name = f"{path.stem}{f'-{number}' * bool(variants)}"
+            found.append(Attack(name, set_up + text, tests, may_break, may_answer))
     return found
 
 
@@ -165,8 +171,12 @@ def test_newer_hostile_program(attack: Attack, nothing_remains: None) -> None:
 
 
 def is_safe(attack: Attack, verdict: str, score: float | None) -> bool:
-    """Neither right nor, by its own doing, without a score."""
-    return (verdict, score) in {("wrong", 0.0), ("timed_out", 0.0)} or (verdict == "broken" and attack.may_break)
+    """Neither right, but by an honest answer, nor by its own doing without a score."""
+    if verdict == "broken":
+        return attack.may_break
+    if verdict == "correct":
+        return attack.may_answer
+    return (verdict, score) in {("wrong", 0.0), ("timed_out", 0.0)}
 
 
 def honest(after: str) -> None:

@@ -46,7 +46,7 @@ def judged(seeds: dict[str, dict[str, list[bool]]]) -> list[dict[str, Any]]:
 def table(document: dict[str, Any]) -> str:
     """As Markdown."""
     names = list(next(iter(document["seeds"].values()))["greedy"])
-    lines = ["| arm | greedy, by seed | sampled, by seed | tokens trained |", "|---|---|---|---|"]
+    lines = ["| arm | greedy, by seed | sampled, by seed | response tokens |", "|---|---|---|---|"]
     for name in names:
         each = document["seeds"].values()
         greedy = " / ".join(f"{statistics.fmean(one['greedy'][name]):.1%}" for one in each)

@@ -164,7 +164,9 @@ def test_moved_without_its_project_and_given_more_steps(tmp_path: Path) -> None:
     assert "30 problems" in plan.stdout
 
 
-@pytest.mark.parametrize(("file", "addition"), [("sums.jsonl", "\n"), ("judge.py", "# stricter\n")])
+@pytest.mark.parametrize(
+    ("file", "addition"), [("sums.jsonl", "\n"), pytest.param("judge.py", "# stricter\n", marks=pytest.mark.slow)]
+)
 def test_changed_data_and_reward_code(finished: Project, copied: Project, file: str, addition: str) -> None:
     path = finished.folder / file
     before = path.read_bytes()
@@ -203,7 +205,9 @@ class Running:
         return self.process.returncode, error
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_second_process_is_refused_and_a_signal_saves(tmp_path: Path, number: signal.Signals, code: int) -> None:
     write_project(tmp_path / "project")
     running = Running(tmp_path / "project")

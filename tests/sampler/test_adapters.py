@@ -153,7 +153,7 @@ def opened(
 @pytest.mark.parametrize(
     ("engine", "transport"),
     [
-        ("transformers", "host"),
+        pytest.param("transformers", "host", marks=pytest.mark.slow),
         pytest.param("transformers", "collective", marks=pytest.mark.slow),
         ("vllm", "collective"),
         pytest.param("vllm", "host", marks=pytest.mark.slow),
@@ -196,7 +196,10 @@ def test_the_engine_says_what_the_trainer_says(mark: Path, engine: EngineKind, t
         sampler.close()
 
 
-@pytest.mark.parametrize(("engine", "transport"), [("vllm", "host"), ("transformers", "collective")])
+@pytest.mark.parametrize(
+    ("engine", "transport"),
+    [("vllm", "host"), pytest.param("transformers", "collective", marks=pytest.mark.slow)],
+)
 def test_an_adapter_that_was_not_delivered_is_caught(mark: Path, engine: EngineKind, transport: str) -> None:
     import faults
 

@@ -74,7 +74,7 @@ def listening() -> set[int]:
     return {one.laddr.port for one in psutil.Process().net_connections() if one.status == psutil.CONN_LISTEN}
 
 
-@pytest.mark.parametrize(("workers", "kind"), [(1, "qwen3"), (2, "qwen3_moe")])
+@pytest.mark.parametrize(("workers", "kind"), [pytest.param(1, "qwen3", marks=pytest.mark.slow), (2, "qwen3_moe")])
 def test_vllm_says_what_the_trainer_says_after_a_broadcast(workers: int, kind: str) -> None:
     """Whole and as changes, in several buckets; a tied dense model, and one of experts to two workers at once."""
     pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -126,9 +126,9 @@ def test_faults_are_caught(fault: str, message: str) -> None:
     ("kind", "how"),
     [
         ("vllm", signal.SIGKILL),
-        ("vllm", signal.SIGSTOP),
+        pytest.param("vllm", signal.SIGSTOP, marks=pytest.mark.slow),
         pytest.param("transformers", signal.SIGKILL, marks=pytest.mark.slow),
-        pytest.param("transformers", signal.SIGSTOP, marks=pytest.mark.slow),
+        ("transformers", signal.SIGSTOP),
     ],
     ids=["vllm killed", "vllm stopped", "killed", "stopped"],
 )

@@ -62,7 +62,7 @@ def open_sampler(
     return open_pool(policy, cluster, "vllm", workers, vllm=(spec or spec_of(policy)).vllm)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 worker", "2 workers"])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2], ids=["1 worker", "2 workers"])
 def follow(request: pytest.FixtureRequest) -> Iterator[Callable[[Policy], PoolSampler]]:
     """Workers that follow one policy after the other, as they do through the stages of a run."""
     pool = open_sampler(make_policy("qwen3"), request.param).pool
@@ -177,7 +177,14 @@ CAUGHT = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "kind", "message"), CAUGHT, ids=[row[0] for row in CAUGHT])
+#: One of each kind: what was packed, what the worker kept, what arrived. Each fault takes an engine of its own.
+AT_ONCE = {"PackedExperts", "ForgetfulWorker", "BitFlippingWorker"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "message"),
+    [pytest.param(*row, id=row[0], marks=() if row[0] in AT_ONCE else pytest.mark.slow) for row in CAUGHT],
+)
 def test_the_canary_catches(fault: str, kind: str, message: str) -> None:
     import faults
 

@@ -210,8 +210,15 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("ends", ENDS)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["KILL", "TERM"])
+@pytest.mark.parametrize(
+    ("number", "ends"),
+    [  # each of the ten places once; the other signal there is slow
+        pytest.param(signal.SIGKILL, "early", id="KILL-early"),
+        pytest.param(signal.SIGTERM, "late", id="TERM-late"),
+        pytest.param(signal.SIGKILL, "late", id="KILL-late", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "early", id="TERM-early", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_ended_anywhere_goes_on_as_if_nothing_had_happened(
     uninterrupted: Path, tmp_path: Path, ends: str, number: signal.Signals
 ) -> None:

@@ -23,7 +23,7 @@ from rlreason.evaluation.words import line, what
 from rlreason.inputs import unwatched
 from rlreason.progress import counting
 from rlreason.run.directory import RunDirectory, now
-from rlreason.run.interrupt import Interrupted
+from rlreason.run.interrupt import Interrupted, unwrapped
 from rlreason.run.manifest import fresh
 from rlreason.types import EvalReport, Group
 
@@ -92,7 +92,8 @@ def evaluate_models(requests: Sequence[EvalRequest], console: Console | None = N
         name, out = one.what.suite.name, one.what.request.out
         console.print(f"{name}: {what(one.what, one.checked)}", markup=False, soft_wrap=True)
         try:
-            measured = _measure(one.what, one.checked, console)
+            with unwrapped():
+                measured = _measure(one.what, one.checked, console)
         except Interrupted as error:
             kept = "nothing of it is kept: --out FOLDER keeps what is drawn"
             if out is not None:

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: Signals this many seconds apart count as one: `timeout` and batch systems send to a process and to its group.
@@ -93,7 +92,8 @@ def catching_signals() -> Iterator[None]:
     _state.catching += 1
     reinstall()
     try:
-        yield
+        with unwrapped():
+            yield
     finally:
         _state.catching -= 1
         if not _state.catching:
@@ -131,6 +131,24 @@ def deferred() -> Iterator[None]:
         raise Interrupted(_state.received)
 
 
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Inside, an exception that a library made of an Interrupted is raised as one again: pydantic wraps whatever comes
+    while it serialises. A failure of what is done about an Interrupted, such as saving, stays what it is."""
+    try:
+        yield
+    except Exception as error:
+        here = threading.current_thread() is threading.main_thread()
+        if _state.received is not None and _state.raised and here and _made_of_it(error):
+            raise Interrupted(_state.received) from error
+        raise
+
+
+def _made_of_it(error: BaseException) -> bool:
+    """Whether an Interrupted is what caused ``error``, as far as is known: compiled code names no cause."""
+    return _leads_to_it(error, "__cause__") or not _leads_to_it(error, "__context__")
+
+
 def check() -> None:
     """Raise Interrupted where a signal came and its exception got lost, as in a finalizer; once a step is enough."""
     reinstall()
@@ -141,9 +159,12 @@ def check() -> None:
 
 def _unwinding() -> bool:
     """Whether an Interrupted is being handled further up."""
-    error: Any = sys.exception()
+    return _leads_to_it(sys.exception(), "__context__")
+
+
+def _leads_to_it(error: BaseException | None, link: str) -> bool:
     while error is not None:
         if isinstance(error, Interrupted):
             return True
-        error = error.__context__
+        error = getattr(error, link)
     return False

@@ -19,7 +19,7 @@ from pydantic import JsonValue
 
 from rlreason.config import DistillStage, GrpoStage, OpdStage, SftStage
 from rlreason.errors import HealthStop, nearest
-from rlreason.run.interrupt import Interrupted, check, deferred
+from rlreason.run.interrupt import Interrupted, check, deferred, unwrapped
 from rlreason.stages.context import Context, Recorder, is_due
 from rlreason.trainer.protocol import NonFiniteError, Trainer
 from rlreason.types import StepReport
@@ -77,10 +77,11 @@ class StepLoop:
     def run(self, work: Work) -> None:
         """All of them. A signal or a failure leaves a state of the last step that was trained, and is raised."""
         try:
-            for step in range(self.recorder.progress.done, self.stage.steps):
-                check()
-                self._train(step, work)
-                self._finish(step, work)
+            with unwrapped():
+                for step in range(self.recorder.progress.done, self.stage.steps):
+                    check()
+                    self._train(step, work)
+                    self._finish(step, work)
         except Interrupted:
             self._save(work)
             raise

@@ -27,7 +27,7 @@ from rlreason.config import (
 from rlreason.policy.model import count_parameters, resolve_dtype
 from rlreason.policy.policies import PolicySource, fresh_tokenizer
 from rlreason.run import atomic
-from rlreason.run.interrupt import Interrupted, deferred
+from rlreason.run.interrupt import Interrupted, deferred, unwrapped
 from rlreason.run.manifest import StageEntry
 from rlreason.run.states import SavedState
 from rlreason.secrets import mask
@@ -74,8 +74,9 @@ class Pipeline:
         if recorder.progress.done:
             self._context.display.advance(_done(stage, recorder.progress.done), {})
         try:
-            entry.made_from = sources_of(stage, self._context)
-            message = self._dispatch(stage, recorder)
+            with unwrapped():
+                entry.made_from = sources_of(stage, self._context)
+                message = self._dispatch(stage, recorder)
         except Interrupted:
             raise  # the caller says in the manifest that the stage was interrupted
         except BaseException as error:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from pydantic import BaseModel, PlainSerializer
 
 from rlreason.run import interrupt
 from rlreason.run.interrupt import Interrupted, catching_signals, check, deferred
@@ -96,6 +98,57 @@ def test_a_swallowed_interruption_is_raised_again() -> None:
 
     interruption(work)
     assert steps == ["went on"]
+
+
+class Wrapping(BaseModel):
+    """Pydantic makes an error of its own of whatever is raised while it serialises."""
+
+    value: Annotated[int, PlainSerializer(lambda value: signal.raise_signal(signal.SIGTERM))] = 0
+
+
+def with_a_cause() -> None:
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except BaseException as error:
+        raise RuntimeError("in the library") from error
+
+
+@pytest.mark.parametrize("library", [Wrapping().model_dump_json, Wrapping().model_dump, with_a_cause])
+def test_what_a_library_made_of_an_interruption_is_one_again(library: Callable[[], object]) -> None:
+    with pytest.raises(Exception, match=r"in the library|Interrupted") as plain, catching_signals_as_they_come():
+        library()
+    assert not isinstance(plain.value, Interrupted)
+    interruption(library)
+
+
+@contextmanager
+def catching_signals_as_they_come() -> Iterator[None]:
+    """The canary: as Python's handlers are, without what catching_signals does about it."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: raise_(Interrupted(number)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def raise_(error: BaseException) -> None:
+    raise error
+
+
+def test_what_fails_while_an_interruption_is_dealt_with_is_a_failure() -> None:
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Interrupted:
+            raise OSError("no space left")  # noqa: B904
+
+    with pytest.raises(OSError, match="no space left"), catching_signals():
+        work()
+
+
+def test_a_failure_without_a_signal_is_left_alone() -> None:
+    with pytest.raises(ZeroDivisionError), catching_signals():
+        raise ZeroDivisionError
 
 
 def test_a_handler_that_was_replaced_is_put_back() -> None:

@@ -9,8 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from pydantic import BaseModel, PlainSerializer
+from typer.testing import CliRunner
+
+from rlreason.cli import app
+from rlreason.run.interrupt import Interrupted
+from rlreason.stages import drawing, evaluate  # noqa: F401  (bound to the real function before a test patches it)
 
 ROOT = Path(__file__).parent.parent.parent
 SHAPE = """hidden_size = 32
@@ -250,6 +257,26 @@ def test_a_run_ended_anywhere_goes_on_as_if_nothing_had_happened(
     assert {name: after[name] for name in done} == done, "a finished stage was done again"
     assert [name for name, entry in after.items() if entry["resumed"]] == unfinished
     assert_equal_runs(run, uninterrupted)
+
+
+def test_a_signal_that_comes_while_a_line_is_written_interrupts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pydantic says that serialising failed; the run was told to end."""
+
+    class Line(BaseModel):
+        value: Annotated[int, PlainSerializer(lambda value: signal.raise_signal(signal.SIGTERM))] = 0
+
+    stage = '[[stage]]\nkind = "eval"\nname = "final"\nmodels = ["policy"]\nproblems = 4\nmax_tokens = 8\n'
+    (tmp_path / "recipe.toml").write_text(RECIPE.partition("[[stage]]")[0] + stage)
+    with monkeypatch.context() as patch:
+        patch.setattr(drawing, "as_line", lambda group: Line().model_dump_json().encode())
+        with pytest.raises(Interrupted, match="interrupted by SIGTERM"):
+            CliRunner().invoke(app, ["run", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run")])
+    assert manifest(tmp_path / "run")["stages"][0]["status"] == "interrupted"
+    assert not (tmp_path / "run" / "error.log").exists()
+    resumed = CliRunner().invoke(app, ["resume", str(tmp_path / "run")])
+    assert resumed.exit_code == 0, resumed.output
 
 
 def test_a_second_start_in_the_same_folder_is_refused(uninterrupted: Path) -> None:

@@ -20,8 +20,8 @@ CLAIMS = (
 T2 = 4.30
 
 
-def judged(seeds: dict[str, dict[str, list[bool]]]) -> list[dict[str, Any]]:
-    """The four claims, by the rule in the first lines."""
+def judged(seeds: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
+    """The four claims, by the rule in the first lines. Seed -> arm -> a 1 or 0 for each problem."""
     found = []
     for key, text, better, worse in CLAIMS:
         by_seed = [
@@ -46,19 +46,21 @@ def judged(seeds: dict[str, dict[str, list[bool]]]) -> list[dict[str, Any]]:
 def table(document: dict[str, Any]) -> str:
     """As Markdown."""
     names = list(next(iter(document["seeds"].values()))["greedy"])
-    lines = ["| arm | greedy, by seed | sampled, by seed | response tokens |", "|---|---|---|---|"]
+    lines = ["| arm | greedy, by seed | sampled, by seed | response tokens | TFLOP |", "|---|---|---|---|---|"]
     for name in names:
         each = document["seeds"].values()
-        greedy = " / ".join(f"{statistics.fmean(one['greedy'][name]):.1%}" for one in each)
+        greedy = " / ".join(f"{statistics.fmean(map(float, one['greedy'][name])):.1%}" for one in each)
         sampled = " / ".join(f"{one['sampled'][name]:.1%}" for one in each)
-        lines.append(f"| {name} | {greedy} | {sampled} | {max(one['tokens'][name] for one in each):,} |")
-    lines += ["", "| claim | difference (Holm's interval) | by seed | made |", "|---|---|---|---|"]
+        done = [one["operations"][name] / 1e12 for one in each if name in one["operations"]]
+        work = f"{statistics.fmean(done):.1f}" if done else "–"
+        lines.append(f"| {name} | {greedy} | {sampled} | {max(one['tokens'][name] for one in each):,} | {work} |")
+    lines += ["", "| claim | difference (Holm's interval) | by seed | t interval | made |", "|---|---|---|---|---|"]
     for one in document["claims"]:
         low, high = one["interval"]
         seeds = " / ".join(f"{100 * each:+.1f}" for each in one["by_seed"])
         answer = "yes" if one["made"] else "no"
         lines.append(
             f"| ({one['claim']}) {one['text']} | {100 * one['mean']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) "
-            f"| {seeds} | {answer} |"
+            f"| {seeds} | ± {100 * one['t']:.1f} | {answer} |"
         )
     return "\n".join(lines)

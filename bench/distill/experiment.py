@@ -329,6 +329,15 @@ def unmoved(out: Path, s0: Path, seed: int, size: Size, measure: Measure) -> flo
     return statistics.fmean(one != other for one, other in pairs)
 
 
+def operations(checkpoint: Path) -> float:
+    """Of the whole stage that made it (at most ``Size.more`` steps past the budget) and of the teacher's draws that it
+    learnt from: sampling, training, scoring. Not of what made the teacher and the start."""
+    folder, stage = checkpoint.parents[3], checkpoint.parents[1].name.partition("-")[2]
+    entries = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["stages"]
+    works = [one["work"] for one in entries if one["name"] in (stage, "traces")]
+    return sum(float(one[f"{part}_flops"]) for one in works for part in ("sampling", "training", "scoring"))
+
+
 def main() -> None:
     """Run, measure, judge, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -356,16 +365,19 @@ def main() -> None:
         for name, middle in MIDDLES.items():
             tried = document["tuning"].get(name, {f"{middle:g}": 0.0})
             rates[name] = [float(max(tried, key=lambda lr: tried[lr]))]
-        places |= {name: one for (name, _), one in arms(place, rates, (w, s0), seed, size).items()}
+        taught = {name: one for (name, _), one in arms(place, rates, (w, s0), seed, size).items()}
+        places |= taught
         document["seeds"][str(seed)] = {
             "greedy": {
-                name: [one[0] for one in measure.answers(one, measure.verdict)] for name, (one, _) in places.items()
+                name: "".join(str(int(one[0])) for one in measure.answers(one, measure.verdict))
+                for name, (one, _) in places.items()
             },
             "sampled": {
                 name: share(measure.answers(one, measure.verdict[: size.sampled], 8))
                 for name, (one, _) in places.items()
             },
             "tokens": {name: tokens for name, (_, tokens) in places.items()},
+            "operations": {name: operations(one) for name, (one, _) in taught.items()},
             "same teacher moved": unmoved(place, s0, seed, size, measure),
         }
         path.write_text(json.dumps(document), encoding="utf-8")

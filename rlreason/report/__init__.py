@@ -47,7 +47,7 @@ def curve_svg(run_dir: Path, path: Path) -> Path:
     """
     run = read_run(Path(run_dir))
     suites = findings.suites(run)
-    found = curve.panels(run, suites[0] if suites else None)
+    found = curve.panels(run, findings.of_the_chain(run, suites))
     if not found:
         raise UsageError(f"{run_dir}: no stage has accuracy/heldout in its metrics.jsonl, and eval/ is empty")
     path = Path(path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from rlreason.report.read import Evaluation, Run, Stage, as_dict, as_list, heldout_points, whole, words
@@ -148,6 +148,14 @@ def suites(run: Run) -> list[Suite]:
     return found
 
 
+def of_the_chain(run: Run, found: list[Suite]) -> Suite | None:
+    """Each model's first result on the run's own held-out problems: of "heldout", then of suites that are stages."""
+    stages = {stage.name for stage in run.stages}
+    own = [suite for place, suite in enumerate(found) if not place or suite.name in stages]
+    models = {model.result.model: model for suite in reversed(own) for model in suite.models}
+    return replace(found[0], models=list(models.values())) if found else None
+
+
 def natural(tag: str) -> list[tuple[int, float, str]]:
     """Sort key by which `terms=10` comes after `terms=9`."""
     parts = re.split(r"(\d+)", tag)
@@ -173,12 +181,13 @@ def policies(suite: Suite) -> list[Model]:
     return [m for m in suite.models if m.stage and m.stage.kind == "grpo" and m.base]
 
 
-def grpo_sentence(suite: Suite, signs: Signs) -> str | None:
-    """What GRPO did to accuracy, against the model it started from; of several such stages each by its name."""
+def grpo_sentence(suite: Suite, signs: Signs, *, several: bool = False) -> str | None:
+    """What GRPO did to accuracy, against the model it started from; of several such stages each by its name.
+    ``several``: other suites tell of more."""
     trained = policies(suite)
-    label = suite_label(suite.name)
+    label, by_name = suite_label(suite.name), several or len(trained) > 1
     said = [
-        f"{model.result.model if len(trained) > 1 else 'GRPO'} {_moved(suite, model, 'it' if place else label, signs)}"
+        f"{model.result.model if by_name else 'GRPO'} {_moved(suite, model, 'it' if place else label, signs)}"
         for place, model in enumerate(trained)
     ]
     return ", ".join(said) or None
@@ -263,9 +272,14 @@ def headline(run: Run, found: list[Suite], signs: Signs) -> str | None:
     """The result in one line; None where the run has none yet. ``signs``: see ``verdicts.result_line``."""
     sentences = []
     if found:
-        policy = grpo_sentence(found[0], signs)
         student = student_sentence(found[0], named=policies(found[0]))
-        sentences = [sentence for sentence in (policy, student) if sentence]
+        told = {model.result.model for model in found[0].models}
+        others = [
+            replace(suite, models=[one for one in suite.models if one.result.model not in told]) for suite in found[1:]
+        ]
+        several = any(map(policies, others))
+        policy = [grpo_sentence(suite, signs, several=several) for suite in (found[0], *others)]
+        sentences = [sentence for sentence in (*policy, student) if sentence]
     if not sentences and found:
         last = found[0].models[-1].result
         reaches = f"reaches {percent(last.accuracy.value)} {suite_label(found[0].name)}"

@@ -245,11 +245,12 @@ def context(run: Run) -> Json:
     compared = compare_all(run, suites)
     rollouts = read_rollouts(run)
     doctors = [read_doctor(run, stage) for stage in run.stages]
-    chain = curve.panels(run, suites[0] if suites else None)
+    own = findings.of_the_chain(run, suites)
+    chain = curve.panels(run, own)
     top = curve.scale_top(chain)
     stages = [stage_data(stage) for stage in run.stages]
     data = {"stages": stages, "rollouts": [{"stage": r.stage, "groups": r.groups} for r in rollouts]}
-    accuracy = {m.result.model: m.result.accuracy for m in suites[0].models} if suites else {}
+    accuracy = {m.result.model: m.result.accuracy for m in own.models} if own else {}
     script = "\n".join(asset(name) for name in SCRIPTS)
     return {
         "run": run,

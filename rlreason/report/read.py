@@ -12,7 +12,7 @@ import math
 import tomllib
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -267,9 +267,13 @@ def as_dict(value: object) -> Json:
 
 
 def read_evaluations(run_dir: Path, stages: tuple[Stage, ...], notes: list[str]) -> tuple[Evaluation, ...]:
-    """eval/*.json in the order of the stages that made the models."""
+    """eval/*.json in the order of the stages that made the models.
+
+    Where two stages evaluate one model, on data of their own for example, the first one's results are those of the
+    suite, the other's are a suite by the name of that stage.
+    """
     order = {stage.name: stage.number for stage in stages}
-    found = []
+    found: list[tuple[str, Evaluation]] = []
     for path in sorted((run_dir / "eval").glob("*.json")):
         try:
             raw = as_dict(json.loads(path.read_bytes()))
@@ -283,24 +287,35 @@ def read_evaluations(run_dir: Path, stages: tuple[Stage, ...], notes: list[str])
         tags = {tag: interval(value) for tag, value in as_dict(raw.get("by_tag")).items()}
         passes = {int(k): number(value) for k, value in as_dict(raw.get("pass_at_k")).items() if str(k).isdecimal()}
         found.append(
-            Evaluation(
-                model=words(raw.get("model")) or path.stem,
-                suite=words(raw.get("suite")) or "heldout",
-                accuracy=accuracy,
-                by_tag={tag: value for tag, value in tags.items() if value is not None},
-                pass_at_k={k: value for k, value in sorted(passes.items()) if value is not None},
-                samples=whole(raw.get("samples")),
-                temperature=number(raw.get("temperature")),
-                mean_tokens=number(raw.get("mean_tokens")),
-                parameters=whole(raw.get("parameters")),
-                active_parameters=whole(raw.get("active_parameters")),
-                broken=number(raw.get("broken")) or 0.0,
-                timed_out=number(raw.get("timed_out")) or 0.0,
-                truncated=number(raw.get("truncated")) or 0.0,
-                file=path.stem,
+            (
+                words(raw.get("stage")) or "",
+                Evaluation(
+                    model=words(raw.get("model")) or path.stem,
+                    suite=words(raw.get("suite")) or "heldout",
+                    accuracy=accuracy,
+                    by_tag={tag: value for tag, value in tags.items() if value is not None},
+                    pass_at_k={k: value for k, value in sorted(passes.items()) if value is not None},
+                    samples=whole(raw.get("samples")),
+                    temperature=number(raw.get("temperature")),
+                    mean_tokens=number(raw.get("mean_tokens")),
+                    parameters=whole(raw.get("parameters")),
+                    active_parameters=whole(raw.get("active_parameters")),
+                    broken=number(raw.get("broken")) or 0.0,
+                    timed_out=number(raw.get("timed_out")) or 0.0,
+                    truncated=number(raw.get("truncated")) or 0.0,
+                    file=path.stem,
+                ),
             )
         )
-    return tuple(sorted(found, key=lambda one: order.get(one.model.partition("@")[0], len(order) + 1)))
+    found.sort(key=lambda one: order.get(one[0], 0))
+    measured = {(stage, one.suite, one.model) for stage, one in found}
+    apart = {  # stages that measure again what one before them measured, for the same suite
+        (stage, suite)
+        for stage, suite, model in measured
+        if any((other, suite, model) in measured for other in order if order[other] < order.get(stage, 0))
+    }
+    named = [replace(one, suite=stage) if (stage, one.suite) in apart else one for stage, one in found]
+    return tuple(sorted(named, key=lambda one: order.get(one.model.partition("@")[0], len(order) + 1)))
 
 
 def read_manifest(run_dir: Path) -> Json:

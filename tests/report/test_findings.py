@@ -44,6 +44,36 @@ def test_a_fall_is_called_a_fall(run_dir: Path) -> None:
     assert (headline(run_dir) or "").startswith("GRPO lowered held-out accuracy from 44 % to 20 %;")
 
 
+def test_a_model_that_two_stages_evaluate_keeps_both_results(run_dir: Path) -> None:
+    """The first stage's are of the held-out suite, the other's of a suite by its name; no result is lost."""
+    first = json.loads((run_dir / "eval" / "final-grpo.json").read_text())
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    again = dict(manifest["stages"][-1], name="code", kind="eval")
+    manifest["stages"].append(again)
+    (run_dir / "manifest.json").write_text(json.dumps(manifest))
+    low = {"value": 0.1, "low": 0.08, "high": 0.12, "count": 500}
+    for model, accuracy in (("grpo", low), ("alone", low)):
+        row = first | {"stage": "code", "model": model, "accuracy": accuracy}
+        (run_dir / "eval" / f"code-{model}.json").write_text(json.dumps(row))
+    found = findings.suites(read_run(run_dir))
+    assert [suite.name for suite in found] == ["heldout", "code"]
+    by_suite = [{one.result.model: one.result.accuracy.value for one in suite.models} for suite in found]
+    assert by_suite[0]["grpo"] == first["accuracy"]["value"]
+    assert by_suite[1] == {"grpo": 0.1, "alone": 0.1}
+    chain = findings.of_the_chain(read_run(run_dir), found)
+    assert chain is not None
+    shown = {one.result.model: one.result.accuracy.value for one in chain.models}
+    assert shown == by_suite[0] | {"alone": 0.1}
+
+
+def test_a_stage_that_measures_other_models_is_of_the_same_suite(run_dir: Path) -> None:
+    """As `before` and `after` of a chain are."""
+    row = json.loads((run_dir / "eval" / "final-grpo.json").read_text())
+    (run_dir / "eval" / "before-policy.json").write_text(json.dumps(row | {"stage": "before", "model": "policy"}))
+    (suite,) = findings.suites(read_run(run_dir))
+    assert {"policy", "grpo"} <= {one.result.model for one in suite.models}
+
+
 def test_no_claim_within_the_noise(run_dir: Path) -> None:
     set_accuracy(run_dir, "grpo", 0.47)
     assert (headline(run_dir) or "").startswith(
